@@ -1,0 +1,3 @@
+"""Energy-based models for Keras and TensorFlow Probability."""
+
+__version__ = "0.1.0"

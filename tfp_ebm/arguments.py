@@ -1,0 +1,138 @@
+"""Checks of what a user passes in: every error names the argument, what was expected and what came.
+
+Floor 0. Public doors call these before any work is done, so that nothing is written or lost by bad input.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+__all__ = ["check_choice", "check_count", "check_data", "check_nonnegative", "check_positive", "stateless_seed"]
+
+
+def _real(name: str, value: Any, expected: str) -> float:
+    """`value` as a finite float, or an error that says it should be `expected`."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | np.number):
+        raise TypeError(f"`{name}` must be {expected}, got {value!r} of type {type(value).__name__}.")
+    if not math.isfinite(float(value)):
+        raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
+    return float(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    """Returns `value` as a float if it is a finite number > 0."""
+    real = _real(name, value, "a positive number")
+    if real <= 0:
+        raise ValueError(f"`{name}` must be a positive number, got {value!r}.")
+    return real
+
+
+def check_nonnegative(name: str, value: Any) -> float:
+    """Returns `value` as a float if it is a finite number >= 0."""
+    real = _real(name, value, "a number that is not negative")
+    if real < 0:
+        raise ValueError(f"`{name}` must be a number that is not negative, got {value!r}.")
+    return real
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> int:
+    """Returns `value` as an int if it is a whole number >= `minimum`."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
+        if isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_):
+            raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")
+        raise TypeError(
+            f"`{name}` must be a whole number of at least {minimum}, got {value!r} of type {type(value).__name__}."
+        )
+    if value < minimum:
+        raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}.")
+    return int(value)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Returns `value` if it is one of `choices`; the error lists them."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+    return value
+
+
+def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Returns `x` as a numeric array `[rows, *event]` if it is whole: not empty, every number finite.
+
+    Args:
+      name: the argument's name, for the errors.
+      x: array-like of numbers.
+      event_shape: the shape of one row; unchecked if None, but a row must have one.
+
+    Raises:
+      TypeError: if `x` holds strings or objects.
+      ValueError: if it is empty, has the wrong rank or shape, or holds NaN or infinities
+        (the error says how many, and where the first one is).
+    """
+    try:
+        array = np.asarray(x)
+    except ValueError as error:  # ragged nested lists
+        raise ValueError(f"`{name}` must be a rectangular array of numbers: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"`{name}` must hold real numbers, got an array of dtype {array.dtype}.")
+    if event_shape is not None and array.shape[1:] != tuple(event_shape):
+        expected = ", ".join(["rows", *map(str, event_shape)])
+        raise ValueError(f"`{name}` must have shape [{expected}], got {array.shape}.")
+    if array.ndim < 2:
+        raise ValueError(f"`{name}` must have shape [rows, *event], at least two axes, got shape {array.shape}.")
+    if array.size == 0:
+        raise ValueError(f"`{name}` must not be empty, got shape {array.shape}.")
+    finite = np.isfinite(array)
+    if not finite.all():
+        bad = np.argwhere(~finite)
+        first = tuple(int(i) for i in bad[0])
+        raise ValueError(
+            f"`{name}` must be finite: {len(bad)} of its {array.size} numbers are NaN or infinite, "
+            f"the first at index {first} ({array[first]})."
+        )
+    return array
+
+
+def stateless_seed(seed: Any, name: str = "seed") -> tf.Tensor:
+    """Turns a public seed into the int32[2] tensor that TensorFlow's stateless operations take.
+
+    TFP treats an int seed as *stateful* (two calls differ); here the same seed always gives the same bits.
+
+    Args:
+      seed: an int (any size), a pair of ints, or an integer tensor of shape [2].
+      name: the argument's name, for the errors.
+
+    Returns:
+      int32 tensor of shape [2].
+
+    Raises:
+      TypeError: if `seed` is None or not made of integers.
+      ValueError: if it is an array of another shape.
+
+    >>> stateless_seed(3).numpy().tolist()
+    [0, 3]
+    """
+    expected = f"`{name}` must be an int or two ints (int32[2])"
+    if tf.is_tensor(seed):
+        if not seed.dtype.is_integer:
+            raise TypeError(f"{expected}, got a tensor of dtype {seed.dtype.name}.")
+        if seed.shape.rank == 1 and seed.shape[0] == 2:
+            return tf.cast(seed, tf.int32)
+        if seed.shape.rank == 0:
+            return tf.stack([tf.zeros([], tf.int32), tf.cast(seed, tf.int32)])
+        raise ValueError(f"{expected}, got a tensor of shape {tuple(seed.shape)}.")
+    array = np.asarray(seed)
+    if seed is None or array.dtype.kind not in "iu":
+        raise TypeError(f"{expected}, got {seed!r}.")
+    if array.shape not in ((), (2,)):
+        raise ValueError(f"{expected}, got an array of shape {array.shape}.")
+    if array.ndim == 0:
+        value = int(array)
+        words = [value >> 32, value]
+    else:
+        words = [int(word) for word in array]
+    return tf.constant([((word + 2**31) % 2**32) - 2**31 for word in words], tf.int32)
