@@ -1,0 +1,237 @@
+"""`EnergyDistribution`: an energy as a TensorFlow Probability distribution.
+
+    p(x) = exp(−E(x)) / Z        (eq. 1)
+
+What TFP can do with a density known up to a constant, it can do with this one: any `tfp.mcmc` kernel takes its
+`unnormalized_log_prob`, a joint distribution takes it as a prior. `log_prob` exists only once log Z is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+from tensorflow_probability.python.internal import samplers
+
+from tfp_ebm import mcmc
+from tfp_ebm.arguments import check_count, stateless_seed
+from tfp_ebm.energy import as_state, over_leading_dimensions
+from tfp_ebm.model import EnergyModel
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+
+__all__ = ["EnergyDistribution"]
+
+# Below this many chains a run is over before XLA has compiled it. TFP's joint distributions draw a single sample to learn
+# the structure of their parts, each time they are traced.
+_FEW_CHAINS = 16
+
+
+class EnergyDistribution(tfd.Distribution):
+    """The distribution p(x) = exp(−E(x))/Z of an energy, for everything in TFP that takes a target density (eq. 1).
+
+    Args:
+      energy: an `EnergyModel`, any Keras network, or a callable `[batch, *event] -> [batch]`.
+      event_shape: shape of one x; needed for callables, and for networks that do not know theirs.
+      kernel: what `sample` runs, a kernel of `ebm.mcmc` or any callable `target -> tfp.mcmc.TransitionKernel`. With an
+        `EnergyModel` it works in standardised units, like the model's loss. Default: adaptive HMC of 10 leapfrog steps.
+      base: a `tfd.Distribution` over x where chains start; default: the model's.
+      num_burnin_steps: kernel steps from there to a sample.
+      log_normalizer: log Z, if known.
+      dtype: of x, for callables; default: that of `base`, else float32.
+      validate_args, allow_nan_stats, name: as for any TFP distribution.
+
+    Raises:
+      TypeError: if `energy` cannot be called.
+      ValueError: if the event shape is unknown.
+
+    >>> import tensorflow as tf, tfp_ebm as ebm
+    >>> p = EnergyDistribution(lambda x: 0.5 * tf.reduce_sum(x**2, -1), event_shape=[2])
+    >>> p.unnormalized_log_prob([[1.0, 1.0]]).numpy().tolist()
+    [-1.0]
+    >>> q = p.with_log_normalizer(1.8378770)  # log 2π
+    >>> round(float(q.log_prob([0.0, 0.0])), 4)
+    -1.8379
+    """
+
+    def __init__(
+        self,
+        energy: EnergyModel | keras.layers.Layer | Callable[[tf.Tensor], tf.Tensor],
+        event_shape: Any = None,
+        kernel: Any = None,
+        base: tfd.Distribution | None = None,
+        num_burnin_steps: int = 300,
+        log_normalizer: Any = None,
+        dtype: Any = None,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "EnergyDistribution",
+    ) -> None:
+        parameters = dict(locals())
+        if isinstance(energy, keras.layers.Layer) and not isinstance(energy, EnergyModel):
+            energy = EnergyModel(energy, event_shape=event_shape)
+        if isinstance(energy, EnergyModel):
+            known = energy.event_shape
+            if event_shape is not None and tuple(event_shape) != known:
+                raise ValueError(f"`event_shape` must be that of the model, {known}, got {tuple(event_shape)}.")
+            event_shape, dtype = known, energy.dtype
+            # A tf.Module finds tf.Variables in its attributes, and does not find those of a Keras 3 model.
+            self._variables_of_energy = [weight.value for weight in (*energy.network.weights, *energy.units.weights)]
+        elif not callable(energy):
+            raise TypeError(f"`energy` must be an EnergyModel, a Keras network or a callable, got {energy!r}.")
+        elif event_shape is None:
+            raise ValueError("`event_shape` must be given for a callable energy.")
+        else:
+            dtype = dtype or (base.dtype if base is not None else tf.float32)
+        dtype = tf.as_dtype(dtype)
+        if base is not None and base.dtype != dtype:
+            raise TypeError(f"`base` must have the energy's dtype {dtype.name}, got {base.dtype}.")
+        if base is not None and tuple(base.event_shape) != tuple(event_shape):
+            raise ValueError(f"`base` must have event shape {tuple(event_shape)}, got {tuple(base.event_shape)}.")
+        if kernel is not None and not callable(kernel):
+            raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
+        if log_normalizer is not None:
+            log_normalizer = tf.convert_to_tensor(log_normalizer, dtype)
+            if log_normalizer.shape.rank != 0:
+                raise ValueError(f"`log_normalizer` must be a number, got shape {tuple(log_normalizer.shape)}.")
+        self._energy = energy
+        self._event = tuple(check_count("event_shape", size) for size in event_shape)
+        self._kernel = mcmc.DEFAULT_KERNEL if kernel is None else kernel
+        self._base = base
+        self._num_burnin_steps = check_count("num_burnin_steps", num_burnin_steps, minimum=0)
+        self._log_normalizer = log_normalizer
+        super().__init__(
+            dtype=dtype,
+            reparameterization_type=tfd.NOT_REPARAMETERIZED,
+            validate_args=validate_args,
+            allow_nan_stats=allow_nan_stats,
+            parameters=parameters,
+            name=name,
+        )
+
+    # --- the density -----------------------------------------------------------------------------------------------
+
+    def _unnormalized_log_prob(self, x: tf.Tensor) -> tf.Tensor:
+        if isinstance(self._energy, EnergyModel):
+            return self._energy.unnormalized_log_prob(x)
+        x = as_state(x, self.dtype, self._event)
+        return -over_leading_dimensions(self._energy, x, len(self._event))
+
+    def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
+        if self._log_normalizer is None:
+            raise NotImplementedError(
+                "log_prob needs log Z, which an energy does not tell: estimate it and use "
+                "p.with_log_normalizer(value).log_prob(x), or use p.unnormalized_log_prob(x) = −E(x)."
+            )
+        return self._unnormalized_log_prob(x) - self._log_normalizer
+
+    @property
+    def log_normalizer(self) -> tf.Tensor | None:
+        """log Z (eq. 2), or None if it is not known."""
+        return self._log_normalizer
+
+    def with_log_normalizer(self, value: Any) -> EnergyDistribution:
+        """The same distribution with log Z known to be `value`, so that `log_prob` works."""
+        return self.copy(log_normalizer=value)
+
+    # --- samples ---------------------------------------------------------------------------------------------------
+
+    @property
+    def kernel(self) -> Any:
+        """The kernel that `sample` runs."""
+        return self._kernel
+
+    @property
+    def base(self) -> tfd.Distribution:
+        """Where chains start.
+
+        Raises:
+          ValueError: if there is no base distribution.
+        """
+        if self._base is not None:
+            return self._base
+        if isinstance(self._energy, EnergyModel):
+            return self._energy.base
+        raise ValueError("`base` must be given to sample from a callable energy: chains need somewhere to start.")
+
+    def sample_chains(
+        self,
+        num_results: int,
+        num_chains: int,
+        seed: Any,
+        num_burnin_steps: int | None = None,
+        num_steps_between_results: int = 0,
+        **kwargs: Any,
+    ) -> mcmc.Samples:
+        """Runs chains from the base distribution and keeps what `ebm.mcmc.diagnose` wants to see.
+
+        Args:
+          num_results: states kept per chain.
+          num_chains: number of independent chains.
+          seed: int or int32[2].
+          num_burnin_steps: steps before the first kept one; default: the distribution's.
+          num_steps_between_results: steps dropped between two kept ones.
+          **kwargs: further arguments of `ebm.mcmc.sample`, such as `progress`.
+
+        Returns:
+          `mcmc.Samples` with states `[num_results, num_chains, *event]` and −E at them.
+
+        >>> import tensorflow as tf, tfp_ebm as ebm
+        >>> tfd = tfp.distributions
+        >>> p = EnergyDistribution(
+        ...     lambda x: 0.5 * x[..., 0] ** 2, event_shape=[1], base=tfd.MultivariateNormalDiag([0.0], [2.0])
+        ... )
+        >>> p.sample_chains(num_results=5, num_chains=3, seed=0, num_burnin_steps=10).states.shape
+        TensorShape([5, 3, 1])
+        """
+        start_seed, chain_seed = samplers.split_seed(stateless_seed(seed), n=2)
+        start = self.base.sample(num_chains, seed=start_seed)
+        units = self._energy.units if isinstance(self._energy, EnergyModel) else None
+        samples = mcmc.sample(
+            self.unnormalized_log_prob if units is None else self._energy.energy_function.unnormalized_log_prob,
+            start if units is None else units.to_z(start),
+            self._kernel,
+            num_results=num_results,
+            num_burnin_steps=self._num_burnin_steps if num_burnin_steps is None else num_burnin_steps,
+            num_steps_between_results=num_steps_between_results,
+            seed=chain_seed,
+            **kwargs,
+        )
+        if units is None:
+            return samples
+        return samples._replace(
+            states=units.to_x(samples.states),
+            unnormalized_log_prob=samples.unnormalized_log_prob - units.log_scale_sum(),
+        )
+
+    def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
+        # TFP documents None as "any seed", and takes an int for a stateful one; here an int means the same bits again.
+        seed = samplers.sanitize_seed(None) if seed is None else stateless_seed(seed)
+        static = tf.get_static_value(n)
+        few = static is not None and static < _FEW_CHAINS
+        samples = self.sample_chains(1, n if static is None else int(static), seed, jit_compile=False if few else "auto")
+        return samples.states[0]
+
+    # --- TFP's contract --------------------------------------------------------------------------------------------
+
+    def _event_shape(self) -> tf.TensorShape:
+        return tf.TensorShape(self._event)
+
+    def _event_shape_tensor(self) -> tf.Tensor:
+        return tf.constant(self._event, tf.int32)
+
+    def _batch_shape(self) -> tf.TensorShape:
+        return tf.TensorShape([])
+
+    def _batch_shape_tensor(self) -> tf.Tensor:
+        return tf.constant([], tf.int32)
+
+    def _default_event_space_bijector(self) -> tfb.Bijector:
+        return tfb.Identity(validate_args=self.validate_args)
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: int | None = None) -> dict[str, Any]:
+        return {}

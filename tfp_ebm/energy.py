@@ -1,0 +1,169 @@
+"""What an energy is: E(x) with p(x) = exp(−E(x)) / Z (eqs. 1-2), as a function of standardised coordinates.
+
+A network sees z = (x − loc) / scale. Losses, kernels and noise scales work in z; everything public speaks x, with
+
+    E(x) = E_z(z) + Σ log scale,        so that  p(x) = p_z(z) / Π scale  and  log Z is the same in both.
+
+`EnergyFunction` is E_z: what a loss, a sampler or the derivative engine receives. It is a sum of terms, the
+network and, where there is a base measure, the tilt −log base, each a plain callable `[batch, *event] -> [batch]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+if TYPE_CHECKING:
+    from tfp_ebm.units import Units
+
+__all__ = ["EnergyFunction", "as_state", "input_event_shape", "over_leading_dimensions", "state_dtype"]
+
+
+def input_event_shape(network: keras.layers.Layer) -> tuple[int, ...] | None:
+    """Shape of one input, if the network is a model that knows it, else None."""
+    shape = getattr(network, "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) < 2 or any(not isinstance(size, int) for size in shape[1:]):
+        return None
+    return shape[1:]
+
+
+def state_dtype(network: keras.layers.Layer) -> str:
+    """The dtype of an energy and its states: float64 if the network has float64 weights, else float32.
+
+    Mixed precision computes inside the network in half precision, but energies, whose differences decide
+    Metropolis steps and log-weights, are never reduced in less than float32.
+    """
+    dtypes = {weight.dtype for weight in network.weights}
+    if not dtypes:
+        dtypes = {layer.variable_dtype for layer in (network, *getattr(network, "layers", ()))}
+    return "float64" if "float64" in dtypes else "float32"
+
+
+def as_state(x: Any, dtype: str | tf.DType, event_shape: tuple[int, ...], name: str = "x") -> tf.Tensor:
+    """Returns `x` as a tensor `[..., *event]` of `dtype`.
+
+    Arrays and lists of numbers are converted; a *tensor* of another dtype is the state of somebody's chain or
+    graph and converting it would hide a mistake.
+
+    Raises:
+      TypeError: for a tensor of another dtype, or something that holds no numbers.
+      ValueError: if the last axes are not the event shape.
+    """
+    dtype = tf.as_dtype(dtype)
+    if tf.is_tensor(x):
+        x = tf.convert_to_tensor(x)
+        if x.dtype != dtype:
+            raise TypeError(f"`{name}` must be a tensor of dtype {dtype.name} like the energy, got {x.dtype.name}.")
+    else:
+        array = np.asarray(x)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"`{name}` must hold real numbers, got {type(x).__name__} of dtype {array.dtype}.")
+        x = tf.convert_to_tensor(array.astype(dtype.as_numpy_dtype))
+    rank = len(event_shape)
+    if not x.shape[x.shape.rank - rank :].is_compatible_with(event_shape) or x.shape.rank < rank:
+        expected = ", ".join(["...", *map(str, event_shape)])
+        raise ValueError(f"`{name}` must have shape [{expected}], got {tuple(x.shape)}.")
+    return x
+
+
+def over_leading_dimensions(
+    function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, event_rank: int, keeps_event: bool = False
+) -> tf.Tensor:
+    """Applies `function`, which takes `[batch, *event]`, to `[..., *event]` of any number of leading dimensions.
+
+    TFP's replica exchange, for one, calls its target with `[replica, chain, *event]`, which a Keras network
+    refuses. The function's result is `[batch]`, or `[batch, *event]` if `keeps_event`.
+    """
+    if x.shape.rank == event_rank + 1:
+        return function(x)
+    shape = tf.shape(x)
+    leading = x.shape.rank - event_rank
+    result = function(tf.reshape(x, tf.concat([[-1], shape[leading:]], 0)))
+    if keeps_event:
+        return tf.ensure_shape(tf.reshape(result, shape), x.shape)
+    return tf.ensure_shape(tf.reshape(result, shape[:leading]), x.shape[:leading])
+
+
+class EnergyFunction:
+    """E_z, the energy in standardised coordinates: network(z), tilted by −log base_z(z) where there is a base measure.
+
+    Args:
+      network: any Keras layer `[batch, *event] -> [batch]` or `[batch, 1]`.
+      event_shape: shape of one state.
+      units: the standardisation z = (x − loc)/scale; None means identity.
+      base_measure: a distribution in x, or None.
+      training: the mode in which the network's layers run (dropout and the like) unless a call says otherwise.
+
+    Attributes:
+      network: the Keras layer, whose graph the derivative engine reads.
+      event_shape: tuple of ints.
+      dtype: dtype of states and energies, float32 or float64.
+    """
+
+    def __init__(
+        self,
+        network: keras.layers.Layer,
+        event_shape: tuple[int, ...],
+        units: Units | None = None,
+        base_measure: tfp.distributions.Distribution | None = None,
+        training: bool = False,
+    ) -> None:
+        self.training = training
+        self.network = network
+        self.event_shape = tuple(event_shape)
+        self.dtype = state_dtype(network)
+        self.units = units
+        self.base_measure = base_measure
+
+    @property
+    def terms(self) -> tuple[Callable[[tf.Tensor], tf.Tensor], ...]:
+        """Callables `[batch, *event] -> [batch]` whose sum is E_z; the first is the network's."""
+        return (self.network_term,) if self.base_measure is None else (self.network_term, self.base_term)
+
+    def check_network(self) -> None:
+        """Builds the network if it is not yet, and raises ValueError if it does not return one number per row."""
+        output = self.network(keras.KerasTensor((None, *self.event_shape), dtype=self.dtype))
+        shape = getattr(output, "shape", None)
+        if shape is None or len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] not in (1, None)):
+            raise ValueError(
+                "`network` must return one energy per row, shape [batch] or [batch, 1], "
+                f"got {shape if shape is not None else type(output).__name__} for input (None, {self.event_shape})."
+            )
+
+    def in_mode(self, training: bool) -> EnergyFunction:
+        """The same energy with its network's layers in training or in inference mode."""
+        return EnergyFunction(self.network, self.event_shape, self.units, self.base_measure, training)
+
+    def network_term(self, z: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """The network's energies `[batch]`, in the state's dtype whatever precision it computes in."""
+        mode = self.training if training is None else training
+        energies = tf.cast(self.network(z, training=mode), self.dtype)
+        # reshaped to the input's batch, not to [-1], so that a network that mixes up rows fails
+        return tf.ensure_shape(tf.reshape(energies, tf.shape(z)[:1]), z.shape[:1])
+
+    def base_term(self, z: tf.Tensor) -> tf.Tensor:
+        """The tilt −log base_z(z) = −log base(x) − Σ log scale, `[batch]`."""
+        if self.base_measure is None:
+            return tf.zeros(tf.shape(z)[:1], self.dtype)
+        if self.units is None:
+            return -self.base_measure.log_prob(z)
+        return -self.base_measure.log_prob(self.units.to_x(z)) - self.units.log_scale_sum()
+
+    def __call__(self, z: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """E_z of states `[..., *event]`, shape `[...]`."""
+
+        def energies(flat: tf.Tensor) -> tf.Tensor:
+            total = self.network_term(flat, training=training)
+            return total if self.base_measure is None else total + self.base_term(flat)
+
+        return over_leading_dimensions(energies, z, len(self.event_shape))
+
+    def unnormalized_log_prob(self, z: tf.Tensor) -> tf.Tensor:
+        """−E_z: what a kernel that works in standardised coordinates takes as its target."""
+        z = as_state(z, self.dtype, self.event_shape, "z")
+        return -self(z)

@@ -1,0 +1,93 @@
+"""Writing a model as a SavedModel that a process with TensorFlow alone loads: energies, scores and a sampler.
+
+The exported sampler is the package's own chain with its kernel built in and its step size an argument. It is in graph mode
+unless asked otherwise, since XLA would compile it anew for every batch size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import mcmc
+from tfp_ebm.energy import EnergyFunction
+from tfp_ebm.mcmc.driver import Chain
+
+__all__ = ["exported_sampler", "write_saved_model"]
+
+# Chains and steps of the run that settles the step size of an adaptive kernel.
+_ADAPTATION_CHAINS, _ADAPTATION_STEPS = 64, 300
+
+
+def write_saved_model(
+    model: keras.Model,
+    endpoints: Mapping[str, tf.types.experimental.PolymorphicFunction],
+    path: str | os.PathLike[str],
+    verbose: bool,
+) -> None:
+    """Writes compiled functions of a model, by name, to the directory `path`; the first becomes the default signature."""
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    for name, function in endpoints.items():
+        archive.add_endpoint(name, function)
+    archive.write_out(str(path), verbose=verbose)
+
+
+def exported_sampler(
+    energy_function: EnergyFunction, base: tfp.distributions.Distribution | None, kernel: Any, jit_compile: bool
+) -> tf.types.experimental.PolymorphicFunction:
+    """sample(initial_state, seed, num_steps, step_size=...), traced with the step size as it stands and as an argument.
+
+    Args:
+      energy_function: E_z, with its units.
+      base: where an adaptive kernel is adapted from, now; None leaves its step size where it starts.
+      kernel: a kernel of `ebm.mcmc`, or any callable `target -> tfp.mcmc.TransitionKernel`.
+      jit_compile: whether by XLA.
+    """
+    units, dtype = energy_function.units, energy_function.dtype
+    settled: Any = ()
+    if isinstance(kernel, mcmc.Kernel):
+        settled = kernel.step
+        if isinstance(kernel, mcmc.Adaptive):
+            if base is not None:
+                settled = _adapted_step_size(energy_function, base, kernel)
+            kernel = kernel.kernel
+        settled, kernel = np.asarray(settled, dtype), kernel.structure
+
+    def sample(initial_state: tf.Tensor, seed: tf.Tensor, num_steps: tf.Tensor, step_size: Any = None) -> tf.Tensor:
+        step_size = tf.nest.map_structure(tf.constant, settled) if step_size is None else step_size
+        chain = Chain(lambda: energy_function.unnormalized_log_prob, kernel, num_results=1)
+        return units.to_x(chain.last_state(units.to_z(initial_state), step_size, seed, num_steps))
+
+    function = tf.function(sample, jit_compile=jit_compile, autograph=False)
+    arguments = (
+        tf.TensorSpec((None, *energy_function.event_shape), dtype, name="initial_state"),
+        tf.TensorSpec((2,), tf.int32, name="seed"),
+        tf.TensorSpec((), tf.int32, name="num_steps"),
+    )
+    function.get_concrete_function(*arguments)
+    if isinstance(kernel, mcmc.Kernel):
+        function.get_concrete_function(*arguments, step_size=tf.TensorSpec(settled.shape, dtype, name="step_size"))
+    return function
+
+
+def _adapted_step_size(
+    energy_function: EnergyFunction, base: tfp.distributions.Distribution, kernel: mcmc.Adaptive
+) -> np.ndarray:
+    start = base.sample(_ADAPTATION_CHAINS, seed=tf.constant([0, 0]))
+    samples = mcmc.sample(
+        energy_function.unnormalized_log_prob,
+        energy_function.units.to_z(start),
+        kernel,
+        num_results=1,
+        num_burnin_steps=_ADAPTATION_STEPS,
+        seed=1,
+        jit_compile=False,
+    )
+    return samples.step_size.numpy()

@@ -1,0 +1,59 @@
+"""Training objectives: each takes an energy function and a batch, and returns one number per row."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+
+from tfp_ebm.losses.base import Loss, LossOutput, alias
+from tfp_ebm.losses.denoising import DenoisingScoreMatching
+
+__all__ = ["DenoisingScoreMatching", "Loss", "LossOutput", "aliases", "get"]
+
+_CLASSES: dict[str, type[Loss]] = {alias(loss): loss for loss in (DenoisingScoreMatching,)}
+
+
+def aliases() -> tuple[str, ...]:
+    """The strings that `compile(loss=...)` and the command line take, sorted.
+
+    >>> "denoising_score_matching" in aliases()
+    True
+    """
+    return tuple(sorted(_CLASSES))
+
+
+def get(identifier: Any) -> Loss:
+    """Returns a loss from itself, its string alias or its serialized config.
+
+    Raises:
+      ValueError: for an unknown string (the error lists the known ones), or one whose loss needs arguments.
+      TypeError: for anything else, Keras's own losses included, since they compare predictions with labels.
+
+    >>> get("denoising_score_matching").sigma
+    0.1
+    """
+    if isinstance(identifier, Loss):
+        return identifier
+    if isinstance(identifier, dict):
+        return get(keras.saving.deserialize_keras_object(identifier))
+    if not isinstance(identifier, str):
+        raise TypeError(
+            f"`loss` must be an `ebm.losses.Loss` or one of {', '.join(aliases())}, got {identifier!r} "
+            f"of type {type(identifier).__name__}."
+        )
+    if identifier not in _CLASSES:
+        raise ValueError(f"`loss` must be one of {', '.join(aliases())}, or a Loss, got {identifier!r}.")
+    loss_class = _CLASSES[identifier]
+    missing = [
+        name
+        for name, parameter in inspect.signature(loss_class).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    if missing:
+        raise ValueError(
+            f"`loss` {identifier!r} needs {', '.join(missing)}: pass ebm.losses.{loss_class.__name__}"
+            f"({', '.join(f'{name}=...' for name in missing)})."
+        )
+    return loss_class()

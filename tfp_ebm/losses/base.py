@@ -1,0 +1,125 @@
+"""The contract of a training objective: from an energy function and a batch to one number per row.
+
+    loss(energy_fn, x, condition=None, *, seed, training=False) -> LossOutput(per_example [batch], metrics)
+
+A loss never sees a model: `energy_fn` is any callable `[batch, *event] -> [batch]`. It does not reduce either; the
+trainer weights the rows (`sample_weight`), averages them and divides by the number of replicas. What a loss has to
+remember (a learned log Z, a replay buffer, an adapted step size) are its Keras weights, so that `.keras` files, weight
+files and checkpoints carry it. With `training=False` a loss changes none of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfp_ebm.arguments import stateless_seed
+from tfp_ebm.networks.faults import refuse_faulty_layers
+
+__all__ = ["Loss", "LossOutput", "alias"]
+
+
+class LossOutput(NamedTuple):
+    """What a loss returns: `per_example` of shape `[batch]`, not reduced, and `metrics`, scalars by name."""
+
+    per_example: tf.Tensor
+    metrics: Mapping[str, tf.Tensor] = {}
+
+
+def alias(loss_class: type) -> str:
+    """The string by which `compile(loss=...)` knows a loss: its class name in snake case.
+
+    >>> alias(type("DenoisingScoreMatching", (), {}))
+    'denoising_score_matching'
+    """
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", loss_class.__name__).lower()
+
+
+class Loss(keras.layers.Layer):
+    """Base class of all training objectives; a subclass writes `call`, and `build` if it has weights.
+
+    Subclasses set:
+      differentiates_score: whether the parameter gradient goes through ∂/∂θ ∇ₓE. Networks with layers whose second
+        derivatives are silently wrong are then refused.
+      takes_labels: whether `fit(x, y)` hands it y as `condition`; other losses refuse labels.
+      metric_names: the keys of `LossOutput.metrics`, shown in the progress bar and in the history.
+
+    A loss written in five lines:
+
+    >>> import tensorflow as tf
+    >>> class EnergyGap(Loss):
+    ...     metric_names = ("data_energy",)
+    ...     def call(self, energy_fn, x, condition, *, seed, training):
+    ...         noise = tf.random.stateless_normal(tf.shape(x), seed, dtype=x.dtype, alg="philox")
+    ...         data_energy = energy_fn(x)
+    ...         return LossOutput(data_energy - energy_fn(noise), {"data_energy": tf.reduce_mean(data_energy)})
+    >>> output = EnergyGap()(lambda x: tf.reduce_sum(x**2, -1), tf.zeros([4, 2]), seed=0)
+    >>> output.per_example.shape, float(output.metrics["data_energy"])
+    (TensorShape([4]), 0.0)
+    """
+
+    differentiates_score: bool = False
+    takes_labels: bool = False
+    metric_names: tuple[str, ...] = ()
+
+    def build(self, event_shape: tuple[int, ...], dtype: str = "float32") -> None:
+        """Creates the loss's weights, if it has any; `dtype` is that of states and energies."""
+
+    def call(
+        self,
+        energy_fn: Callable[..., tf.Tensor],
+        x: tf.Tensor,
+        condition: tf.Tensor | None,
+        *,
+        seed: tf.Tensor,
+        training: bool,
+    ) -> LossOutput:
+        """The objective itself, written by the subclass; `seed` is int32[2]."""
+        raise NotImplementedError(f"{type(self).__name__} must implement `call`.")
+
+    # Keras's own __call__ refuses a callable as first argument and would cast x, so ours does the little that is needed.
+    def __call__(
+        self,
+        energy_fn: Callable[..., tf.Tensor],
+        x: Any,
+        condition: Any = None,
+        *,
+        seed: Any,
+        training: bool = False,
+    ) -> LossOutput:
+        """Evaluates the objective.
+
+        Args:
+          energy_fn: callable `[batch, *event] -> [batch]`; may take `training`.
+          x: data `[batch, *event]`; in standardised units where the trainer calls.
+          condition: what `fit` was given as y, for losses that take labels.
+          seed: int or int32[2]; the same seed gives the same bits.
+          training: whether weights of the loss may change, and network layers run in training mode.
+
+        Returns:
+          `LossOutput(per_example [batch], metrics)`.
+        """
+        x = tf.convert_to_tensor(x)
+        self.check(energy_fn)
+        if condition is not None and not self.takes_labels:
+            raise ValueError(f"{type(self).__name__} takes no labels, but `condition` was given.")
+        if not self.built:
+            self.build(tuple(x.shape[1:]), x.dtype.name)
+        if hasattr(energy_fn, "in_mode"):
+            energy_fn = energy_fn.in_mode(training)
+        output = self.call(energy_fn, x, condition, seed=stateless_seed(seed), training=training)
+        if set(output.metrics) != set(self.metric_names):
+            raise ValueError(
+                f"{type(self).__name__} declares metric_names {self.metric_names}, but returned {tuple(output.metrics)}."
+            )
+        return output
+
+    def check(self, energy_fn: Callable[..., tf.Tensor]) -> None:
+        """Raises ValueError if this loss cannot train `energy_fn`; a bare callable has nothing to look at."""
+        network = getattr(energy_fn, "network", None)
+        if self.differentiates_score and network is not None:
+            refuse_faulty_layers(network, f"{type(self).__name__}, which differentiates the score,")

@@ -1,0 +1,272 @@
+"""`EnergyModel`: a Keras model whose output is an energy.
+
+    p(x) = exp(−E(x)) / Z        (eqs. 1-2)
+
+It is a plain `keras.Model`: `fit` with every callback, `save`, `predict`, `export`. What it adds to a network are the
+units of the data, a base distribution, scores, and (in `trainer.py`) a training step for energy functions.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import codec, mcmc
+from tfp_ebm.arguments import check_count, stateless_seed
+from tfp_ebm.base import Moments
+from tfp_ebm.batches import row_blocks
+from tfp_ebm.derivatives import score
+from tfp_ebm.energy import EnergyFunction, as_state, input_event_shape, over_leading_dimensions, state_dtype
+from tfp_ebm.export import exported_sampler, write_saved_model
+from tfp_ebm.files import written_atomically
+from tfp_ebm.trainer import EnergyTrainer
+from tfp_ebm.units import GaussianBase, Units
+
+__all__ = ["EnergyModel"]
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class EnergyModel(EnergyTrainer):
+    """An energy-based model p(x) = exp(−E(x))/Z around any Keras network (eq. 1).
+
+    Args:
+      network: any Keras model or layer `[batch, *event] -> [batch]` or `[batch, 1]`.
+      base_measure: a `tfd.Distribution` over x that tilts the energy, E(x) = network − log base(x), which keeps Z finite
+        in every direction; None for the bare network.
+      event_shape: shape of one x. Needed only if the network does not know its input shape and the model is used before
+        it has seen a batch.
+      seed: int or two ints; with the model's step counter it decides all noise of training.
+
+    Raises:
+      TypeError: if `network` is not a Keras layer, or the base measure has another dtype.
+      ValueError: if the network does not return one number per row.
+
+    The network sees z = (x − loc)/scale as `adapt` learned them, and losses and noise scales work in z; everything
+    public (`energy`, `score`, `base`, `predict`, the exported model) speaks x, with E(x) = E_z(z) + Σ log scale.
+
+    >>> import keras, numpy as np, tfp_ebm as ebm
+    >>> x = np.random.default_rng(0).normal(5.0, 2.0, size=(512, 2)).astype("float32")
+    >>> model = ebm.EnergyModel(ebm.networks.mlp([2], units=[16], seed=0))
+    >>> model.adapt(x)
+    >>> model.compile(optimizer=keras.optimizers.Adam(1e-2), loss="denoising_score_matching")
+    >>> history = model.fit(x, batch_size=128, epochs=2, verbose=0)
+    >>> model.energy(x).shape, model.score(x).shape
+    (TensorShape([512]), TensorShape([512, 2]))
+    """
+
+    def __init__(
+        self,
+        network: keras.layers.Layer,
+        base_measure: tfp.distributions.Distribution | None = None,
+        event_shape: tuple[int, ...] | list[int] | None = None,
+        seed: int | tuple[int, int] = 0,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(network, keras.layers.Layer):
+            raise TypeError(
+                f"`network` must be a Keras model or layer, got {type(network).__name__}; a function goes into "
+                "keras.layers.Lambda, or a layer of its own."
+            )
+        # The policy is that of the states, not the network's: in half precision the data would lose its digits before
+        # it is standardised. The network's layers still compute in their own.
+        super().__init__(dtype=state_dtype(network), **kwargs)
+        self.network = network
+        self.seed = tuple(stateless_seed(seed).numpy().tolist())
+        self.base_measure = base_measure
+        if base_measure is not None:
+            if base_measure.dtype != self.dtype:
+                raise TypeError(f"`base_measure` must have the energy's dtype {self.dtype}, got {base_measure.dtype}.")
+            event_shape = tuple(base_measure.event_shape) if event_shape is None else event_shape
+        if event_shape is None:
+            event_shape = input_event_shape(network)
+        if event_shape is not None:
+            self.build((None, *(check_count("event_shape", size) for size in event_shape)))
+
+    # --- what the model is made of ---------------------------------------------------------------------------------
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Creates all weights for inputs `[batch, *event]`; happens by itself as soon as the event shape is known."""
+        if self._energy_function is not None:
+            return
+        event_shape = tuple(input_shape[1:])
+        if not event_shape or None in event_shape:
+            raise ValueError(f"the event shape must be known and not empty, got input shape {tuple(input_shape)}.")
+        if self.base_measure is not None and tuple(self.base_measure.event_shape) != event_shape:
+            raise ValueError(
+                f"`base_measure` must have the event shape {event_shape}, got {tuple(self.base_measure.event_shape)}."
+            )
+        energy_function = EnergyFunction(self.network, event_shape, base_measure=self.base_measure)
+        energy_function.check_network()
+        energy_function.units = self._units = Units(event_shape, self.dtype)
+        self._fitted_base = GaussianBase(event_shape, self.dtype) if self.base_measure is None else None
+        self._energy_function = energy_function
+        self._build_training()
+
+        def energy(x: tf.Tensor) -> tf.Tensor:
+            return self._energy(x, training=False)
+
+        # The very functions that `export` writes, so that a served model gives the same bits.
+        signature = [tf.TensorSpec((None, *event_shape), self.dtype, name="x")]
+        self._energy_endpoint = tf.function(energy, input_signature=signature)
+        self._score_endpoint = tf.function(lambda x: score(energy, x), input_signature=signature)
+        self._log_prob_endpoint = tf.function(lambda x: -energy(x), input_signature=signature)
+
+    def _energy(self, x: tf.Tensor, training: bool) -> tf.Tensor:
+        """E(x) = E_z(z) + Σ log scale of `[..., *event]`."""
+        return self.energy_function(self._units.to_z(x), training=training) + self._units.log_scale_sum()
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Energies of `[..., *event]`, shape `[...]`."""
+        x = as_state(tf.cast(x, self.dtype), self.dtype, self.energy_function.event_shape)
+        return self._energy(x, training)
+
+    @property
+    def energy_function(self) -> EnergyFunction:
+        """E_z, the energy in standardised coordinates z = (x − loc)/scale, as losses and samplers see it."""
+        if self._energy_function is None:
+            raise ValueError(
+                "the model does not know its event shape yet: pass `event_shape`, call `adapt` or `fit`, or call it "
+                "on a batch."
+            )
+        return self._energy_function
+
+    @property
+    def units(self) -> Units:
+        """The standardisation that `adapt` learned."""
+        return self.energy_function.units
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one x."""
+        return self.energy_function.event_shape
+
+    @property
+    def base(self) -> tfp.distributions.Distribution:
+        """The base distribution, over x: the base measure, else the Gaussian that `adapt` or the first `fit` fitted.
+
+        Raises:
+          ValueError: if there is none yet.
+        """
+        if self.base_measure is not None:
+            return self.base_measure
+        if self._energy_function is None or not self._fitted_base.is_fitted:
+            raise ValueError("the model has no base distribution yet: call `adapt(x)` or `fit`, or pass `base_measure`.")
+        return self._fitted_base.distribution()
+
+    # --- energies --------------------------------------------------------------------------------------------------
+
+    def energy(self, x: Any) -> tf.Tensor:
+        """E(x) (eq. 1) of states `[..., *event]`, shape `[...]`; −E is the log-density up to log Z."""
+        return self._evaluate(self._energy_endpoint, x)
+
+    def score(self, x: Any) -> tf.Tensor:
+        """The score ∇ₓ log p(x) = −∇ₓE(x) of states `[..., *event]`, same shape as x."""
+        return self._evaluate(self._score_endpoint, x, keeps_event=True)
+
+    def unnormalized_log_prob(self, x: Any) -> tf.Tensor:
+        """−E(x) of states `[..., *event]`, shape `[...]`: a target for any `tfp.mcmc` kernel."""
+        return self._evaluate(self._log_prob_endpoint, x)
+
+    def _evaluate(self, endpoint: tf.types.experimental.PolymorphicFunction, x: Any, keeps_event: bool = False) -> tf.Tensor:
+        x = as_state(x, self.dtype, self.event_shape)
+        return over_leading_dimensions(endpoint, x, len(self.event_shape), keeps_event)
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    def adapt(self, x: Any) -> None:
+        """Learns the units of the data, location and scale per coordinate, and fits the base distribution to it.
+
+        Constant coordinates keep scale 1 and are named in one warning. Where there is a base measure, that stays the base.
+
+        Args:
+          x: array `[rows, *event]`, or anything that yields batches of it, such as a `tf.data.Dataset`.
+
+        Raises:
+          TypeError, ValueError: if `x` is not numeric, not finite, empty, all constant, or of another event shape.
+        """
+        shape = self.event_shape if self.built else None
+        moments = None
+        for block in row_blocks(x, shape):
+            self.build((None, *block.shape[1:]))
+            shape = self.event_shape
+            part = Moments.of([block])
+            moments = part if moments is None else moments.merged(part)
+        if moments is None:
+            raise ValueError("`x` must not be empty, but gave no rows.")
+        self._units.assign(moments)
+        if self._fitted_base is not None:
+            self._fitted_base.assign(moments)
+
+    # --- files -----------------------------------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for Keras; the base measure by our codec for TFP distributions."""
+        return {
+            "network": keras.saving.serialize_keras_object(self.network),
+            "base_measure": codec.encode(self.base_measure),
+            "event_shape": None if self._energy_function is None else list(self.event_shape),
+            "seed": list(self.seed),
+            "name": self.name,
+            "trainable": self.trainable,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> EnergyModel:
+        """Rebuilds the model from `get_config`."""
+        network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
+        base_measure = codec.decode(config["base_measure"])
+        return cls(**{**config, "network": network, "base_measure": base_measure})
+
+    def save(self, filepath: str | os.PathLike[str], overwrite: bool = True, **kwargs: Any) -> None:
+        """Keras's `save`, but atomic: an interrupted save leaves the file that was there."""
+        exists = os.path.exists(filepath)
+        if os.path.isdir(filepath) or (exists and not overwrite) or not str(filepath).endswith(".keras"):
+            super().save(filepath, overwrite=overwrite, **kwargs)  # Keras asks, or explains
+            return
+        with written_atomically(filepath) as temporary:
+            super().save(temporary, **kwargs)
+
+    def export(
+        self,
+        filepath: str | os.PathLike[str],
+        kernel: Any = None,
+        jit_compile: bool = False,
+        format: str = "tf_saved_model",
+        verbose: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Writes a SavedModel that a process with TensorFlow alone loads.
+
+        Its endpoints, for states x `[batch, *event]` of any batch size:
+          energy(x), serve(x): E(x) `[batch]`.
+          score(x): ∇ log p(x) = −∇E(x) `[batch, *event]`.
+          unnormalized_log_prob(x): −E(x) `[batch]`.
+          sample(initial_state, seed, num_steps): the states after `num_steps` steps of the kernel; seed is int32[2]. An
+            optional `step_size` replaces the one built in.
+
+        Args:
+          filepath: the directory; replaced in one step if it exists.
+          kernel: what `sample` runs, in standardised units; default: HMC. An adaptive kernel is adapted now, from the
+            base distribution, and exported with the step size that it finds.
+          jit_compile: whether `sample` is compiled by XLA, for each batch size anew.
+          format: "tf_saved_model"; any other goes to Keras, which exports the energy alone.
+          verbose: whether Keras lists the endpoints.
+          **kwargs: for Keras, with other formats.
+        """
+        if format != "tf_saved_model":
+            super().export(filepath, format=format, verbose=verbose, **kwargs)
+            return
+        endpoints = {
+            # TensorFlow Serving looks for `serve`, and for the first endpoint.
+            "serve": self._energy_endpoint,
+            "energy": self._energy_endpoint,
+            "score": self._score_endpoint,
+            "unnormalized_log_prob": self._log_prob_endpoint,
+        }
+        base = self.base if self.base_measure is not None or self._fitted_base.is_fitted else None
+        sampler = exported_sampler(self.energy_function, base, mcmc.DEFAULT_KERNEL if kernel is None else kernel, jit_compile)
+        with written_atomically(filepath) as temporary:
+            write_saved_model(self, {**endpoints, "sample": sampler}, temporary, verbose)

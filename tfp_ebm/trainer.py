@@ -1,0 +1,216 @@
+"""Training an energy: Keras's `fit`, with a step in which a loss sees the energy *function*.
+
+A Keras loss compares predictions with labels. An energy-based one perturbs x, differentiates in x or runs chains, so it
+needs the function itself. `EnergyTrainer` is what that changes in a `keras.Model`: compile, fit, evaluate and the two
+steps. Everything random in a step follows from the model's seed and a counter that is one of its weights, so that a run
+cut and resumed equals one that was not; an evaluation changes no weight and has the same noise each time.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_ebm import losses
+from tfp_ebm.arguments import check_count
+from tfp_ebm.base import Moments
+from tfp_ebm.batches import first_rows, is_array
+from tfp_ebm.energy import EnergyFunction, as_state
+from tfp_ebm.units import GaussianBase, Units
+
+__all__ = ["EnergyTrainer"]
+
+# What the seeds of a training step and of an evaluation are folded with, so that the two never share noise.
+_TRAINING, _EVALUATION = 0, 1
+# The first `fit` of a model without a base distribution fits one to this many rows.
+_BASE_ROWS = 10_000
+
+
+class _Trackers:
+    """Running means of what a loss reports; an object, since Keras would count a tuple of metrics among the weights."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.means = {name: keras.metrics.Mean(name=name) for name in names}
+
+    def update(self, metrics: Mapping[str, tf.Tensor], batch_size: tf.Tensor) -> None:
+        for name, value in metrics.items():
+            self.means[name].update_state(value, sample_weight=batch_size)
+
+
+class EnergyTrainer(keras.Model):
+    """The training half of an `EnergyModel`, which provides the energy function, the units and the base."""
+
+    network: keras.layers.Layer
+    seed: tuple[int, int]
+    event_shape: tuple[int, ...]
+    energy_function: EnergyFunction
+    _units: Units
+    _fitted_base: GaussianBase | None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._trackers = _Trackers(())
+        self._energy_function: EnergyFunction | None = None
+
+    def _build_training(self) -> None:
+        """Creates the weights that training needs, once the energy function is there."""
+        self._step = self.add_weight(shape=(), dtype="int64", initializer="zeros", trainable=False, name="step")
+        if self.loss is not None:
+            self._build_loss()
+
+    def _look_at(self, x: Any, batch_size: int | None = None) -> Any:
+        """Checks `x` before Keras sees it, and takes from its first rows what the model lacks: its shape and its base."""
+        lacks_base = self._energy_function is None or (self._fitted_base is not None and not self._fitted_base.is_fitted)
+        if not is_array(x) and not lacks_base:
+            return x
+        rows, x = first_rows(x, _BASE_ROWS, self.event_shape if self.built else None)
+        if is_array(x) and batch_size is not None and check_count("batch_size", batch_size) > len(x):
+            raise ValueError(f"`batch_size` must not exceed the rows of `x`, got {batch_size} for {len(x)} rows.")
+        self.build((None, *rows.shape[1:]))
+        if lacks_base and self._fitted_base is not None:
+            self._fitted_base.assign(Moments.of([rows]))
+        return x
+
+    def _refuse_labels(self, y: Any) -> None:
+        if y is not None and self.loss is not None and not self.loss.takes_labels:
+            raise ValueError(
+                f"`y` must not be given: {type(self.loss).__name__} learns the density of x and takes no labels. "
+                "(Pass x alone; validation_data too is x alone, or (x, None, sample_weight).)"
+            )
+
+    def compile(self, optimizer: Any = "adam", loss: Any = None, **kwargs: Any) -> None:
+        """Configures training.
+
+        Args:
+          optimizer: as in Keras.
+          loss: an `ebm.losses.Loss` or its alias, such as "denoising_score_matching".
+          **kwargs: as in Keras, but for `metrics` and `loss_weights`, which compare predictions with labels.
+        """
+        for name in ("metrics", "weighted_metrics", "loss_weights"):
+            if kwargs.pop(name, None) is not None:
+                raise ValueError(f"`{name}` must not be given: an energy model has no labels to compare with.")
+        loss = losses.get(loss)
+        optimizer = keras.optimizers.get(optimizer)
+        half = any(layer.compute_dtype == "float16" for layer in self.network._flatten_layers())
+        if half and kwargs.get("auto_scale_loss", True) and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        # Keras would wrap the loss for predictions and labels, so it is not told of it.
+        super().compile(optimizer=optimizer, loss=None, **kwargs)
+        self._replace_loss(loss)
+        self._trackers = _Trackers(loss.metric_names)
+
+    def _replace_loss(self, loss: losses.Loss) -> None:
+        # Keras locks a built model against new state and never lets go of an old layer's weights; a recompiled model must
+        # do both. `_tracker` is private to Keras: this is the one place that touches it, and a test pins it.
+        self._tracker.unlock()
+        if self.loss is not None:
+            self._tracker.untrack(self.loss)
+        self.loss = loss
+        if self._energy_function is not None:
+            self._build_loss()
+        if self.built:
+            self._tracker.lock()
+
+    def _build_loss(self) -> None:
+        self.loss.check(self.energy_function)
+        if not self.loss.built:
+            self.loss.build(self.event_shape, self.dtype)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Keras's, once the optimizer has its weights: `BackupAndRestore` loads into them before the first step."""
+        if self.built and not self.optimizer.built:
+            optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+            if self.loss.trainable_variables and not optimizer.built:
+                optimizer.exclude_from_weight_decay(self.loss.trainable_variables)
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Keras's metrics and those of the loss."""
+        return [*super().metrics, *self._trackers.means.values()]
+
+    def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains the model: Keras's `fit`, with x alone.
+
+        Arrays are checked before the first step (finite, right shape, not fewer rows than `batch_size`). If there is no base
+        distribution yet, the Gaussian of the first 10 000 rows becomes it.
+        """
+        self._assert_compile_called("fit")
+        self._refuse_labels(y)
+        return super().fit(self._look_at(x, batch_size), y, batch_size, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """The loss on data: Keras's `evaluate`, with x alone. It changes no weight, and its noise is always the same."""
+        self._assert_compile_called("evaluate")
+        self._refuse_labels(y)
+        if is_array(x):
+            x = first_rows(x, 0, self.event_shape if self.built else None)[1]
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def _loss_of(self, data: Any, seed: tf.Tensor, training: bool) -> tf.Tensor:
+        """The batch's loss as this replica's share of the whole, and the metrics updated with it."""
+        x, condition, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        self._refuse_labels(condition)
+        x = as_state(tf.cast(x, self.dtype), self.dtype, self.event_shape)
+        replica = tf.distribute.get_replica_context()
+        if replica.num_replicas_in_sync > 1:
+            seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
+        output = self.loss(self.energy_function, self._units.to_z(x), condition, seed=seed, training=training)
+        per_example = output.per_example
+        if sample_weight is not None:
+            per_example *= tf.cast(tf.reshape(sample_weight, [-1]), per_example.dtype)
+        loss = tf.reduce_mean(per_example)
+        if self.losses:
+            loss += tf.cast(tf.add_n(self.losses), loss.dtype)
+        batch_size = tf.shape(x)[0]
+        self._loss_tracker.update_state(loss, sample_weight=batch_size)
+        self._trackers.update(output.metrics, batch_size)
+        return loss / replica.num_replicas_in_sync
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One optimizer step; all its noise follows from the model's seed and its step counter."""
+        if not self.built:
+            self.build(keras.utils.unpack_x_y_sample_weight(data)[0].shape)
+        seed = self._seed(_TRAINING, self._step.value)
+        with tf.GradientTape() as tape:
+            loss = self._loss_of(data, seed, training=True)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        if variables:
+            # Unconnected variables get zeros: no score depends on an additive constant, so the bias of a last layer
+            # rightly has no gradient, and Keras would warn of it at every fit.
+            values = [variable.value for variable in variables]
+            gradients = tape.gradient(scaled_loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        else:
+            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+        self._step.assign_add(1)
+        return self.get_metrics_result()
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """The loss of one batch; its noise follows from the number of rows evaluated before it."""
+        if not self.built:
+            self.build(keras.utils.unpack_x_y_sample_weight(data)[0].shape)
+        self._loss_of(data, self._seed(_EVALUATION, self._loss_tracker.count.value), training=False)
+        return self.get_metrics_result()
+
+    def _seed(self, purpose: int, count: tf.Tensor) -> tf.Tensor:
+        fold_in = tf.random.experimental.stateless_fold_in
+        return fold_in(fold_in(tf.constant(self.seed, tf.int32), purpose), tf.cast(count, tf.int64))
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Keras's, with the loss."""
+        if not self.compiled:
+            return {}
+        return {**super().get_compile_config(), "loss": keras.saving.serialize_keras_object(self.loss)}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a loaded model, and gives its optimizer the weights that are about to be loaded."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)

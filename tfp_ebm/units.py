@@ -1,0 +1,108 @@
+"""What `adapt` learns from data: the units in which a network sees it, and the Gaussian fitted to it.
+
+Both are Keras layers that only hold weights, so that `.keras` files, weight files and checkpoints carry them.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm.base import FULL_COVARIANCE_LIMIT, Moments, gaussian
+
+__all__ = ["GaussianBase", "Units"]
+
+
+class Units(keras.layers.Layer):
+    """The standardisation z = (x − loc)/scale, per coordinate; identity until `assign`ed.
+
+    Args:
+      event_shape: shape of one state; `loc` and `scale` have it too.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], dtype: str, name: str = "units") -> None:
+        super().__init__(dtype=dtype, trainable=False, name=name)
+        self.event_shape = tuple(event_shape)
+        self.loc = self.add_weight(shape=event_shape, initializer="zeros", trainable=False, name="loc")
+        self.scale = self.add_weight(shape=event_shape, initializer="ones", trainable=False, name="scale")
+        self.built = True
+
+    def assign(self, moments: Moments) -> None:
+        """Takes location and scale from data; constant coordinates keep scale 1 and are named in one warning.
+
+        Raises:
+          ValueError: if every coordinate is constant.
+        """
+        size = len(moments.mean)
+        constant = np.flatnonzero(moments.is_constant)
+        if len(constant) == size:
+            raise ValueError(f"`x` must vary, but all its {size} coordinates are constant.")
+        lost = np.flatnonzero(moments.scale < 10 * np.finfo(self.variable_dtype).eps * np.abs(moments.mean))
+        lost = np.setdiff1d(lost, constant)
+        if len(lost):
+            raise ValueError(
+                f"{self.variable_dtype} cannot resolve `x` in coordinates {self._listed(lost)}: their mean is more than "
+                "a million times their standard deviation; subtract it first, or use a float64 network."
+            )
+        if len(constant):
+            warnings.warn(
+                f"{len(constant)} of {size} coordinates are constant and keep scale 1: {self._listed(constant)}.",
+                stacklevel=3,
+            )
+        self.loc.assign(moments.mean.reshape(self.event_shape))
+        self.scale.assign(moments.scale.reshape(self.event_shape))
+
+    def _listed(self, coordinates: np.ndarray) -> str:
+        indices = [tuple(int(i) for i in np.unravel_index(c, self.event_shape)) for c in coordinates[:20]]
+        names = ", ".join(str(index[0] if len(index) == 1 else index) for index in indices)
+        return names if len(coordinates) <= 20 else f"{names} and {len(coordinates) - 20} more"
+
+    def to_z(self, x: tf.Tensor) -> tf.Tensor:
+        """(x − loc)/scale."""
+        return (x - self.loc.value) / self.scale.value
+
+    def to_x(self, z: tf.Tensor) -> tf.Tensor:
+        """loc + scale·z."""
+        return self.loc.value + self.scale.value * z
+
+    def log_scale_sum(self) -> tf.Tensor:
+        """Σ log scale, the log-determinant of `to_x`."""
+        return tf.reduce_sum(tf.math.log(self.scale.value))
+
+
+class GaussianBase(keras.layers.Layer):
+    """The Gaussian fitted to data, kept in weights: where chains start and what noise is by default."""
+
+    def __init__(self, event_shape: tuple[int, ...], dtype: str, name: str = "base") -> None:
+        super().__init__(dtype=dtype, trainable=False, name=name)
+        self.event_shape = tuple(event_shape)
+        size = int(np.prod(event_shape))
+        shape = (size, size) if size <= FULL_COVARIANCE_LIMIT else (size,)
+
+        def weight(name: str, shape: tuple[int, ...], dtype: str) -> keras.Variable:
+            return self.add_weight(shape=shape, dtype=dtype, initializer="zeros", trainable=False, name=name)
+
+        self.loc = weight("loc", (size,), dtype)
+        self.scale = weight("scale", shape, dtype)
+        self.fitted = weight("fitted", (), "int32")
+        self.built = True
+
+    def assign(self, moments: Moments) -> None:
+        """Fits the Gaussian; says so where a singular covariance had to be shrunk."""
+        self.loc.assign(moments.mean)
+        self.scale.assign(moments.cholesky())
+        self.fitted.assign(1)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is something to give."""
+        with tf.init_scope():  # a step being traced asks too, and what it asks is a fact, not a tensor
+            return bool(self.fitted.value.numpy())
+
+    def distribution(self) -> tfp.distributions.Distribution:
+        """The Gaussian over states `[*event]`, reading the weights as they are."""
+        return gaussian(self.loc.value, self.scale.value, self.event_shape)
