@@ -1,0 +1,17 @@
+"""Energy networks and layers whose second derivatives are right."""
+
+from tfp_ebm.networks.builders import convnet, mlp
+from tfp_ebm.networks.faults import refuse_faulty_layers
+from tfp_ebm.networks.fourier import FourierFeatures
+from tfp_ebm.networks.normalization import GroupNormalization, LayerNormalization
+from tfp_ebm.networks.spectral import SpectralNormalization
+
+__all__ = [
+    "FourierFeatures",
+    "GroupNormalization",
+    "LayerNormalization",
+    "SpectralNormalization",
+    "convnet",
+    "mlp",
+    "refuse_faulty_layers",
+]

@@ -1,0 +1,217 @@
+"""Ready-made energy networks: plain functional Keras models x -> E(x).
+
+What makes a network an energy is little: a scalar output, smooth in x (its gradient is the score and its second
+derivatives enter score matching), without a constant that no score loss could ever learn. So both builders end in
+a dense layer without bias, return `[batch, 1]` (what a Keras head naturally gives) and compute that last sum in
+float32 or better, because differences of energies are exponents.
+
+Initial weights are uniform on ±1/√fan_in, biases included, so that the units of the first layer bend at different
+places of the data's range; in an `mlp` the first layer is three times wider still. Keras's own default (Glorot,
+biases zero) starts almost linear on two or three inputs, and trained to several times the error on densities of
+known truth. The inputs are expected standardised, as `EnergyModel.adapt` makes them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_ebm.arguments import check_count, stateless_seed
+from tfp_ebm.networks.fourier import FourierFeatures
+
+__all__ = ["convnet", "mlp"]
+
+Activation = str | Callable[[Any], Any]
+
+_FIRST_LAYER_GAIN = 3.0
+
+
+def mlp(
+    event_shape: Sequence[int],
+    units: Sequence[int] = (128, 128),
+    activation: Activation = "silu",
+    fourier_features: int = 0,
+    dtype: Any = None,
+    seed: Any = None,
+) -> keras.Model:
+    """A dense network `[batch, *event]` -> `[batch, 1]`, initialised for low dimensions.
+
+        E(x) = w · h_L,   h_l = s(W_l h_{l−1} + b_l),   h_0 = x flattened, or [x, cos(xB), sin(xB)]
+
+    Args:
+      event_shape: shape of one data point; any rank, it is flattened.
+      units: width of each hidden layer.
+      activation: name of a Keras activation, or a callable. Smooth ones only make sense for score matching: `relu`
+        has second derivatives that are zero almost everywhere.
+      fourier_features: if positive, the number of plane waves that a `FourierFeatures` layer adds to x in front of
+        the first dense layer. They resolve narrow modes much better, and are meant for noise-contrastive estimation
+        and maximum likelihood, best with a base measure; bare score matching overfits with them.
+      dtype: Keras dtype or policy of every layer and of the model; None is Keras's global policy. The energy is
+        computed in float32 at least.
+      seed: an int or a pair of ints that fixes the initial weights; None follows `keras.utils.set_random_seed`.
+
+    Returns:
+      A functional `keras.Model`.
+
+    Raises:
+      TypeError, ValueError: if an argument is not of the form above.
+
+    References:
+      Ramachandran, Zoph, Le. Searching for activation functions (silu). 2017. arXiv:1710.05941.
+
+    >>> network = mlp([2], units=[16, 16], seed=0)
+    >>> network(np.zeros([5, 2], "float32")).shape
+    TensorShape([5, 1])
+    """
+    event_shape = _check_shape("event_shape", event_shape)
+    units = _check_shape("units", units)
+    activation = _check_activation(activation)
+    check_count("fourier_features", fourier_features, minimum=0)
+    policy, seeds = _policy(dtype), _layer_seeds(seed)
+
+    inputs = keras.Input(event_shape, dtype=policy.variable_dtype)
+    x = inputs if len(event_shape) == 1 else keras.layers.Flatten(dtype=policy)(inputs)
+    if fourier_features:
+        x = FourierFeatures(fourier_features, seed=next(seeds), dtype=policy, name="fourier_features")(x)
+    gain = 1.0 if fourier_features else _FIRST_LAYER_GAIN
+    for i, width in enumerate(units):
+        weights = _uniform(x.shape[-1], seeds, gain if i == 0 else 1.0)
+        x = keras.layers.Dense(width, activation, dtype=policy, name=f"hidden_{i}", **weights)(x)
+    return _model(inputs, _energy_head(x, policy, seeds), policy)
+
+
+def convnet(
+    event_shape: Sequence[int],
+    filters: Sequence[int] = (32, 64, 64),
+    kernel_size: int = 3,
+    strides: int = 2,
+    units: Sequence[int] = (128,),
+    activation: Activation = "silu",
+    dtype: Any = None,
+    seed: Any = None,
+) -> keras.Model:
+    """A small convolutional network for images, `[batch, height, width, channels]` -> `[batch, 1]`.
+
+    Convolutions (the first at full resolution, each later one strided), then dense layers on the flattened result,
+    because in centred images such as digits the place of a stroke matters. Zero padding keeps every size legal, odd
+    ones too, down to 1×1.
+
+    Args:
+      event_shape: `[height, width, channels]`.
+      filters: number of channels of each convolution.
+      kernel_size: side of the square kernels.
+      strides: stride of every convolution after the first.
+      units: width of each dense layer after the convolutions.
+      activation: name of a Keras activation, or a callable; see `mlp`.
+      dtype: Keras dtype or policy of every layer and of the model; None is Keras's global policy. The energy is
+        computed in float32 at least.
+      seed: an int or a pair of ints that fixes the initial weights; None follows `keras.utils.set_random_seed`.
+
+    Returns:
+      A functional `keras.Model`.
+
+    Raises:
+      TypeError, ValueError: if an argument is not of the form above.
+
+    References:
+      Nijkamp, Hill, Zhu, Wu. Learning non-convergent non-persistent short-run MCMC toward energy-based model.
+      NeurIPS 2019. arXiv:1904.09770 (the strided architecture).
+
+    >>> network = convnet([5, 7, 3], filters=[4, 8], units=[8], seed=0)
+    >>> network(np.zeros([2, 5, 7, 3], "float32")).shape
+    TensorShape([2, 1])
+    """
+    event_shape = _check_shape("event_shape", event_shape)
+    if len(event_shape) != 3:
+        raise ValueError(f"`event_shape` must be [height, width, channels], got {list(event_shape)}.")
+    filters = _check_shape("filters", filters)
+    if not filters:
+        raise ValueError("`filters` must name at least one convolution, got an empty list.")
+    units = _check_shape("units", units)
+    check_count("kernel_size", kernel_size)
+    check_count("strides", strides)
+    activation = _check_activation(activation)
+    policy, seeds = _policy(dtype), _layer_seeds(seed)
+
+    x = inputs = keras.Input(event_shape, dtype=policy.variable_dtype)
+    for i, channels in enumerate(filters):
+        x = keras.layers.Conv2D(
+            channels,
+            kernel_size,
+            strides=1 if i == 0 else strides,
+            padding="same",
+            activation=activation,
+            dtype=policy,
+            name=f"convolution_{i}",
+            **_uniform(kernel_size**2 * x.shape[-1], seeds),
+        )(x)
+    x = keras.layers.Flatten(dtype=policy)(x)
+    for i, width in enumerate(units):
+        weights = _uniform(x.shape[-1], seeds)
+        x = keras.layers.Dense(width, activation, dtype=policy, name=f"hidden_{i}", **weights)(x)
+    return _model(inputs, _energy_head(x, policy, seeds), policy)
+
+
+def _energy_head(x: Any, policy: Any, seeds: Iterator[int | None]) -> Any:
+    """The last sum, without a bias (E + c has the same score) and never in half precision."""
+    kernel = _uniform(x.shape[-1], seeds)["kernel_initializer"]
+    dtype = "float64" if policy.compute_dtype == "float64" else "float32"
+    return keras.layers.Dense(1, use_bias=False, kernel_initializer=kernel, dtype=dtype, name="energy")(x)
+
+
+def _uniform(fan_in: int, seeds: Iterator[int | None], gain: float = 1.0) -> dict[str, Any]:
+    """Initialisers of kernel and bias: uniform on ±gain/√fan_in."""
+    limit = gain / math.sqrt(fan_in)
+    return {
+        f"{weight}_initializer": keras.initializers.RandomUniform(-limit, limit, seed=next(seeds))
+        for weight in ("kernel", "bias")
+    }
+
+
+def _layer_seeds(seed: Any) -> Iterator[int | None]:
+    """A different seed for every initialiser (a Keras initialiser of given seed always draws the same numbers)."""
+    if seed is None:
+        return itertools.repeat(None)
+    words = stateless_seed(seed).numpy().view(np.uint32).tolist()
+    return (int(np.random.SeedSequence([*words, i]).generate_state(1)[0]) for i in itertools.count())
+
+
+def _policy(dtype: Any) -> Any:
+    """The Keras policy that `dtype` names; the global one if None."""
+    try:
+        policy = keras.config.dtype_policy() if dtype is None else keras.dtype_policies.get(dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`dtype` must be a Keras dtype or policy, got {dtype!r}: {error}") from error
+    if policy.quantization_mode is not None or not tf.as_dtype(policy.compute_dtype).is_floating:
+        raise ValueError(f"`dtype` must be a floating-point dtype or policy, got {dtype!r}.")
+    return policy
+
+
+def _model(inputs: Any, outputs: Any, policy: Any) -> keras.Model:
+    """A functional model under `policy` (Keras itself ignores a functional model's `dtype` argument)."""
+    model = keras.Model(inputs, outputs)
+    model.dtype_policy = policy
+    return model
+
+
+def _check_shape(name: str, value: Any) -> tuple[int, ...]:
+    """`value` as a tuple of counts, or an error that names the argument."""
+    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+        raise TypeError(f"`{name}` must be a list of whole numbers, got {value!r}.")
+    return tuple(check_count(f"{name}[{i}]", entry) for i, entry in enumerate(value))
+
+
+def _check_activation(activation: Any) -> Any:
+    """`activation` as Keras understands it, or an error that names the argument."""
+    try:
+        return keras.activations.get(activation)
+    except ValueError as error:
+        raise ValueError(
+            f"`activation` must be the name of a Keras activation or a callable, got {activation!r}."
+        ) from error

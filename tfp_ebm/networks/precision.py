@@ -1,0 +1,18 @@
+"""Where half precision is not enough: sums over many units, phases, norms."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+__all__ = ["at_least_float32"]
+
+
+def at_least_float32(x: tf.Tensor) -> tf.Tensor:
+    """Returns `x` in float32 if it came in a half precision, else as it is.
+
+    >>> at_least_float32(tf.ones([2], tf.bfloat16)).dtype.name
+    'float32'
+    """
+    x = tf.convert_to_tensor(x)
+    return tf.cast(x, keras.backend.result_type(x.dtype.name, "float32"))
