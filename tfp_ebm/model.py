@@ -8,8 +8,9 @@ units of the data, a base distribution, scores, and (in `trainer.py`) a training
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -27,6 +28,17 @@ from tfp_ebm.trainer import EnergyTrainer
 from tfp_ebm.units import GaussianBase, Units
 
 __all__ = ["EnergyModel"]
+
+Function: TypeAlias = tf.types.experimental.PolymorphicFunction
+
+@dataclasses.dataclass(frozen=True)
+class _Endpoints:
+    """Compiled functions of states `[batch, *event]`."""
+
+    energy: Function
+    score: Function
+    unnormalized_log_prob: Function
+
 
 @keras.saving.register_keras_serializable("tfp_ebm")
 class EnergyModel(EnergyTrainer):
@@ -110,9 +122,11 @@ class EnergyModel(EnergyTrainer):
 
         # The very functions that `export` writes, so that a served model gives the same bits.
         signature = [tf.TensorSpec((None, *event_shape), self.dtype, name="x")]
-        self._energy_endpoint = tf.function(energy, input_signature=signature)
-        self._score_endpoint = tf.function(lambda x: score(energy, x), input_signature=signature)
-        self._log_prob_endpoint = tf.function(lambda x: -energy(x), input_signature=signature)
+        self._endpoints = _Endpoints(
+            energy=tf.function(energy, input_signature=signature),
+            score=tf.function(lambda x: score(energy, x), input_signature=signature),
+            unnormalized_log_prob=tf.function(lambda x: -energy(x), input_signature=signature),
+        )
 
     def _energy(self, x: tf.Tensor, training: bool) -> tf.Tensor:
         """E(x) = E_z(z) + Σ log scale of `[..., *event]`."""
@@ -160,19 +174,19 @@ class EnergyModel(EnergyTrainer):
 
     def energy(self, x: Any) -> tf.Tensor:
         """E(x) (eq. 1) of states `[..., *event]`, shape `[...]`; −E is the log-density up to log Z."""
-        return self._evaluate(self._energy_endpoint, x)
+        return self._evaluate("energy", x)
 
     def score(self, x: Any) -> tf.Tensor:
         """The score ∇ₓ log p(x) = −∇ₓE(x) of states `[..., *event]`, same shape as x."""
-        return self._evaluate(self._score_endpoint, x, keeps_event=True)
+        return self._evaluate("score", x, keeps_event=True)
 
     def unnormalized_log_prob(self, x: Any) -> tf.Tensor:
         """−E(x) of states `[..., *event]`, shape `[...]`: a target for any `tfp.mcmc` kernel."""
-        return self._evaluate(self._log_prob_endpoint, x)
+        return self._evaluate("unnormalized_log_prob", x)
 
-    def _evaluate(self, endpoint: tf.types.experimental.PolymorphicFunction, x: Any, keeps_event: bool = False) -> tf.Tensor:
+    def _evaluate(self, name: str, x: Any, keeps_event: bool = False) -> tf.Tensor:
         x = as_state(x, self.dtype, self.event_shape)
-        return over_leading_dimensions(endpoint, x, len(self.event_shape), keeps_event)
+        return over_leading_dimensions(getattr(self._endpoints, name), x, len(self.event_shape), keeps_event)
 
     # --- data ------------------------------------------------------------------------------------------------------
 
@@ -259,13 +273,8 @@ class EnergyModel(EnergyTrainer):
         if format != "tf_saved_model":
             super().export(filepath, format=format, verbose=verbose, **kwargs)
             return
-        endpoints = {
-            # TensorFlow Serving looks for `serve`, and for the first endpoint.
-            "serve": self._energy_endpoint,
-            "energy": self._energy_endpoint,
-            "score": self._score_endpoint,
-            "unnormalized_log_prob": self._log_prob_endpoint,
-        }
+        # TensorFlow Serving looks for `serve`, and for the first endpoint.
+        endpoints = {"serve": self._endpoints.energy, **vars(self._endpoints)}
         base = self.base if self.base_measure is not None or self._fitted_base.is_fitted else None
         sampler = exported_sampler(self.energy_function, base, mcmc.DEFAULT_KERNEL if kernel is None else kernel, jit_compile)
         with written_atomically(filepath) as temporary:
