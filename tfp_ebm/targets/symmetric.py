@@ -1,0 +1,134 @@
+"""Targets with a symmetry of the plane: rings and pinwheel (rotations), checkerboard (translations).
+
+The symmetry gives their moments, and polar coordinates their densities.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_ebm.targets.target import Target, component, normal, radius_of, split, uniform
+
+__all__ = ["checkerboard", "pinwheel", "rings"]
+
+
+def rings(dtype: Any = tf.float32) -> Target:
+    """Three concentric rings: uniform angle, radius N(R, .08²), R one of .7, 1.5, 2.3, equally likely.
+
+    With ρ = ‖x‖ the density is ⅓ Σ_R [N(ρ; R, .08²) + N(−ρ; R, .08²)]/(2πρ): a negative radius counts on the other
+    side. The pole at the origin has no weight (1e-16 per unit of radius); the log-density is flat within the machine's
+    ε of it, so that a chain may start there. E x = 0, covariance ½(mean R² + .08²)I.
+
+    Args:
+      dtype: tf.float32 or tf.float64.
+
+    >>> rings(tf.float64).covariance().numpy().round(4).tolist()
+    [[1.3415, 0.0], [0.0, 1.3415]]
+    """
+    radii, scale = np.array([0.7, 1.5, 2.3]), 0.08
+    signed = np.concatenate([-radii, radii])
+    offset = math.log(3 * 2 * math.pi * scale * math.sqrt(2 * math.pi))
+
+    def log_prob(x: tf.Tensor) -> tf.Tensor:
+        radius = radius_of(x)
+        terms = -(((radius[..., None] - signed) / scale) ** 2) / 2
+        return tf.reduce_logsumexp(terms, axis=-1) - tf.math.log(radius) - offset
+
+    def sample(n: Any, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        which, noise, turn = split(seed, 3)
+        radius = tf.gather(tf.constant(radii, dtype), component(n, which, np.full(3, 1 / 3)))
+        radius += scale * normal([n], noise, dtype=dtype)
+        angle = 2 * math.pi * uniform([n], turn, dtype=dtype)
+        return radius[:, None] * tf.stack([tf.cos(angle), tf.sin(angle)], axis=-1)
+
+    covariance = (np.mean(radii**2) + scale**2) / 2 * np.eye(2)
+    return Target(log_prob, sample, (0.0, 0.0), covariance, dtype=dtype, label="rings")
+
+
+def pinwheel(dtype: Any = tf.float32) -> Target:
+    """Five curved arms: x = 2 R(2πk/5 + ¼ exp ‖v‖) v with v = (r, t), r ~ N(1, .3²), t ~ N(0, .1²), k uniform on 0 … 4.
+
+    R(φ) is the rotation by φ. An angle that depends on the radius ‖v‖ alone, which the rotation keeps, makes the map
+    area-preserving: in polar coordinates (ρ, θ) -> (ρ, θ + φ(ρ)). So p(x) = ¼ · ⅕ Σₖ N(R(−φₖ(‖x‖/2)) x/2) exactly. (The
+    classic recipe lets the angle depend on r, whose Jacobian is 1 − t φ'(r), and has no inverse in closed form. The
+    picture is the same.) Five-fold symmetry: E x = 0, covariance ½·4·(1 + .3² + .1²)I = 2.2 I.
+
+    Reference: Johnson et al., Composing graphical models with neural networks, 2016, https://arxiv.org/abs/1603.06277
+
+    Args:
+      dtype: tf.float32 or tf.float64.
+
+    >>> pinwheel(tf.float64).covariance().numpy().round(3).tolist()
+    [[2.2, 0.0], [0.0, 2.2]]
+    """
+    arms = np.arange(5) * 2 * math.pi / 5
+    radial, tangential, rate = 0.3, 0.1, 0.25
+    offset = math.log(4 * 5 * 2 * math.pi * radial * tangential)
+
+    def log_prob(x: tf.Tensor) -> tf.Tensor:
+        v = x[..., None, :] / 2
+        angle = arms + rate * tf.exp(radius_of(v))
+        r = tf.cos(angle) * v[..., 0] + tf.sin(angle) * v[..., 1]
+        t = tf.cos(angle) * v[..., 1] - tf.sin(angle) * v[..., 0]
+        return tf.reduce_logsumexp(-(((r - 1) / radial) ** 2 + (t / tangential) ** 2) / 2, axis=-1) - offset
+
+    def sample(n: Any, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        which, noise = split(seed, 2)
+        v = normal([n, 2], noise, dtype=dtype) * (radial, tangential) + (1.0, 0.0)
+        angle = tf.gather(tf.constant(arms, dtype), component(n, which, np.full(5, 1 / 5)))
+        angle += rate * tf.exp(radius_of(v))
+        r, t = tf.unstack(v, axis=-1)
+        return 2 * tf.stack([tf.cos(angle) * r - tf.sin(angle) * t, tf.sin(angle) * r + tf.cos(angle) * t], axis=-1)
+
+    covariance = 2 * (1 + radial**2 + tangential**2) * np.eye(2)
+    return Target(log_prob, sample, (0.0, 0.0), covariance, dtype=dtype, label="pinwheel")
+
+
+def checkerboard(dtype: Any = tf.float32) -> Target:
+    """Uniform on the squares with i + j even of the 4 × 4 board on [−2, 2)²; −inf outside.
+
+    The density is flat inside and zero outside, so it has no gradient to follow: `is_differentiable` is False and
+    gradient kernels refuse it; random-walk and independence proposals take it. The default bijector maps the plane to
+    the board's box, whose other squares remain of density zero. Each coordinate is uniform, of variance 4/3;
+    their covariance is 1/4.
+
+    Args:
+      dtype: tf.float32 or tf.float64.
+
+    >>> checkerboard(tf.float64).log_prob([[-1.5, -1.5], [-0.5, -1.5], [3.0, 3.0]]).numpy().round(3).tolist()
+    [-2.079, -inf, -inf]
+    >>> checkerboard().is_differentiable
+    False
+    """
+
+    def log_prob(x: tf.Tensor) -> tf.Tensor:
+        on_board = tf.reduce_all((x >= -2) & (x < 2), axis=-1)
+        even = tf.math.floormod(tf.reduce_sum(tf.floor(x), axis=-1), 2) == 0
+        log_density = tf.where(on_board & even, tf.constant(-math.log(8), x.dtype), tf.constant(-math.inf, x.dtype))
+        # NaN is on no square, but it is not a point of density zero either
+        nan = tf.reduce_any(tf.math.is_nan(x), axis=-1)
+        return tf.where(nan, tf.constant(math.nan, x.dtype), log_density)
+
+    def sample(n: Any, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        which, within = split(seed, 2)
+        square = uniform([n], which, 0, 8, tf.int32)
+        column = square // 2
+        row = 2 * (square % 2) + column % 2
+        # the uniforms are multiples of 2⁻²³ (2⁻⁵²) below one, so these sums are exact: none rounds to the next square
+        corner = tf.cast(tf.stack([column, row], axis=-1) - 2, dtype)
+        return corner + uniform([n, 2], within, dtype=dtype)
+
+    return Target(
+        log_prob,
+        sample,
+        mean=(0.0, 0.0),
+        covariance=((4 / 3, 1 / 4), (1 / 4, 4 / 3)),
+        is_differentiable=False,
+        box=(-2.0, 2.0),
+        dtype=dtype,
+        label="checkerboard",
+    )
