@@ -5,7 +5,6 @@ A model wants to look at data before Keras does: for its shape, its moments, and
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.arguments import check_data, stateless_seed
+from tfp_ebm.arguments import check_data, fold_in, stateless_seed
 
 __all__ = ["first_rows", "is_array", "row_blocks", "shuffled_batches"]
 
@@ -66,7 +65,13 @@ def first_rows(x: Any, limit: int, event_shape: tuple[int, ...] | None = None) -
             break
     if not taken:
         raise ValueError("`x` must not be empty, but yielded no batch.")
-    return np.concatenate(taken)[:limit], x if batches is None else itertools.chain(seen, batches)
+    return np.concatenate(taken)[:limit], x if batches is None else _again(seen, batches)
+
+
+def _again(seen: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    # a generator, not itertools.chain: Keras takes no other iterator
+    yield from seen
+    yield from rest
 
 
 def shuffled_batches(x: np.ndarray, batch_size: int, seed: Any) -> tf.data.Dataset:
@@ -84,9 +89,7 @@ def shuffled_batches(x: np.ndarray, batch_size: int, seed: Any) -> tf.data.Datas
     rows, seed = tf.constant(x), stateless_seed(seed)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        order = tf.random.experimental.stateless_shuffle(
-            tf.range(len(x)), seed=tf.random.experimental.stateless_fold_in(seed, number)
-        )
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(x)), seed=fold_in(seed, number))
         return tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
 
     indices = tf.data.Dataset.counter().flat_map(epoch)

@@ -1,8 +1,8 @@
 """The command line: from a name or a file to a trained, sampled and exported model in one command.
 
-    python -m tfp_ebm fit two_moons --out runs/moons
-    python -m tfp_ebm sample runs/moons -n 1000
-    python -m tfp_ebm evaluate runs/moons data.csv
+python -m tfp_ebm fit two_moons --out runs/moons
+python -m tfp_ebm sample runs/moons -n 1000
+python -m tfp_ebm evaluate runs/moons data.csv
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def _loss(options: argparse.Namespace) -> losses.Loss:
 def _fit(options: argparse.Namespace) -> None:
     if options.out.exists() and not options.overwrite:
         raise ValueError(f"`--out` {options.out} exists; pass --overwrite to replace it.")
-    if options.out.exists() and not (options.out.is_dir() and {p.name for p in options.out.iterdir()} <= set(RUN_FILES)):
+    if options.out.exists() and not (
+        options.out.is_dir() and {p.name for p in options.out.iterdir()} <= set(RUN_FILES)
+    ):
         raise ValueError(f"`--out` {options.out} holds something else than a run; it is not overwritten.")
     num_steps = check_count("--steps", options.steps)
     batch_size = check_count("--batch-size", options.batch_size)

@@ -212,7 +212,9 @@ class EnergyDistribution(tfd.Distribution):
         seed = samplers.sanitize_seed(None) if seed is None else stateless_seed(seed)
         static = tf.get_static_value(n)
         few = static is not None and static < _FEW_CHAINS
-        samples = self.sample_chains(1, n if static is None else int(static), seed, jit_compile=False if few else "auto")
+        samples = self.sample_chains(
+            1, n if static is None else int(static), seed, jit_compile=False if few else "auto"
+        )
         return samples.states[0]
 
     # --- TFP's contract --------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ __all__ = ["EnergyModel"]
 
 Function: TypeAlias = tf.types.experimental.PolymorphicFunction
 
+
 @dataclasses.dataclass(frozen=True)
 class _Endpoints:
     """Compiled functions of states `[batch, *event]`."""
@@ -167,7 +168,9 @@ class EnergyModel(EnergyTrainer):
         if self.base_measure is not None:
             return self.base_measure
         if self._energy_function is None or not self._fitted_base.is_fitted:
-            raise ValueError("the model has no base distribution yet: call `adapt(x)` or `fit`, or pass `base_measure`.")
+            raise ValueError(
+                "the model has no base distribution yet: call `adapt(x)` or `fit`, or pass `base_measure`."
+            )
         return self._fitted_base.distribution()
 
     # --- energies --------------------------------------------------------------------------------------------------
@@ -276,6 +279,8 @@ class EnergyModel(EnergyTrainer):
         # TensorFlow Serving looks for `serve`, and for the first endpoint.
         endpoints = {"serve": self._endpoints.energy, **vars(self._endpoints)}
         base = self.base if self.base_measure is not None or self._fitted_base.is_fitted else None
-        sampler = exported_sampler(self.energy_function, base, mcmc.DEFAULT_KERNEL if kernel is None else kernel, jit_compile)
+        sampler = exported_sampler(
+            self.energy_function, base, mcmc.DEFAULT_KERNEL if kernel is None else kernel, jit_compile
+        )
         with written_atomically(filepath) as temporary:
             write_saved_model(self, {**endpoints, "sample": sampler}, temporary, verbose)

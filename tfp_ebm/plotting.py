@@ -167,7 +167,9 @@ def run_figure(
     # Columns in very different units would otherwise be drawn as a line.
     sides = high - low
     for ax in axes:
-        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal" if 0.2 < sides[0] / sides[1] < 5 else "auto")
+        ax.set(
+            xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal" if 0.2 < sides[0] / sides[1] < 5 else "auto"
+        )
         ax.label_outer()
     if names:
         axes[0].set_ylabel(names[1])

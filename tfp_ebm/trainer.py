@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfp_ebm import losses
-from tfp_ebm.arguments import check_count
+from tfp_ebm.arguments import check_count, fold_in
 from tfp_ebm.base import Moments
 from tfp_ebm.batches import first_rows, is_array
 from tfp_ebm.energy import EnergyFunction, as_state
@@ -39,6 +40,17 @@ class _Trackers:
     def update(self, metrics: Mapping[str, tf.Tensor], batch_size: tf.Tensor) -> None:
         for name, value in metrics.items():
             self.means[name].update_state(value, sample_weight=batch_size)
+
+
+def _labels(x: Any, y: Any, sample_weight: Any) -> Any:
+    """y, or labels of no width where there are none: Keras drops the weights of an array that comes without labels."""
+    if y is not None or sample_weight is None or not is_array(x):
+        return y
+    return np.zeros((len(x), 0), "float32")
+
+
+def _is_absent(y: Any) -> bool:
+    return y is None or (hasattr(y, "shape") and len(y.shape) == 2 and y.shape[1] == 0)
 
 
 class EnergyTrainer(keras.Model):
@@ -64,7 +76,9 @@ class EnergyTrainer(keras.Model):
 
     def _look_at(self, x: Any, batch_size: int | None = None) -> Any:
         """Checks `x` before Keras sees it, and takes from its first rows what the model lacks: its shape and its base."""
-        lacks_base = self._energy_function is None or (self._fitted_base is not None and not self._fitted_base.is_fitted)
+        lacks_base = self._energy_function is None or (
+            self._fitted_base is not None and not self._fitted_base.is_fitted
+        )
         if not is_array(x) and not lacks_base:
             return x
         rows, x = first_rows(x, _BASE_ROWS, self.event_shape if self.built else None)
@@ -76,7 +90,7 @@ class EnergyTrainer(keras.Model):
         return x
 
     def _refuse_labels(self, y: Any) -> None:
-        if y is not None and self.loss is not None and not self.loss.takes_labels:
+        if not _is_absent(y) and self.loss is not None and not self.loss.takes_labels:
             raise ValueError(
                 f"`y` must not be given: {type(self.loss).__name__} learns the density of x and takes no labels. "
                 "(Pass x alone; validation_data too is x alone, or (x, None, sample_weight).)"
@@ -96,7 +110,11 @@ class EnergyTrainer(keras.Model):
         loss = losses.get(loss)
         optimizer = keras.optimizers.get(optimizer)
         half = any(layer.compute_dtype == "float16" for layer in self.network._flatten_layers())
-        if half and kwargs.get("auto_scale_loss", True) and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        if (
+            half
+            and kwargs.get("auto_scale_loss", True)
+            and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        ):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         # Keras would wrap the loss for predictions and labels, so it is not told of it.
         super().compile(optimizer=optimizer, loss=None, **kwargs)
@@ -122,12 +140,23 @@ class EnergyTrainer(keras.Model):
 
     def make_train_function(self, force: bool = False) -> Any:
         """Keras's, once the optimizer has its weights: `BackupAndRestore` loads into them before the first step."""
-        if self.built and not self.optimizer.built:
-            optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-            if self.loss.trainable_variables and not optimizer.built:
-                optimizer.exclude_from_weight_decay(self.loss.trainable_variables)
-            self.optimizer.build(self.trainable_variables)
+        if self.built:
+            self._build_optimizer()
         return super().make_train_function(force)
+
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Keras's, with the optimizer's weights too, if the file has them."""
+        if self.compiled and self.built:
+            self._build_optimizer()
+        super().load_weights(filepath, *args, **kwargs)
+
+    def _build_optimizer(self) -> None:
+        if self.optimizer.built:
+            return
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if self.loss.trainable_variables:
+            optimizer.exclude_from_weight_decay(self.loss.trainable_variables)
+        self.optimizer.build(self.trainable_variables)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -142,7 +171,13 @@ class EnergyTrainer(keras.Model):
         """
         self._assert_compile_called("fit")
         self._refuse_labels(y)
-        return super().fit(self._look_at(x, batch_size), y, batch_size, *args, **kwargs)
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, list | tuple):
+            x_val, y_val, weight = keras.utils.unpack_x_y_sample_weight(validation)
+            self._refuse_labels(y_val)
+            kwargs["validation_data"] = (x_val, _labels(x_val, y_val, weight), weight)
+        x = self._look_at(x, batch_size)
+        return super().fit(x, _labels(x, y, kwargs.get("sample_weight")), batch_size, *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """The loss on data: Keras's `evaluate`, with x alone. It changes no weight, and its noise is always the same."""
@@ -150,16 +185,17 @@ class EnergyTrainer(keras.Model):
         self._refuse_labels(y)
         if is_array(x):
             x = first_rows(x, 0, self.event_shape if self.built else None)[1]
-        return super().evaluate(x, y, *args, **kwargs)
+        return super().evaluate(x, _labels(x, y, kwargs.get("sample_weight")), *args, **kwargs)
 
     def _loss_of(self, data: Any, seed: tf.Tensor, training: bool) -> tf.Tensor:
         """The batch's loss as this replica's share of the whole, and the metrics updated with it."""
         x, condition, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._refuse_labels(condition)
+        condition = None if _is_absent(condition) else condition
         x = as_state(tf.cast(x, self.dtype), self.dtype, self.event_shape)
         replica = tf.distribute.get_replica_context()
         if replica.num_replicas_in_sync > 1:
-            seed = tf.random.experimental.stateless_fold_in(seed, replica.replica_id_in_sync_group)
+            seed = fold_in(seed, replica.replica_id_in_sync_group)
         output = self.loss(self.energy_function, self._units.to_z(x), condition, seed=seed, training=training)
         per_example = output.per_example
         if sample_weight is not None:
@@ -200,7 +236,6 @@ class EnergyTrainer(keras.Model):
         return self.get_metrics_result()
 
     def _seed(self, purpose: int, count: tf.Tensor) -> tf.Tensor:
-        fold_in = tf.random.experimental.stateless_fold_in
         return fold_in(fold_in(tf.constant(self.seed, tf.int32), purpose), tf.cast(count, tf.int64))
 
     def get_compile_config(self) -> dict[str, Any]:
@@ -213,4 +248,4 @@ class EnergyTrainer(keras.Model):
         """Compiles a loaded model, and gives its optimizer the weights that are about to be loaded."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
-            self.optimizer.build(self.trainable_variables)
+            self._build_optimizer()

@@ -51,12 +51,13 @@ class Loss(keras.layers.Layer):
     A loss written in five lines:
 
     >>> import tensorflow as tf
+    >>> from tfp_ebm.noise import normal
     >>> class EnergyGap(Loss):
     ...     metric_names = ("data_energy",)
     ...     def call(self, energy_fn, x, condition, *, seed, training):
-    ...         noise = tf.random.stateless_normal(tf.shape(x), seed, dtype=x.dtype, alg="philox")
     ...         data_energy = energy_fn(x)
-    ...         return LossOutput(data_energy - energy_fn(noise), {"data_energy": tf.reduce_mean(data_energy)})
+    ...         gap = data_energy - energy_fn(normal(tf.shape(x), seed, x.dtype))
+    ...         return LossOutput(gap, {"data_energy": tf.reduce_mean(data_energy)})
     >>> output = EnergyGap()(lambda x: tf.reduce_sum(x**2, -1), tf.zeros([4, 2]), seed=0)
     >>> output.per_example.shape, float(output.metrics["data_energy"])
     (TensorShape([4]), 0.0)

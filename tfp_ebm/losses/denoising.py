@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfp_ebm.arguments import check_positive
 from tfp_ebm.derivatives import score
 from tfp_ebm.losses.base import Loss, LossOutput
+from tfp_ebm.noise import normal
 
 __all__ = ["DenoisingScoreMatching"]
 
@@ -63,9 +64,8 @@ class DenoisingScoreMatching(Loss):
         training: bool,
     ) -> LossOutput:
         """½‖s(x + σε) + ε/σ‖² of each row."""
-        noise = tf.random.stateless_normal(tf.shape(x), seed, dtype=x.dtype, alg="philox")
-        noised = x + self.sigma * noise
-        residual = score(energy_fn, noised) + noise / self.sigma
+        epsilon = normal(tf.shape(x), seed, x.dtype)
+        residual = score(energy_fn, x + self.sigma * epsilon) + epsilon / self.sigma
         return LossOutput(0.5 * tf.reduce_sum(tf.square(residual), axis=list(range(1, x.shape.rank))))
 
     def get_config(self) -> dict[str, Any]:
