@@ -50,7 +50,9 @@ NETWORKS = {
     "sequential without input": lambda: keras.Sequential([keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)]),
     "subclassed": Subclassed,
     "layer": Quadratic,
-    "flat output": lambda: keras.Sequential([keras.layers.Dense(1), keras.layers.Reshape(()), keras.layers.Activation("softplus")]),
+    "flat output": lambda: keras.Sequential(
+        [keras.layers.Dense(1), keras.layers.Reshape(()), keras.layers.Activation("softplus")]
+    ),
 }
 
 
@@ -94,9 +96,7 @@ def test_units_carry_the_jacobian():
     model = ebm.EnergyModel(Quadratic(dtype="float64"), event_shape=(2,))
     model.adapt(x)
     mean, sd = x.mean(0), x.std(0)
-    np.testing.assert_allclose(
-        model.energy(x), 0.5 * np.sum(((x - mean) / sd) ** 2, -1) + np.log(sd).sum(), rtol=1e-9
-    )
+    np.testing.assert_allclose(model.energy(x), 0.5 * np.sum(((x - mean) / sd) ** 2, -1) + np.log(sd).sum(), rtol=1e-9)
     normal = tfd.MultivariateNormalDiag(mean, sd)
     np.testing.assert_allclose(normal.log_prob(x), model.unnormalized_log_prob(x) - np.log(2 * np.pi), rtol=1e-9)
     np.testing.assert_allclose(model.score(x), -(x - mean) / sd**2, rtol=1e-9)
@@ -112,10 +112,10 @@ def test_base_measure_tilts_in_x():
         if adapted:
             model.adapt(np.random.default_rng(1).normal(3.0, 2.0, size=(100, 2)))
         z = model.units.to_z(tf.constant(x))
-        np.testing.assert_allclose(model.energy(x), network(z) + model.units.log_scale_sum() * 0 - base.log_prob(x), rtol=1e-12)
         np.testing.assert_allclose(
-            model.energy_function(z) + model.units.log_scale_sum(), model.energy(x), rtol=1e-12
+            model.energy(x), network(z) + model.units.log_scale_sum() * 0 - base.log_prob(x), rtol=1e-12
         )
+        np.testing.assert_allclose(model.energy_function(z) + model.units.log_scale_sum(), model.energy(x), rtol=1e-12)
         assert len(model.energy_function.terms) == 2
     assert model.base is base
 
@@ -211,7 +211,11 @@ def test_mixed_precision_keeps_energies_and_inputs_in_float32(policy):
 
 BAD_NETWORKS = {
     "vector output": (lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), ValueError, r"\(None, 2\)"),
-    "matrix output": (lambda: keras.Sequential([keras.Input((3, 3)), keras.layers.Dense(1)]), ValueError, "one energy per row"),
+    "matrix output": (
+        lambda: keras.Sequential([keras.Input((3, 3)), keras.layers.Dense(1)]),
+        ValueError,
+        "one energy per row",
+    ),
     "function": (lambda: lambda x: x, TypeError, "`network` must be a Keras model or layer, got function"),
 }
 
@@ -233,7 +237,11 @@ BAD_DATA = {
     "objects": (np.array([[None, 1.0]]), TypeError, "`x` must hold real numbers"),
     "ragged": ([[1.0], [1.0, 2.0]], ValueError, "rectangular"),
     "constant": (np.ones((9, 2)), ValueError, "`x` must vary, but all its 2 coordinates are constant"),
-    "beyond float32": (np.array([[1e9, 1.0], [1e9 + 1, 2.0]]), ValueError, "float32 cannot resolve `x` in coordinates 0"),
+    "beyond float32": (
+        np.array([[1e9, 1.0], [1e9 + 1, 2.0]]),
+        ValueError,
+        "float32 cannot resolve `x` in coordinates 0",
+    ),
 }
 
 

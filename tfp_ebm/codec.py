@@ -8,6 +8,7 @@ Arrays go as base64, so that every bit comes back.
 from __future__ import annotations
 
 import base64
+import inspect
 from typing import Any
 
 import keras
@@ -46,7 +47,12 @@ def encode(value: Any, name: str = "base_measure") -> Any:
                 f"`{name}` cannot be saved: {type(value).__module__}.{class_name} is not one of tfp.{kind}; "
                 "compose it of TFP's own, or save weights only."
             )
-        parameters = {key: encode(item, f"{name}.{key}") for key, item in value.parameters.items()}
+        defaults = inspect.signature(type(value).__init__).parameters
+        parameters = {
+            key: encode(item, f"{name}.{key}")
+            for key, item in value.parameters.items()
+            if item is not defaults[key].default  # some are functions, and all come back by themselves
+        }
         return {"class": f"{kind}.{class_name}", "parameters": parameters}
     if isinstance(value, dict):
         return {"mapping": {key: encode(item, f"{name}[{key!r}]") for key, item in value.items()}}

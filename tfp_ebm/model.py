@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import types
 from typing import Any, TypeAlias
 
 import keras
@@ -88,15 +89,20 @@ class EnergyModel(EnergyTrainer):
         super().__init__(dtype=state_dtype(network), **kwargs)
         self.network = network
         self.seed = tuple(stateless_seed(seed).numpy().tolist())
-        self.base_measure = base_measure
+        # Out of TensorFlow's sight, which would track all that a distribution is made of as part of every export.
+        self._given = types.SimpleNamespace(base_measure=base_measure)
+        known = input_event_shape(network)
         if base_measure is not None:
             if base_measure.dtype != self.dtype:
                 raise TypeError(f"`base_measure` must have the energy's dtype {self.dtype}, got {base_measure.dtype}.")
-            event_shape = tuple(base_measure.event_shape) if event_shape is None else event_shape
-        if event_shape is None:
-            event_shape = input_event_shape(network)
+            known = tuple(base_measure.event_shape) if known is None else known
         if event_shape is not None:
-            self.build((None, *(check_count("event_shape", size) for size in event_shape)))
+            event_shape = tuple(check_count("event_shape", size) for size in event_shape)
+            if known is not None and known != event_shape:
+                raise ValueError(f"`event_shape` must be that of the network's input, {known}, got {event_shape}.")
+            known = event_shape
+        if known is not None:
+            self.build((None, *known))
 
     # --- what the model is made of ---------------------------------------------------------------------------------
 
@@ -157,6 +163,11 @@ class EnergyModel(EnergyTrainer):
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one x."""
         return self.energy_function.event_shape
+
+    @property
+    def base_measure(self) -> tfp.distributions.Distribution | None:
+        """The distribution over x that tilts the energy, if there is one."""
+        return self._given.base_measure
 
     @property
     def base(self) -> tfp.distributions.Distribution:
