@@ -24,9 +24,9 @@ def gaussian_data(d, rows=ROWS):
 
 
 def least_squares(x, seed, sign=1.0):
-    """The exact minimiser (P, Pμ) of the loss over quadratic energies for one draw of the noise, with its standard errors.
+    """The exact minimiser (P, Pμ) of the loss over quadratic energies for one draw of the noise, and its errors.
 
-    s(x*) = −Px* + Pμ, so ½‖s + ε/σ‖² is a linear regression of ε/σ on (x*, −1); the loss's own gradient must vanish at it.
+    s(x*) = −Px* + Pμ, so ½‖s + ε/σ‖² is a linear regression of ε/σ on (x*, −1).
     """
     d = x.shape[1]
     epsilon = normal(x.shape, tf.constant(seed), tf.float64).numpy()
@@ -58,12 +58,17 @@ def test_fit_finds_that_minimiser(d):
     symmetric = (estimate + estimate.T) / 2  # a quadratic form only sees the symmetric part
     quadratic = Quadratic(dtype="float64")
     model = ebm.EnergyModel(quadratic, event_shape=(d,))
-    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 400)), ebm.losses.DenoisingScoreMatching(SIGMA))
+    model.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 400)),
+        ebm.losses.DenoisingScoreMatching(SIGMA),
+    )
     model.fit(tf.data.Dataset.from_tensors(x).repeat(), steps_per_epoch=400, epochs=1, verbose=0, shuffle=False)
     # 400 draws of the noise are averaged in effect over the last ~100 steps: 5 standard errors of one draw bound it
     _, error, _ = least_squares(x, [0, 0])
     np.testing.assert_allclose(quadratic.precision(), symmetric, atol=5 * error.max())
-    np.testing.assert_allclose(quadratic.mean, np.linalg.solve(estimate, offset), atol=5 * error.max() * (1 + np.abs(offset).max()))
+    np.testing.assert_allclose(
+        quadratic.mean, np.linalg.solve(estimate, offset), atol=5 * error.max() * (1 + np.abs(offset).max())
+    )
 
 
 @pytest.mark.parametrize("d", [1, 3])
@@ -83,7 +88,7 @@ def test_value_at_the_minimum(d):
 
 
 def test_slope_at_zero_is_negative():
-    """∂/∂λ of the loss of E = ½λ‖x‖² at λ = 0 is −d: more curvature is better. A peer learned the negated energy for a year."""
+    """∂/∂λ of the loss of E = ½λ‖x‖² at λ = 0 is −d: more curvature is better (+d: the negated energy)."""
     x = tf.constant(gaussian_data(3))
     weight = tf.Variable(0.0, dtype=tf.float64)
     with tf.GradientTape() as tape:
@@ -148,7 +153,9 @@ def test_bad_sigma(sigma):
 
 
 def test_config_and_contract():
-    loss = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(ebm.losses.DenoisingScoreMatching(0.3)))
+    loss = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(ebm.losses.DenoisingScoreMatching(0.3))
+    )
     assert loss.sigma == 0.3 and ebm.losses.get("denoising_score_matching").sigma == 0.1
     x = tf.zeros([4, 2])
     with pytest.raises(TypeError, match="`seed` must be an int or two ints"):

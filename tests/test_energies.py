@@ -173,7 +173,8 @@ def test_images_and_many_coordinates_have_a_base():
     assert base.event_shape == (2, 2, 1) and base.sample(3, seed=[0, 0]).shape == (3, 2, 2, 1)
     wide = ebm.fit_base(np.random.default_rng(0).normal(2.0, 3.0, size=(900, 600)))
     assert isinstance(wide, tfd.MultivariateNormalDiag)
-    # 600 standard deviations of 900 rows: each has standard error 3/√1800 = .07; 5 of them is false once in 3000 such tests
+    # 600 standard deviations of 900 rows: each has standard error 3/√1800 = .07; 5 of them is false once in 3000 such
+    # tests
     np.testing.assert_allclose(wide.stddev(), 3.0, atol=0.36)
 
 
@@ -259,7 +260,7 @@ def test_bad_data_is_refused_and_nothing_changes(name):
 
 def test_base_is_an_honest_error_before_there_is_one():
     with pytest.raises(ValueError, match="no base distribution yet: call `adapt"):
-        ebm.EnergyModel(Quadratic(), event_shape=(2,)).base
+        _ = ebm.EnergyModel(Quadratic(), event_shape=(2,)).base
 
 
 @pytest.mark.parametrize("seed", [None, 1.5, "a", [1, 2, 3], (1.0, 2.0)])

@@ -1,4 +1,4 @@
-"""What leaves the process: `.keras` files, the codec of distributions, and the SavedModel that TensorFlow alone loads."""
+"""What leaves the process: `.keras` files, the codec of distributions, and the SavedModel for TensorFlow alone."""
 
 import json
 import subprocess
@@ -43,7 +43,8 @@ DISTRIBUTIONS = {
     "normal": lambda: tfd.MultivariateNormalTriL([1.0, 2.0, 3.0], tf.linalg.diag([0.1, 1.0, 2.0])),
     "independent": lambda: tfd.Independent(tfd.StudentT(3.0, [0.0, 1.0, 2.0], 0.3), 1),
     "mixture": lambda: tfd.MixtureSameFamily(
-        tfd.Categorical(probs=[0.3, 0.7]), tfd.MultivariateNormalDiag(tf.constant([[0.0, 0, 0], [1, 1, 1]]), [1.0, 1, 2])
+        tfd.Categorical(probs=[0.3, 0.7]),
+        tfd.MultivariateNormalDiag(tf.constant([[0.0, 0, 0], [1, 1, 1]]), [1.0, 1, 2]),
     ),
     "transformed": lambda: tfd.TransformedDistribution(
         tfd.MultivariateNormalDiag([0.0, 0.0, 0.0]), tfb.Chain([tfb.Shift([1.0, 2.0, 3.0]), tfb.Scale(0.1)])
@@ -74,11 +75,15 @@ def test_image_base_survives():
 
 def test_codec_refuses_what_it_cannot_save(tmp_path):
     model = ebm.EnergyModel(Quadratic(), base_measure=ebm.targets.two_moons())
-    with pytest.raises(TypeError, match="`base_measure` cannot be saved: .*not one of tfp.distributions"):
+    with pytest.raises(TypeError, match=r"`base_measure` cannot be saved: .*not one of tfp\.distributions"):
         model.save(tmp_path / "model.keras")
     assert not (tmp_path / "model.keras").exists()
     with pytest.raises(TypeError, match="cannot be saved: function"):
-        codec.encode(tfd.TransformedDistribution(tfd.Normal(0.0, 1.0), tfb.Inline(forward_fn=lambda x: x, forward_min_event_ndims=0)))
+        codec.encode(
+            tfd.TransformedDistribution(
+                tfd.Normal(0.0, 1.0), tfb.Inline(forward_fn=lambda x: x, forward_min_event_ndims=0)
+            )
+        )
 
 
 def test_an_interrupted_save_loses_nothing(tmp_path, monkeypatch):
@@ -151,7 +156,8 @@ def test_exported_model_runs_with_tensorflow_alone(kernel, tmp_path):
     loaded = tf.saved_model.load(str(tmp_path / "exported"))
     np.savez(
         tmp_path / "expected.npz", x=X, energy=model.energy(X), score=model.score(X),
-        unnormalized_log_prob=model.unnormalized_log_prob(X), samples=loaded.sample(X, tf.constant([0, 3]), tf.constant(25)),
+        unnormalized_log_prob=model.unnormalized_log_prob(X), samples=loaded.sample(X, tf.constant([0, 3]),
+        tf.constant(25)),
     )  # fmt: skip
     result = subprocess.run([sys.executable, "-c", LOADER, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and result.stdout.strip() == "whole", result.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""`fit` and its surroundings: every source of data, callback and option of Keras, seeds, resumption, and what is refused."""
+"""`fit` and its surroundings: sources of data, callbacks and options of Keras, seeds, resumption, what is refused."""
 
 import keras
 import numpy as np
@@ -268,7 +268,7 @@ def test_dropout_trains_with_and_evaluates_without():
 
 @keras.saving.register_keras_serializable("tests")
 class WithState(ebm.losses.Loss):
-    """A loss with a trainable number, a counter and a metric, as noise contrastive estimation or a replay buffer has."""
+    """A loss with a trainable number, a counter and a metric, as a learned log Z or a replay buffer is."""
 
     metric_names = ("offset",)
 

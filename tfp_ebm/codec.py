@@ -1,8 +1,8 @@
 """A codec between TFP distributions and JSON, so that a base measure survives a `.keras` file.
 
 TFP's distributions are no Keras objects. What they are made of is enough, though: a class within
-`tensorflow_probability.distributions` (or `.bijectors`) and its `parameters`: further distributions, arrays, plain values.
-Arrays go as base64, so that every bit comes back.
+`tensorflow_probability.distributions` (or `.bijectors`) and its `parameters`: further distributions, arrays, plain
+values. Arrays go as base64, so that every bit comes back.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 
 __all__ = ["EnergyDistribution"]
 
-# Below this many chains a run is over before XLA has compiled it. TFP's joint distributions draw a single sample to learn
-# the structure of their parts, each time they are traced.
+# Below this many chains a run is over before XLA has compiled it. TFP's joint distributions draw a single sample to
+# learn the structure of their parts, each time they are traced.
 _FEW_CHAINS = 16
 
 

@@ -1,7 +1,7 @@
 """Writing a model as a SavedModel that a process with TensorFlow alone loads: energies, scores and a sampler.
 
-The exported sampler is the package's own chain with its kernel built in and its step size an argument. It is in graph mode
-unless asked otherwise, since XLA would compile it anew for every batch size.
+The exported sampler is the package's own chain with its kernel built in and its step size an argument. It is in graph
+mode unless asked otherwise, since XLA would compile it anew for every batch size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def write_saved_model(
     path: str | os.PathLike[str],
     verbose: bool,
 ) -> None:
-    """Writes compiled functions of a model, by name, to the directory `path`; the first becomes the default signature."""
+    """Writes compiled functions of a model, by name, to the directory `path`; the first is the default signature."""
     archive = keras.export.ExportArchive()
     archive.track(model)
     for name, function in endpoints.items():

@@ -48,8 +48,8 @@ class EnergyModel(EnergyTrainer):
 
     Args:
       network: any Keras model or layer `[batch, *event] -> [batch]` or `[batch, 1]`.
-      base_measure: a `tfd.Distribution` over x that tilts the energy, E(x) = network − log base(x), which keeps Z finite
-        in every direction; None for the bare network.
+      base_measure: a `tfd.Distribution` over x that tilts the energy, E(x) = network − log base(x), which keeps Z
+        finite in every direction; None for the bare network.
       event_shape: shape of one x. Needed only if the network does not know its input shape and the model is used before
         it has seen a batch.
       seed: int or two ints; with the model's step counter it decides all noise of training.
@@ -207,7 +207,8 @@ class EnergyModel(EnergyTrainer):
     def adapt(self, x: Any) -> None:
         """Learns the units of the data, location and scale per coordinate, and fits the base distribution to it.
 
-        Constant coordinates keep scale 1 and are named in one warning. Where there is a base measure, that stays the base.
+        Constant coordinates keep scale 1 and are named in one warning. Where there is a base measure, that stays the
+        base.
 
         Args:
           x: array `[rows, *event]`, or anything that yields batches of it, such as a `tf.data.Dataset`.

@@ -1,8 +1,8 @@
 """Random numbers that are the same in graph mode and under XLA.
 
 TensorFlow's stateless generator gives the same *bits* on both roads once it is told to use Philox, but turns them into
-floating-point numbers in different ways, so `tf.random.stateless_normal` draws different noise in the two. Here the bits
-become numbers by operations of our own: a normal is √2·erf⁻¹(u) of a u uniform on (−1, 1), which under XLA is also
+floating-point numbers in different ways, so `tf.random.stateless_normal` draws different noise in the two. Here the
+bits become numbers by operations of our own: a normal is √2·erf⁻¹(u) of a u uniform on (−1, 1), which under XLA is also
 fused into what uses it, and faster than TensorFlow's.
 """
 

@@ -75,7 +75,7 @@ class EnergyTrainer(keras.Model):
             self._build_loss()
 
     def _look_at(self, x: Any, batch_size: int | None = None) -> Any:
-        """Checks `x` before Keras sees it, and takes from its first rows what the model lacks: its shape and its base."""
+        """Checks `x` before Keras sees it, and takes from its first rows what the model lacks: shape and base."""
         lacks_base = self._energy_function is None or (
             self._fitted_base is not None and not self._fitted_base.is_fitted
         )
@@ -122,8 +122,8 @@ class EnergyTrainer(keras.Model):
         self._trackers = _Trackers(loss.metric_names)
 
     def _replace_loss(self, loss: losses.Loss) -> None:
-        # Keras locks a built model against new state and never lets go of an old layer's weights; a recompiled model must
-        # do both. `_tracker` is private to Keras: this is the one place that touches it, and a test pins it.
+        # Keras locks a built model against new state and never lets go of an old layer's weights; a recompiled model
+        # must do both. `_tracker` is private to Keras: this is the one place that touches it, and a test pins it.
         self._tracker.unlock()
         if self.loss is not None:
             self._tracker.untrack(self.loss)
@@ -166,8 +166,8 @@ class EnergyTrainer(keras.Model):
     def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains the model: Keras's `fit`, with x alone.
 
-        Arrays are checked before the first step (finite, right shape, not fewer rows than `batch_size`). If there is no base
-        distribution yet, the Gaussian of the first 10 000 rows becomes it.
+        Arrays are checked before the first step (finite, right shape, not fewer rows than `batch_size`). If there is
+        no base distribution yet, the Gaussian of the first 10 000 rows becomes it.
         """
         self._assert_compile_called("fit")
         self._refuse_labels(y)
@@ -180,7 +180,7 @@ class EnergyTrainer(keras.Model):
         return super().fit(x, _labels(x, y, kwargs.get("sample_weight")), batch_size, *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """The loss on data: Keras's `evaluate`, with x alone. It changes no weight, and its noise is always the same."""
+        """The loss on data: Keras's `evaluate`, with x alone. It changes no weight; its noise is always the same."""
         self._assert_compile_called("evaluate")
         self._refuse_labels(y)
         if is_array(x):

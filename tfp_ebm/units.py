@@ -45,7 +45,7 @@ class Units(keras.layers.Layer):
         lost = np.setdiff1d(lost, constant)
         if len(lost):
             raise ValueError(
-                f"{self.variable_dtype} cannot resolve `x` in coordinates {self._listed(lost)}: their mean is more than "
+                f"{self.variable_dtype} cannot resolve `x` in coordinates {self._listed(lost)}: their mean is over "
                 "a million times their standard deviation; subtract it first, or use a float64 network."
             )
         if len(constant):

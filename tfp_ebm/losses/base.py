@@ -82,7 +82,8 @@ class Loss(keras.layers.Layer):
         """The objective itself, written by the subclass; `seed` is int32[2]."""
         raise NotImplementedError(f"{type(self).__name__} must implement `call`.")
 
-    # Keras's own __call__ refuses a callable as first argument and would cast x, so ours does the little that is needed.
+    # Keras's own __call__ refuses a callable as first argument and would cast x, so ours does the little that is
+    # needed.
     def __call__(
         self,
         energy_fn: Callable[..., tf.Tensor],
@@ -115,7 +116,8 @@ class Loss(keras.layers.Layer):
         output = self.call(energy_fn, x, condition, seed=stateless_seed(seed), training=training)
         if set(output.metrics) != set(self.metric_names):
             raise ValueError(
-                f"{type(self).__name__} declares metric_names {self.metric_names}, but returned {tuple(output.metrics)}."
+                f"{type(self).__name__} declares metric_names {self.metric_names}, "
+                f"but returned {tuple(output.metrics)}."
             )
         return output
 

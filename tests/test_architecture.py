@@ -1,0 +1,179 @@
+"""The package's shape: floors, size, names, documentation, and an import without side effects."""
+
+import ast
+import inspect
+import os
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+
+import tfp_ebm as ebm
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "tfp_ebm"
+FLOORS = [
+    {"arguments", "files", "noise", "derivatives"},
+    {"base", "batches", "units", "energy", "codec", "networks", "targets", "datasets"},
+    {"mcmc"},
+    {"losses"},
+    {"trainer", "export", "model", "distribution", "composition", "callbacks", "recipes"},
+    {"evaluation", "plotting", "cli", "__main__"},
+]
+FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path):
+    """The top-level module that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """Top-level modules of the package that a file imports at run time; imports for type checkers are no arrows."""
+    found = set()
+
+    def visit(node):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[1] for alias in node.names if alias.name.startswith("tfp_ebm."))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tfp_ebm":
+            parts = node.module.split(".")
+            found.update([parts[1]] if len(parts) > 1 else [alias.name for alias in node.names])
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found & set(FLOOR)
+
+
+def climbing(edges):
+    """The imports that go up, and the rooms of one floor that import each other in a circle."""
+    up = sorted((a, b) for a, b in edges if FLOOR[b] > FLOOR[a])
+    level = {(a, b) for a, b in edges if a != b and FLOOR[a] == FLOOR[b]}
+    reach = set(level)
+    while True:
+        more = {(a, d) for a, b in reach for c, d in level if b == c} - reach
+        if not more:
+            break
+        reach |= more
+    return up + sorted((a, b) for a, b in reach if a == b)
+
+
+def test_every_module_has_a_floor():
+    assert {room(path) for path in FILES} - {"__init__"} <= set(FLOOR)
+
+
+def test_imports_only_go_down():
+    edges = {(room(path), target) for path in FILES if room(path) != "__init__" for target in imports(path)}
+    assert len(edges) > 20 and climbing(edges) == []
+
+
+@pytest.mark.parametrize(
+    "planted", [{("derivatives", "model")}, {("losses", "trainer")}, {("base", "units"), ("units", "base")}]
+)
+def test_the_check_sees_a_planted_import(planted):
+    assert climbing(planted) != []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_are_small_and_tell_their_story(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    assert ast.get_docstring(ast.parse(text))
+    assert "utils" not in path.stem
+
+
+BLOCKED = """
+import sys, keras, tensorflow_probability  # Keras imports matplotlib by itself where it is installed
+for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+    del sys.modules[name]
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "matplotlib":
+            raise AssertionError("matplotlib was imported")
+sys.meta_path.insert(0, Refuse())
+import tfp_ebm, tfp_ebm.cli, tfp_ebm.plotting
+"""
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_import_is_silent_and_does_not_load_matplotlib(planted):
+    code = BLOCKED + ("import matplotlib.pyplot" if planted else "")
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    if planted:
+        assert "matplotlib was imported" in result.stderr
+        return
+    assert result.returncode == 0, result.stderr[-1000:]
+    assert result.stdout == ""
+    # what TensorFlow's C++ libraries say at start-up is theirs
+    assert not [line for line in result.stderr.splitlines() if "tfp_ebm" in line or "Warning" in line]
+
+
+PINNED = """
+EnergyModel EnergyDistribution fit_base
+networks.mlp networks.convnet networks.LayerNormalization networks.GroupNormalization networks.SpectralNormalization
+derivatives.score losses.Loss losses.LossOutput losses.DenoisingScoreMatching
+mcmc.RandomWalk mcmc.HMC mcmc.MALA mcmc.Langevin mcmc.NUTS mcmc.Adaptive mcmc.sample mcmc.diagnose
+recipes.low_dimensional datasets.two_moons datasets.load
+targets.two_gaussians targets.rosenbrock targets.banana targets.eight_gaussians targets.two_moons targets.rings
+targets.pinwheel targets.checkerboard
+""".split()
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_pinned_names_are_there(name):
+    value = ebm
+    for part in name.split("."):
+        assert part in value.__all__
+        value = getattr(value, part)
+
+
+def test_arguments_of_pinned_names():
+    def names(function):
+        return [name for name in inspect.signature(function).parameters if name not in ("self", "kwargs")]
+
+    assert names(ebm.EnergyModel.__init__) == ["network", "base_measure", "event_shape", "seed"]
+    assert names(ebm.EnergyDistribution.__init__)[:6] == [
+        "energy", "event_shape", "kernel", "base", "num_burnin_steps", "log_normalizer",
+    ]  # fmt: skip
+    assert names(ebm.networks.mlp) == ["event_shape", "units", "activation", "fourier_features", "dtype", "seed"]
+    assert names(ebm.losses.DenoisingScoreMatching) == ["sigma"]
+    assert names(ebm.mcmc.HMC) == ["step_size", "num_leapfrog_steps", "mass"]
+    assert names(ebm.mcmc.sample) == [
+        "target_log_prob_fn", "initial_state", "kernel", "num_results", "num_burnin_steps", "num_steps_between_results",
+        "seed", "jit_compile", "progress",
+    ]  # fmt: skip
+    assert re.fullmatch(r"\d+\.\d+\.\d+\w*", ebm.__version__)
+
+
+def public():
+    """Every public name: of the package, of its subpackages, and of each of their modules."""
+    for info in [None, *pkgutil.walk_packages(ebm.__path__, "tfp_ebm.")]:
+        if info is not None and info.name.endswith("__main__"):
+            continue
+        module = ebm if info is None else __import__(info.name, fromlist=["_"])
+        for name in module.__all__:
+            yield f"{module.__name__}.{name}", getattr(module, name)
+
+
+def test_every_public_name_is_documented():
+    undocumented, without_example = [], []
+    for name, value in public():
+        if not (inspect.isclass(value) or inspect.isfunction(value)):
+            continue
+        if not inspect.getdoc(value):
+            undocumented.append(name)
+        if inspect.isclass(value):
+            for method, function in vars(value).items():
+                if inspect.isfunction(function) and not method.startswith("_") and not function.__doc__:
+                    undocumented.append(f"{name}.{method}")
+        if name.count(".") <= 2 and ">>>" not in (value.__doc__ or "") and name.split(".")[1] in ebm.__all__:
+            without_example.append(name)
+    assert undocumented == []
+    assert without_example == []

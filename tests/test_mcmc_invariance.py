@@ -1,0 +1,167 @@
+"""Calibrated kernels leave their target unchanged; Langevin dynamics has the bias that its formula says.
+
+The chains start at exact draws from the target, and after a few steps must still be exact draws. Half of them run on
+the target p, half, as the negative control, on the cooler p^1.25: the very same test must reject those.
+"""
+
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import mcmc
+
+tfd = tfp.distributions
+NUM_CHAINS = 40_000
+COOLER = 1.25
+
+
+def gaussian():
+    """N(0, [[1, .6], [.6, 1]]), and the distribution functions of two marginals and a projection."""
+    target = tfd.MultivariateNormalTriL(scale_tril=np.linalg.cholesky([[1.0, 0.6], [0.6, 1.0]]))
+    projections = {(1.0, 0.0): 1.0, (0.0, 1.0): 1.0, (1.0, -1.0): np.sqrt(0.8), (1.0, 1.0): np.sqrt(3.2)}
+    return target, {axis: scipy.stats.norm(0, sd).cdf for axis, sd in projections.items()}
+
+
+def mixture():
+    """.3 N((−1, 0), .8²I) + .7 N((1, .5), .8²I)."""
+    weights, means, sd = np.array([0.3, 0.7]), np.array([[-1.0, 0.0], [1.0, 0.5]]), 0.8
+    target = tfd.MixtureSameFamily(
+        tfd.Categorical(probs=weights), tfd.MultivariateNormalDiag(means, scale_diag=np.full([2, 2], sd))
+    )
+
+    def cdf(axis):
+        axis = np.array(axis)
+        scale = sd * np.linalg.norm(axis)
+        return lambda x: sum(w * scipy.stats.norm(m @ axis, scale).cdf(x) for w, m in zip(weights, means, strict=True))
+
+    return target, {axis: cdf(axis) for axis in [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (1.0, -1.0)]}
+
+
+def smallest_p_value(x, cdfs):
+    """Of the Kolmogorov-Smirnov tests along all axes, times their number (Bonferroni)."""
+    return min(1.0, len(cdfs) * min(scipy.stats.kstest(x @ np.array(axis), cdf).pvalue for axis, cdf in cdfs.items()))
+
+
+KERNELS = {
+    # kernel, steps, compiled by XLA (which only NUTS needs)
+    "random_walk": (mcmc.RandomWalk(0.8), 12, False),
+    "mala": (mcmc.MALA([0.9, 1.1]), 6, False),
+    "hmc": (mcmc.HMC(0.5, 3, mass=[1.0, 1.5]), 4, False),
+    "nuts": (mcmc.NUTS(0.5, max_tree_depth=3), 2, True),
+    "adaptive": (mcmc.Adaptive(mcmc.HMC(0.5, 3), num_adaptation_steps=0), 4, False),
+}
+
+
+# Each test accepts at p > 1e-3, so for a new seed the ten of them would raise a false alarm once in a hundred; the
+# controls must reach p < 2e-5. Power: the cooler Gaussian has .8 of the variance, a KS distance of .027 when the chain
+# has mixed, and √40 000 · .027 = 5.4 is p = 1e-25.
+@pytest.mark.parametrize("make_target", [gaussian, mixture])
+@pytest.mark.parametrize("name", KERNELS)
+def test_exact_draws_stay_exact(name, make_target):
+    kernel, num_steps, jit_compile = KERNELS[name]
+    target, cdfs = make_target()
+    inverse_temperature = np.repeat([1.0, COOLER], NUM_CHAINS)
+    start = target.sample(2 * NUM_CHAINS, seed=tf.constant([0, 5]))
+    samples = mcmc.sample(
+        lambda x: inverse_temperature * target.log_prob(x),
+        start,
+        kernel,
+        num_results=num_steps,
+        seed=17,
+        jit_compile=jit_compile,
+    )
+    end = samples.states[-1].numpy()
+    assert smallest_p_value(end[:NUM_CHAINS], cdfs) > 1e-3
+    assert smallest_p_value(end[NUM_CHAINS:], cdfs) < 2e-5
+
+    # A kernel that does not move is invariant too, so the chains must move by a good part of the target's width.
+    jump = np.mean(np.sum((end - start) ** 2, -1)) / np.sum(np.var(start, axis=0))
+    assert jump > 0.5
+    if name != "nuts":  # which always finds a point of its trajectory to go to
+        assert 0.5 < np.mean(samples.is_accepted) < 0.99
+
+
+def test_the_start_is_exact():
+    """The test itself: exact draws pass, and draws of the cooler Gaussian do not."""
+    target, cdfs = gaussian()
+    x = target.sample(NUM_CHAINS, seed=tf.constant([0, 6])).numpy()
+    assert smallest_p_value(x, cdfs) > 1e-3
+    assert smallest_p_value(x / np.sqrt(COOLER), cdfs) < 2e-5
+
+
+def test_mala_and_hmc_of_one_step_agree():
+    """Two independent runs of 40 000 chains: acceptance by a z-test, the law of the first jump by two-sample KS tests.
+
+    The z-test takes its standard error from the chains (about .002 for the difference); |z| < 4 raises a false alarm
+    once in 16 000, the two KS tests at 1e-3 once in 500. The control, step size ε² for ε as in TFP's MALA, must fail
+    both: its jumps are a tenth longer.
+    """
+    target, _ = mixture()
+    start = target.sample(NUM_CHAINS, seed=tf.constant([0, 7]))
+
+    def run(kernel, seed):
+        samples = mcmc.sample(target.log_prob, start, kernel, num_results=6, seed=seed, jit_compile=False)
+        per_chain = np.mean(samples.is_accepted, axis=0)
+        return (samples.states[0] - start).numpy(), per_chain.mean(), per_chain.var() / NUM_CHAINS
+
+    mala, acceptance, variance = run(mcmc.MALA(1.1), 1)
+    hmc, acceptance_hmc, variance_hmc = run(mcmc.HMC(1.1, 1), 2)
+    squared, acceptance_squared, variance_squared = run(mcmc.HMC(1.1**2, 1), 3)
+    assert abs(acceptance - acceptance_hmc) < 4 * np.sqrt(variance + variance_hmc)
+    assert abs(acceptance - acceptance_squared) > 4 * np.sqrt(variance + variance_squared)
+    for k in range(2):
+        assert scipy.stats.ks_2samp(mala[:, k], hmc[:, k]).pvalue > 1e-3
+    assert min(scipy.stats.ks_2samp(mala[:, k], squared[:, k]).pvalue for k in range(2)) < 2e-5
+
+
+@pytest.mark.parametrize("noise_scale", [None, 0.5, 2.0])
+def test_stationary_variance_of_langevin(noise_scale):
+    """T/(1 − ε²/4) on N(0, 1), T = τ²/ε², for 40 000 independent chains after 60 steps of autocorrelation 1 − ε²/2.
+
+    At ε = 1 that is .5 a step, so the start is forgotten to 2⁻⁶⁰. The draws are independent and Gaussian: standard
+    error √(2/n) = .7 % of the variance; 4 SE raise a false alarm once in 16 000. Controls, all beyond 4 SE: no
+    discretisation bias (25 % off), and the convention x' = x − ηE' + √(2η)Z read as η = ε² (variance 1/(1 − ε²/2) = 2).
+    """
+    epsilon = 1.0
+    temperature = 1.0 if noise_scale is None else noise_scale**2 / epsilon**2
+    samples = mcmc.sample(
+        lambda x: -0.5 * x**2,
+        np.zeros([NUM_CHAINS]),
+        mcmc.Langevin(epsilon, noise_scale),
+        num_results=1,
+        num_burnin_steps=60,
+        seed=3,
+        jit_compile=False,
+    )
+    variance = np.var(samples.states)
+    error = np.sqrt(2 / NUM_CHAINS)
+    truth = temperature / (1 - epsilon**2 / 4)
+    assert abs(variance / truth - 1) < 4 * error
+    for wrong in (temperature, temperature / (1 - epsilon**2 / 2)):
+        assert abs(variance / wrong - 1) > 4 * error
+
+
+def test_variance_of_a_single_langevin_chain():
+    """The same from one long chain, whose standard error comes from its ESS.
+
+    x² of a Gaussian chain of autocorrelation ρ = 1 − ε²/2 has autocorrelation ρ²; the variance of the mean of x² is
+    2v²/ESS. 20 000 steps give an error of 1.3 % of the variance, and the ESS itself to 3 % (measured): 4 SE each.
+    """
+    epsilon = 1.0
+    chain = mcmc.sample(
+        lambda x: -0.5 * tf.reduce_sum(x**2, -1),
+        np.zeros([1, 1]),
+        mcmc.Langevin(epsilon),
+        num_results=20_000,
+        num_burnin_steps=100,
+        seed=4,
+        jit_compile=True,
+    )
+    squares = mcmc.diagnose(chain.states**2)
+    rho = (1 - epsilon**2 / 2) ** 2
+    assert abs(squares.ess[0] / (20_000 * (1 - rho) / (1 + rho)) - 1) < 0.12
+    assert abs(squares.mean[0] - 1 / (1 - epsilon**2 / 4)) < 4 * squares.mcse[0]
+    for wrong in (1.0, 1 / (1 - epsilon**2 / 2)):
+        assert abs(squares.mean[0] - wrong) > 4 * squares.mcse[0]

@@ -1,0 +1,179 @@
+"""Step sizes that tune themselves during burn-in.
+
+Dual averaging (Nesterov 2009; Hoffman & Gelman 2014, §3.2) moves log ε by the running sum of (target acceptance − mean
+acceptance of the chains), and after the adaptation fixes ε at a weighted average of the values tried. While ε depends
+on the past the chain has no invariant law, so only draws after the adaptation count: it ends within the burn-in, and
+the step size then stays frozen.
+
+`tfp.mcmc.DualAveragingStepSizeAdaptation` does the averaging. It expects the step size in the kernel's results, where
+TFP's random walk and Langevin kernels do not put it; `_Tunable` puts it there for every kernel of this package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import arguments
+from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
+
+__all__ = ["Adaptive"]
+
+# Adaptation ends before the burn-in does, so that the chain forgets how its step size came about.
+_ADAPTED_SHARE_OF_BURNIN = 0.8
+
+
+@keras.saving.register_keras_serializable(package="tfp_ebm")
+@dataclasses.dataclass(frozen=True)
+class Adaptive(Kernel):
+    """A kernel whose step size adapts during the first steps until a given share of its proposals is accepted.
+
+    One step size for all chains, by the mean of min(1, acceptance ratio) over them. A proposal with a non-finite ratio
+    counts as rejected. Arrays of step sizes and masses keep their proportions: one factor is adapted. Given
+    `num_adaptation_steps=0`, or no burn-in to adapt in, it is the inner kernel.
+
+    Args:
+      kernel: `HMC`, `MALA`, `NUTS` or `RandomWalk`; its own step size is where adaptation starts.
+      num_adaptation_steps: number of steps to adapt for; None is 80 % of the burn-in of `ebm.mcmc.sample`.
+      target_accept_prob: acceptance aimed at, in (0, 1). None is the kernel's optimum: .75 for HMC, .8 for NUTS,
+        .574 for MALA, .234 for RandomWalk.
+
+    Raises:
+      TypeError: if `kernel` is not one that can be adapted.
+      ValueError: if it accepts everything (Langevin), or a number is out of range.
+
+    >>> from tfp_ebm.mcmc.kernels import MALA
+    >>> Adaptive(MALA(step_size=0.1)).target_accept_prob
+    0.574
+    """
+
+    kernel: Kernel
+    num_adaptation_steps: int | None = None
+    target_accept_prob: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kernel, Kernel) or isinstance(self.kernel, Adaptive):
+            raise TypeError(f"`kernel` must be an HMC, MALA, NUTS or RandomWalk, got {self.kernel!r}.")
+        optimum = self.kernel.optimal_accept_prob
+        if optimum is None:
+            raise ValueError(
+                f"`kernel` must accept or reject its proposals for its step size to adapt; {self.kernel!r} does not."
+            )
+        target = arguments.check_positive(
+            "target_accept_prob", optimum if self.target_accept_prob is None else self.target_accept_prob
+        )
+        if target >= 1:
+            raise ValueError(f"`target_accept_prob` must lie between 0 and 1, got {target!r}.")
+        steps = self.num_adaptation_steps
+        self._normalize(
+            num_adaptation_steps=None if steps is None else arguments.check_count("num_adaptation_steps", steps, 0),
+            target_accept_prob=target,
+        )
+
+    def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
+        """See `Kernel.build`; `step_size` is where adaptation starts."""
+        if self.num_adaptation_steps is None:
+            raise ValueError(
+                "`num_adaptation_steps` must be given: only `ebm.mcmc.sample` knows the burn-in that None refers to."
+            )
+        return tfp.mcmc.DualAveragingStepSizeAdaptation(
+            _Tunable(self.kernel, target_log_prob_fn, step_size),
+            num_adaptation_steps=self.num_adaptation_steps,
+            target_accept_prob=self.target_accept_prob,
+            step_size_setter_fn=lambda results, value: results._replace(step_size=value),
+            step_size_getter_fn=lambda results: results.step_size,
+        )
+
+    @property
+    def step(self) -> Any:
+        """Where the step size starts."""
+        return self.kernel.step
+
+    @property
+    def structure(self) -> Adaptive:
+        """See `Kernel.structure`."""
+        return dataclasses.replace(self, kernel=self.kernel.structure)
+
+    @property
+    def uses_gradient(self) -> bool:
+        """The inner kernel's."""
+        return self.kernel.uses_gradient
+
+    @property
+    def evaluations_per_step(self) -> int:
+        """The inner kernel's."""
+        return self.kernel.evaluations_per_step
+
+    def with_burnin(self, num_burnin_steps: int) -> Adaptive:
+        """This kernel with its number of adaptation steps settled."""
+        if self.num_adaptation_steps is not None:
+            if self.num_adaptation_steps > num_burnin_steps:
+                warnings.warn(
+                    f"The step size adapts for {self.num_adaptation_steps} steps, the burn-in has {num_burnin_steps}: "
+                    "draws kept while it adapts do not follow the target.",
+                    stacklevel=3,
+                )
+            return self
+        return dataclasses.replace(self, num_adaptation_steps=int(_ADAPTED_SHARE_OF_BURNIN * num_burnin_steps))
+
+    def step_after(self, results: Any, step_size: Any) -> Any:
+        """The adapted step size."""
+        del step_size
+        return results.new_step_size
+
+    def check_event(self, event_shape: tuple[int, ...]) -> None:
+        """See `Kernel.check_event`."""
+        self.kernel.check_event(event_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """The fields, for Keras."""
+        return {**super().get_config(), "kernel": keras.saving.serialize_keras_object(self.kernel)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Adaptive:
+        """The inverse of `get_config`."""
+        return cls(**{**config, "kernel": keras.saving.deserialize_keras_object(config["kernel"])})
+
+
+class _TunableResults(NamedTuple):
+    inner_results: Any
+    step_size: Any
+
+
+class _Tunable(tfp.mcmc.TransitionKernel):
+    """A kernel that reads its step size from its results and is built afresh with it at each step."""
+
+    def __init__(self, kernel: Kernel, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> None:
+        self._parameters = {"kernel": kernel, "target_log_prob_fn": target_log_prob_fn, "step_size": step_size}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return self._parameters
+
+    @property
+    def is_calibrated(self) -> bool:
+        return True
+
+    def _build(self, step_size: Any) -> tfp.mcmc.TransitionKernel:
+        return self._parameters["kernel"].build(self._parameters["target_log_prob_fn"], step_size)
+
+    def bootstrap_results(self, init_state: Any) -> _TunableResults:
+        inner_results = self._build(self._parameters["step_size"]).bootstrap_results(init_state)
+        dtype = tf.nest.flatten(init_state)[0].dtype
+        return _TunableResults(inner_results, tf.convert_to_tensor(self._parameters["step_size"], dtype))
+
+    def one_step(
+        self, current_state: Any, previous_kernel_results: _TunableResults, seed: Any = None
+    ) -> tuple[Any, _TunableResults]:
+        step_size = previous_kernel_results.step_size
+        inner_results = previous_kernel_results.inner_results
+        # NUTS reads its step size from its results, the others leave that field empty or have none.
+        if tf.is_tensor(getattr(inner_results, "step_size", None)):
+            inner_results = inner_results._replace(step_size=step_size)
+        state, inner_results = self._build(step_size).one_step(current_state, inner_results, seed=seed)
+        return state, _TunableResults(inner_results, step_size)

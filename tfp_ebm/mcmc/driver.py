@@ -1,0 +1,236 @@
+"""The compiled loop that runs a chain, and the store where compiled loops are found again.
+
+The loop is flat: step t of all T steps writes its state into the slot of the result that it belongs to, and the last
+writer of a slot is the step to be kept. Burn-in and thinning so need no loop of their own, the kernel appears once in
+the compiled program, and any stretch of steps is run by the same program.
+
+Neither a `Chain` nor the store keeps a target alive: both refer to it weakly. They could not otherwise be found again
+through a bound method, which is a new object at each look at it, without keeping the whole model of a user for ever.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
+
+__all__ = ["Chain", "Rows", "chain_key", "find_chain"]
+
+# Chains per target; a chain more is compiled again.
+_MAX_CHAINS = 16
+
+
+class Rows(NamedTuple):
+    """The kept steps of a stretch of a chain, each `[num_results, *chains, ...]`; slots of other stretches hold zeros.
+
+    `log_prob` is () where the kernel's results may speak of another density than the target.
+    """
+
+    states: tf.Tensor
+    log_prob: Any
+    is_accepted: tf.Tensor
+    step_size: Any
+
+    def between(self, low: int, high: int) -> Rows:
+        """The results `low` to `high - 1`."""
+        kept = tf.nest.map_structure(lambda row: row[low:high], self._replace(step_size=()))
+        return kept._replace(step_size=self.step_size)
+
+    @staticmethod
+    def join(stretches: list[Rows]) -> Rows:
+        """The rows of consecutive stretches as one; the step size is the last one's."""
+        bare = [rows._replace(step_size=()) for rows in stretches]
+        joined = tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), *bare)
+        return joined._replace(step_size=stretches[-1].step_size)
+
+
+class Chain:
+    """Chains of one kernel on one target, as functions of tensors.
+
+    Args:
+      resolve: returns the target; called while tracing only.
+      kernel: a kernel without step sizes, or any callable that builds a TFP kernel.
+      num_results: states to keep.
+      jit_compile: True or False compile `start`, `advance` and `log_prob`; None leaves them to an outer function.
+
+    Attributes:
+      is_xla: whether `advance` is compiled by XLA.
+      xla_failed: whether that was tried in vain.
+    """
+
+    def __init__(
+        self, resolve: Callable[[], TargetLogProbFn], kernel: Any, num_results: int, jit_compile: bool | None = None
+    ) -> None:
+        self._resolve = resolve
+        self._kernel = kernel
+        self._num_results = num_results
+        self.is_xla = bool(jit_compile)
+        self.xla_failed = False
+        self.start: Callable[..., Any] = self._start
+        self.advance: Callable[..., Any] = self._advance
+        self.log_prob: Callable[..., Any] = self._log_prob
+        if jit_compile is not None:
+            # `partial`, because TensorFlow counts traces by code object and would warn of the traces of all chains.
+            # One evaluation is not worth compiling by XLA.
+            self.start = tf.function(functools.partial(self._start), autograph=False)
+            self.log_prob = tf.function(functools.partial(self._log_prob), autograph=False)
+            self.advance = tf.function(functools.partial(self._advance), autograph=False, jit_compile=jit_compile)
+
+    def _build(self, step_size: Any) -> Any:
+        target = self._resolve()
+        if isinstance(self._kernel, Kernel):
+            return self._kernel.build(target, step_size)
+        kernel = self._kernel(target)
+        if not isinstance(kernel, tfp.mcmc.TransitionKernel):
+            raise TypeError(
+                f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got one that returns a "
+                f"{type(kernel).__name__}."
+            )
+        return kernel
+
+    def _start(self, state: tf.Tensor, step_size: Any) -> tuple[Any, tf.Tensor]:
+        """The kernel's results at `state`, and the target's log density there."""
+        log_prob = self._check_target(state)
+        return self._build(step_size).bootstrap_results(state), log_prob
+
+    def _advance(
+        self,
+        state: tf.Tensor,
+        results: Any,
+        start_log_prob: tf.Tensor,
+        steps: tuple[tf.Tensor, tf.Tensor],
+        step_size: Any,
+        key: tf.Tensor,
+        num_burnin_steps: tf.Tensor,
+        stride: tf.Tensor,
+    ) -> tuple[tf.Tensor, Any, Rows]:
+        """Steps `steps[0]` to `steps[1] - 1` of the chain."""
+        kernel = self._build(step_size)
+        own = isinstance(self._kernel, Kernel)
+        chain_shape = start_log_prob.shape
+
+        def one_step(
+            step: tf.Tensor, state: tf.Tensor, results: Any, arrays: tuple[tf.TensorArray, ...]
+        ) -> tuple[tf.Tensor, tf.Tensor, Any, tuple[tf.TensorArray, ...]]:
+            moved, results = kernel.one_step(state, results, seed=tf.stack([key, step]))
+            moved = tf.ensure_shape(moved, state.shape)
+            kept: tuple[Any, ...] = (moved, _is_accepted(kernel, results, state, moved, start_log_prob))
+            if own:
+                kept += (_find(results, "target_log_prob"),)
+            slot = (tf.maximum(step - num_burnin_steps, 0) + stride - 1) // stride
+            arrays = tuple(array.write(slot, value) for array, value in zip(arrays, kept, strict=True))
+            return step + 1, moved, results, arrays
+
+        shapes = [(state.dtype, state.shape), (tf.bool, chain_shape)]
+        if own:
+            shapes.append((state.dtype, chain_shape))
+        arrays = tuple(
+            tf.TensorArray(dtype, self._num_results, element_shape=shape, clear_after_read=False)
+            for dtype, shape in shapes
+        )
+        _, state, results, arrays = tf.while_loop(
+            lambda step, *_: step < steps[1], one_step, (steps[0], state, results, arrays), parallel_iterations=1
+        )
+        kept = tuple(array.stack() for array in arrays)
+        final = self._kernel.step_after(results, step_size) if own else None
+        return state, results, Rows(kept[0], kept[2] if own else (), kept[1], final)
+
+    def last_state(self, state: tf.Tensor, step_size: Any, seed: tf.Tensor, num_steps: tf.Tensor) -> tf.Tensor:
+        """The state after `num_steps` steps, a tensor; for functions that are themselves compiled."""
+        results, log_prob = self.start(state, step_size)
+        steps = (tf.constant(0), num_steps)
+        return self.advance(state, results, log_prob, steps, step_size, chain_key(seed), num_steps, tf.constant(1))[0]
+
+    def _log_prob(self, states: tf.Tensor) -> tf.Tensor:
+        """The target at kept states."""
+        return tf.map_fn(self._resolve(), states, fn_output_signature=states.dtype)
+
+    def _check_target(self, state: tf.Tensor) -> tf.Tensor:
+        """The target's value, if target, state and kernel fit together; an error that says why if not."""
+        state = tf.identity(state)  # TFP's bijectors remember values by tensor, without their gradient
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(state)
+            value = tf.convert_to_tensor(self._resolve()(state))
+        if value.dtype != state.dtype:
+            raise TypeError(
+                f"`initial_state` and the target's values must have one dtype, got {state.dtype.name} and "
+                f"{value.dtype.name}."
+            )
+        rank = value.shape.rank
+        if rank is None or rank > state.shape.rank or not value.shape.is_compatible_with(state.shape[:rank]):
+            raise ValueError(
+                f"`target_log_prob_fn` must return one number per chain, [*chains], for a state [*chains, *event]; for "
+                f"`initial_state` of shape {tuple(state.shape)} it returned shape {value.shape}."
+            )
+        if isinstance(self._kernel, Kernel):
+            if state.shape[rank:].is_fully_defined():
+                self._kernel.check_event(tuple(state.shape[rank:]))
+            if self._kernel.uses_gradient and tape.gradient(value, state) is None:
+                raise ValueError(
+                    f"`target_log_prob_fn` must be differentiable in the state for {type(self._kernel).__name__}; its "
+                    "gradient is None. RandomWalk needs no gradient."
+                )
+        return value
+
+
+def chain_key(seed: tf.Tensor) -> tf.Tensor:
+    """The hash of the seed that stands beside the step's number in the seed of each step."""
+    return tf.random.stateless_uniform([], seed, None, None, tf.int32, alg="philox")
+
+
+def _find(results: Any, name: str) -> Any:
+    """The outermost field of that name in nested kernel results, or None."""
+    while results is not None:
+        if hasattr(results, name):
+            return getattr(results, name)
+        results = getattr(results, "inner_results", getattr(results, "accepted_results", None))
+    return None
+
+
+def _is_accepted(kernel: Any, results: Any, before: tf.Tensor, after: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    if not kernel.is_calibrated:
+        return tf.ones_like(like, tf.bool)
+    accepted = _find(results, "is_accepted")
+    if accepted is None:
+        accepted = tf.reduce_any(before != after, axis=list(range(like.shape.rank, after.shape.rank)))
+    return accepted
+
+
+_CHAINS: dict[Hashable, tuple[Callable[[], Any], OrderedDict[Hashable, Chain]]] = {}
+
+
+def find_chain(target: TargetLogProbFn, kernel: Any, num_results: int, jit_compile: bool) -> Chain:
+    """The chain compiled for an equal target and kernel before, or a new one.
+
+    Args:
+      target: a function, a callable object, or a bound method; methods are equal if they are of one object.
+      kernel: hashable; the chain refers to it strongly.
+      num_results: states to keep.
+      jit_compile: whether by XLA.
+    """
+    owner, function = (target.__self__, target.__func__) if isinstance(target, types.MethodType) else (target, None)
+    name = (id(owner), function)
+    try:
+        if name not in _CHAINS:
+            reference: Callable[[], Any] = weakref.ref(target) if function is None else weakref.WeakMethod(target)
+            # Once the owner has died its id may become another object's: forget it then.
+            weakref.finalize(owner, _CHAINS.pop, name, None).atexit = False
+            _CHAINS[name] = (reference, OrderedDict())
+    except TypeError:  # no weak references to such an object, so no way to keep its chain without keeping it
+        return Chain(lambda: target, kernel, num_results, jit_compile)
+    resolve, chains = _CHAINS[name]
+    key = (kernel, num_results, jit_compile)
+    if key not in chains:
+        chains[key] = Chain(resolve, kernel, num_results, jit_compile)
+        if len(chains) > _MAX_CHAINS:
+            chains.popitem(last=False)
+    chains.move_to_end(key)
+    return chains[key]

@@ -1,0 +1,156 @@
+"""Langevin dynamics as a TFP transition kernel (eq. 65 of the note).
+
+The overdamped Langevin equation dX = ½∇log p(X) dt + dB leaves p unchanged. One Euler-Maruyama step of dt = ε² is
+
+    x' = x + ½ε²∇log p(x) + τZ,    Z ~ N(0, I),    τ = ε.                                                        (65)
+
+The discretisation is biased (on N(0, 1) its stationary variance is 1/(1 − ε²/4)); Metropolis-Hastings removes the bias,
+which makes it MALA. The proposal density is q(x'|x) = N(x + ½ε²g, τ²I) with g = ∇log p(x). Seen from the other end the
+same move needs the noise −Z', with Z' = Z + ½(ε²/τ)(g + g'), so that
+
+    log q(x|x') − log q(x'|x) = ½‖Z‖² − ½‖Z'‖².
+
+For τ = ε, Z and Z' are the first and last momentum of one leapfrog step: MALA(ε) *is* HMC(ε, one leapfrog step).
+This form also subtracts no nearly equal positions, as the quotient of the two densities would.
+
+TFP has this kernel too; it is not used because it differentiates its (constant) volatility in every step, in a loop
+over the coordinates. Its `step_size` is ε².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+__all__ = ["UncalibratedLangevin", "UncalibratedLangevinResults"]
+
+
+class UncalibratedLangevinResults(NamedTuple):
+    """What a Langevin step leaves behind; the fields that `tfp.mcmc.MetropolisHastings` reads.
+
+    Attributes:
+      log_acceptance_correction: log q(x|x') − log q(x'|x), shape `[*chains]`; zeros where it is not asked for.
+      target_log_prob: log p at the new state, `[*chains]`.
+      grads_target_log_prob: list with ∇log p at the new state, one per part of the state.
+      seed: the seed of the step.
+    """
+
+    log_acceptance_correction: Any
+    target_log_prob: Any
+    grads_target_log_prob: Any
+    seed: Any
+
+
+class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
+    """One step x' = x + ½ε²∇log p(x) + τZ, without acceptance (eq. 65).
+
+    `tfp.mcmc.MetropolisHastings(UncalibratedLangevin(...))` is MALA.
+
+    Args:
+      target_log_prob_fn: log p up to a constant; takes the state, or its parts if the state is a list.
+      step_size: ε, a number or tensor that broadcasts with the state.
+      noise_scale: τ; None means ε.
+      compute_acceptance: whether `log_acceptance_correction` is computed; a chain that is never accepted or rejected
+        saves that work.
+      name: of the operations.
+
+    >>> normal = lambda x: -0.5 * tf.reduce_sum(x**2, -1)
+    >>> kernel = UncalibratedLangevin(normal, step_size=0.5)
+    >>> x = tf.ones([3, 2])
+    >>> x_next, results = kernel.one_step(x, kernel.bootstrap_results(x), seed=tf.constant([0, 1]))
+    >>> x_next.shape, results.target_log_prob.shape, kernel.is_calibrated
+    (TensorShape([3, 2]), TensorShape([3]), False)
+    """
+
+    def __init__(
+        self,
+        target_log_prob_fn: Callable[..., tf.Tensor],
+        step_size: Any,
+        noise_scale: Any = None,
+        compute_acceptance: bool = True,
+        name: str | None = None,
+    ) -> None:
+        self._parameters = {
+            "target_log_prob_fn": target_log_prob_fn,
+            "step_size": step_size,
+            "noise_scale": noise_scale,
+            "compute_acceptance": compute_acceptance,
+            "name": name,
+        }
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The arguments of `__init__`, as TFP's wrappers expect."""
+        return self._parameters
+
+    @property
+    def is_calibrated(self) -> bool:
+        """False: the chain's limit is not quite the target."""
+        return False
+
+    def bootstrap_results(self, init_state: Any) -> UncalibratedLangevinResults:
+        """Log density and gradient at `init_state`."""
+        parts = _parts(init_state)
+        target_log_prob, gradients = self._value_and_gradients(parts)
+        return UncalibratedLangevinResults(
+            tf.zeros_like(target_log_prob), target_log_prob, gradients, tf.zeros([2], tf.int32)
+        )
+
+    def one_step(
+        self, current_state: Any, previous_kernel_results: UncalibratedLangevinResults, seed: Any = None
+    ) -> tuple[Any, UncalibratedLangevinResults]:
+        """Moves every chain once.
+
+        Args:
+          current_state: tensor `[*chains, *event]`, or a list of such.
+          previous_kernel_results: of the step before, or of `bootstrap_results`.
+          seed: int32[2].
+
+        Returns:
+          The next state and its results.
+        """
+        seed = tfp.random.sanitize_seed(seed)
+        parts = _parts(current_state)
+        seeds = tf.unstack(tfp.random.split_seed(seed, n=len(parts))) if len(parts) > 1 else [seed]
+        chains = tf.rank(previous_kernel_results.target_log_prob)
+        noise, drift_scale, proposed = [], [], []
+        for x, gradient, part_seed in zip(parts, previous_kernel_results.grads_target_log_prob, seeds, strict=True):
+            epsilon = tf.convert_to_tensor(self._parameters["step_size"], x.dtype)
+            tau = self._parameters["noise_scale"]
+            tau = epsilon if tau is None else tf.convert_to_tensor(tau, x.dtype)
+            z = tf.random.stateless_normal(tf.shape(x), part_seed, dtype=x.dtype, alg="philox")
+            noise.append(z)
+            drift_scale.append(0.5 * epsilon * (epsilon / tau))
+            proposed.append(x + 0.5 * epsilon**2 * gradient + tau * z)
+        target_log_prob, gradients = self._value_and_gradients(proposed)
+        correction = tf.zeros_like(target_log_prob)
+        if self._parameters["compute_acceptance"]:
+            for z, scale, before, after in zip(
+                noise, drift_scale, previous_kernel_results.grads_target_log_prob, gradients, strict=True
+            ):
+                axes = tf.range(chains, tf.rank(z))
+                correction += 0.5 * tf.reduce_sum(z**2 - (z + scale * (before + after)) ** 2, axes)
+        next_state = proposed if isinstance(current_state, list | tuple) else proposed[0]
+        return next_state, UncalibratedLangevinResults(correction, target_log_prob, gradients, seed)
+
+    def _value_and_gradients(self, parts: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        # New tensors, because TFP's bijectors remember values by tensor, and a remembered value has no gradient here.
+        parts = [tf.identity(part) for part in parts]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(parts)
+            value = self._parameters["target_log_prob_fn"](*parts)
+        gradients = tape.gradient(value, parts)
+        if any(gradient is None for gradient in gradients):
+            raise ValueError(
+                "`target_log_prob_fn` is not differentiable in the state (its gradient is None); "
+                "Langevin dynamics needs the gradient."
+            )
+        return value, gradients
+
+
+def _parts(state: Any) -> list[tf.Tensor]:
+    """The parts of a state; TFP's kernels take one tensor or a list of tensors."""
+    return [tf.convert_to_tensor(part) for part in (state if isinstance(state, list | tuple) else [state])]
