@@ -154,7 +154,7 @@ def test_langevin_correction_is_the_ratio_of_proposal_densities(x, noise_scale):
 def test_langevin_agrees_with_tfp(x, monkeypatch):
     """The same proposal and acceptance correction as TFP's kernel at step size ε², given the same noise."""
     noise = tf.constant(np.random.default_rng(1).normal(size=x.shape))
-    monkeypatch.setattr(tf.random, "stateless_normal", lambda *args, **kwargs: noise)
+    monkeypatch.setattr("tfp_ebm.noise.normal", lambda *args, **kwargs: noise)
     monkeypatch.setattr(
         "tensorflow_probability.python.mcmc.langevin.samplers.normal", lambda *args, **kwargs: noise, raising=True
     )

@@ -20,14 +20,11 @@ def _bits(shape: Any, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.random.stateless_uniform(shape, seed, None, None, dtype, alg="philox")
 
 
-def _symmetric(shape: Any, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Uniform on the midpoints of a grid over (−1, 1) as fine as the mantissa, so that ±1 and 0 never come."""
-    if dtype == tf.float64:
-        whole, drop, digits = _bits(shape, seed, tf.int64), 11, 52
-    else:
-        whole, drop, digits = _bits(shape, seed, tf.int32), 8, 23
+def _grid(shape: Any, seed: tf.Tensor, dtype: tf.DType, digits: int) -> tf.Tensor:
+    """Whole numbers, equally likely, from −2^(digits − 1) to 2^(digits − 1) − 1."""
+    whole = tf.int64 if dtype == tf.float64 else tf.int32
     # an arithmetic shift: the sign stays
-    return (tf.cast(tf.bitwise.right_shift(whole, drop), dtype) + 0.5) * 2.0**-digits
+    return tf.bitwise.right_shift(_bits(shape, seed, whole), 8 * whole.size - digits)
 
 
 def normal(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
@@ -42,16 +39,23 @@ def normal(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
     >>> abs(float(tf.reduce_mean(x))) < 0.05, abs(float(tf.math.reduce_std(x)) - 1) < 0.05
     (True, True)
     """
-    return math.sqrt(2.0) * tf.math.erfinv(_symmetric(shape, seed, tf.as_dtype(dtype)))
+    dtype = tf.as_dtype(dtype)
+    digits = 53 if dtype == tf.float64 else 24
+    # midpoints of a grid over (−1, 1) as fine as the mantissa, so that neither ±1 nor 0 ever comes
+    u = (tf.cast(_grid(shape, seed, dtype, digits), dtype) + 0.5) * 2.0 ** (1 - digits)
+    return math.sqrt(2.0) * tf.math.erfinv(u)
 
 
 def uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
-    """Uniform numbers on (0, 1).
+    """Uniform numbers on (0, 1): odd multiples of 2⁻²⁴ (float32) or 2⁻⁵³ (float64), so neither end ever comes.
 
     >>> bool(tf.reduce_all(uniform([100], tf.constant([0, 1])) > 0))
     True
     """
-    return 0.5 + 0.5 * _symmetric(shape, seed, tf.as_dtype(dtype))
+    dtype = tf.as_dtype(dtype)
+    digits = 52 if dtype == tf.float64 else 23
+    whole = _grid(shape, seed, dtype, digits) + 2 ** (digits - 1)
+    return (tf.cast(whole, dtype) + 0.5) * 2.0**-digits
 
 
 def rademacher(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:

@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_ebm import noise
+
 __all__ = ["UncalibratedLangevin", "UncalibratedLangevinResults"]
 
 
@@ -116,20 +118,20 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
         parts = _parts(current_state)
         seeds = tf.unstack(tfp.random.split_seed(seed, n=len(parts))) if len(parts) > 1 else [seed]
         chains = tf.rank(previous_kernel_results.target_log_prob)
-        noise, drift_scale, proposed = [], [], []
+        draws, drift_scale, proposed = [], [], []
         for x, gradient, part_seed in zip(parts, previous_kernel_results.grads_target_log_prob, seeds, strict=True):
             epsilon = tf.convert_to_tensor(self._parameters["step_size"], x.dtype)
             tau = self._parameters["noise_scale"]
             tau = epsilon if tau is None else tf.convert_to_tensor(tau, x.dtype)
-            z = tf.random.stateless_normal(tf.shape(x), part_seed, dtype=x.dtype, alg="philox")
-            noise.append(z)
+            z = noise.normal(tf.shape(x), part_seed, x.dtype)
+            draws.append(z)
             drift_scale.append(0.5 * epsilon * (epsilon / tau))
             proposed.append(x + 0.5 * epsilon**2 * gradient + tau * z)
         target_log_prob, gradients = self._value_and_gradients(proposed)
         correction = tf.zeros_like(target_log_prob)
         if self._parameters["compute_acceptance"]:
             for z, scale, before, after in zip(
-                noise, drift_scale, previous_kernel_results.grads_target_log_prob, gradients, strict=True
+                draws, drift_scale, previous_kernel_results.grads_target_log_prob, gradients, strict=True
             ):
                 axes = tf.range(chains, tf.rank(z))
                 correction += 0.5 * tf.reduce_sum(z**2 - (z + scale * (before + after)) ** 2, axes)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.targets.target import Target, component, normal, radius_of, split, uniform
+from tfp_ebm.noise import normal, uniform
+from tfp_ebm.targets.target import Target, component, radius_of, split
 
 __all__ = ["checkerboard", "pinwheel", "rings"]
 
@@ -115,12 +116,13 @@ def checkerboard(dtype: Any = tf.float32) -> Target:
 
     def sample(n: Any, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         which, within = split(seed, 2)
-        square = uniform([n], which, 0, 8, tf.int32)
+        square = tf.random.stateless_uniform([n], which, 0, 8, tf.int32, alg="philox")
         column = square // 2
         row = 2 * (square % 2) + column % 2
-        # the uniforms are multiples of 2⁻²³ (2⁻⁵²) below one, so these sums are exact: none rounds to the next square
         corner = tf.cast(tf.stack([column, row], axis=-1) - 2, dtype)
-        return corner + uniform([n, 2], within, dtype=dtype)
+        # half a grid step lower the uniforms are even multiples, and these sums exact: none rounds to the next square
+        half = 2.0**-24 if dtype == tf.float32 else 2.0**-53
+        return corner + (uniform([n, 2], within, dtype=dtype) - half)
 
     return Target(
         log_prob,

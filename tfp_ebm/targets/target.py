@@ -5,7 +5,6 @@ Beside it, the few draws that their samplers share.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm.arguments import stateless_seed
+from tfp_ebm.noise import uniform
 
 __all__ = ["Target"]
 
@@ -135,11 +135,6 @@ class Target(tfp.distributions.Distribution):
 
     def _variance(self) -> tf.Tensor:
         return tf.linalg.diag_part(self._covariance())
-
-
-# XLA draws these 10 times faster with Philox than with the generator it would choose itself
-normal = functools.partial(tf.random.stateless_normal, alg="philox")
-uniform = functools.partial(tf.random.stateless_uniform, alg="philox")
 
 
 def split(seed: tf.Tensor, num: int) -> list[tf.Tensor]:
