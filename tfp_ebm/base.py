@@ -33,7 +33,7 @@ SMALLEST_EIGENVALUE = 1e-4
 class Moments(NamedTuple):
     """Mean and centred sums of squares of the rows seen, in float64; `comoment` is `[d, d]`, or its diagonal `[d]`."""
 
-    count: int
+    num_rows: int
     mean: np.ndarray
     comoment: np.ndarray
 
@@ -54,11 +54,11 @@ class Moments(NamedTuple):
 
     def merged(self, other: Moments) -> Moments:
         """Moments of the rows of both."""
-        count = self.count + other.count
+        num_rows = self.num_rows + other.num_rows
         shift = other.mean - self.mean
         squares = np.outer(shift, shift) if self.comoment.ndim == 2 else np.square(shift)
-        comoment = self.comoment + other.comoment + (self.count * other.count / count) * squares
-        return Moments(count, self.mean + (other.count / count) * shift, comoment)
+        comoment = self.comoment + other.comoment + (self.num_rows * other.num_rows / num_rows) * squares
+        return Moments(num_rows, self.mean + (other.num_rows / num_rows) * shift, comoment)
 
     @property
     def is_constant(self) -> np.ndarray:
@@ -72,7 +72,7 @@ class Moments(NamedTuple):
 
     @property
     def _variance(self) -> np.ndarray:
-        return (np.diag(self.comoment) if self.comoment.ndim == 2 else self.comoment) / self.count
+        return (np.diag(self.comoment) if self.comoment.ndim == 2 else self.comoment) / self.num_rows
 
     def cholesky(self) -> np.ndarray:
         """Lower factor `[d, d]` of the covariance (1/n), or standard deviations `[d]` if only its diagonal is kept.
@@ -82,7 +82,7 @@ class Moments(NamedTuple):
         """
         if self.comoment.ndim == 1:
             return self.scale
-        correlation = self.comoment / self.count / np.outer(self.scale, self.scale)
+        correlation = self.comoment / self.num_rows / np.outer(self.scale, self.scale)
         correlation[self.is_constant, :] = correlation[:, self.is_constant] = 0.0
         np.fill_diagonal(correlation, 1.0)
         smallest = np.linalg.eigvalsh(correlation)[0]
@@ -97,7 +97,7 @@ class Moments(NamedTuple):
         return self.scale[:, None] * np.linalg.cholesky(correlation)
 
 
-def gaussian(loc: Any, scale: Any, event_shape: tuple[int, ...]) -> tfd.Distribution:
+def gaussian(loc: Any, scale: Any, event_shape: tuple[int, ...]) -> tfp.distributions.Distribution:
     """A Gaussian over states of `event_shape`; `scale` is a lower triangle `[d, d]` or a diagonal `[d]`."""
     if len(scale.shape) == 2:
         flat = tfd.MultivariateNormalTriL(loc=loc, scale_tril=scale)
@@ -106,7 +106,7 @@ def gaussian(loc: Any, scale: Any, event_shape: tuple[int, ...]) -> tfd.Distribu
     return flat if len(event_shape) == 1 else tfd.TransformedDistribution(flat, tfb.Reshape(event_shape))
 
 
-def fit_base(x: Any, dtype: tf.DType = tf.float32) -> tfd.Distribution:
+def fit_base(x: Any, dtype: tf.DType = tf.float32) -> tfp.distributions.Distribution:
     """Fits a Gaussian to data: N(mean, covariance) with the 1/n covariance of the rows.
 
     Args:

@@ -42,7 +42,7 @@ def encode(value: Any, name: str = "base_measure") -> Any:
     if isinstance(value, tfp.distributions.Distribution | tfp.bijectors.Bijector):
         kind = "distributions" if isinstance(value, tfp.distributions.Distribution) else "bijectors"
         class_name = type(value).__name__
-        if not isinstance(value, getattr(_MODULES[kind], class_name, ())):
+        if getattr(_MODULES[kind], class_name, None) is not type(value):
             raise TypeError(
                 f"`{name}` cannot be saved: {type(value).__module__}.{class_name} is not one of tfp.{kind}; "
                 "compose it of TFP's own, or save weights only."

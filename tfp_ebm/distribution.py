@@ -30,7 +30,7 @@ __all__ = ["EnergyDistribution"]
 _FEW_CHAINS = 16
 
 
-class EnergyDistribution(tfd.Distribution):
+class EnergyDistribution(tfp.distributions.Distribution):
     """The distribution p(x) = exp(−E(x))/Z of an energy, for everything in TFP that takes a target density (eq. 1).
 
     Args:
@@ -62,7 +62,7 @@ class EnergyDistribution(tfd.Distribution):
         energy: EnergyModel | keras.layers.Layer | Callable[[tf.Tensor], tf.Tensor],
         event_shape: Any = None,
         kernel: Any = None,
-        base: tfd.Distribution | None = None,
+        base: tfp.distributions.Distribution | None = None,
         num_burnin_steps: int = 300,
         log_normalizer: Any = None,
         dtype: Any = None,
@@ -145,7 +145,7 @@ class EnergyDistribution(tfd.Distribution):
         return self._kernel
 
     @property
-    def base(self) -> tfd.Distribution:
+    def base(self) -> tfp.distributions.Distribution:
         """Where chains start.
 
         Raises:
@@ -189,10 +189,10 @@ class EnergyDistribution(tfd.Distribution):
         """
         start_seed, chain_seed = samplers.split_seed(stateless_seed(seed), n=2)
         start = self.base.sample(num_chains, seed=start_seed)
-        units = self._energy.units if isinstance(self._energy, EnergyModel) else None
+        function = self._energy.energy_function if isinstance(self._energy, EnergyModel) else None
         samples = mcmc.sample(
-            self.unnormalized_log_prob if units is None else self._energy.energy_function.unnormalized_log_prob,
-            start if units is None else units.to_z(start),
+            self.unnormalized_log_prob if function is None else function.unnormalized_log_prob,
+            start if function is None else function.units.to_z(start),
             self._kernel,
             num_results=num_results,
             num_burnin_steps=self._num_burnin_steps if num_burnin_steps is None else num_burnin_steps,
@@ -200,11 +200,11 @@ class EnergyDistribution(tfd.Distribution):
             seed=chain_seed,
             **kwargs,
         )
-        if units is None:
+        if function is None:
             return samples
         return samples._replace(
-            states=units.to_x(samples.states),
-            unnormalized_log_prob=samples.unnormalized_log_prob - units.log_scale_sum(),
+            states=function.units.to_x(samples.states),
+            unnormalized_log_prob=samples.unnormalized_log_prob - function.units.log_scale_sum(),
         )
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
@@ -231,7 +231,7 @@ class EnergyDistribution(tfd.Distribution):
     def _batch_shape_tensor(self) -> tf.Tensor:
         return tf.constant([], tf.int32)
 
-    def _default_event_space_bijector(self) -> tfb.Bijector:
+    def _default_event_space_bijector(self) -> tfp.bijectors.Bijector:
         return tfb.Identity(validate_args=self.validate_args)
 
     @classmethod

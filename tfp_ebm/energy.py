@@ -95,7 +95,7 @@ class EnergyFunction:
     Args:
       network: any Keras layer `[batch, *event] -> [batch]` or `[batch, 1]`.
       event_shape: shape of one state.
-      units: the standardisation z = (x − loc)/scale; None means identity.
+      units: the standardisation z = (x − loc)/scale.
       base_measure: a distribution in x, or None.
       training: the mode in which the network's layers run (dropout and the like) unless a call says otherwise.
 
@@ -109,7 +109,7 @@ class EnergyFunction:
         self,
         network: keras.layers.Layer,
         event_shape: tuple[int, ...],
-        units: Units | None = None,
+        units: Units,
         base_measure: tfp.distributions.Distribution | None = None,
         training: bool = False,
     ) -> None:
@@ -150,8 +150,6 @@ class EnergyFunction:
         """The tilt −log base_z(z) = −log base(x) − Σ log scale, `[batch]`."""
         if self.base_measure is None:
             return tf.zeros(tf.shape(z)[:1], self.dtype)
-        if self.units is None:
-            return -self.base_measure.log_prob(z)
         return -self.base_measure.log_prob(self.units.to_x(z)) - self.units.log_scale_sum()
 
     def __call__(self, z: tf.Tensor, training: bool | None = None) -> tf.Tensor:

@@ -90,4 +90,4 @@ def _adapted_step_size(
         seed=1,
         jit_compile=False,
     )
-    return samples.step_size.numpy()
+    return np.asarray(samples.step_size)

@@ -110,16 +110,17 @@ class EnergyModel(EnergyTrainer):
         """Creates all weights for inputs `[batch, *event]`; happens by itself as soon as the event shape is known."""
         if self._energy_function is not None:
             return
-        event_shape = tuple(input_shape[1:])
-        if not event_shape or None in event_shape:
+        event_shape = tuple(size for size in input_shape[1:] if size is not None)
+        if not event_shape or len(event_shape) < len(input_shape) - 1:
             raise ValueError(f"the event shape must be known and not empty, got input shape {tuple(input_shape)}.")
         if self.base_measure is not None and tuple(self.base_measure.event_shape) != event_shape:
             raise ValueError(
                 f"`base_measure` must have the event shape {event_shape}, got {tuple(self.base_measure.event_shape)}."
             )
-        energy_function = EnergyFunction(self.network, event_shape, base_measure=self.base_measure)
+        units = Units(event_shape, self.dtype)
+        energy_function = EnergyFunction(self.network, event_shape, units, self.base_measure)
         energy_function.check_network()
-        energy_function.units = self._units = Units(event_shape, self.dtype)
+        self._units = units
         self._fitted_base = GaussianBase(event_shape, self.dtype) if self.base_measure is None else None
         self._energy_function = energy_function
         self._build_training()
@@ -145,24 +146,9 @@ class EnergyModel(EnergyTrainer):
         return self._energy(x, training)
 
     @property
-    def energy_function(self) -> EnergyFunction:
-        """E_z, the energy in standardised coordinates z = (x − loc)/scale, as losses and samplers see it."""
-        if self._energy_function is None:
-            raise ValueError(
-                "the model does not know its event shape yet: pass `event_shape`, call `adapt` or `fit`, or call it "
-                "on a batch."
-            )
-        return self._energy_function
-
-    @property
     def units(self) -> Units:
         """The standardisation that `adapt` learned."""
         return self.energy_function.units
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """Shape of one x."""
-        return self.energy_function.event_shape
 
     @property
     def base_measure(self) -> tfp.distributions.Distribution | None:
@@ -178,11 +164,15 @@ class EnergyModel(EnergyTrainer):
         """
         if self.base_measure is not None:
             return self.base_measure
-        if self._energy_function is None or not self._fitted_base.is_fitted:
+        if self._fitted_base is None or not self._fitted_base.is_fitted:
             raise ValueError(
                 "the model has no base distribution yet: call `adapt(x)` or `fit`, or pass `base_measure`."
             )
         return self._fitted_base.distribution()
+
+    @property
+    def _has_base(self) -> bool:
+        return self.base_measure is not None or (self._fitted_base is not None and self._fitted_base.is_fitted)
 
     # --- energies --------------------------------------------------------------------------------------------------
 
@@ -290,7 +280,7 @@ class EnergyModel(EnergyTrainer):
             return
         # TensorFlow Serving looks for `serve`, and for the first endpoint.
         endpoints = {"serve": self._endpoints.energy, **vars(self._endpoints)}
-        base = self.base if self.base_measure is not None or self._fitted_base.is_fitted else None
+        base = self.base if self._has_base else None
         sampler = exported_sampler(
             self.energy_function, base, mcmc.DEFAULT_KERNEL if kernel is None else kernel, jit_compile
         )

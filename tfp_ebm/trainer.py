@@ -58,15 +58,29 @@ class EnergyTrainer(keras.Model):
 
     network: keras.layers.Layer
     seed: tuple[int, int]
-    event_shape: tuple[int, ...]
-    energy_function: EnergyFunction
+    loss: Any  # the Loss that `compile` was given; Keras starts with None
     _units: Units
-    _fitted_base: GaussianBase | None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._trackers = _Trackers(())
         self._energy_function: EnergyFunction | None = None
+        self._fitted_base: GaussianBase | None = None
+
+    @property
+    def energy_function(self) -> EnergyFunction:
+        """E_z, the energy in standardised coordinates z = (x − loc)/scale, as losses and samplers see it."""
+        if self._energy_function is None:
+            raise ValueError(
+                "the model does not know its event shape yet: pass `event_shape`, call `adapt` or `fit`, or call it "
+                "on a batch."
+            )
+        return self._energy_function
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one x."""
+        return self.energy_function.event_shape
 
     def _build_training(self) -> None:
         """Creates the weights that training needs, once the energy function is there."""
@@ -153,7 +167,7 @@ class EnergyTrainer(keras.Model):
     def _build_optimizer(self) -> None:
         if self.optimizer.built:
             return
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         if self.loss.trainable_variables:
             optimizer.exclude_from_weight_decay(self.loss.trainable_variables)
         self.optimizer.build(self.trainable_variables)
