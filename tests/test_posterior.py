@@ -56,7 +56,7 @@ def test_posterior_mean_agrees_with_quadrature(prior):
 
 
 def test_the_prior_learned_two_moons(prior):
-    """Both moons have at least a third of the samples, and few are where the true density is negligible (the base: most)."""
+    """Both moons have at least a third of the samples, and few lie where the true density is negligible."""
     x = prior.sample(2000, seed=0).numpy()
     upper = np.mean(x[:, 0] < 0)
     assert 1 / 3 < upper < 2 / 3

@@ -68,6 +68,16 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     return value
 
 
+def check_sigmas(name: str, values: Any) -> tuple[float, ...]:
+    """Returns noise scales as a tuple of floats if they are positive and sorted, one way or the other."""
+    if isinstance(values, str) or np.ndim(values) != 1 or np.size(values) == 0:
+        raise ValueError(f"`{name}` must be a list of at least one positive number, got {values!r}.")
+    scales = tuple(check_positive(f"{name}[{i}]", value) for i, value in enumerate(values))
+    if list(scales) not in (sorted(scales), sorted(scales, reverse=True)):
+        raise ValueError(f"`{name}` must be sorted, got {values!r}.")
+    return scales
+
+
 def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None) -> np.ndarray:
     """Returns `x` as a numeric array `[rows, *event]` if it is whole: not empty, every number finite.
 

@@ -8,20 +8,43 @@ from typing import Any
 import keras
 
 from tfp_ebm.losses.base import Loss, LossOutput, alias
-from tfp_ebm.losses.denoising import DenoisingScoreMatching
+from tfp_ebm.losses.denoising import DenoisingScoreMatching, MultiscaleDenoisingScoreMatching
+from tfp_ebm.losses.score_matching import ScoreMatching
+from tfp_ebm.losses.sliced import SlicedScoreMatching
 
-__all__ = ["DenoisingScoreMatching", "Loss", "LossOutput", "aliases", "get"]
+__all__ = [
+    "DenoisingScoreMatching",
+    "Loss",
+    "LossOutput",
+    "MultiscaleDenoisingScoreMatching",
+    "ScoreMatching",
+    "SlicedScoreMatching",
+    "aliases",
+    "get",
+]
 
-_CLASSES: dict[str, type[Loss]] = {alias(loss): loss for loss in (DenoisingScoreMatching,)}
+_CLASSES: dict[str, type[Loss]] = {
+    alias(loss): loss
+    for loss in (DenoisingScoreMatching, MultiscaleDenoisingScoreMatching, ScoreMatching, SlicedScoreMatching)
+}
+
+
+def _missing(loss_class: type[Loss]) -> list[str]:
+    """The arguments without which a loss cannot be made."""
+    return [
+        name
+        for name, parameter in inspect.signature(loss_class).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
 
 
 def aliases() -> tuple[str, ...]:
-    """The strings that `compile(loss=...)` and the command line take, sorted.
+    """The strings that `compile(loss=...)` and the command line take, sorted: losses that need no argument.
 
     >>> "denoising_score_matching" in aliases()
     True
     """
-    return tuple(sorted(_CLASSES))
+    return tuple(sorted(name for name, loss_class in _CLASSES.items() if not _missing(loss_class)))
 
 
 def get(identifier: Any) -> Loss:
@@ -46,11 +69,7 @@ def get(identifier: Any) -> Loss:
     if identifier not in _CLASSES:
         raise ValueError(f"`loss` must be one of {', '.join(aliases())}, or a Loss, got {identifier!r}.")
     loss_class = _CLASSES[identifier]
-    missing = [
-        name
-        for name, parameter in inspect.signature(loss_class).parameters.items()
-        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
-    ]
+    missing = _missing(loss_class)
     if missing:
         raise ValueError(
             f"`loss` {identifier!r} needs {', '.join(missing)}: pass ebm.losses.{loss_class.__name__}"

@@ -1,0 +1,54 @@
+"""Derivatives of an energy in its argument x: score, Hessian-vector products, directional and full second derivatives.
+
+Score matching trains on ½‖∇ₓE‖² − tr ∇²ₓE (eq. 44), its sliced form on vᵀ∇²ₓE v (eqs. 53-57). What they cost:
+
+  * `reverse`: a backward pass through the gradient for every direction, so d of them for the trace. The twin.
+  * `forward_laplacian`: K directions pushed through the layers at once; nonlinear steps bend them, and the backward
+    pass that gives the score weighs all bends (`jet`). For K = d the exact trace costs little more than the matrix
+    products of the K slopes, forward and backward; for K = 1 a sliced step costs less than two energies more.
+  * `chunks`: the same, K directions at a time, in bounded memory.
+
+`rules` holds one module for each family of Keras layers; `forward_laplacian_rule` adds to them. A rule says how jets
+pass a layer, in terms of `Jet`'s arithmetic:
+
+>>> import keras
+>>> class Swiglu(keras.layers.Layer):
+...     def call(self, x):
+...         gate, value = keras.ops.split(x, 2, axis=-1)
+...         return keras.ops.silu(gate) * value
+>>> @forward_laplacian_rule(Swiglu)
+... def swiglu(layer, jet):
+...     half = jet.shape[-1] // 2
+...     gate, value = jet.linear(lambda t: t[..., :half]), jet.linear(lambda t: t[..., half:])
+...     return gate.elementwise(keras.activations.silu) * value
+>>> network = keras.Sequential([keras.Input((4,)), Swiglu(), keras.layers.Dense(1)])
+>>> explain(network).method
+'forward'
+"""
+
+from tfp_ebm.derivatives import rules
+from tfp_ebm.derivatives.explanation import Explanation, explain
+from tfp_ebm.derivatives.forward_laplacian import forward_laplacian_rule
+from tfp_ebm.derivatives.jet import Jet
+from tfp_ebm.derivatives.second_order import (
+    directional_derivatives,
+    energy_score_curvature,
+    energy_score_laplacian,
+    hvp,
+    laplacian,
+    score,
+)
+
+__all__ = [
+    "Explanation",
+    "Jet",
+    "directional_derivatives",
+    "energy_score_curvature",
+    "energy_score_laplacian",
+    "explain",
+    "forward_laplacian_rule",
+    "hvp",
+    "laplacian",
+    "rules",
+    "score",
+]

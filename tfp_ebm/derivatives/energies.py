@@ -1,0 +1,114 @@
+"""What the derivative engine makes of an energy: terms E = Σ terms over flat batches, and what it knows of them.
+
+An energy may be a Keras network, an `EnergyFunction` (a network and, maybe, the tilt −log base of a base measure), or
+any callable `[..., *event] -> [...]`. Networks are read layer by layer, so their event shape must be known, and leading
+dimensions are flattened into one batch; a plain callable is called with x as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+__all__ = ["Energy", "Term", "as_energy", "as_state", "as_vector"]
+
+EnergyCallable = Callable[[tf.Tensor], tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One summand of an energy.
+
+    Attributes:
+      function: the term as a callable of x, differentiable in reverse mode.
+      source: what the forward road reads: a Keras network, or an object whose type has a rule.
+      inward: from x to the coordinates that `source` takes; made of arithmetic, so that it takes jets too.
+      dtype: dtype of the term's values, where it is not that of what `source` computes with.
+    """
+
+    function: EnergyCallable
+    source: Any
+    inward: Callable[[Any], Any] = lambda x: x
+    dtype: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Energy:
+    """An energy as the engine sees it.
+
+    Attributes:
+      terms: the summands.
+      event_shape: shape of one state; None for a plain callable, where only E(x) can tell.
+      training: the mode in which networks run.
+      offset: gives a constant summand, None standing for zero.
+    """
+
+    terms: tuple[Term, ...]
+    event_shape: tuple[int | None, ...] | None = None
+    training: bool = False
+    offset: Callable[[], tf.Tensor] | None = None
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        """E(x)."""
+        return self.total([term.function(x) for term in self.terms])
+
+    def total(self, values: Sequence[tf.Tensor]) -> tf.Tensor:
+        """E from the values of its terms."""
+        energy = tf.add_n(values) if len(values) > 1 else values[0]
+        return energy if self.offset is None else energy + self.offset()
+
+
+def as_vector(energies: tf.Tensor) -> tf.Tensor:
+    """A network's output `[batch]` or `[batch, 1]` as `[batch]`."""
+    shape = energies.shape
+    if shape.rank == 1:
+        return energies
+    if shape.rank == 2 and shape[1] == 1:
+        return energies[:, 0]
+    raise ValueError(
+        f"`energy_fn` must return one energy per row, shape [batch] or [batch, 1], got output of shape {tuple(shape)}."
+    )
+
+
+def as_energy(energy_fn: Any, x: tf.Tensor) -> Energy:
+    """What the engine knows of `energy_fn`."""
+    if not callable(energy_fn):
+        raise TypeError(f"`energy_fn` must be a callable, a Keras network or an EnergyModel, got {energy_fn!r}.")
+    if hasattr(energy_fn, "energy_function"):
+        return _of_model(energy_fn, x)
+    if hasattr(energy_fn, "terms") and hasattr(energy_fn, "network"):
+        network, *others = energy_fn.terms
+        terms = (Term(network, energy_fn.network, dtype=energy_fn.dtype), *(Term(other, other) for other in others))
+        return Energy(terms, tuple(energy_fn.event_shape), bool(getattr(energy_fn, "training", False)))
+    if isinstance(energy_fn, keras.Layer):
+        if not energy_fn.built:  # a Sequential model has no graph to read before
+            energy_fn(keras.KerasTensor((None, *x.shape[1:]), x.dtype.name))
+        shape = getattr(energy_fn, "input_shape", None)
+        if not isinstance(shape, tuple) or len(shape) < 2 or isinstance(shape[0], tuple):
+            shape = x.shape
+        term = Term(lambda flat: as_vector(energy_fn(flat, training=False)), energy_fn)
+        return Energy((term,), tuple(shape[1:]))
+    return Energy((Term(energy_fn, energy_fn),))
+
+
+def _of_model(model: Any, x: tf.Tensor) -> Energy:
+    """An `EnergyModel`: E(x) = E_z(z) + Σ log scale with z = (x − loc)/scale, which is arithmetic for jets as well."""
+    inner, units = as_energy(model.energy_function, x), model.units
+
+    def in_x(term: Term) -> Term:
+        return dataclasses.replace(term, function=lambda x: term.function(units.to_z(x)), inward=units.to_z)
+
+    return dataclasses.replace(inner, terms=tuple(map(in_x, inner.terms)), offset=units.log_scale_sum)
+
+
+def as_state(energy_fn: Any, x: Any) -> tf.Tensor:
+    """`x` as a floating tensor; what is not a tensor yet takes the dtype of the energy, where that has one."""
+    dtype = getattr(energy_fn, "dtype", None)
+    state = tf.convert_to_tensor(x) if tf.is_tensor(x) else tf.convert_to_tensor(x, dtype_hint=dtype)
+    if not state.dtype.is_floating:
+        raise TypeError(f"`x` must hold floating-point numbers, got a tensor of dtype {state.dtype.name}.")
+    return state

@@ -1,0 +1,155 @@
+"""The two roads behind one door: flat states, directions, terms, chunks.
+
+Each term of an energy takes the forward road if it can and is not told otherwise, else the reverse road; what comes
+out, E, ∇E and second derivatives along directions, is added up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfp_ebm.derivatives.chunks import sum_over_chunks
+from tfp_ebm.derivatives.energies import Energy, Term, as_energy, as_state, as_vector
+from tfp_ebm.derivatives.forward_laplacian import NoForwardRule, no_rule, propagate
+from tfp_ebm.derivatives.jet import Jet, derivatives_along
+from tfp_ebm.derivatives.reverse import reverse_jet
+
+__all__ = ["Problem", "along", "pose", "random_signs", "trace_in_chunks", "unit_directions"]
+
+
+class Problem(NamedTuple):
+    """An energy at flat states `[batch, *event]` (a plain callable's keep their leading dimensions)."""
+
+    energy: Energy
+    x: tf.Tensor
+    leading: tf.Tensor
+    static_leading: tf.TensorShape
+    event_shape: tuple[int, ...]
+
+    def restore(self, t: tf.Tensor, before: int = 0) -> tf.Tensor:
+        """Gives `t`, `[*before, batch, *after]`, its leading dimensions back."""
+        batch_rank = self.x.shape.rank - len(self.event_shape)
+        if batch_rank == self.static_leading.rank:
+            return t
+        shape = tf.shape(t)
+        restored = tf.reshape(t, tf.concat([shape[:before], self.leading, shape[before + 1 :]], 0))
+        return tf.ensure_shape(restored, [*t.shape[:before], *self.static_leading, *t.shape[before + 1 :]])
+
+    def flatten(self, v: tf.Tensor) -> tf.Tensor:
+        """`[K, ..., *event]` as `[K, batch, *event]`."""
+        if self.x.shape.rank == v.shape.rank - 1:
+            return v
+        count = v.shape[0] if v.shape[0] is not None else tf.shape(v)[0]
+        return tf.reshape(v, [count, -1, *self.event_shape])
+
+
+def pose(energy_fn: Any, x: Any) -> Problem:
+    """The problem of an energy at states `[..., *event]`; raises if they do not fit."""
+    x = as_state(energy_fn, x)
+    energy = as_energy(energy_fn, x)
+    expected = energy.event_shape
+    if expected is None:
+        energies = tf.convert_to_tensor(energy(x))
+        rank = energies.shape.rank
+        if rank is None or rank >= x.shape.rank or not energies.shape.is_compatible_with(x.shape[:rank]):
+            raise ValueError(
+                "`energy_fn` must map [..., *event] to [...], one energy per state, "
+                f"but it maps shape {tuple(x.shape)} to {tuple(energies.shape)}."
+            )
+        split = rank
+    else:
+        split = x.shape.rank - len(expected)
+    if split < 0 or (expected is not None and not x.shape[split:].is_compatible_with(expected)):
+        raise ValueError(f"`x` must have shape [..., {', '.join(map(str, expected or ()))}], got {tuple(x.shape)}.")
+    event_shape = x.shape[split:]
+    if not event_shape.is_fully_defined():
+        raise ValueError(f"`x` must have a known event shape, got {tuple(x.shape)}, from axis {split} on.")
+    leading, static_leading = tf.shape(x)[:split], x.shape[:split]
+    if expected is not None and split != 1:
+        x = tf.reshape(x, [-1, *event_shape])
+    return Problem(energy, x, leading, static_leading, tuple(event_shape))
+
+
+def _forward(
+    term: Term, x: tf.Tensor, directions: tf.Tensor, per_direction: bool, training: bool
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """E, ∇E and second derivatives of a term by the forward road."""
+
+    def energy(jet: Jet) -> Jet:
+        jet = propagate(term.source, term.inward(jet), training=training)
+        return (jet if term.dtype is None else jet.cast(term.dtype)).linear(as_vector)
+
+    return derivatives_along(energy, x, directions, per_direction)
+
+
+def unit_directions(problem: Problem, first: Any = 0, count: int | None = None) -> tf.Tensor:
+    """Unit vectors `[count, 1.., *event]` from number `first` on; zeros beyond the last."""
+    size = math.prod(problem.event_shape)
+    count = size if count is None else count
+    ones = [1] * (problem.x.shape.rank - len(problem.event_shape))
+    rows = tf.one_hot(first + tf.range(count), size, dtype=problem.x.dtype)
+    return tf.reshape(rows, [count, *ones, *problem.event_shape])
+
+
+def along(
+    problem: Problem, directions: tf.Tensor, method: str, per_direction: bool = False
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """E, ∇E and second derivatives along directions, term by term."""
+    x, energy = problem.x, problem.energy
+    parts = []
+    for term in energy.terms:
+        try:
+            if method == "reverse" or x.shape.rank != 1 + len(problem.event_shape):
+                raise no_rule(term.source, "is to be differentiated in reverse mode")
+            parts.append(_forward(term, x, directions, per_direction, energy.training))
+        except NoForwardRule:
+            if method == "forward":
+                raise
+            parts.append(reverse_jet(term.function, x, directions, per_direction))
+    energies, gradients, seconds = zip(*parts, strict=True)
+    return energy.total(energies), sum(gradients[1:], gradients[0]), sum(seconds[1:], seconds[0])
+
+
+def random_signs(x: tf.Tensor, count: int, step: int, seed: tf.Tensor) -> tf.Tensor:
+    """`count` random sign vectors for each state, in chunks `[chunks, step, *shape of x]`, the last filled by zeros."""
+    chunks = -(-count // step)
+    bits = tf.random.stateless_uniform(tf.concat([[count], tf.shape(x)], 0), seed, 0, 2, tf.int32, alg="philox")
+    signs = tf.pad(2 * tf.cast(bits, x.dtype) - 1, [[0, chunks * step - count], *[[0, 0]] * x.shape.rank])
+    return tf.ensure_shape(tf.reshape(signs, tf.concat([[chunks, step], tf.shape(x)], 0)), [chunks, step, *x.shape])
+
+
+def trace_in_chunks(
+    problem: Problem, method: str, num_chunks: int, directions: Callable[[Any], tf.Tensor]
+) -> tf.Tensor:
+    """Σₖ vₖᵀ∇²E vₖ, chunk by chunk for networks.
+
+    Plain callables are not computed again in the gradient, which could lose sight of tensors that they capture.
+    """
+    energy, traces = problem.energy, []
+    for term in energy.terms:
+        part = problem._replace(energy=dataclasses.replace(energy, terms=(term,), offset=None))
+        if num_chunks > 1 and isinstance(term.source, keras.Layer):
+            if energy.training and any(hasattr(layer, "seed_generator") for layer in term.source._flatten_layers()):
+                raise ValueError(
+                    "`chunk_size` must be None for a network that draws noise in training mode: "
+                    f"each chunk would draw its own, got {num_chunks} chunks."
+                )
+            chunk = functools.partial(_trace_of_chunk, part, method, directions)
+            traces.append(sum_over_chunks(chunk, problem.x, num_chunks))
+        else:
+            every = tf.concat([directions(i) for i in range(num_chunks)], 0)
+            traces.append(along(part, every, method)[2])
+    return tf.add_n(traces)
+
+
+def _trace_of_chunk(
+    problem: Problem, method: str, directions: Callable[[Any], tf.Tensor], x: tf.Tensor, i: tf.Tensor
+) -> tf.Tensor:
+    return along(problem._replace(x=x), directions(i), method)[2]

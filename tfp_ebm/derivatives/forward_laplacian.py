@@ -1,0 +1,179 @@
+"""The forward Laplacian: second-order jets pushed through the graph of a Keras network, layer by layer.
+
+One pass gives energy, slopes along K directions and the sum of second derivatives, at the price of about K + 2 rows
+per row, where d backward passes through a gradient cost several times more and cannot share their work. The idea is
+that of Li et al., "A computational framework for neural network-based variational Monte Carlo with Forward Laplacian"
+(Nature Machine Intelligence 2024); here each Keras layer has a rule, and the table of rules is open:
+
+    @forward_laplacian_rule(MyLayer)
+    def my_layer(layer, jet):
+        return jet.linear(lambda t: t @ layer.kernel).elementwise(tf.sin)
+
+A functional or Sequential model, nested ones included, is read node by node. A network with a layer that has no rule
+raises `NoForwardRule`, upon which `auto` takes the reverse road.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_ebm.derivatives.activations import ELEMENTWISE
+from tfp_ebm.derivatives.jet import Jet
+
+__all__ = ["NoForwardRule", "activate", "forward_laplacian_rule", "graph_of", "has_rule", "propagate", "weight"]
+
+Rule = Callable[..., Jet]
+RULES: dict[Any, Rule] = {}
+# Layers whose rule holds only where they behave as in inference.
+INFERENCE_ONLY: set[Any] = set()
+
+
+class NoForwardRule(ValueError):
+    """Some part of a network cannot be taken by the forward road; says which, why, and how to add a rule."""
+
+
+def forward_laplacian_rule(*targets: Any, inference_only: bool = False) -> Callable[[Rule], Rule]:
+    """Registers how second-order jets pass through a layer: the decorated `rule(layer, jet) -> jet`.
+
+    Args:
+      *targets: layer classes, or activation functions, that the rule is for. A class stands for itself and not for
+        its subclasses, whose `call` may do something else.
+      inference_only: whether the rule is wrong in training mode (dropout and its like).
+
+    Returns:
+      The decorator. The rule gets the layer and a `Jet` for each tensor that the layer is called with.
+
+    Raises:
+      TypeError: if a target is neither a class nor a function.
+
+    >>> class Wiggle(keras.layers.Layer):
+    ...     def call(self, x):
+    ...         return x + keras.ops.sin(x)
+    >>> @forward_laplacian_rule(Wiggle)
+    ... def wiggle(layer, jet):
+    ...     return jet + jet.elementwise(tf.sin)
+    >>> network = keras.Sequential([keras.Input((2,)), Wiggle(), keras.layers.Dense(1, kernel_initializer="ones")])
+    >>> from tfp_ebm.derivatives import laplacian
+    >>> x = tf.constant([[0.5, 1.0]])                            # E = Σ xᵢ + sin xᵢ
+    >>> bool(tf.abs(laplacian(network, x, method="forward") + tf.reduce_sum(tf.sin(x))) < 1e-6)
+    True
+    """
+    for target in targets:
+        if not callable(target):
+            raise TypeError(f"`targets` must be layer classes or functions, got {target!r}.")
+
+    def register(rule: Rule) -> Rule:
+        RULES.update(dict.fromkeys(targets, rule))
+        if inference_only:
+            INFERENCE_ONLY.update(targets)
+        return rule
+
+    return register
+
+
+def _key(operation: Any) -> Any:
+    return operation if isinstance(operation, Hashable) and operation in RULES else type(operation)
+
+
+def has_rule(operation: Any) -> bool:
+    """Whether jets can pass through a layer, operation or activation function."""
+    return _key(operation) in RULES or graph_of(operation) is not None
+
+
+def name_of(operation: Any) -> str:
+    """How errors call a layer, operation or function."""
+    name = getattr(operation, "name", None)
+    if isinstance(name, str):
+        return f"{type(operation).__name__} '{name}'"
+    return getattr(operation, "__name__", None) or type(operation).__name__
+
+
+def no_rule(operation: Any, why: str = "has no rule") -> NoForwardRule:
+    """The error that says that `operation` stops the forward road, and how to go on."""
+    return NoForwardRule(
+        f"the forward Laplacian cannot pass {name_of(operation)}: it {why}. Use method='reverse' (which 'auto' "
+        "chooses by itself), or add a rule with @tfp_ebm.derivatives.forward_laplacian_rule."
+    )
+
+
+def graph_of(network: Any) -> Any:
+    """The Keras functional graph that computes `network`, or None if it has none (subclassed models, plain layers).
+
+    The one place that knows how Keras stores it.
+    """
+    functional: Any = getattr(keras.src.models, "Functional", ())
+    if isinstance(network, keras.Sequential) and type(network).call is keras.Sequential.call:
+        network = getattr(network, "_functional", None)
+    if not isinstance(network, functional) or type(network).call is not functional.call:
+        return None
+    return network if hasattr(network, "_run_through_graph") else None
+
+
+def propagate(operation: Any, *args: Any, training: bool = False, **kwargs: Any) -> Any:
+    """Passes jets through a network, layer, operation or function.
+
+    Args:
+      operation: what is applied.
+      *args, **kwargs: what it is applied to, with jets in place of tensors; `training` and empty masks are dropped.
+      training: the mode in which the network runs.
+
+    Raises:
+      NoForwardRule: if some layer has no rule, or its rule does not cover its settings.
+    """
+    leaves = keras.tree.flatten((args, kwargs))
+    if not any(isinstance(leaf, Jet) for leaf in leaves):
+        return operation(*args, **kwargs)
+    graph = graph_of(operation)
+    if graph is None:
+        return _apply(operation, training, *args, **kwargs)
+    inputs = keras.tree.flatten(_in_dtype_of(operation, args))
+    inputs = [jet.cast(at.dtype) if isinstance(jet, Jet) else jet for jet, at in zip(inputs, graph.inputs, strict=True)]
+    return graph._run_through_graph(inputs, operation_fn=lambda node: functools.partial(_apply, node, training))
+
+
+def _in_dtype_of(operation: Any, args: Any) -> Any:
+    """Keras layers cast what they are called with to the dtype that they compute in."""
+    if not isinstance(operation, keras.Layer):
+        return args
+    dtype = operation.compute_dtype
+    return keras.tree.map_structure(lambda leaf: leaf.cast(dtype) if isinstance(leaf, Jet) else leaf, args)
+
+
+def _apply(operation: Any, in_training: bool, /, *args: Any, **kwargs: Any) -> Any:
+    if graph_of(operation) is not None:
+        return propagate(operation, *args, training=in_training)
+    kwargs.pop("training", None)
+    if kwargs.pop("mask", None) is not None:
+        raise no_rule(operation, "is called with a mask")
+    key = _key(operation)
+    if key not in RULES:
+        raise no_rule(operation)
+    if in_training and key in INFERENCE_ONLY:
+        raise no_rule(operation, "behaves in training mode as its rule does not")
+    return RULES[key](operation, *_in_dtype_of(operation, args), **kwargs)
+
+
+def activate(jet: Jet, activation: Any) -> Jet:
+    """The activation of a layer: None, a function, or a layer."""
+    return jet if activation is None else propagate(activation, jet)
+
+
+def weight(variable: Any, like: Jet) -> tf.Tensor:
+    """A layer's weight as a tensor of the dtype that the layer computes in."""
+    return tf.cast(tf.convert_to_tensor(variable), like.dtype)
+
+
+@forward_laplacian_rule(*ELEMENTWISE)
+def _elementwise(function: Any, jet: Jet) -> Jet:
+    return jet.elementwise(function)
+
+
+@forward_laplacian_rule(keras.activations.linear)
+def _identity(function: Any, jet: Jet) -> Jet:
+    del function
+    return jet

@@ -1,0 +1,254 @@
+"""Score, Hessian-vector products, directional second derivatives and Laplacians of an energy.
+
+Score matching (eq. 44) needs tr ∇²ₓE, sliced score matching (eqs. 53-57) vᵀ∇²ₓE v for few directions v. Two roads lead
+there. Forward (`forward_laplacian`): the network's graph is read layer by layer and K directions are carried through
+it, so that energy, score and exact Laplacian come out of one pass. Reverse (`reverse`): nested tapes, one backward
+pass for each direction, for anything differentiable. Both give the same values; `auto` takes the forward road, term by
+term, where it can.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tensorflow as tf
+
+from tfp_ebm.arguments import check_choice, check_count, stateless_seed
+from tfp_ebm.derivatives.energies import as_energy, as_state
+from tfp_ebm.derivatives.engine import along, pose, random_signs, trace_in_chunks, unit_directions
+from tfp_ebm.derivatives.reverse import gradient_of_energy
+
+__all__ = [
+    "directional_derivatives",
+    "energy_score_curvature",
+    "energy_score_laplacian",
+    "hvp",
+    "laplacian",
+    "score",
+]
+
+METHODS = ("auto", "forward", "reverse", "hutchinson")
+
+
+def score(energy_fn: Any, x: Any) -> tf.Tensor:
+    """The score ∇ₓ log p(x) = −∇ₓE(x): free of log Z, which does not depend on x.
+
+    Args:
+      energy_fn: E: a callable mapping `[..., *event]` to `[...]`, a Keras network, or an `EnergyModel`.
+      x: floating-point states `[..., *event]`.
+
+    Returns:
+      The score, of the shape of `x`.
+
+    Raises:
+      TypeError: if `x` is not of floating-point numbers.
+      ValueError: if E does not depend on x differentiably.
+
+    References:
+      Hyvärinen, Estimation of non-normalized statistical models by score matching, JMLR 2005.
+
+    >>> score(lambda x: 0.5 * tf.reduce_sum(x**2, -1), [[1.0, -2.0]]).numpy().tolist()
+    [[-1.0, 2.0]]
+    """
+    x = as_state(energy_fn, x)
+    energy = as_energy(energy_fn, x)
+    if energy.event_shape is None:  # takes any leading dimensions as they are
+        return -gradient_of_energy(energy, x)[1]
+    problem = pose(energy_fn, x)
+    return problem.restore(-gradient_of_energy(problem.energy, problem.x)[1])
+
+
+def hvp(energy_fn: Any, x: Any, v: Any) -> tf.Tensor:
+    """The Hessian-vector product ∇²ₓE(x) v, by reverse over reverse: the cost of a few energies, whatever d is.
+
+    Args:
+      energy_fn: E: a callable mapping `[..., *event]` to `[...]`, a Keras network, or an `EnergyModel`.
+      x: floating-point states `[..., *event]`.
+      v: vectors of the shape of `x`.
+
+    Returns:
+      ∇²ₓE(x) v, of the shape of `x`.
+
+    Raises:
+      TypeError, ValueError: as for `score`; ValueError if `v` has another shape than `x`.
+
+    References:
+      Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 1994.
+
+    >>> hvp(lambda x: tf.reduce_sum(x**3, -1), [[1.0, -2.0]], [[1.0, 1.0]]).numpy().tolist()
+    [[6.0, -12.0]]
+    """
+    problem = pose(energy_fn, x)
+    v = _directions(v, as_state(energy_fn, x), allow_several=False)
+    v = problem.flatten(v[tf.newaxis])[0]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(problem.x)
+        _, gradient = gradient_of_energy(problem.energy, problem.x)
+    product = tape.gradient(gradient, problem.x, output_gradients=v, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return problem.restore(product)
+
+
+def _directions(v: Any, x: tf.Tensor, allow_several: bool = True) -> tf.Tensor:
+    v = tf.convert_to_tensor(v, dtype_hint=x.dtype)
+    several = allow_several and v.shape.rank == x.shape.rank + 1
+    if v.dtype != x.dtype:
+        raise TypeError(f"`v` must have the dtype of `x`, {x.dtype.name}, got {v.dtype.name}.")
+    if v.shape.rank != x.shape.rank + several or not v.shape[int(several) :].is_compatible_with(x.shape):
+        expected = f"the shape of `x`, {tuple(x.shape)}" + (", or that with one more axis in front" * allow_several)
+        raise ValueError(f"`v` must have {expected}, got {tuple(v.shape)}.")
+    return v
+
+
+def directional_derivatives(
+    energy_fn: Any, x: Any, v: Any, method: str = "auto"
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """E, v·∇ₓE and vᵀ∇²ₓE v: value, slope and bend of the energy along straight lines (eqs. 53-57).
+
+    Args:
+      energy_fn: E: a callable mapping `[..., *event]` to `[...]`, a Keras network, or an `EnergyModel`.
+      x: floating-point states `[..., *event]`.
+      v: directions: of the shape of `x`, one for each state; or `[K, ..., *event]`, K for each.
+      method: "auto", "forward" or "reverse", see `laplacian`.
+
+    Returns:
+      `(E [...], slopes, bends)`; slopes and bends are `[...]`, or `[K, ...]` for K directions.
+
+    Raises:
+      TypeError, ValueError: as for `score`; ValueError if `v` does not fit `x`, or the method is demanded in vain.
+
+    References:
+      Song, Garg, Shi & Ermon, Sliced score matching, UAI 2019.
+
+    >>> energy, slope, bend = directional_derivatives(lambda x: tf.reduce_sum(x**3, -1), [[1.0, 2.0]], [[1.0, -1.0]])
+    >>> energy.numpy().item(), slope.numpy().item(), bend.numpy().item()
+    (9.0, -9.0, 18.0)
+    """
+    energy, gradient, bends = energy_score_curvature(energy_fn, x, v, method)
+    gradient = -gradient
+    event_axes = list(range(energy.shape.rank - gradient.shape.rank, 0))
+    return energy, tf.reduce_sum(gradient * v, event_axes), bends
+
+
+def energy_score_curvature(
+    energy_fn: Any, x: Any, v: Any, method: str = "auto"
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """E, the score −∇ₓE and vᵀ∇²ₓE v together: what variance-reduced sliced score matching needs (eqs. 53-57).
+
+    Args:
+      energy_fn: E: a callable mapping `[..., *event]` to `[...]`, a Keras network, or an `EnergyModel`.
+      x: floating-point states `[..., *event]`.
+      v: directions: of the shape of `x`, one for each state; or `[K, ..., *event]`, K for each.
+      method: "auto", "forward" or "reverse", see `laplacian`.
+
+    Returns:
+      `(E [...], score [..., *event], vᵀ∇²ₓE v [...] or [K, ...])`.
+
+    Raises:
+      TypeError, ValueError: see `directional_derivatives`.
+
+    >>> _, s, bend = energy_score_curvature(lambda x: tf.reduce_sum(x**3, -1), [[1.0, 2.0]], [[1.0, -1.0]])
+    >>> s.numpy().tolist(), bend.numpy().item()
+    ([[-3.0, -12.0]], 18.0)
+    """
+    check_choice("method", method, ("auto", "forward", "reverse"))
+    problem = pose(energy_fn, x)
+    state = as_state(energy_fn, x)
+    v = _directions(v, state)
+    several = v.shape.rank > state.shape.rank
+    directions = problem.flatten(v if several else v[tf.newaxis])
+    energy, gradient, bends = along(problem, directions, method, per_direction=True)
+    bends = problem.restore(bends, 1)
+    return problem.restore(energy), problem.restore(-gradient), bends if several else bends[0]
+
+
+def energy_score_laplacian(
+    energy_fn: Any,
+    x: Any,
+    method: str = "auto",
+    chunk_size: int | None = None,
+    *,
+    num_probes: int = 1,
+    seed: Any = None,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """E, the score −∇ₓE and the Laplacian tr ∇²ₓE of the energy, together: what exact score matching needs (eq. 44).
+
+    Args:
+      energy_fn: E: a callable mapping `[..., *event]` to `[...]`, a Keras network, or an `EnergyModel`.
+      x: floating-point states `[..., *event]`.
+      method: see `laplacian`.
+      chunk_size: see `laplacian`.
+      num_probes: see `laplacian`.
+      seed: see `laplacian`.
+
+    Returns:
+      `(E [...], score [..., *event], Laplacian of E [...])`. The Laplacian of log p is its negative.
+
+    Raises:
+      TypeError, ValueError: see `laplacian`.
+
+    >>> energy, s, trace = energy_score_laplacian(lambda x: tf.reduce_sum(x**3, -1), [[1.0, 2.0]])
+    >>> energy.numpy().item(), s.numpy().tolist(), trace.numpy().item()
+    (9.0, [[-3.0, -12.0]], 18.0)
+    """
+    check_choice("method", method, METHODS)
+    problem = pose(energy_fn, x)
+    size = math.prod(problem.event_shape)
+    if method == "hutchinson":
+        size = check_count("num_probes", num_probes)
+        step = size if chunk_size is None else min(check_count("chunk_size", chunk_size), size)
+        probes = random_signs(problem.x, size, step, stateless_seed(seed))
+        energy, gradient = gradient_of_energy(problem.energy, problem.x)
+        trace = trace_in_chunks(problem, "auto", probes.shape[0], lambda i: probes[i]) / size
+    else:
+        step = size if chunk_size is None else min(check_count("chunk_size", chunk_size), size)
+        if step == size:
+            energy, gradient, trace = along(problem, unit_directions(problem), method)
+        else:
+            energy, gradient = gradient_of_energy(problem.energy, problem.x)
+            trace = trace_in_chunks(
+                problem, method, -(-size // step), lambda i: unit_directions(problem, i * step, step)
+            )
+    return problem.restore(energy), problem.restore(-gradient), problem.restore(trace)
+
+
+def laplacian(
+    energy_fn: Any,
+    x: Any,
+    method: str = "auto",
+    chunk_size: int | None = None,
+    *,
+    num_probes: int = 1,
+    seed: Any = None,
+) -> tf.Tensor:
+    """The Laplacian tr ∇²ₓE(x) of the energy (that of log p is its negative), for events of any shape.
+
+    Args:
+      energy_fn: E: a callable mapping `[..., *event]` to `[...]`, a Keras network, or an `EnergyModel`.
+      x: floating-point states `[..., *event]`.
+      method: "forward" carries directions through the layers of a network, and refuses what it has no rule for;
+        "reverse" takes one backward pass for each coordinate, and takes anything; "auto" goes forward where it can
+        (`explain` tells), with the same values; "hutchinson" estimates the trace by the mean of vᵀ∇²ₓE v over random
+        signs v, without bias and with variance 2 Σ_{i≠j} (∂ᵢ∂ⱼE)² / num_probes.
+      chunk_size: how many directions are carried at once, None meaning all: memory, that of parameter gradients
+        included, is that of one chunk, for the price of computing each chunk twice in gradients.
+      num_probes: number of random directions of "hutchinson".
+      seed: seed of "hutchinson", which needs one: an int or two ints.
+
+    Returns:
+      tr ∇²ₓE, `[...]`.
+
+    Raises:
+      TypeError: if `x` is not of floating-point numbers, or "hutchinson" has no seed.
+      ValueError: for an unknown method, a chunk size below 1, states of the wrong shape, or a network that "forward"
+        cannot take (names the layer, and how to add a rule).
+
+    References:
+      Li et al., A computational framework for neural network-based variational Monte Carlo with Forward Laplacian,
+      Nature Machine Intelligence 2024. Hutchinson, A stochastic estimator of the trace of the influence matrix for
+      Laplacian smoothing splines, 1990.
+
+    >>> laplacian(lambda x: tf.reduce_sum(x**3, -1), [[1.0, 2.0]]).numpy().tolist()
+    [18.0]
+    """
+    return energy_score_laplacian(energy_fn, x, method, chunk_size, num_probes=num_probes, seed=seed)[2]
