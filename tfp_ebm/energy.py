@@ -10,6 +10,7 @@ network and, where there is a base measure, the tilt −log base, each a plain c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+
+from tfp_ebm.derivatives.forward_laplacian import forward_laplacian_rule, no_rule
+from tfp_ebm.derivatives.jet import Jet
 
 if TYPE_CHECKING:
     from tfp_ebm.units import Units
@@ -89,6 +93,32 @@ def over_leading_dimensions(
     return tf.ensure_shape(tf.reshape(result, shape[:leading]), x.shape[:leading])
 
 
+class BaseTilt:
+    """The tilt −log base_z(z) = −log base(x) − Σ log scale of a base measure, `[batch, *event] -> [batch]`."""
+
+    def __init__(self, base_measure: tfp.distributions.Distribution, units: Units) -> None:
+        self.base_measure, self.units = base_measure, units
+
+    def __call__(self, z: tf.Tensor) -> tf.Tensor:
+        """The tilt of states in standardised coordinates."""
+        return -self.base_measure.log_prob(self.units.to_x(z)) - self.units.log_scale_sum()
+
+
+@forward_laplacian_rule(BaseTilt)
+def _gaussian_tilt(tilt: BaseTilt, jet: Jet) -> Jet:
+    """½‖L⁻¹(x − μ)‖² + log det L + ½d log 2π, for the Gaussians that `fit_base` makes; others take the reverse road."""
+    base = tilt.base_measure
+    if isinstance(base, tfp.distributions.TransformedDistribution) and isinstance(base.bijector, tfp.bijectors.Reshape):
+        base = base.distribution
+    if type(base) not in (tfp.distributions.MultivariateNormalTriL, tfp.distributions.MultivariateNormalDiag):
+        raise no_rule(tilt, f"has a base measure, {type(base).__name__}, that is not a multivariate normal")
+    size = base.event_shape[0]
+    centred = tilt.units.to_x(jet).linear(lambda t: tf.reshape(t, [-1, size])) - base.loc
+    squares = centred.linear(base.scale.solvevec).elementwise(tf.square).sum(-1)
+    constant = base.scale.log_abs_determinant() + 0.5 * size * math.log(2.0 * math.pi) - tilt.units.log_scale_sum()
+    return squares * 0.5 + constant
+
+
 class EnergyFunction:
     """E_z, the energy in standardised coordinates: network(z), tilted by −log base_z(z) where there is a base measure.
 
@@ -119,11 +149,12 @@ class EnergyFunction:
         self.dtype = state_dtype(network)
         self.units = units
         self.base_measure = base_measure
+        self.tilt = None if base_measure is None else BaseTilt(base_measure, units)
 
     @property
     def terms(self) -> tuple[Callable[[tf.Tensor], tf.Tensor], ...]:
         """Callables `[batch, *event] -> [batch]` whose sum is E_z; the first is the network's."""
-        return (self.network_term,) if self.base_measure is None else (self.network_term, self.base_term)
+        return (self.network_term,) if self.tilt is None else (self.network_term, self.tilt)
 
     def check_network(self) -> None:
         """Builds the network if it is not yet, and raises ValueError if it does not return one number per row."""
@@ -146,18 +177,12 @@ class EnergyFunction:
         # reshaped to the input's batch, not to [-1], so that a network that mixes up rows fails
         return tf.ensure_shape(tf.reshape(energies, tf.shape(z)[:1]), z.shape[:1])
 
-    def base_term(self, z: tf.Tensor) -> tf.Tensor:
-        """The tilt −log base_z(z) = −log base(x) − Σ log scale, `[batch]`."""
-        if self.base_measure is None:
-            return tf.zeros(tf.shape(z)[:1], self.dtype)
-        return -self.base_measure.log_prob(self.units.to_x(z)) - self.units.log_scale_sum()
-
     def __call__(self, z: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """E_z of states `[..., *event]`, shape `[...]`."""
 
         def energies(flat: tf.Tensor) -> tf.Tensor:
             total = self.network_term(flat, training=training)
-            return total if self.base_measure is None else total + self.base_term(flat)
+            return total if self.tilt is None else total + self.tilt(flat)
 
         return over_leading_dimensions(energies, z, len(self.event_shape))
 
