@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from tfp_ebm import networks
+
 VECTOR, SEQUENCE, IMAGE, VOLUME = (4,), (4, 2), (3, 3, 2), (3, 2, 2, 1)
 ZOO = {}
 
@@ -244,6 +246,18 @@ def _nested():
 def _shared():
     dense = layers.Dense(4, activation="gelu")
     return keras.Sequential([_input(VECTOR), dense, dense, dense, layers.Dense(1)])
+
+
+_twice("our LayerNormalization", VECTOR, networks.LayerNormalization)
+_twice("our LayerNormalization over two axes", SEQUENCE, lambda: networks.LayerNormalization([1, 2], center=False))
+_twice("our GroupNormalization", IMAGE, lambda: networks.GroupNormalization(2))
+_twice("our GroupNormalization along axis 1", IMAGE, lambda: networks.GroupNormalization(3, axis=1, scale=False))
+_twice("FourierFeatures", VECTOR, lambda: networks.FourierFeatures(3, seed=0))
+_twice("SpectralNormalization of Dense", VECTOR, lambda: networks.SpectralNormalization(layers.Dense(5, "silu")))
+_twice("SpectralNormalization of Conv2D", IMAGE, lambda: networks.SpectralNormalization(layers.Conv2D(2, 2)))
+_entry("mlp")(lambda: networks.mlp([2, 2], units=[5, 4], dtype="float64", seed=0))
+_entry("mlp with Fourier features")(lambda: networks.mlp([2], units=[5], fourier_features=3, dtype="float64", seed=0))
+_entry("convnet")(lambda: networks.convnet([4, 3, 2], filters=[2, 3], units=[4], dtype="float64", seed=0))
 
 
 def build(name):
