@@ -255,6 +255,20 @@ def test_images():
     assert np.abs(np.mean(sliced - exact)) < 0.2 * np.abs(np.mean(exact)) + 0.05
 
 
+@pytest.mark.parametrize("loss", [ebm.losses.ScoreMatching, ebm.losses.SlicedScoreMatching])
+def test_piecewise_linear_networks_are_warned_of_once(loss):
+    def network(activation):
+        return ebm.networks.mlp([2], units=[4], activation=activation, seed=0)
+
+    model = ebm.EnergyModel(network("relu"))
+    with pytest.warns(UserWarning, match=rf"{loss.__name__} learns from the curvature.*relu") as record:
+        model.compile("adam", loss())
+        model.compile("adam", loss())
+        model.fit(np.random.default_rng(0).normal(size=(20, 2)), verbose=0)
+    assert len([w for w in record if "curvature" in str(w.message)]) == 1
+    ebm.EnergyModel(network("silu")).compile("adam", loss())  # warnings are errors here
+
+
 BAD = {
     "method": (lambda: ebm.losses.ScoreMatching("fast"), ValueError, "`method` must be one of 'auto', 'forward'"),
     "chunk": (

@@ -1,9 +1,7 @@
 """Energy-based models for Keras and TensorFlow Probability."""
 
-from tfp_ebm import datasets, derivatives, losses, mcmc, networks, plotting, recipes, targets
-from tfp_ebm.base import fit_base
-from tfp_ebm.distribution import EnergyDistribution
-from tfp_ebm.model import EnergyModel
+import pathlib
+import sys
 
 __version__ = "0.1.0"
 
@@ -20,3 +18,13 @@ __all__ = [
     "recipes",
     "targets",
 ]
+
+# TensorFlow takes seconds to import, so the command line parses its arguments first and then imports what it needs.
+# Whoever else imports this package gets all of it: Keras finds a saved model's classes only once imported.
+_IS_COMMAND = sys.orig_argv[1:3] == ["-m", "tfp_ebm"] or pathlib.Path(sys.argv[0]).name == "tfp-ebm"
+
+if not _IS_COMMAND:
+    from tfp_ebm import datasets, derivatives, losses, mcmc, networks, plotting, recipes, targets
+    from tfp_ebm.base import fit_base
+    from tfp_ebm.distribution import EnergyDistribution
+    from tfp_ebm.model import EnergyModel

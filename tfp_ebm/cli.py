@@ -3,243 +3,243 @@
 python -m tfp_ebm fit two_moons --out runs/moons
 python -m tfp_ebm sample runs/moons -n 1000
 python -m tfp_ebm evaluate runs/moons data.csv
+
+TensorFlow is imported inside the commands, once the arguments are parsed, so that `--help` and a mistyped option answer
+at once. A run is written when all of it is there, in one step: whatever goes wrong before leaves the disk as it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import json
+import logging
+import math
+import os
 import pathlib
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import keras
 import numpy as np
 
-import tfp_ebm
-from tfp_ebm import datasets, losses, mcmc, plotting, recipes
-from tfp_ebm.arguments import check_count, check_positive, stateless_seed
-from tfp_ebm.batches import shuffled_batches
-from tfp_ebm.distribution import EnergyDistribution
+from tfp_ebm import __version__
 from tfp_ebm.files import written_atomically
-from tfp_ebm.model import EnergyModel
+
+if TYPE_CHECKING:
+    from tfp_ebm import datasets, losses, mcmc
+    from tfp_ebm.model import EnergyModel
 
 __all__ = ["main"]
 
 RUN_FILES = ("model.keras", "saved_model", "samples.npy", "figure.png", "report.json")
 
+# What the package offers under these names; repeated here because asking it would import TensorFlow.
+TOYS = (
+    *("two_moons", "two_gaussians", "eight_gaussians", "pinwheel", "rings", "checkerboard", "swiss_roll"),
+    *("banana", "rosenbrock", "funnel"),
+)
+LOSSES = ("denoising_score_matching", "score_matching", "sliced_score_matching")
+KERNELS = ("hmc", "mala", "nuts", "random_walk", "langevin")
+
+# Options that decide nothing about a run.
+_NO_SETTINGS = ("command", "out", "overwrite", "quiet")
 # The share of rows kept from training, to report the loss on.
 _HELD_OUT = 0.1
-# States kept per chain for R-hat and effective sample size; the last ones are the samples.
-_KEPT_STATES = 50
+# States kept of each chain for R-hat and effective sample size, and steps between two; the last ones are the samples.
+_KEPT_STATES, _STEPS_BETWEEN = 50, 4
+# Chains whose R-hat is above this have not mixed (Vehtari et al. 2021 would even say above 1.01).
+_MAX_RHAT = 1.05
 # Progress is reported this often, if the number of steps divides so.
 _MAX_EPOCHS = 10
 
-KERNELS = {
-    "hmc": lambda step: mcmc.Adaptive(mcmc.HMC(step or 0.1, num_leapfrog_steps=10)),
-    "mala": lambda step: mcmc.Adaptive(mcmc.MALA(step or 0.1)),
-    "nuts": lambda step: mcmc.Adaptive(mcmc.NUTS(step or 0.1)),
-    "random_walk": lambda step: mcmc.Adaptive(mcmc.RandomWalk(step or 0.3)),
-    "langevin": lambda step: mcmc.Langevin(step or 0.05),
-}
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Leaves its errors to `main`, to be printed on one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def _parser() -> argparse.ArgumentParser:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(prog="tfp-ebm", description="Fit, sample and evaluate energy-based models.")
-    parser.add_argument("--version", action="version", version=tfp_ebm.__version__)
+    parser = _Parser(prog="tfp-ebm", description="Fit, sample and evaluate energy-based models.")
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    fit = commands.add_parser("fit", help="train a model on data", formatter_class=formatter)
-    toys = ", ".join(datasets.TOY_NAMES)
-    fit.add_argument("data", help=f"a .npy, .npz or .csv file, digits, or one of {toys}")
+    fit = commands.add_parser("fit", help="train a model on data", formatter_class=_Formatter)
+    fit.add_argument("data", help=f"a .npy, .npz or .csv file, digits, or one of {', '.join(TOYS)}")
     fit.add_argument("--out", required=True, type=pathlib.Path, help="directory to write the run to")
-    fit.add_argument("--overwrite", action="store_true", help="replace the directory if it exists")
-    _add_data_options(fit)
-    fit.add_argument("--rows", type=int, default=50_000, help="rows to draw of a toy distribution")
-    fit.add_argument("--loss", choices=losses.aliases(), default="denoising_score_matching", help="what to minimise")
-    fit.add_argument("--sigma", type=float, default=0.1, help="noise of denoising, in standard deviations of the data")
+    _add_data_options(fit, rows=50_000)
+    fit.add_argument("--loss", choices=LOSSES, default="denoising_score_matching", help="what to minimise")
+    sigma = "noise of denoising, in standard deviations of the data (default: 3/4 of Scott's rule, at most 0.4)"
+    fit.add_argument("--sigma", type=float, help=sigma)
     fit.add_argument("--units", type=int, nargs="+", default=[128, 128], help="widths of the hidden layers")
     fit.add_argument("--fourier-features", type=int, default=0, help="random frequencies in front of them")
     fit.add_argument("--steps", type=int, default=5000, help="optimizer steps")
     fit.add_argument("--batch-size", type=int, default=256, help="rows per step")
-    fit.add_argument("--learning-rate", type=float, default=5e-3, help="at the start; decays along a cosine to zero")
+    fit.add_argument("--learning-rate", type=float, default=2e-3, help="at the start; decays along a cosine to zero")
     _add_sampling_options(fit)
     fit.add_argument("--seed", type=int, default=0, help="of weights, noise, order of batches and samples")
-    fit.add_argument("--quiet", action="store_true", help="no progress bars")
 
-    sample = commands.add_parser("sample", help="draw more samples of a fitted model", formatter_class=formatter)
+    sample = commands.add_parser("sample", help="draw more samples of a fitted model", formatter_class=_Formatter)
     sample.add_argument("run", type=pathlib.Path, help="directory that `fit` wrote")
+    sample.add_argument("--out", type=pathlib.Path, help=".npy file to write (default: samples_SEED.npy in the run)")
     _add_sampling_options(sample)
     sample.add_argument("--seed", type=int, default=1, help="of the samples")
-    sample.add_argument("--out", type=pathlib.Path, help="file to write, .npy (default: samples_SEED.npy in the run)")
 
-    evaluate = commands.add_parser("evaluate", help="score data under a fitted model", formatter_class=formatter)
+    evaluate = commands.add_parser("evaluate", help="score data under a fitted model", formatter_class=_Formatter)
     evaluate.add_argument("run", type=pathlib.Path, help="directory that `fit` wrote")
     evaluate.add_argument("data", help="what `fit` takes")
-    _add_data_options(evaluate)
-    evaluate.add_argument("--rows", type=int, default=10_000, help="rows to draw of a toy distribution")
+    evaluate.add_argument("--out", type=pathlib.Path, help=".npy file for the energy of each row (default: none)")
+    _add_data_options(evaluate, rows=10_000)
     evaluate.add_argument("--seed", type=int, default=1, help="of toy data and dequantisation")
-    evaluate.add_argument("--out", type=pathlib.Path, help="file for the energy of each row, .npy (default: none)")
+
+    for command in (fit, sample, evaluate):
+        command.add_argument("--overwrite", action="store_true", help="replace what is at --out")
+    for command in (fit, sample):
+        command.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
 
 
-def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--key", help="which array of a .npz file")
+def _add_data_options(parser: argparse.ArgumentParser, rows: int) -> None:
+    parser.add_argument("--key", help="which array of a .npz file (default: the only one)")
     parser.add_argument("--delimiter", help="between the cells of a .csv file (default: found)")
     parser.add_argument("--dequantize", action="store_true", help="add U(0, 1) to whole numbers, such as pixels")
+    parser.add_argument("--rows", type=int, default=rows, help="rows to draw of a toy distribution")
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kernel", choices=tuple(KERNELS), default="hmc", help="how to sample")
-    parser.add_argument("--step-size", type=float, help="in standardised units; where adaptation starts")
+    parser.add_argument("--kernel", choices=KERNELS, default="hmc", help="how to sample")
+    step_size = "in standardised units; all but langevin adapt it (default: 0.1, random_walk 0.3, langevin 0.05)"
+    parser.add_argument("--step-size", type=float, help=step_size)
     parser.add_argument("-n", "--num-samples", type=int, default=1000, help="samples, each of a chain of its own")
     parser.add_argument("--burnin", type=int, default=300, help="steps of each chain before its first kept state")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns 0, or 2 after printing what was wrong with the input.
+    """Runs the command line.
+
+    Args:
+      arguments: what follows the program's name; default: those of this process.
+
+    Returns:
+      The exit code: 0; 2 for bad input, after one line on stderr that names it; 130 when interrupted.
 
     >>> main(["sample", "no/such/run"])
     2
     """
-    options = _parser().parse_args(arguments)
-    command = {"fit": _fit, "sample": _sample, "evaluate": _evaluate}[options.command]
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"tfp-ebm: warning: {message}", file=sys.stderr)
+        options = _parser().parse_args(arguments)
+        command = {"fit": _fit, "sample": _sample, "evaluate": _evaluate}[options.command]
+        with _quiet_tensorflow(), warnings.catch_warnings():
+            warnings.simplefilter("once", UserWarning)
+            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of a NaN that our own warnings explain
+            warnings.showwarning = lambda message, *_, **__: _say("warning", message)
             command(options)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"tfp-ebm: error: {error}", file=sys.stderr)
+        _say("error", error)
         return 2
+    except KeyboardInterrupt:
+        _say("error", "interrupted; nothing was written")
+        return 130
     return 0
 
 
+def _say(kind: str, message: Any) -> None:
+    print(f"tfp-ebm: {kind}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _quiet_tensorflow() -> Iterator[None]:
+    """Imports TensorFlow without its start-up messages, and drops what is logged below errors."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    if "tensorflow" not in sys.modules:
+        # Its libraries write to the file descriptor while they are loaded, before they look at the level.
+        descriptor = os.dup(2)
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        finally:
+            os.dup2(descriptor, 2)
+            os.close(descriptor)
+
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+
+
+def _check_free(out: pathlib.Path, overwrite: bool, is_run: bool) -> None:
+    """Raises ValueError if a run, or a file, cannot or must not be written at `out`, an absolute path."""
+    if out.exists():
+        if not overwrite:
+            raise ValueError(f"`--out` {out} exists; pass --overwrite to replace it.")
+        ours = (*RUN_FILES, "samples_*.npy")
+        if is_run and not (out.is_dir() and all(any(map(path.match, ours)) for path in out.iterdir())):
+            raise ValueError(f"`--out` {out} holds something else than a run; it is not overwritten.")
+        if not is_run and not out.is_file():
+            raise ValueError(f"`--out` {out} is not a file; it is not overwritten.")
+    parent = next(folder for folder in out.parents if folder.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
+        raise ValueError(f"`--out` {out} cannot be written: {error}") from error
+
+
 def _load(options: argparse.Namespace) -> datasets.Table:
+    from tfp_ebm import datasets
+    from tfp_ebm.arguments import check_count
+
+    rows = check_count("--rows", options.rows)
     return datasets.load_table(
-        options.data,
-        key=options.key,
-        delimiter=options.delimiter,
-        dequantize=options.dequantize,
-        n=check_count("--rows", options.rows),
-        seed=options.seed,
+        options.data, options.key, options.delimiter, options.dequantize, n=rows, seed=options.seed
     )
 
 
-def _kernel(options: argparse.Namespace) -> Any:
-    step = None if options.step_size is None else check_positive("--step-size", options.step_size)
-    return KERNELS[options.kernel](step)
+def _kernel(options: argparse.Namespace) -> mcmc.Kernel:
+    """The kernel, once all options of sampling are checked."""
+    from tfp_ebm import mcmc
+    from tfp_ebm.arguments import check_count, check_positive
+
+    check_count("--num-samples", options.num_samples)
+    check_count("--burnin", options.burnin, minimum=0)
+    start = {"random_walk": 0.3, "langevin": 0.05}.get(options.kernel, 0.1)
+    step = start if options.step_size is None else check_positive("--step-size", options.step_size)
+    if options.kernel == "langevin":
+        return mcmc.Langevin(step)
+    if options.kernel == "hmc":
+        return mcmc.Adaptive(mcmc.HMC(step, num_leapfrog_steps=10))
+    return mcmc.Adaptive({"mala": mcmc.MALA, "nuts": mcmc.NUTS, "random_walk": mcmc.RandomWalk}[options.kernel](step))
 
 
 def _loss(options: argparse.Namespace) -> losses.Loss:
+    from tfp_ebm import losses
+
     loss = losses.get(options.loss)
-    if "sigma" in inspect.signature(type(loss)).parameters:
-        return type(loss)(sigma=check_positive("--sigma", options.sigma))
-    return loss
-
-
-def _fit(options: argparse.Namespace) -> None:
-    if options.out.exists() and not options.overwrite:
-        raise ValueError(f"`--out` {options.out} exists; pass --overwrite to replace it.")
-    if options.out.exists() and not (
-        options.out.is_dir() and {p.name for p in options.out.iterdir()} <= set(RUN_FILES)
-    ):
-        raise ValueError(f"`--out` {options.out} holds something else than a run; it is not overwritten.")
-    num_steps = check_count("--steps", options.steps)
-    batch_size = check_count("--batch-size", options.batch_size)
-    num_samples = check_count("--num-samples", options.num_samples)
-    burnin = check_count("--burnin", options.burnin, minimum=0)
-    stateless_seed(options.seed, "--seed")
-    kernel, loss = _kernel(options), _loss(options)
-    with written_atomically(options.out) as folder:
-        folder.mkdir()
-        table = _load(options)
-        train, held_out = _split(table.values, options.seed)
-        if batch_size > len(train):
-            raise ValueError(
-                f"`--batch-size` must not exceed the rows to train on, got {batch_size} for {len(train)} of "
-                f"{len(table.values)} rows ({len(held_out)} are held out)."
-            )
-        keras.utils.clear_session()
-        start = time.perf_counter()
-        epochs = max(number for number in range(1, _MAX_EPOCHS + 1) if num_steps % number == 0)
-        steps_per_epoch = num_steps // epochs
-        model = recipes.low_dimensional(
-            train,
-            loss,
-            num_steps,
-            units=[check_count("--units", width) for width in options.units],
-            fourier_features=check_count("--fourier-features", options.fourier_features, minimum=0),
-            learning_rate=check_positive("--learning-rate", options.learning_rate),
-            steps_per_execution=min(100, steps_per_epoch),
-            seed=options.seed,
-        )
-        history = model.fit(
-            shuffled_batches(train, batch_size, options.seed),
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
-            shuffle=False,
-            verbose=0 if options.quiet else 1,
-        )
-        held_out_loss = float(model.evaluate(held_out, batch_size=1024, verbose=0))
-        fitted = time.perf_counter()
-        p = EnergyDistribution(model, kernel=kernel, num_burnin_steps=burnin)
-        chains = p.sample_chains(_KEPT_STATES, num_samples, seed=options.seed, progress=not options.quiet)
-        diagnostics = mcmc.diagnose(chains)
-        samples = chains.states[-1].numpy()
-        sampled = time.perf_counter()
-
-        model.save(folder / "model.keras")
-        model.export(folder / "saved_model", kernel=kernel, verbose=False)
-        np.save(folder / "samples.npy", samples)
-        image_shape = (8, 8) if options.data == "digits" else train.shape[1:] if train.ndim == 4 else None
-        figure = plotting.run_figure(model.energy, held_out, samples, table.columns, image_shape)
-        figure.savefig(folder / "figure.png", dpi=110)
-        report = {
-            "settings": {key: value for key, value in sorted(vars(options).items()) if key not in ("command", "out")},
-            "data": {"rows": len(table.values), "held_out": len(held_out), "event_shape": list(train.shape[1:])},
-            "loss": {"by_epoch": history.history["loss"], "held_out": held_out_loss},
-            "sampling": _summary(chains, diagnostics),
-            "seconds": {"fit": fitted - start, "sample": sampled - fitted},
-            "version": tfp_ebm.__version__,
-        }
-        (folder / "report.json").write_text(json.dumps(_plain(report), indent=2) + "\n")
-    print(f"{options.out}: {', '.join(RUN_FILES)}")
-
-
-def _split(x: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    order = np.random.default_rng(abs(seed)).permutation(len(x))
-    count = max(1, int(_HELD_OUT * len(x)))
-    return x[order[count:]], x[order[:count]]
-
-
-def _summary(chains: mcmc.Samples, diagnostics: mcmc.Diagnostics) -> dict[str, Any]:
-    return {
-        "acceptance_rate": float(diagnostics.acceptance_rate),
-        "step_size": np.asarray(chains.step_size).tolist(),
-        "min_ess": float(np.min(diagnostics.ess)),
-        "max_rhat": float(np.max(diagnostics.rhat)),
-        "num_nonfinite": int(diagnostics.num_nonfinite),
-        "num_stuck": int(diagnostics.num_stuck),
-    }
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: what is not finite becomes null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return str(value) if isinstance(value, pathlib.Path) else value
+    takes_sigma = "sigma" in inspect.signature(type(loss)).parameters
+    return type(loss)(sigma=options.sigma) if takes_sigma else loss
 
 
 def _load_run(run: pathlib.Path) -> EnergyModel:
+    import keras
+
+    import tfp_ebm.model  # noqa: F401, Keras finds the classes of a file only where they are imported
+
     missing = [name for name in RUN_FILES if not (run / name).exists()]
     if missing:
         raise FileNotFoundError(f"`run` {run} is not a complete run: {', '.join(missing)} missing.")
@@ -249,26 +249,151 @@ def _load_run(run: pathlib.Path) -> EnergyModel:
         raise ValueError(f"`run` {run}: model.keras cannot be read: {error}") from error
 
 
+def _fit(options: argparse.Namespace) -> None:
+    import keras
+    from matplotlib import pyplot
+
+    from tfp_ebm import plotting, recipes
+    from tfp_ebm.arguments import check_count, check_positive
+    from tfp_ebm.batches import shuffled_batches
+
+    out = options.out.resolve()
+    _check_free(out, options.overwrite, is_run=True)
+    num_steps = check_count("--steps", options.steps)
+    batch_size = check_count("--batch-size", options.batch_size)
+    settings: dict[str, Any] = {
+        "units": [check_count("--units", width) for width in options.units],
+        "fourier_features": check_count("--fourier-features", options.fourier_features, minimum=0),
+        "learning_rate": check_positive("--learning-rate", options.learning_rate),
+    }
+    if options.sigma is not None:
+        check_positive("--sigma", options.sigma)
+    kernel = _kernel(options)
+    table = _load(options)
+    train, held_out = _split(table.values, options.seed)
+    if batch_size > len(train):
+        raise ValueError(
+            f"`--batch-size` must not exceed the rows to train on, got {batch_size} for {len(train)} of "
+            f"{len(table.values)} rows ({len(held_out)} are held out)."
+        )
+
+    if options.sigma is None:
+        options.sigma = recipes.noise_scale(train)
+    start = time.perf_counter()
+    epochs = max(number for number in range(1, _MAX_EPOCHS + 1) if num_steps % number == 0)
+    steps_per_epoch = num_steps // epochs
+    execution = max(number for number in range(1, 101) if steps_per_epoch % number == 0)
+    model = recipes.low_dimensional(
+        train, _loss(options), num_steps, **settings, steps_per_execution=execution, seed=options.seed
+    )
+    history = model.fit(
+        shuffled_batches(train, batch_size, options.seed),
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        shuffle=False,
+        verbose=0 if options.quiet else 1,
+        callbacks=[keras.callbacks.TerminateOnNaN()],
+    )
+    if not math.isfinite(history.history["loss"][-1]):
+        raise ValueError(
+            f"training went to a loss of {history.history['loss'][-1]}; try a lower --learning-rate than "
+            f"{options.learning_rate}. Nothing was written."
+        )
+    held_out_loss = float(model.evaluate(held_out, batch_size=1024, verbose=0))
+    print(f"loss {held_out_loss:.4f} on the {len(held_out)} rows held out")
+    fitted = time.perf_counter()
+    samples, sampling = _draw(model, kernel, options)
+    seconds = {"fit": fitted - start, "sample": time.perf_counter() - fitted}
+    report = {
+        "settings": {key: value for key, value in sorted(vars(options).items()) if key not in _NO_SETTINGS},
+        "data": {"rows": len(table.values), "held_out": len(held_out), "event_shape": list(train.shape[1:])},
+        "loss": {"by_epoch": history.history["loss"], "held_out": held_out_loss},
+        "sampling": sampling,
+        "seconds": seconds,
+        "version": __version__,
+    }
+
+    image_shape = (8, 8) if options.data == "digits" else train.shape[1:] if train.ndim in (3, 4) else None
+    names = None if options.data in TOYS else table.columns
+    figure = plotting.run_figure(model.energy, held_out, samples, names, image_shape)
+    _check_free(out, options.overwrite, is_run=True)  # somebody may have come first
+    with written_atomically(out) as folder:
+        folder.mkdir()
+        model.save(folder / "model.keras")
+        model.export(folder / "saved_model", kernel=kernel, verbose=False)
+        np.save(folder / "samples.npy", samples)
+        figure.savefig(folder / "figure.png", dpi=110)
+        (folder / "report.json").write_text(json.dumps(_plain(report), indent=2) + "\n")
+    pyplot.close(figure)
+    print(f"{options.out}: {', '.join(RUN_FILES)}")
+
+
+def _split(x: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.random.default_rng(seed % 2**64).permutation(len(x))
+    count = max(1, int(_HELD_OUT * len(x)))
+    return x[order[count:]], x[order[:count]]
+
+
+def _draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
+    """The last states of the chains, and what they say of themselves, which is printed too."""
+    from tfp_ebm import mcmc
+    from tfp_ebm.distribution import EnergyDistribution
+
+    p = EnergyDistribution(model, kernel=kernel, num_burnin_steps=options.burnin)
+    thinning: dict[str, Any] = {"num_steps_between_results": _STEPS_BETWEEN, "progress": not options.quiet}
+    chains = p.sample_chains(_KEPT_STATES, options.num_samples, options.seed, **thinning)
+    diagnostics = mcmc.diagnose(chains)
+    ess, rhat = float(np.min(diagnostics.ess)), float(np.max(diagnostics.rhat))
+    print(f"acceptance {diagnostics.acceptance_rate:.2f}, R-hat {rhat:.3f}, effective sample size {ess:.0f}")
+    if rhat > _MAX_RHAT:
+        warnings.warn(
+            f"R-hat is {rhat:.2f}, above {_MAX_RHAT}: the chains have not mixed, and each mode's share of the samples "
+            "may still be that of the chains' starts; a larger --burnin lets them mix.",
+            stacklevel=2,
+        )
+    return chains.states[-1].numpy(), {
+        "acceptance_rate": diagnostics.acceptance_rate,
+        "step_size": np.asarray(chains.step_size).tolist(),
+        "min_ess": ess,
+        "max_rhat": rhat,
+        "num_nonfinite": diagnostics.num_nonfinite,
+        "num_stuck": diagnostics.num_stuck,
+    }
+
+
 def _sample(options: argparse.Namespace) -> None:
-    num_samples = check_count("--num-samples", options.num_samples)
+    out = (options.out or options.run / f"samples_{options.seed}.npy").resolve()
     kernel = _kernel(options)
     model = _load_run(options.run)
-    p = EnergyDistribution(model, kernel=kernel, num_burnin_steps=options.burnin)
-    out = options.out or options.run / f"samples_{options.seed}.npy"
-    with written_atomically(out) as temporary, temporary.open("wb") as file:
-        np.save(file, p.sample(num_samples, seed=options.seed).numpy())
+    _check_free(out, options.overwrite, is_run=False)
+    samples, _ = _draw(model, kernel, options)
+    _save_array(out, samples)
     print(out)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from tfp_ebm.arguments import check_data
+
     model = _load_run(options.run)
+    if options.out is not None:
+        _check_free(options.out.resolve(), options.overwrite, is_run=False)
     x = _load(options).values
-    if x.shape[1:] != model.event_shape:
-        raise ValueError(f"`data` must have rows of shape {model.event_shape} like the model's, got {x.shape[1:]}.")
+    check_data("data", x, model.event_shape)
     energies = model.predict(x, batch_size=1024, verbose=0)
     loss = float(model.evaluate(x, batch_size=1024, verbose=0))
     result = {"rows": len(x), "loss": loss, "energy": {"mean": float(energies.mean()), "sd": float(energies.std())}}
     if options.out is not None:
-        with written_atomically(options.out) as temporary, temporary.open("wb") as file:
-            np.save(file, energies)
+        _save_array(options.out.resolve(), energies)
     print(json.dumps(_plain(result), indent=2))
+
+
+def _save_array(out: pathlib.Path, array: np.ndarray) -> None:
+    with written_atomically(out) as temporary, temporary.open("wb") as file:  # given a path, NumPy would add a suffix
+        np.save(file, array)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

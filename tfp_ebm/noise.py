@@ -43,7 +43,8 @@ def normal(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
     digits = 53 if dtype == tf.float64 else 24
     # midpoints of a grid over (−1, 1) as fine as the mantissa, so that neither ±1 nor 0 ever comes
     u = (tf.cast(_grid(shape, seed, dtype, digits), dtype) + 0.5) * 2.0 ** (1 - digits)
-    return math.sqrt(2.0) * tf.math.erfinv(u)
+    # erfinv of the negative half: TensorFlow's goes through (u + 1)/2, which rounds to 1, and so to infinity, at +1
+    return -math.sqrt(2.0) * tf.sign(u) * tf.math.erfinv(-tf.abs(u))
 
 
 def uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:

@@ -15,19 +15,34 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["energy_contours", "histograms", "image_grid", "run_figure", "scatter"]
+__all__ = ["density_curve", "energy_contours", "histograms", "image_grid", "run_figure", "scatter"]
 
-DATA_COLOR, SAMPLE_COLOR = "#0072B2", "#D55E00"
+DATA_COLOR, SAMPLE_COLOR, MODEL_COLOR = "#0072B2", "#D55E00", "#000000"
 
 # Contours reach this far above the lowest energy: exp(−8) of the highest density is as good as nothing to the eye.
 _DEPTH = 8.0
 _MAX_POINTS, _MAX_PANELS, _MAX_IMAGES = 2000, 8, 64
+# Width and greatest height of a panel of the plane, inches.
+_PANEL_WIDTH, _PANEL_HEIGHT = 3.4, 3.8
 
 
 def _axes(ax: Axes | None) -> Axes:
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=(4, 4), layout="constrained")[1] if ax is None else ax
+
+
+def _rows(x: Any) -> np.ndarray:
+    """`x` as float64 without the rows that hold a NaN or an infinity, which nothing could show."""
+    x = np.asarray(x, np.float64)
+    return x[np.isfinite(x).all(axis=tuple(range(1, x.ndim)))]
+
+
+def _box(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two corners around nearly all of the rows `[n, d]`: a few far ones must not shrink the picture of the others."""
+    low, high = np.quantile(x, [0.002, 0.998], axis=0)
+    margin = np.where(high > low, 0.15 * (high - low), 1.0)
+    return low - margin, high + margin
 
 
 def scatter(x: Any, ax: Axes | None = None, title: str = "", color: str = DATA_COLOR) -> Axes:
@@ -38,7 +53,7 @@ def scatter(x: Any, ax: Axes | None = None, title: str = "", color: str = DATA_C
     'data'
     """
     ax = _axes(ax)
-    x = np.asarray(x)[:_MAX_POINTS]
+    x = _rows(x)[:_MAX_POINTS]
     ax.scatter(x[:, 0], x[:, 1], s=4, color=color, alpha=0.5, linewidths=0)
     ax.set(title=title, xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
     return ax
@@ -74,7 +89,7 @@ def energy_contours(
     filled = ax.contourf(*axes, energies, levels=np.linspace(0.0, _DEPTH, 17), cmap="viridis_r")
     ax.set(title=title, xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
     if colorbar:
-        ax.figure.colorbar(filled, ax=ax, label="E − min E", shrink=0.85, ticks=np.arange(0.0, _DEPTH + 1, 2))
+        ax.figure.colorbar(filled, ax=ax, label="E − min E", ticks=np.arange(0.0, _DEPTH + 1, 2))
     return ax
 
 
@@ -89,24 +104,57 @@ def histograms(
     """
     import matplotlib.pyplot as plt
 
-    data, samples = np.asarray(data), np.asarray(samples)
+    data, samples = _rows(data), _rows(samples)
     count = min(data.shape[1], _MAX_PANELS)
     if axes is None:
         columns = min(count, 4)
         rows = -(-count // columns)
-        grid = plt.subplots(rows, columns, figsize=(3 * columns, 2.4 * rows), layout="constrained", squeeze=False)[1]
+        size = (5.0, 3.4) if count == 1 else (2.8 * columns, 2.4 * rows)
+        grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)[1]
         axes = list(grid.flat)
         for ax in axes[count:]:
             ax.remove()
+    low, high = _box(data)
     for i, ax in enumerate(axes[:count]):
-        low, high = np.quantile(data[:, i], [0.002, 0.998])
-        margin = 0.15 * (high - low) or 1.0
-        bins = np.linspace(low - margin, high + margin, 41)
-        ax.hist(data[:, i], bins, density=True, color=DATA_COLOR, alpha=0.4, label="data")
-        ax.hist(samples[:, i], bins, density=True, color=SAMPLE_COLOR, histtype="step", linewidth=1.5, label="samples")
-        ax.set(title=names[i] if names else f"$x_{{{i + 1}}}$", yticks=[])
+        bins = np.linspace(low[i], high[i], 41)
+        _histogram(ax, data[:, i], bins, color=DATA_COLOR, alpha=0.4, label="data")
+        _histogram(ax, samples[:, i], bins, color=SAMPLE_COLOR, histtype="step", linewidth=1.5, label="samples")
+        ax.set(title=names[i] if names else f"$x_{{{i + 1}}}$", yticks=[], xlim=(low[i], high[i]))
+        ax.locator_params(axis="x", nbins=4)
+        if i % 4 == 0:
+            ax.set_ylabel("density")
     axes[0].legend(frameon=False, fontsize="small")
     return list(axes[:count])
+
+
+def _histogram(ax: Axes, x: np.ndarray, bins: np.ndarray, **style: Any) -> None:
+    # weighted by hand: with `density=True` what lies outside the bins would not count, and of nothing inside be NaN
+    ax.hist(x, bins.tolist(), weights=np.full(len(x), 1.0 / (max(len(x), 1) * (bins[1] - bins[0]))), **style)
+
+
+def density_curve(
+    energy_fn: Callable[[Any], Any], low: float, high: float, ax: Axes | None = None, num: int = 1000
+) -> Axes:
+    """Draws exp(−E(x))/Z from `low` to `high`; Z = ∫ exp(−E(x)) dx over that stretch, by the trapezoid rule (eq. 2).
+
+    Args:
+      energy_fn: callable `[n, 1] -> [n]`.
+      low, high: two ends.
+      ax: where to draw; None makes a figure.
+      num: grid points.
+
+    >>> import matplotlib; matplotlib.use("Agg")
+    >>> ax = density_curve(lambda x: 0.5 * np.asarray(x)[:, 0] ** 2, -6, 6)
+    >>> round(float(ax.lines[0].get_ydata().max()), 3)  # 1/√(2π)
+    0.399
+    """
+    ax = _axes(ax)
+    grid = np.linspace(low, high, num, dtype=np.float32)
+    energies = np.asarray(energy_fn(grid[:, None]), np.float64)
+    density = np.exp(energies.min() - energies)
+    density /= np.sum(0.5 * (density[1:] + density[:-1])) * (high - low) / (num - 1)
+    ax.plot(grid, density, color=MODEL_COLOR, linewidth=1.2, label="model")
+    return ax
 
 
 def image_grid(images: Any, ax: Axes | None = None, title: str = "", columns: int = 8) -> Axes:
@@ -116,7 +164,7 @@ def image_grid(images: Any, ax: Axes | None = None, title: str = "", columns: in
     >>> ax = image_grid(np.random.default_rng(0).uniform(size=[10, 8, 8]), title="samples")
     """
     ax = _axes(ax)
-    images = np.asarray(images)[:_MAX_IMAGES]
+    images = _rows(images)[:_MAX_IMAGES]
     images = images[..., 0] if images.ndim == 4 and images.shape[-1] == 1 else images
     low, high = np.quantile(images, [0.005, 0.995])
     count, height, width = images.shape[:3]
@@ -140,7 +188,15 @@ def run_figure(
 ) -> Figure:
     """Draws what a fit came to: data beside samples, and the energy where it can be seen.
 
-    Two coordinates: points and energy contours. Images: two grids. Otherwise: a histogram per coordinate.
+    One coordinate: histograms and the model's density. Two: as many points of data as of samples, and energy contours.
+    Images: two grids. Otherwise: a histogram for each of the first eight coordinates.
+
+    Args:
+      energy_fn: callable `[n, *event] -> [n]`.
+      data: `[n, *event]`.
+      samples: `[n, *event]`; rows that are not finite are left out.
+      names: one for each coordinate; default: x₁, x₂, ….
+      image_shape: draws each row as an image of this shape.
 
     >>> import matplotlib; matplotlib.use("Agg")
     >>> x = np.random.default_rng(0).normal(size=[50, 2])
@@ -149,30 +205,54 @@ def run_figure(
     """
     import matplotlib.pyplot as plt
 
-    data, samples = np.asarray(data), np.asarray(samples)
+    data, samples = _rows(data), _rows(samples)
     if image_shape is not None:
-        figure, axes = plt.subplots(1, 2, figsize=(8, 4.2), layout="constrained")
+        height = 4.0 * image_shape[0] / image_shape[1] + 0.3
+        figure, axes = plt.subplots(1, 2, figsize=(8, min(height, 8.0)), layout="constrained")
         image_grid(data[:_MAX_IMAGES].reshape(-1, *image_shape), axes[0], "data")
         image_grid(samples[:_MAX_IMAGES].reshape(-1, *image_shape), axes[1], "samples")
         return figure
-    data, samples = data.reshape(len(data), -1), samples.reshape(len(samples), -1)
-    if data.shape[1] != 2:
-        return histograms(data, samples, names)[0].figure
-    low, high = data.min(0), data.max(0)
-    low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
-    figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.6), layout="constrained", sharex=True, sharey=True)
-    scatter(data, axes[0], "data")
-    scatter(samples, axes[1], "samples", SAMPLE_COLOR)
-    energy_contours(energy_fn, low, high, axes[2], "energy")
+    size = int(np.prod(data.shape[1:]))
+    data, samples = data.reshape(-1, size), samples.reshape(-1, size)
+    low, high = _box(data)
+    if size == 2:
+        return _plane_figure(energy_fn, data, samples, low, high, names)
+    axes = histograms(data, samples, names)
+    whole: Any = axes[0].figure  # to matplotlib's types it could be part of a figure
+    if size == 1:
+        density_curve(energy_fn, float(low[0]), float(high[0]), axes[0])
+        axes[0].legend(frameon=False, fontsize="small")
+    if size > _MAX_PANELS:
+        whole.suptitle(f"the first {_MAX_PANELS} of {size} coordinates")
+    return whole
+
+
+def _plane_figure(
+    energy_fn: Callable[[Any], Any],
+    data: np.ndarray,
+    samples: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    names: Sequence[str] | None,
+) -> Figure:
+    """Data, samples and energy in three panels of one box, whose shape the figure takes."""
+    import matplotlib.pyplot as plt
+
+    width, height = high - low
     # Columns in very different units would otherwise be drawn as a line.
-    sides = high - low
+    equal = 0.2 < height / width < 5
+    ratio = height / width if equal else 1.0
+    panel = min(_PANEL_WIDTH, _PANEL_HEIGHT / ratio)
+    size = (3 * panel + 1.8, panel * ratio + 0.9)
+    figure, axes = plt.subplots(1, 3, figsize=size, layout="constrained", sharex=True, sharey=True)
+    count = max(1, min(len(data), len(samples)))
+    scatter(data[:count], axes[0], "data")
+    scatter(samples[:count], axes[1], "samples", SAMPLE_COLOR)
+    energy_contours(energy_fn, low.tolist(), high.tolist(), axes[2], "energy")
     for ax in axes:
-        ax.set(
-            xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal" if 0.2 < sides[0] / sides[1] < 5 else "auto"
-        )
+        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal" if equal else "auto")
+        if names:
+            ax.set(xlabel=names[0], ylabel=names[1])
+        ax.locator_params(nbins=5)
         ax.label_outer()
-    if names:
-        axes[0].set_ylabel(names[1])
-        for ax in axes:
-            ax.set_xlabel(names[0])
     return figure

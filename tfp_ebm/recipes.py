@@ -12,10 +12,42 @@ from tfp_ebm.arguments import check_count, check_data, check_positive
 from tfp_ebm.base import fit_base
 from tfp_ebm.model import EnergyModel
 
-__all__ = ["low_dimensional"]
+__all__ = ["low_dimensional", "noise_scale"]
 
 # Batches that one compiled call runs: Keras's own cost per call is then small beside the step's.
 _STEPS_PER_EXECUTION = 100
+
+
+# Noise beyond this blurs what the eye sees, and 64 coordinates need no more.
+_MAX_NOISE_SCALE = 0.4
+
+
+def noise_scale(x: Any) -> float:
+    """The σ at which denoising score matching learns a density from n rows of d coordinates instead of the rows.
+
+        σ = ¾ n^(−1/(d + 4)), at most 0.4, in standard deviations of the data
+
+    On a finite sample the objective is minimised by that sample blurred by σ (eqs. 47-48), a kernel density estimate:
+    a small σ ends in one sharp mode around each row, between which no chain moves. n^(−1/(d + 4)) is the best bandwidth
+    for a Gaussian (Scott's rule); data with more structure want less.
+
+    Args:
+      x: the data `[rows, *event]`.
+
+    Returns:
+      σ.
+
+    Raises:
+      TypeError, ValueError: for data that is not whole.
+
+    Reference: D. W. Scott, Multivariate Density Estimation, 1992, §6.3.
+
+    >>> import numpy as np
+    >>> round(noise_scale(np.zeros([45_000, 2])), 3), round(noise_scale(np.zeros([4500, 5])), 3)
+    (0.126, 0.295)
+    """
+    x = check_data("x", x)
+    return min(_MAX_NOISE_SCALE, 0.75 * len(x) ** (-1.0 / (x[0].size + 4)))
 
 
 def low_dimensional(
@@ -25,7 +57,7 @@ def low_dimensional(
     *,
     units: Sequence[int] = (128, 128),
     fourier_features: int = 0,
-    learning_rate: float = 5e-3,
+    learning_rate: float = 2e-3,
     steps_per_execution: int = _STEPS_PER_EXECUTION,
     seed: int = 0,
 ) -> EnergyModel:
@@ -36,7 +68,7 @@ def low_dimensional(
 
     Args:
       x: the data `[rows, *event]`.
-      loss: an `ebm.losses.Loss` or its alias; default: denoising score matching at .1 standard deviations.
+      loss: an `ebm.losses.Loss` or its alias; default: denoising score matching at `noise_scale(x)`.
       num_steps: optimizer steps that `fit` will take; the learning rate is zero from there on.
       units: widths of the hidden layers.
       fourier_features: number of random frequencies in front of them; for objectives other than score matching.
@@ -64,7 +96,7 @@ def low_dimensional(
     model.adapt(x)
     model.compile(
         optimizer=keras.optimizers.Adam(schedule),
-        loss=losses.DenoisingScoreMatching() if loss is None else loss,
+        loss=losses.DenoisingScoreMatching(noise_scale(x)) if loss is None else loss,
         steps_per_execution=check_count("steps_per_execution", steps_per_execution),
     )
     return model

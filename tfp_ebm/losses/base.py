@@ -11,6 +11,8 @@ files and checkpoints carry it. With `training=False` a loss changes none of the
 from __future__ import annotations
 
 import re
+import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,9 +20,13 @@ import keras
 import tensorflow as tf
 
 from tfp_ebm.arguments import stateless_seed
+from tfp_ebm.derivatives import explain
 from tfp_ebm.networks.faults import refuse_faulty_layers
 
 __all__ = ["Loss", "LossOutput", "alias"]
+
+# Networks whose activations a loss has looked at; each is warned of once.
+_looked_at: weakref.WeakSet[keras.layers.Layer] = weakref.WeakSet()
 
 
 class LossOutput(NamedTuple):
@@ -45,6 +51,8 @@ class Loss(keras.layers.Layer):
     Subclasses set:
       differentiates_score: whether the parameter gradient goes through ∂/∂θ ∇ₓE. Networks with layers whose second
         derivatives are silently wrong are then refused.
+      needs_curvature: whether it takes ∇²ₓE itself, which is zero almost everywhere for a piecewise linear network:
+        each such network is warned of once.
       takes_labels: whether `fit(x, y)` hands it y as `condition`; other losses refuse labels.
       metric_names: the keys of `LossOutput.metrics`, shown in the progress bar and in the history.
 
@@ -64,6 +72,7 @@ class Loss(keras.layers.Layer):
     """
 
     differentiates_score: bool = False
+    needs_curvature: bool = False
     takes_labels: bool = False
     metric_names: tuple[str, ...] = ()
 
@@ -126,3 +135,12 @@ class Loss(keras.layers.Layer):
         network = getattr(energy_fn, "network", None)
         if self.differentiates_score and network is not None:
             refuse_faulty_layers(network, f"{type(self).__name__}, which differentiates the score,")
+        if self.needs_curvature and network is not None and network not in _looked_at:
+            _looked_at.add(network)
+            flat = explain(network).piecewise_linear
+            if flat:
+                warnings.warn(
+                    f"{type(self).__name__} learns from the curvature of the energy, which is zero almost everywhere "
+                    f"behind {', '.join(flat)}: use smooth activations, such as silu.",
+                    stacklevel=3,
+                )

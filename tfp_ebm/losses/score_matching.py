@@ -47,6 +47,7 @@ class ScoreMatching(Loss):
     """
 
     differentiates_score = True
+    needs_curvature = True
 
     def __init__(self, method: str = "auto", chunk_size: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)

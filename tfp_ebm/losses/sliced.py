@@ -51,6 +51,7 @@ class SlicedScoreMatching(Loss):
     """
 
     differentiates_score = True
+    needs_curvature = True
 
     def __init__(
         self,
