@@ -357,7 +357,7 @@ GOOD = {"target_log_prob_fn": normal, "initial_state": np.zeros([3, 2], np.float
         ({"kernel": mcmc.HMC(0.1, 2, mass=[1.0, 2.0, 3.0])}, ValueError, r"`mass`.*\(2,\).*\(3,\)"),
         ({"kernel": mcmc.RandomWalk([[0.1], [0.2], [0.3]])}, ValueError, r"`scale`.*\(2,\).*\(3, 1\)"),
     ],
-    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
 def test_bad_arguments(change, error, message):
     def target(x):  # a float32 network
