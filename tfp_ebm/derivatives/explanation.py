@@ -28,6 +28,9 @@ class Explanation:
       reasons: why it is not "forward", one sentence for each obstacle; empty for "forward".
       piecewise_linear: layers and functions whose second derivative is zero almost everywhere. The trace does not see
         the bends of a network that has no others, and score matching cannot learn from it.
+
+    >>> Explanation("reverse", ("softmax has no rule",), ()).method
+    'reverse'
     """
 
     method: str

@@ -35,6 +35,9 @@ class Kernel(abc.ABC):
     Attributes:
       tuned: name of the field that holds the step size.
       optimal_accept_prob: acceptance that an adapted step size aims at; None for a kernel that accepts everything.
+
+    >>> isinstance(MALA(0.1), Kernel), MALA(0.1) == MALA(0.1), MALA(0.1).structure == MALA(0.2).structure
+    (True, True, True)
     """
 
     tuned: ClassVar[str] = "step_size"
