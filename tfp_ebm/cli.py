@@ -1,8 +1,8 @@
 """The command line: from a name or a file to a trained, sampled and exported model in one command.
 
-python -m tfp_ebm fit two_moons --out runs/moons
-python -m tfp_ebm sample runs/moons -n 1000
-python -m tfp_ebm evaluate runs/moons data.csv
+    python -m tfp_ebm fit two_moons --out runs/moons
+    python -m tfp_ebm sample runs/moons -n 1000
+    python -m tfp_ebm evaluate runs/moons data.csv
 
 TensorFlow is imported inside the commands, once the arguments are parsed, so that `--help` and a mistyped option answer
 at once. A run is written when all of it is there, in one step: whatever goes wrong before leaves the disk as it was.

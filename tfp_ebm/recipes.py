@@ -17,7 +17,6 @@ __all__ = ["low_dimensional", "noise_scale"]
 # Batches that one compiled call runs: Keras's own cost per call is then small beside the step's.
 _STEPS_PER_EXECUTION = 100
 
-
 # Noise beyond this blurs what the eye sees, and 64 coordinates need no more.
 _MAX_NOISE_SCALE = 0.4
 
