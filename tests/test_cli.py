@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfp_ebm import cli, datasets, losses, recipes
+from tfp_ebm import cli, datasets, losses, options, recipes
 from tfp_ebm.cli import main
 
 SMALL = ["--quiet", "--steps", "20", "--units", "8", "--batch-size", "32", "--burnin", "5", "-n", "20"]
@@ -57,8 +57,8 @@ def snapshot(folder):
 
 
 def test_the_names_it_offers_are_those_of_the_package():
-    assert cli.TOYS == datasets.TOY_NAMES
-    assert tuple(sorted(cli.LOSSES)) == losses.aliases()
+    assert options.TOYS == datasets.TOY_NAMES
+    assert tuple(sorted(options.LOSSES)) == losses.aliases()
 
 
 def test_a_run_is_complete(run):

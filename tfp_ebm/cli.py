@@ -23,12 +23,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfp_ebm import __version__
 from tfp_ebm.files import written_atomically
+from tfp_ebm.options import TOYS, make_parser
 
 if TYPE_CHECKING:
     from tfp_ebm import datasets, losses, mcmc
@@ -38,93 +39,18 @@ __all__ = ["main"]
 
 RUN_FILES = ("model.keras", "saved_model", "samples.npy", "figure.png", "report.json")
 
-# What the package offers under these names; repeated here because asking it would import TensorFlow.
-TOYS = (
-    *("two_moons", "two_gaussians", "eight_gaussians", "pinwheel", "rings", "checkerboard", "swiss_roll"),
-    *("banana", "rosenbrock", "funnel"),
-)
-LOSSES = ("denoising_score_matching", "score_matching", "sliced_score_matching")
-KERNELS = ("hmc", "mala", "nuts", "random_walk", "langevin")
-
 # Options that decide nothing about a run.
 _NO_SETTINGS = ("command", "out", "overwrite", "quiet")
 # The share of rows kept from training, to report the loss on.
 _HELD_OUT = 0.1
-# States kept of each chain for R-hat and effective sample size, and steps between two; the last ones are the samples.
+# States kept of each chain for R-hat and effective sample size, and steps between two.
 _KEPT_STATES, _STEPS_BETWEEN = 50, 4
+# Those of them that are samples: far enough apart to be nearly independent, for a quarter of the chains.
+_SAMPLED = (12, 24, 37, 49)
 # Chains whose R-hat is above this have not mixed (Vehtari et al. 2021 would even say above 1.01).
 _MAX_RHAT = 1.05
 # Progress is reported this often, if the number of steps divides so.
 _MAX_EPOCHS = 10
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, where there is one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Leaves its errors to `main`, to be printed on one line like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (see {self.prog} --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="tfp-ebm", description="Fit, sample and evaluate energy-based models.")
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    fit = commands.add_parser("fit", help="train a model on data", formatter_class=_Formatter)
-    fit.add_argument("data", help=f"a .npy, .npz or .csv file, digits, or one of {', '.join(TOYS)}")
-    fit.add_argument("--out", required=True, type=pathlib.Path, help="directory to write the run to")
-    _add_data_options(fit, rows=50_000)
-    fit.add_argument("--loss", choices=LOSSES, default="denoising_score_matching", help="what to minimise")
-    sigma = "noise of denoising, in standard deviations of the data (default: 3/4 of Scott's rule, at most 0.4)"
-    fit.add_argument("--sigma", type=float, help=sigma)
-    fit.add_argument("--units", type=int, nargs="+", default=[128, 128], help="widths of the hidden layers")
-    fit.add_argument("--fourier-features", type=int, default=0, help="random frequencies in front of them")
-    fit.add_argument("--steps", type=int, default=5000, help="optimizer steps")
-    fit.add_argument("--batch-size", type=int, default=256, help="rows per step")
-    fit.add_argument("--learning-rate", type=float, default=2e-3, help="at the start; decays along a cosine to zero")
-    _add_sampling_options(fit)
-    fit.add_argument("--seed", type=int, default=0, help="of weights, noise, order of batches and samples")
-
-    sample = commands.add_parser("sample", help="draw more samples of a fitted model", formatter_class=_Formatter)
-    sample.add_argument("run", type=pathlib.Path, help="directory that `fit` wrote")
-    sample.add_argument("--out", type=pathlib.Path, help=".npy file to write (default: samples_SEED.npy in the run)")
-    _add_sampling_options(sample)
-    sample.add_argument("--seed", type=int, default=1, help="of the samples")
-
-    evaluate = commands.add_parser("evaluate", help="score data under a fitted model", formatter_class=_Formatter)
-    evaluate.add_argument("run", type=pathlib.Path, help="directory that `fit` wrote")
-    evaluate.add_argument("data", help="what `fit` takes")
-    evaluate.add_argument("--out", type=pathlib.Path, help=".npy file for the energy of each row (default: none)")
-    _add_data_options(evaluate, rows=10_000)
-    evaluate.add_argument("--seed", type=int, default=1, help="of toy data and dequantisation")
-
-    for command in (fit, sample, evaluate):
-        command.add_argument("--overwrite", action="store_true", help="replace what is at --out")
-    for command in (fit, sample):
-        command.add_argument("--quiet", action="store_true", help="no progress bars")
-    return parser
-
-
-def _add_data_options(parser: argparse.ArgumentParser, rows: int) -> None:
-    parser.add_argument("--key", help="which array of a .npz file (default: the only one)")
-    parser.add_argument("--delimiter", help="between the cells of a .csv file (default: found)")
-    parser.add_argument("--dequantize", action="store_true", help="add U(0, 1) to whole numbers, such as pixels")
-    parser.add_argument("--rows", type=int, default=rows, help="rows to draw of a toy distribution")
-
-
-def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kernel", choices=KERNELS, default="hmc", help="how to sample")
-    step_size = "in standardised units; all but langevin adapt it (default: 0.1, random_walk 0.3, langevin 0.05)"
-    parser.add_argument("--step-size", type=float, help=step_size)
-    parser.add_argument("-n", "--num-samples", type=int, default=1000, help="samples, each of a chain of its own")
-    parser.add_argument("--burnin", type=int, default=300, help="steps of each chain before its first kept state")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     2
     """
     try:
-        options = _parser().parse_args(arguments)
+        options = make_parser().parse_args(arguments)
         command = {"fit": _fit, "sample": _sample, "evaluate": _evaluate}[options.command]
         with _quiet_tensorflow(), warnings.catch_warnings():
             warnings.simplefilter("once", UserWarning)
@@ -335,13 +261,14 @@ def _split(x: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
-    """The last states of the chains, and what they say of themselves, which is printed too."""
+    """Samples from the chains, and what these say of themselves, which is printed too."""
     from tfp_ebm import mcmc
     from tfp_ebm.distribution import EnergyDistribution
 
     p = EnergyDistribution(model, kernel=kernel, num_burnin_steps=options.burnin)
     thinning: dict[str, Any] = {"num_steps_between_results": _STEPS_BETWEEN, "progress": not options.quiet}
-    chains = p.sample_chains(_KEPT_STATES, options.num_samples, options.seed, **thinning)
+    num_chains = -(-options.num_samples // len(_SAMPLED))
+    chains = p.sample_chains(_KEPT_STATES, num_chains, options.seed, **thinning)
     diagnostics = mcmc.diagnose(chains)
     ess, rhat = float(np.min(diagnostics.ess)), float(np.max(diagnostics.rhat))
     print(f"acceptance {diagnostics.acceptance_rate:.2f}, R-hat {rhat:.3f}, effective sample size {ess:.0f}")
@@ -351,7 +278,8 @@ def _draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) 
             "may still be that of the chains' starts; a larger --burnin lets them mix.",
             stacklevel=2,
         )
-    return chains.states[-1].numpy(), {
+    samples = chains.states.numpy()[list(_SAMPLED)].reshape(-1, *model.event_shape)[: options.num_samples]
+    return samples, {
         "acceptance_rate": diagnostics.acceptance_rate,
         "step_size": np.asarray(chains.step_size).tolist(),
         "min_ess": ess,
