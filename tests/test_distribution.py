@@ -176,6 +176,17 @@ def test_nothing_keeps_a_model_alive():
     assert dead() is None
 
 
+def test_callables_may_have_one_column_and_nothing_else():
+    def column(x):
+        return tf.reduce_sum(x**2, -1, keepdims=True)
+
+    p = ebm.EnergyDistribution(column, event_shape=[2])
+    np.testing.assert_array_equal(p.unnormalized_log_prob(np.ones((3, 2, 2))), -2 * np.ones((3, 2)))
+    for energy, shape in ((lambda x: x**2, r"\(4, 2\)"), (tf.reduce_sum, r"\(\)"), (lambda x: x[:2, 0], r"\(2,\)")):
+        with pytest.raises(ValueError, match=rf"one number per row, shape \[batch\] or \[batch, 1\], got {shape}"):
+            ebm.EnergyDistribution(energy, event_shape=[2]).unnormalized_log_prob(np.ones((4, 2)))
+
+
 def make(**arguments):
     return ebm.EnergyDistribution(functional(), **arguments)
 

@@ -18,7 +18,7 @@ from tensorflow_probability.python.internal import samplers
 
 from tfp_ebm import mcmc
 from tfp_ebm.arguments import check_count, stateless_seed
-from tfp_ebm.energy import as_state, over_leading_dimensions
+from tfp_ebm.energy import as_state, one_per_row, over_leading_dimensions
 from tfp_ebm.model import EnergyModel
 
 tfb, tfd = tfp.bijectors, tfp.distributions
@@ -118,7 +118,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         if isinstance(self._energy, EnergyModel):
             return self._energy.unnormalized_log_prob(x)
         x = as_state(x, self.dtype, self._event)
-        return -over_leading_dimensions(self._energy, x, len(self._event))
+        return -over_leading_dimensions(lambda flat: one_per_row(self._energy(flat), flat), x, len(self._event))
 
     def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
         if self._log_normalizer is None:

@@ -25,7 +25,7 @@ from tfp_ebm.derivatives.jet import Jet
 if TYPE_CHECKING:
     from tfp_ebm.units import Units
 
-__all__ = ["EnergyFunction", "as_state", "input_event_shape", "over_leading_dimensions", "state_dtype"]
+__all__ = ["EnergyFunction", "as_state", "input_event_shape", "one_per_row", "over_leading_dimensions", "state_dtype"]
 
 
 def input_event_shape(network: keras.layers.Layer) -> tuple[int, ...] | None:
@@ -73,6 +73,24 @@ def as_state(x: Any, dtype: str | tf.DType, event_shape: tuple[int, ...], name: 
         expected = ", ".join(["...", *map(str, event_shape)])
         raise ValueError(f"`{name}` must have shape [{expected}], got {tuple(x.shape)}.")
     return x
+
+
+def one_per_row(energies: Any, x: tf.Tensor) -> tf.Tensor:
+    """Energies `[batch]` or `[batch, 1]` of states `[batch, *event]`, as `[batch]`.
+
+    Raises:
+      ValueError: for any other shape.
+    """
+    energies = tf.convert_to_tensor(energies)
+    shape = energies.shape
+    is_column = shape.rank == 2 and shape[1] in (1, None)
+    if not (shape.rank == 1 or is_column) or not shape[:1].is_compatible_with(x.shape[:1]):
+        raise ValueError(
+            f"the energy must be one number per row, shape [batch] or [batch, 1], got {tuple(shape)} "
+            f"for states of shape {tuple(x.shape)}."
+        )
+    # reshaped to the batch of x, not to [-1], so that what mixes up rows fails where shapes are known only then
+    return tf.ensure_shape(tf.reshape(energies, tf.shape(x)[:1]), x.shape[:1])
 
 
 def over_leading_dimensions(
@@ -173,9 +191,7 @@ class EnergyFunction:
     def network_term(self, z: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The network's energies `[batch]`, in the state's dtype whatever precision it computes in."""
         mode = self.training if training is None else training
-        energies = tf.cast(self.network(z, training=mode), self.dtype)
-        # reshaped to the input's batch, not to [-1], so that a network that mixes up rows fails
-        return tf.ensure_shape(tf.reshape(energies, tf.shape(z)[:1]), z.shape[:1])
+        return one_per_row(tf.cast(self.network(z, training=mode), self.dtype), z)
 
     def __call__(self, z: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """E_z of states `[..., *event]`, shape `[...]`."""
