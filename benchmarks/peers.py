@@ -61,9 +61,12 @@ class Case:
         Energy and score pass every kernel once forwards and once backwards, and the parameter gradient of each such
         product is two more: 6 passes. A direction is carried forwards only, and not through the last layer: 3 passes;
         unit vectors pass the first layer for nothing. Recomputation, where a contestant does any, is not counted.
+        "product" is the first layer's matrix product alone.
         """
         passes = [math.prod(kernel) * places for kernel, places in self.layers()]
         first, middle = passes[0], sum(passes[1:-1])
+        if objective == "product":
+            return 2 * self.batch * first
         directions = {"sliced": first + middle, "exact": self.dimension * middle, "chunked": self.dimension * middle}
         return 2 * self.batch * (6 * sum(passes) + 3 * directions.get(objective, 0))
 

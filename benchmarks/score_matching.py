@@ -4,9 +4,9 @@ Every contestant runs in a process of its own on the same cores, with the same i
 different one in every step. The contestants of a case are timed in turns, in an order drawn anew for every round, so
 that a drift of the machine hits all alike: read the minimum first, the quartiles tell how disturbed the machine was.
 Exact losses must agree on the first batch, or the run says so. Peak memory is that of the process, less what it had
-after its imports. "x floor" is the time over that of the step's matrix products (`Case.flops`) at the best rate at
-which TensorFlow or PyTorch multiply matrices here. A peer that is not installed, fails, or takes longer or more
-memory than the limits is listed with the reason.
+after its imports. "x floor" is the time over that of the step's matrix products (`Case.flops`) at the better rate at
+which TensorFlow or PyTorch multiplied large matrices in the same rounds. A peer that is not installed, fails, or takes
+longer or more memory than the limits is listed with the reason.
 
     python benchmarks/score_matching.py [--cases mlp64 convolution] [--losses exact] [--json out.json] [--figure d.png]
 
@@ -40,7 +40,7 @@ CASES = {
     )
 }
 PRODUCT = Case("matrix product", (256,), 16384, (256,))
-GROWTH = [Case(f"d={d}", (d,), 128, (256, 256), chunk_size=16) for d in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)]
+GROWTH = [Case(f"d={d}", (d,), 128, (256, 256), chunk_size=16) for d in (2, 4, 16, 64, 256, 1024)]
 
 
 def tfp_ebm(case, objective, mode):
@@ -167,7 +167,8 @@ class Runner:
                 answer = self.connection.recv()
                 self.reason = answer.get("reason", self.reason)
             else:
-                self.reason = f"left out: over {seconds:g} s for {request}"
+                what = f"{request[0]} steps" if request else "imports"
+                self.reason = f"left out: {what} took over {seconds:g} s"
         except (EOFError, OSError):
             self.reason = "died, likely of the memory limit"
         if self.reason:
@@ -198,12 +199,13 @@ class Runner:
 
 
 def measure(case, entries, options):
-    """Times all entries (contestant, loss) of a case in interleaved rounds; returns one row for each."""
-    context = multiprocessing.get_context("spawn")
+    """Times all entries (contestant, loss) of a case, and matrix products, in interleaved rounds; one row for each."""
+    context, family = multiprocessing.get_context("spawn"), entries[0][1]
     runners = []
-    for name, objective in entries:
+    entries = [entry for entry in entries if not options.contestants or entry[0] in options.contestants]
+    for name, objective in [*entries, *((name, "product") for name in PRODUCTS)]:
         ours, theirs = context.Pipe()
-        arguments = (theirs, name, case, objective, options.threads, options.memory_limit)
+        arguments = (theirs, name, of_entry(case, name), objective, options.threads, options.memory_limit)
         process = context.Process(target=serve, args=arguments, daemon=True)
         process.start()
         theirs.close()
@@ -219,7 +221,12 @@ def measure(case, entries, options):
                 runner.time()
     for runner in runners:
         runner.end()
-    return [row(runner, case) for runner in runners]
+    return [row(runner, case) | {"family": family} for runner in runners]
+
+
+def of_entry(case, name):
+    """The case that a contestant runs: matrix products have their own."""
+    return PRODUCT if name in PRODUCTS else case
 
 
 def row(runner, case):
@@ -228,14 +235,14 @@ def row(runner, case):
     if runner.reason:
         return result
     times = runner.milliseconds
-    low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else 3 * times
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else 3 * times
     return result | {
         "ms_min": min(times),
         "ms_median": median,
         "ms_quartiles": [low, high],
         "rounds": len(times),
         "steps_per_round": runner.num_steps,
-        "gflops": case.flops(runner.objective) / min(times) / 1e6,
+        "gflops": of_entry(case, runner.name).flops(runner.objective) / min(times) / 1e6,
         "peak_mib": runner.peak_mib,
         "first_call_s": runner.first_call,
         "first_loss": runner.first_loss if runner.unit == 1 else None,
@@ -253,9 +260,9 @@ def fastest(rows, case, loss, names):
     return min(times, default=None)
 
 
-def show(rows, rate, case):
+def show(rows, case):
     """Prints the rows of one case and loss family; ratios are to the faster of our own two compiled steps."""
-    loss = rows[0]["loss"]
+    loss, rate = rows[0]["family"], product_rate(rows)
     ours = fastest(rows, case.name, loss, STEPS)
     print(
         f"\n{case.name}: {loss}, batch {case.batch}, {case.flops(loss) / 1e9:.3g} GFLOP, load {os.getloadavg()[0]:.1f}"
@@ -283,7 +290,7 @@ def show(rows, rate, case):
     sys.stdout.flush()
 
 
-def judge(rows, rate):
+def judge(rows):
     """Prints which targets hold."""
     print("\nTargets (fastest of graph and XLA, by minima)")
     for case, loss, peers, factor in TARGETS:
@@ -292,19 +299,16 @@ def judge(rows, rate):
             verdict = "holds" if theirs / ours >= factor else "FALLS SHORT"
             print(f"  {case} {loss}: {theirs / ours:.2f}x {' / '.join(peers)}, aim {factor:g}x: {verdict}")
     case, loss, factor = FLOOR_TARGET
+    group = [r for r in rows if (r["case"], r["family"]) == (case, loss)]
     if ours := fastest(rows, case, loss, STEPS):
-        ratio = ours * rate * 1e6 / CASES[case].flops(loss)
+        ratio = ours * product_rate(group) * 1e6 / CASES[case].flops(loss)
         verdict = "holds" if ratio <= factor else "FALLS SHORT"
         print(f"  {case} {loss}: {ratio:.2f}x the matrix products alone, aim {factor:g}x: {verdict}")
 
 
-def product_rate(options):
-    """The best rate of a large matrix product, in GFLOP/s."""
-    rows = measure(PRODUCT, [(name, "product") for name in PRODUCTS], options)
-    operations = 2 * PRODUCT.batch * PRODUCT.dimension * PRODUCT.units[0]
-    rates = {r["contestant"]: operations / r["ms_min"] / 1e6 for r in rows if not r["reason"]}
-    print("Matrix products, GFLOP/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))
-    return max(rates.values())
+def product_rate(rows):
+    """The better rate of a large matrix product, in GFLOP/s, measured in the same rounds."""
+    return max((r["gflops"] for r in rows if r["loss"] == "product" and not r["reason"]), default=float("nan"))
 
 
 def draw(rows, path):
@@ -317,7 +321,7 @@ def draw(rows, path):
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     labels = {"exact": "exact", "chunked": f"exact, {GROWTH[0].chunk_size} directions at a time", "sliced": "sliced"}
     for ax, key, title in zip(axes, ("ms_min", "peak_mib"), ("ms a step", "peak memory, MiB"), strict=True):
-        for contestant, loss in dict.fromkeys((r["contestant"], r["loss"]) for r in rows):
+        for contestant, loss in dict.fromkeys((r["contestant"], r["loss"]) for r in rows if r["loss"] in labels):
             points = [r for r in rows if (r["contestant"], r["loss"]) == (contestant, loss) and not r["reason"]]
             ours = contestant in OURS
             ax.loglog(
@@ -338,6 +342,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--losses", nargs="*", choices=LOSSES, default=list(LOSSES))
+    parser.add_argument("--contestants", nargs="*", choices=OURS | PEERS, help="only these")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=0.1, help="length of a round of one contestant")
     parser.add_argument("--budget", type=float, default=8.0, help="seconds after which it gets no more than 3 rounds")
@@ -354,23 +359,27 @@ def main():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     print(", ".join(f"{name} {version}" for name, version in versions.items()), f"; {options.threads} threads")
-    rate = product_rate(options)
+    if (load := os.getloadavg()[0]) > 0.5:
+        print(
+            f"THE MACHINE IS BUSY (load {load:.1f}): compare on an idle one. PyTorch's threads wait for each other, "
+            "so it suffers most; the minima of short steps suffer least."
+        )
     rows, growth = [], []
     for case in map(CASES.get, options.cases):
         for loss in options.losses:
             entries = [entry for entry in LOSSES[loss] if entry[1] != "chunked" or case.chunk_size]
             rows += (measured := measure(case, entries, options))
-            show(measured, rate, case)
-    judge(rows, rate)
+            show(measured, case)
+    judge(rows)
     if options.figure:
         entries = [*(("tfp_ebm graph", loss) for loss in ("exact", "chunked", "sliced")), ("ebmkit", "exact")]
         for case in GROWTH:
             growth += (measured := measure(case, entries, options))
-            show(measured, rate, case)
+            show(measured, case)
         draw(growth, options.figure)
     if options.json:
         with open(options.json, "w") as file:
-            report = {"versions": versions, "threads": options.threads, "product_gflops": rate}
+            report = {"versions": versions, "threads": options.threads}
             json.dump(report | {"rows": rows, "growth": growth}, file, indent=2)
 
 
