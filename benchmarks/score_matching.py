@@ -360,10 +360,9 @@ def main():
             versions[package] = importlib.metadata.version(package)
     print(", ".join(f"{name} {version}" for name, version in versions.items()), f"; {options.threads} threads")
     if (load := os.getloadavg()[0]) > 0.5:
-        print(
-            f"THE MACHINE IS BUSY (load {load:.1f}): compare on an idle one. PyTorch's threads wait for each other, "
-            "so it suffers most; the minima of short steps suffer least."
-        )
+        # By default PyTorch's threads wait for each other by spinning, a hundred times too long where a core is taken.
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        print(f"THE MACHINE IS BUSY (load {load:.1f}): OMP_WAIT_POLICY=passive, to be fair to PyTorch; better wait.")
     rows, growth = [], []
     for case in map(CASES.get, options.cases):
         for loss in options.losses:

@@ -88,6 +88,7 @@ def test_seeds(p):
     np.testing.assert_array_equal(first, p.sample(20, seed=tf.constant([0, 1])))
     assert not np.array_equal(first, p.sample(20, seed=2))
     assert not np.array_equal(p.sample(20), p.sample(20))
+    assert p.sample(2, seed=3**300).shape == (2, 2) and p.sample(2, seed=-3).shape == (2, 2)
     assert p.sample(seed=1).shape == (2,) and p.sample([2, 3], seed=1).shape == (2, 3, 2)
 
 

@@ -143,6 +143,8 @@ def stateless_seed(seed: Any, name: str = "seed") -> tf.Tensor:
         if seed.shape.rank == 0:
             return tf.stack([tf.zeros([], tf.int32), tf.cast(seed, tf.int32)])
         raise ValueError(f"{expected}, got a tensor of shape {tuple(seed.shape)}.")
+    if isinstance(seed, int) and not isinstance(seed, bool):
+        seed = np.uint64(seed % 2**64)  # TFP's own joint distributions derive seeds of hundreds of bits
     array = np.asarray(seed)
     if seed is None or array.dtype.kind not in "iu":
         raise TypeError(f"{expected}, got {seed!r}.")
