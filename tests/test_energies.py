@@ -72,11 +72,12 @@ def test_any_network_any_leading_dimensions(name):
 
 
 def test_event_shape_is_learned_from_the_first_batch():
-    model = ebm.EnergyModel(Subclassed())
-    with pytest.raises(ValueError, match="does not know its event shape"):
-        model.energy(np.zeros((4, 3)))
-    model(np.zeros((4, 3), "float32"))
-    assert model.event_shape == (3,) and model.built
+    for call in (lambda m, x: m(x), lambda m, x: m.energy(x), lambda m, x: m.score(x), lambda m, x: m.adapt(x)):
+        model = ebm.EnergyModel(Subclassed())
+        with pytest.raises(ValueError, match="does not know its event shape"):
+            _ = model.event_shape
+        call(model, np.random.default_rng(0).normal(size=(4, 3)).astype("float32"))
+        assert model.event_shape == (3,) and model.built
 
 
 def test_score_is_minus_the_gradient():

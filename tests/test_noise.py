@@ -6,6 +6,7 @@ import tensorflow as tf
 from scipy import stats
 
 from tfp_ebm import noise
+from tfp_ebm.arguments import stateless_seed
 
 SEED = tf.constant([3, -5])
 LAWS = {
@@ -66,3 +67,10 @@ def test_tensorflow_s_own_normals_differ():
     """Why this module exists: if TensorFlow mends it, this fails, and the module can go."""
     draw = lambda seed: tf.random.stateless_normal([8], seed, alg="philox")  # noqa: E731
     assert not np.allclose(tf.function(draw)(SEED), tf.function(draw, jit_compile=True)(SEED), atol=1e-2)
+
+
+def test_seeds_of_every_kind_have_the_same_words():
+    for value in (3, -3, 2**40 + 3, -(2**40)):
+        np.testing.assert_array_equal(stateless_seed(value), stateless_seed(tf.constant(value, tf.int64)))
+    assert not np.array_equal(stateless_seed(2**40), stateless_seed(2**41))
+    np.testing.assert_array_equal(stateless_seed(3**300), stateless_seed(3**300 % 2**64))

@@ -178,6 +178,36 @@ def test_exported_sampler_keeps_the_target(tmp_path):
     assert not np.array_equal(x, loaded.sample(start, tf.constant([1, 3]), tf.constant(10)))
 
 
+def test_export_replaces_nothing_but_a_saved_model(tmp_path):
+    model = ebm.EnergyModel(Quadratic(), event_shape=(3,))
+    kernel = ebm.mcmc.MALA(1.0)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("data")
+    (tmp_path / "file").write_text("data")
+    with pytest.raises(ValueError, match=r"holds something else than a SavedModel \(precious.txt\)"):
+        model.export(tmp_path / "mine", kernel=kernel, verbose=False)
+    with pytest.raises(ValueError, match="is a file"):
+        model.export(tmp_path / "file", kernel=kernel, verbose=False)
+    assert (tmp_path / "mine" / "precious.txt").read_text() == (tmp_path / "file").read_text() == "data"
+    for _ in range(2):  # a SavedModel may be replaced
+        model.export(tmp_path / "model", kernel=kernel, verbose=False)
+    assert (tmp_path / "model" / "saved_model.pb").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine", "model"]
+    with pytest.raises(TypeError, match="no argument 'input_signature'"):
+        model.export(tmp_path / "other", input_signature=[])
+    with pytest.raises(TypeError, match="`kernel` must map a target"):
+        model.export(tmp_path / "other", kernel="hmc")
+    with pytest.raises(ValueError, match="does not know its event shape"):
+        ebm.EnergyModel(Quadratic()).export(tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["m.h5", "m.weights.h5", "m.hdf5"])
+def test_formats_that_cannot_be_loaded_are_not_saved(name, tmp_path):
+    with pytest.raises(ValueError, match=r"`filepath` must end in \.keras"):
+        ebm.EnergyModel(Quadratic(), event_shape=(3,)).save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_export_with_a_kernel_of_tfp_and_by_xla(tmp_path):
     model = ebm.EnergyModel(Quadratic(), event_shape=(3,))
 

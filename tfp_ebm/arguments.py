@@ -16,8 +16,11 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_data",
+    "check_event_shape",
     "check_nonnegative",
     "check_positive",
+    "check_sigmas",
+    "check_weights",
     "fold_in",
     "stateless_seed",
 ]
@@ -61,6 +64,13 @@ def check_count(name: str, value: Any, minimum: int = 1) -> int:
     return int(value)
 
 
+def check_event_shape(value: Any) -> tuple[int, ...]:
+    """Returns a shape of one state, a sequence of sizes, as a tuple."""
+    if isinstance(value, numbers.Integral | str):
+        raise TypeError(f"`event_shape` must be a sequence of sizes, such as [2], got {value!r}.")
+    return tuple(check_count("event_shape", size) for size in value)
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """Returns `value` if it is one of `choices`; the error lists them."""
     if value not in choices:
@@ -76,6 +86,22 @@ def check_sigmas(name: str, values: Any) -> tuple[float, ...]:
     if list(scales) not in (sorted(scales), sorted(scales, reverse=True)):
         raise ValueError(f"`{name}` must be sorted, got {values!r}.")
     return scales
+
+
+def check_weights(name: str, weights: Any, num_rows: int) -> np.ndarray:
+    """Returns `weights` as an array if it holds one finite number >= 0 for each row, `[rows]` or `[rows, 1]`."""
+    array = np.asarray(weights)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"`{name}` must hold real numbers, got an array of dtype {array.dtype}.")
+    if array.shape not in ((num_rows,), (num_rows, 1)):
+        raise ValueError(f"`{name}` must hold one number per row, shape [{num_rows}], got {array.shape}.")
+    bad = np.flatnonzero(~(array >= 0) | ~np.isfinite(array))
+    if len(bad):
+        raise ValueError(
+            f"`{name}` must be finite and not negative: {len(bad)} of its {num_rows} numbers are not, the first at "
+            f"index {bad[0]} ({array.reshape(-1)[bad[0]]})."
+        )
+    return array
 
 
 def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -141,7 +167,8 @@ def stateless_seed(seed: Any, name: str = "seed") -> tf.Tensor:
         if seed.shape.rank == 1 and seed.shape[0] == 2:
             return tf.cast(seed, tf.int32)
         if seed.shape.rank == 0:
-            return tf.stack([tf.zeros([], tf.int32), tf.cast(seed, tf.int32)])
+            words = tf.bitcast(tf.cast(seed, tf.int64), tf.int32)  # low word first
+            return tf.stack([words[1], words[0]])
         raise ValueError(f"{expected}, got a tensor of shape {tuple(seed.shape)}.")
     if isinstance(seed, int) and not isinstance(seed, bool):
         seed = np.uint64(seed % 2**64)  # TFP's own joint distributions derive seeds of hundreds of bits

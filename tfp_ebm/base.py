@@ -22,7 +22,7 @@ from tfp_ebm.arguments import check_data
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
-__all__ = ["FULL_COVARIANCE_LIMIT", "Moments", "fit_base", "gaussian"]
+__all__ = ["FULL_COVARIANCE_LIMIT", "Moments", "check_base", "fit_base", "gaussian"]
 
 # Above this many coordinates the covariance is diagonal: a full factor would outweigh the network.
 FULL_COVARIANCE_LIMIT = 512
@@ -74,6 +74,11 @@ class Moments(NamedTuple):
     def _variance(self) -> np.ndarray:
         return (np.diag(self.comoment) if self.comoment.ndim == 2 else self.comoment) / self.num_rows
 
+    def check_varies(self) -> None:
+        """Raises ValueError if every coordinate is constant."""
+        if self.is_constant.all():
+            raise ValueError(f"`x` must vary, but all its {len(self.mean)} coordinates are constant.")
+
     def cholesky(self) -> np.ndarray:
         """Lower factor `[d, d]` of the covariance (1/n), or standard deviations `[d]` if only its diagonal is kept.
 
@@ -95,6 +100,16 @@ class Moments(NamedTuple):
             )
             correlation = (1.0 - amount) * correlation + amount * np.eye(len(correlation))
         return self.scale[:, None] * np.linalg.cholesky(correlation)
+
+
+def check_base(name: str, base: Any, dtype: Any) -> None:
+    """Raises unless `base` is one distribution (no batch of them) over tensors of `dtype`."""
+    if not isinstance(base, tfp.distributions.Distribution):
+        raise TypeError(f"`{name}` must be a tfp.distributions.Distribution, got {base!r}.")
+    if not isinstance(base.dtype, tf.DType) or base.dtype != dtype:
+        raise TypeError(f"`{name}` must have the energy's dtype {tf.as_dtype(dtype).name}, got {base.dtype}.")
+    if tuple(base.batch_shape) != ():
+        raise ValueError(f"`{name}` must be one distribution, got a batch of shape {tuple(base.batch_shape)}.")
 
 
 def gaussian(loc: Any, scale: Any, event_shape: tuple[int, ...]) -> tfp.distributions.Distribution:
@@ -128,4 +143,5 @@ def fit_base(x: Any, dtype: tf.DType = tf.float32) -> tfp.distributions.Distribu
     """
     x = check_data("x", x)
     moments = Moments.of([x])
+    moments.check_varies()
     return gaussian(tf.constant(moments.mean, dtype), tf.constant(moments.cholesky(), dtype), x.shape[1:])

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfp_ebm.arguments import check_data, fold_in, stateless_seed
 
-__all__ = ["first_rows", "is_array", "row_blocks", "shuffled_batches"]
+__all__ = ["batches_of_tuples", "first_rows", "is_array", "row_blocks", "shuffled_batches"]
 
 
 def is_array(x: Any) -> bool:
@@ -72,6 +72,17 @@ def _again(seen: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
     # a generator, not itertools.chain: Keras takes no other iterator
     yield from seen
     yield from rest
+
+
+def batches_of_tuples(x: Any) -> Any:
+    """`x`, where it is a generator made to yield the tuples that Keras asks of one.
+
+    >>> list(batches_of_tuples(i for i in range(2)))
+    [(0,), (1,)]
+    """
+    if not hasattr(x, "__next__"):
+        return x
+    return (batch if isinstance(batch, tuple) else (batch,) for batch in x)
 
 
 def shuffled_batches(x: np.ndarray, batch_size: int, seed: Any) -> tf.data.Dataset:

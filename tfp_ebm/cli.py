@@ -157,8 +157,7 @@ def _loss(options: argparse.Namespace) -> losses.Loss:
     from tfp_ebm import losses
 
     loss = losses.get(options.loss)
-    takes_sigma = "sigma" in inspect.signature(type(loss)).parameters
-    return type(loss)(sigma=options.sigma) if takes_sigma else loss
+    return loss if options.sigma is None else type(loss)(sigma=options.sigma)
 
 
 def _load_run(run: pathlib.Path) -> EnergyModel:
@@ -179,7 +178,7 @@ def _fit(options: argparse.Namespace) -> None:
     import keras
     from matplotlib import pyplot
 
-    from tfp_ebm import plotting, recipes
+    from tfp_ebm import losses, plotting, recipes
     from tfp_ebm.arguments import check_count, check_positive
     from tfp_ebm.batches import shuffled_batches
 
@@ -192,8 +191,11 @@ def _fit(options: argparse.Namespace) -> None:
         "fourier_features": check_count("--fourier-features", options.fourier_features, minimum=0),
         "learning_rate": check_positive("--learning-rate", options.learning_rate),
     }
+    takes_sigma = "sigma" in inspect.signature(type(losses.get(options.loss))).parameters
     if options.sigma is not None:
         check_positive("--sigma", options.sigma)
+        if not takes_sigma:
+            raise ValueError(f"`--sigma` must not be given with --loss {options.loss}, which adds no noise.")
     kernel = _kernel(options)
     table = _load(options)
     train, held_out = _split(table.values, options.seed)
@@ -203,7 +205,7 @@ def _fit(options: argparse.Namespace) -> None:
             f"{len(table.values)} rows ({len(held_out)} are held out)."
         )
 
-    if options.sigma is None:
+    if options.sigma is None and takes_sigma:
         options.sigma = recipes.noise_scale(train)
     start = time.perf_counter()
     epochs = max(number for number in range(1, _MAX_EPOCHS + 1) if num_steps % number == 0)

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import samplers
 
 from tfp_ebm import mcmc
-from tfp_ebm.arguments import check_count, stateless_seed
+from tfp_ebm.arguments import check_count, check_event_shape, stateless_seed
+from tfp_ebm.base import check_base
 from tfp_ebm.energy import as_state, one_per_row, over_leading_dimensions
 from tfp_ebm.model import EnergyModel
 
@@ -85,20 +87,24 @@ class EnergyDistribution(tfp.distributions.Distribution):
         elif event_shape is None:
             raise ValueError("`event_shape` must be given for a callable energy.")
         else:
-            dtype = dtype or (base.dtype if base is not None else tf.float32)
+            dtype = dtype or getattr(base, "dtype", tf.float32)
         dtype = tf.as_dtype(dtype)
-        if base is not None and base.dtype != dtype:
-            raise TypeError(f"`base` must have the energy's dtype {dtype.name}, got {base.dtype}.")
-        if base is not None and tuple(base.event_shape) != tuple(event_shape):
-            raise ValueError(f"`base` must have event shape {tuple(event_shape)}, got {tuple(base.event_shape)}.")
+        event_shape = check_event_shape(event_shape)
+        if base is not None:
+            check_base("base", base, dtype)
+            if tuple(base.event_shape) != event_shape:
+                raise ValueError(f"`base` must have event shape {event_shape}, got {tuple(base.event_shape)}.")
         if kernel is not None and not callable(kernel):
             raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
         if log_normalizer is not None:
             log_normalizer = tf.convert_to_tensor(log_normalizer, dtype)
             if log_normalizer.shape.rank != 0:
                 raise ValueError(f"`log_normalizer` must be a number, got shape {tuple(log_normalizer.shape)}.")
+            known = tf.get_static_value(log_normalizer)
+            if known is not None and not np.isfinite(known):
+                raise ValueError(f"`log_normalizer` must be finite, got {known}.")
         self._energy = energy
-        self._event = tuple(check_count("event_shape", size) for size in event_shape)
+        self._event = event_shape
         self._kernel = mcmc.DEFAULT_KERNEL if kernel is None else kernel
         self._base = base
         self._num_burnin_steps = check_count("num_burnin_steps", num_burnin_steps, minimum=0)
@@ -187,6 +193,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         >>> p.sample_chains(num_results=5, num_chains=3, seed=0, num_burnin_steps=10).states.shape
         TensorShape([5, 3, 1])
         """
+        num_chains = check_count("num_chains", num_chains)
         start_seed, chain_seed = samplers.split_seed(stateless_seed(seed), n=2)
         start = self.base.sample(num_chains, seed=start_seed)
         function = self._energy.energy_function if isinstance(self._energy, EnergyModel) else None
@@ -209,7 +216,10 @@ class EnergyDistribution(tfp.distributions.Distribution):
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
         # TFP documents None as "any seed", and takes an int for a stateful one; here an int means the same bits again.
-        seed = samplers.sanitize_seed(None) if seed is None else stateless_seed(seed)
+        # An int beyond 64 bits is one that TFP itself derived: its auto-batched joint distributions hand the same one
+        # to every draw, and count on each draw being another.
+        derived = isinstance(seed, int) and seed.bit_length() > 64
+        seed = samplers.sanitize_seed(seed) if seed is None or derived else stateless_seed(seed)
         static = tf.get_static_value(n)
         few = static is not None and static < _FEW_CHAINS
         samples = self.sample_chains(

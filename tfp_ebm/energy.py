@@ -69,9 +69,12 @@ def as_state(x: Any, dtype: str | tf.DType, event_shape: tuple[int, ...], name: 
             raise TypeError(f"`{name}` must hold real numbers, got {type(x).__name__} of dtype {array.dtype}.")
         x = tf.convert_to_tensor(array.astype(dtype.as_numpy_dtype))
     rank = len(event_shape)
-    if not x.shape[x.shape.rank - rank :].is_compatible_with(event_shape) or x.shape.rank < rank:
+    known = x.shape.rank is not None
+    if not known or x.shape.rank < rank or not x.shape[x.shape.rank - rank :].is_compatible_with(event_shape):
         expected = ", ".join(["...", *map(str, event_shape)])
-        raise ValueError(f"`{name}` must have shape [{expected}], got {tuple(x.shape)}.")
+        raise ValueError(
+            f"`{name}` must have shape [{expected}], got {tuple(x.shape) if known else 'a tensor of unknown rank'}."
+        )
     return x
 
 

@@ -7,6 +7,7 @@ mode unless asked otherwise, since XLA would compile it anew for every batch siz
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +20,30 @@ from tfp_ebm import mcmc
 from tfp_ebm.energy import EnergyFunction
 from tfp_ebm.mcmc.driver import Chain
 
-__all__ = ["exported_sampler", "write_saved_model"]
+__all__ = ["exported_sampler", "replaceable_directory", "write_saved_model"]
 
 # Chains and steps of the run that settles the step size of an adaptive kernel.
-_ADAPTATION_CHAINS, _ADAPTATION_STEPS = 64, 300
+_ADAPTATION_CHAINS, _ADAPTATION_STEPS = 32, 120
+# What TensorFlow writes as a SavedModel.
+_SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
+
+
+def replaceable_directory(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns `path`, made absolute, if a SavedModel may be written there: nothing else must be lost.
+
+    >>> replaceable_directory("no/such/directory").is_absolute()
+    True
+    """
+    path = pathlib.Path(path).resolve()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"`filepath` must be a directory, but {path} is a file.")
+    others = {entry.name for entry in path.iterdir()} - _SAVED_MODEL if path.is_dir() else set()
+    if others:
+        raise ValueError(
+            f"`filepath` {path} holds something else than a SavedModel ({', '.join(sorted(others)[:3])}); it is not "
+            "replaced."
+        )
+    return path
 
 
 def write_saved_model(

@@ -14,16 +14,17 @@ import types
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import codec, mcmc
-from tfp_ebm.arguments import check_count, stateless_seed
-from tfp_ebm.base import Moments
+from tfp_ebm.arguments import check_event_shape, stateless_seed
+from tfp_ebm.base import Moments, check_base
 from tfp_ebm.batches import row_blocks
 from tfp_ebm.derivatives import score
 from tfp_ebm.energy import EnergyFunction, as_state, input_event_shape, over_leading_dimensions, state_dtype
-from tfp_ebm.export import exported_sampler, write_saved_model
+from tfp_ebm.export import exported_sampler, replaceable_directory, write_saved_model
 from tfp_ebm.files import written_atomically
 from tfp_ebm.trainer import EnergyTrainer
 from tfp_ebm.units import GaussianBase, Units
@@ -93,11 +94,10 @@ class EnergyModel(EnergyTrainer):
         self._given = types.SimpleNamespace(base_measure=base_measure)
         known = input_event_shape(network)
         if base_measure is not None:
-            if base_measure.dtype != self.dtype:
-                raise TypeError(f"`base_measure` must have the energy's dtype {self.dtype}, got {base_measure.dtype}.")
+            check_base("base_measure", base_measure, self.dtype)
             known = tuple(base_measure.event_shape) if known is None else known
         if event_shape is not None:
-            event_shape = tuple(check_count("event_shape", size) for size in event_shape)
+            event_shape = check_event_shape(event_shape)
             if known is not None and known != event_shape:
                 raise ValueError(f"`event_shape` must be that of the network's input, {known}, got {event_shape}.")
             known = event_shape
@@ -189,6 +189,8 @@ class EnergyModel(EnergyTrainer):
         return self._evaluate("unnormalized_log_prob", x)
 
     def _evaluate(self, name: str, x: Any, keeps_event: bool = False) -> tf.Tensor:
+        if not self.built:
+            self.build(np.shape(x))
         x = as_state(x, self.dtype, self.event_shape)
         return over_leading_dimensions(getattr(self._endpoints, name), x, len(self.event_shape), keeps_event)
 
@@ -241,6 +243,11 @@ class EnergyModel(EnergyTrainer):
 
     def save(self, filepath: str | os.PathLike[str], overwrite: bool = True, **kwargs: Any) -> None:
         """Keras's `save`, but atomic: an interrupted save leaves the file that was there."""
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                f"`filepath` must end in .keras, got {filepath}: the old HDF5 format cannot hold an energy model. "
+                "(`save_weights` writes .weights.h5.)"
+            )
         exists = os.path.exists(filepath)
         if os.path.isdir(filepath) or (exists and not overwrite) or not str(filepath).endswith(".keras"):
             super().save(filepath, overwrite=overwrite, **kwargs)  # Keras asks, or explains
@@ -267,22 +274,32 @@ class EnergyModel(EnergyTrainer):
             optional `step_size` replaces the one built in.
 
         Args:
-          filepath: the directory; replaced in one step if it exists.
+          filepath: the directory. If it exists it must be empty or hold a SavedModel, which is replaced in one step.
           kernel: what `sample` runs, in standardised units; default: HMC. An adaptive kernel is adapted now, from the
             base distribution, and exported with the step size that it finds.
           jit_compile: whether `sample` is compiled by XLA, for each batch size anew.
           format: "tf_saved_model"; any other goes to Keras, which exports the energy alone.
           verbose: whether Keras lists the endpoints.
           **kwargs: for Keras, with other formats.
+
+        Raises:
+          ValueError: if there is something else than a SavedModel at `filepath`, or the event shape is unknown.
+          TypeError: if the kernel is none, or an argument unknown.
         """
         if format != "tf_saved_model":
             super().export(filepath, format=format, verbose=verbose, **kwargs)
             return
+        if kwargs:
+            raise TypeError(f"export takes no argument {', '.join(map(repr, kwargs))} with format 'tf_saved_model'.")
+        if kernel is not None and not callable(kernel):
+            raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
+        path = replaceable_directory(filepath)
+        energy_function = self.energy_function
         # TensorFlow Serving looks for `serve`, and for the first endpoint.
         endpoints = {"serve": self._endpoints.energy, **vars(self._endpoints)}
         base = self.base if self._has_base else None
         sampler = exported_sampler(
-            self.energy_function, base, mcmc.DEFAULT_KERNEL if kernel is None else kernel, jit_compile
+            energy_function, base, mcmc.DEFAULT_KERNEL if kernel is None else kernel, jit_compile
         )
-        with written_atomically(filepath) as temporary:
+        with written_atomically(path) as temporary:
             write_saved_model(self, {**endpoints, "sample": sampler}, temporary, verbose)

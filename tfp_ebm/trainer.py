@@ -8,6 +8,8 @@ cut and resumed equals one that was not; an evaluation changes no weight and has
 
 from __future__ import annotations
 
+import inspect
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm import losses
-from tfp_ebm.arguments import check_count, fold_in
+from tfp_ebm.arguments import check_count, check_data, check_weights, fold_in
 from tfp_ebm.base import Moments
-from tfp_ebm.batches import first_rows, is_array
+from tfp_ebm.batches import batches_of_tuples, first_rows, is_array
 from tfp_ebm.energy import EnergyFunction, as_state
 from tfp_ebm.units import GaussianBase, Units
 
@@ -40,6 +42,18 @@ class _Trackers:
     def update(self, metrics: Mapping[str, tf.Tensor], batch_size: tf.Tensor) -> None:
         for name, value in metrics.items():
             self.means[name].update_state(value, sample_weight=batch_size)
+
+
+class _StopAtNonFiniteLoss(keras.callbacks.Callback):
+    """Ends training with an error at the first loss that is not finite; no gradient of it reached the weights."""
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss became {loss} within batch {batch} of the epoch; no gradient of it reached the weights. "
+                "Is `x` finite? If it is, lower the learning rate."
+            )
 
 
 def _labels(x: Any, y: Any, sample_weight: Any) -> Any:
@@ -88,20 +102,17 @@ class EnergyTrainer(keras.Model):
         if self.loss is not None:
             self._build_loss()
 
-    def _look_at(self, x: Any, batch_size: int | None = None) -> Any:
+    def _look_at(self, x: Any) -> Any:
         """Checks `x` before Keras sees it, and takes from its first rows what the model lacks: shape and base."""
         lacks_base = self._energy_function is None or (
             self._fitted_base is not None and not self._fitted_base.is_fitted
         )
-        if not is_array(x) and not lacks_base:
-            return x
-        rows, x = first_rows(x, _BASE_ROWS, self.event_shape if self.built else None)
-        if is_array(x) and batch_size is not None and check_count("batch_size", batch_size) > len(x):
-            raise ValueError(f"`batch_size` must not exceed the rows of `x`, got {batch_size} for {len(x)} rows.")
-        self.build((None, *rows.shape[1:]))
-        if lacks_base and self._fitted_base is not None:
-            self._fitted_base.assign(Moments.of([rows]))
-        return x
+        if is_array(x) or lacks_base:
+            rows, x = first_rows(x, _BASE_ROWS, self.event_shape if self.built else None)
+            self.build((None, *rows.shape[1:]))
+            if lacks_base and self._fitted_base is not None:
+                self._fitted_base.assign(Moments.of([rows]))
+        return batches_of_tuples(x)
 
     def _refuse_labels(self, y: Any) -> None:
         if not _is_absent(y) and self.loss is not None and not self.loss.takes_labels:
@@ -119,7 +130,7 @@ class EnergyTrainer(keras.Model):
           **kwargs: as in Keras, but for `metrics` and `loss_weights`, which compare predictions with labels.
         """
         for name in ("metrics", "weighted_metrics", "loss_weights"):
-            if kwargs.pop(name, None) is not None:
+            if kwargs.pop(name, None):
                 raise ValueError(f"`{name}` must not be given: an energy model has no labels to compare with.")
         loss = losses.get(loss)
         optimizer = keras.optimizers.get(optimizer)
@@ -181,17 +192,57 @@ class EnergyTrainer(keras.Model):
         """Trains the model: Keras's `fit`, with x alone.
 
         Arrays are checked before the first step (finite, right shape, not fewer rows than `batch_size`). If there is
-        no base distribution yet, the Gaussian of the first 10 000 rows becomes it.
+        no base distribution yet, the Gaussian of the first 10 000 rows becomes it. A loss that is not finite, as from a
+        NaN in a batch that could not be looked at, gives no gradient, and ends the training with an error (unless
+        `keras.callbacks.TerminateOnNaN` is there to end it without one).
         """
         self._assert_compile_called("fit")
+        call = inspect.signature(super().fit).bind(x, y, batch_size, *args, **kwargs).arguments
+        if call.pop("class_weight", None) is not None:
+            raise ValueError("`class_weight` must not be given: there are no classes; use `sample_weight`.")
         self._refuse_labels(y)
-        validation = kwargs.get("validation_data")
-        if isinstance(validation, list | tuple):
-            x_val, y_val, weight = keras.utils.unpack_x_y_sample_weight(validation)
-            self._refuse_labels(y_val)
-            kwargs["validation_data"] = (x_val, _labels(x_val, y_val, weight), weight)
-        x = self._look_at(x, batch_size)
-        return super().fit(x, _labels(x, y, kwargs.get("sample_weight")), batch_size, *args, **kwargs)
+        call["x"] = x = self._look_at(x)
+        weights = call.get("sample_weight")
+        if is_array(x):
+            num_rows = int(len(x) * (1.0 - call.get("validation_split", 0.0)))
+            if batch_size is not None and check_count("batch_size", batch_size) > num_rows:
+                raise ValueError(
+                    f"`batch_size` must not exceed the rows to train on, got {batch_size} for {num_rows} rows."
+                )
+            if weights is not None:
+                call["sample_weight"] = check_weights("sample_weight", weights, len(x))
+        call["y"] = _labels(x, y, weights)
+        if call.get("validation_data") is not None:
+            call["validation_data"] = self._validation(call["validation_data"])
+        callbacks = call.get("callbacks")
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = list(tf.nest.flatten(callbacks)) if callbacks is not None else []
+            if not any(isinstance(callback, keras.callbacks.TerminateOnNaN) for callback in callbacks):
+                callbacks.append(_StopAtNonFiniteLoss())
+            call["callbacks"] = callbacks
+        return super().fit(**call)
+
+    def _validation(self, data: Any) -> Any:
+        """Validation data, checked before the first step if they are arrays, with labels of no width for weights."""
+        if not isinstance(data, list | tuple):
+            if is_array(data):
+                check_data("validation_data", data, self.event_shape)
+            return data
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        self._refuse_labels(y)
+        if is_array(x):
+            rows = check_data("validation_data", x, self.event_shape)
+            if weights is not None:
+                check_weights("validation_data[2]", weights, len(rows))
+        return x, _labels(x, y, weights), weights
+
+    def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
+        """Keras's `train_on_batch`, with x alone, checked."""
+        self._refuse_labels(y)
+        x = self._look_at(x)
+        if sample_weight is not None:
+            sample_weight = check_weights("sample_weight", sample_weight, len(x))
+        return super().train_on_batch(x, y, sample_weight, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """The loss on data: Keras's `evaluate`, with x alone. It changes no weight; its noise is always the same."""
@@ -199,7 +250,9 @@ class EnergyTrainer(keras.Model):
         self._refuse_labels(y)
         if is_array(x):
             x = first_rows(x, 0, self.event_shape if self.built else None)[1]
-        return super().evaluate(x, _labels(x, y, kwargs.get("sample_weight")), *args, **kwargs)
+            if kwargs.get("sample_weight") is not None:
+                check_weights("sample_weight", kwargs["sample_weight"], len(x))
+        return super().evaluate(batches_of_tuples(x), _labels(x, y, kwargs.get("sample_weight")), *args, **kwargs)
 
     def _loss_of(self, data: Any, seed: tf.Tensor, training: bool) -> tf.Tensor:
         """The batch's loss as this replica's share of the whole, and the metrics updated with it."""
@@ -207,6 +260,11 @@ class EnergyTrainer(keras.Model):
         self._refuse_labels(condition)
         condition = None if _is_absent(condition) else condition
         x = as_state(tf.cast(x, self.dtype), self.dtype, self.event_shape)
+        if x.shape.rank != 1 + len(self.event_shape):
+            raise ValueError(
+                f"`x` must come in batches of shape [batch, {', '.join(map(str, self.event_shape))}], "
+                f"got {tuple(x.shape)}."
+            )
         replica = tf.distribute.get_replica_context()
         if replica.num_replicas_in_sync > 1:
             seed = fold_in(seed, replica.replica_id_in_sync_group)
@@ -236,6 +294,9 @@ class EnergyTrainer(keras.Model):
             # rightly has no gradient, and Keras would warn of it at every fit.
             values = [variable.value for variable in variables]
             gradients = tape.gradient(scaled_loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            # A loss that is not finite must not reach the weights; `fit` reports it.
+            finite = tf.math.is_finite(loss)
+            gradients = [tf.where(finite, gradient, tf.zeros_like(gradient)) for gradient in gradients]
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)

@@ -37,10 +37,9 @@ class Units(keras.layers.Layer):
         Raises:
           ValueError: if every coordinate is constant.
         """
+        moments.check_varies()
         size = len(moments.mean)
         constant = np.flatnonzero(moments.is_constant)
-        if len(constant) == size:
-            raise ValueError(f"`x` must vary, but all its {size} coordinates are constant.")
         lost = np.flatnonzero(moments.scale < 10 * np.finfo(self.variable_dtype).eps * np.abs(moments.mean))
         lost = np.setdiff1d(lost, constant)
         if len(lost):
@@ -93,6 +92,7 @@ class GaussianBase(keras.layers.Layer):
 
     def assign(self, moments: Moments) -> None:
         """Fits the Gaussian; says so where a singular covariance had to be shrunk."""
+        moments.check_varies()
         self.loc.assign(moments.mean)
         self.scale.assign(moments.cholesky())
         self.fitted.assign(1)
