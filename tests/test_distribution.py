@@ -157,7 +157,7 @@ def test_prior_of_a_joint_distribution(p):
 
 
 def test_auto_batched_joints_draw_different_samples(p):
-    """Their draws all come with one int, which TFP takes for a stateful seed; taken for a stateless one they are equal."""
+    """TFP hands one int to every draw and takes it for stateful; as a stateless seed it would give equal draws."""
     joint = tfd.JointDistributionSequentialAutoBatched([p, lambda x: tfd.Normal(x[0], 0.5)])
     x = joint.sample(3, seed=1)[0].numpy()
     assert x.shape == (3, 2) and len(np.unique(x[:, 0])) == 3
