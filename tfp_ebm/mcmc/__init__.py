@@ -1,8 +1,10 @@
 """Sampling from exp(−E): kernels over `tfp.mcmc`, one compiled driver, and the diagnosis of its chains.
 
 A kernel leaves the target's law unchanged, so a long enough chain samples it (§2.1.2 of the note). `HMC`, `MALA`,
-`NUTS`, `RandomWalk` and `Langevin` are recipes for `tfp.mcmc` kernels, `Adaptive` tunes their step size, `sample` runs
-any kernel of TFP's, and `diagnose` says whether the chains can be trusted.
+`NUTS`, `RandomWalk`, `MetropolisHastings` and `Langevin` are recipes for `tfp.mcmc` kernels, `Adaptive` tunes their
+step size. `IndependenceMetropolis` and `Tempered` carry chains from mode to mode, `Sequence` joins kernels, and
+`Transformed` keeps them on a part of space. `sample` runs any kernel of TFP's, and `diagnose` says whether the chains
+can be trusted.
 """
 
 from tfp_ebm.mcmc.adaptation import Adaptive
@@ -10,7 +12,11 @@ from tfp_ebm.mcmc.defaults import DEFAULT_KERNEL
 from tfp_ebm.mcmc.diagnostics import Diagnostics, diagnose
 from tfp_ebm.mcmc.kernels import HMC, MALA, NUTS, Kernel, Langevin, RandomWalk
 from tfp_ebm.mcmc.langevin import UncalibratedLangevin
+from tfp_ebm.mcmc.metropolis import IndependenceMetropolis, MetropolisHastings, UncalibratedProposal
 from tfp_ebm.mcmc.sampling import Samples, sample
+from tfp_ebm.mcmc.sequence import Sequence, SequenceResults
+from tfp_ebm.mcmc.supports import Transformed
+from tfp_ebm.mcmc.tempering import Tempered
 
 __all__ = [
     "DEFAULT_KERNEL",
@@ -19,11 +25,18 @@ __all__ = [
     "NUTS",
     "Adaptive",
     "Diagnostics",
+    "IndependenceMetropolis",
     "Kernel",
     "Langevin",
+    "MetropolisHastings",
     "RandomWalk",
     "Samples",
+    "Sequence",
+    "SequenceResults",
+    "Tempered",
+    "Transformed",
     "UncalibratedLangevin",
+    "UncalibratedProposal",
     "diagnose",
     "sample",
 ]

@@ -21,6 +21,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
+from tfp_ebm.mcmc.results import is_accepted
 
 __all__ = ["Chain", "Rows", "chain_key", "find_chain"]
 
@@ -115,6 +116,7 @@ class Chain:
         """Steps `steps[0]` to `steps[1] - 1` of the chain."""
         kernel = self._build(step_size)
         own = isinstance(self._kernel, Kernel)
+        tells_log_prob = own and self._kernel.log_prob_after(results) is not None
         chain_shape = start_log_prob.shape
 
         def one_step(
@@ -122,15 +124,15 @@ class Chain:
         ) -> tuple[tf.Tensor, tf.Tensor, Any, tuple[tf.TensorArray, ...]]:
             moved, results = kernel.one_step(state, results, seed=tf.stack([key, step]))
             moved = tf.ensure_shape(moved, state.shape)
-            kept: tuple[Any, ...] = (moved, _is_accepted(kernel, results, state, moved, start_log_prob))
-            if own:
-                kept += (_find(results, "target_log_prob"),)
+            kept: tuple[Any, ...] = (moved, is_accepted(kernel, results, state, moved, start_log_prob))
+            if tells_log_prob:
+                kept += (self._kernel.log_prob_after(results),)
             slot = (tf.maximum(step - num_burnin_steps, 0) + stride - 1) // stride
             arrays = tuple(array.write(slot, value) for array, value in zip(arrays, kept, strict=True))
             return step + 1, moved, results, arrays
 
         shapes = [(state.dtype, state.shape), (tf.bool, chain_shape)]
-        if own:
+        if tells_log_prob:
             shapes.append((state.dtype, chain_shape))
         arrays = tuple(
             tf.TensorArray(dtype, self._num_results, element_shape=shape, clear_after_read=False)
@@ -141,7 +143,7 @@ class Chain:
         )
         kept = tuple(array.stack() for array in arrays)
         final = self._kernel.step_after(results, step_size) if own else None
-        return state, results, Rows(kept[0], kept[2] if own else (), kept[1], final)
+        return state, results, Rows(kept[0], kept[2] if tells_log_prob else (), kept[1], final)
 
     def last_state(self, state: tf.Tensor, step_size: Any, seed: tf.Tensor, num_steps: tf.Tensor) -> tf.Tensor:
         """The state after `num_steps` steps, a tensor; for functions that are themselves compiled."""
@@ -184,24 +186,6 @@ class Chain:
 def chain_key(seed: tf.Tensor) -> tf.Tensor:
     """The hash of the seed that stands beside the step's number in the seed of each step."""
     return tf.random.stateless_uniform([], seed, None, None, tf.int32, alg="philox")
-
-
-def _find(results: Any, name: str) -> Any:
-    """The outermost field of that name in nested kernel results, or None."""
-    while results is not None:
-        if hasattr(results, name):
-            return getattr(results, name)
-        results = getattr(results, "inner_results", getattr(results, "accepted_results", None))
-    return None
-
-
-def _is_accepted(kernel: Any, results: Any, before: tf.Tensor, after: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    if not kernel.is_calibrated:
-        return tf.ones_like(like, tf.bool)
-    accepted = _find(results, "is_accepted")
-    if accepted is None:
-        accepted = tf.reduce_any(before != after, axis=list(range(like.shape.rank, after.shape.rank)))
-    return accepted
 
 
 _CHAINS: dict[Hashable, tuple[Callable[[], Any], OrderedDict[Hashable, Chain]]] = {}
