@@ -134,7 +134,7 @@ def draw(base: tfp.distributions.Distribution, shape: Any, seed: tf.Tensor) -> t
     >>> draw(base, [1000], tf.constant([0, 1])).numpy().mean(0).round().tolist()
     [5.0, 1.0]
     """
-    if isinstance(base, tfd.TransformedDistribution) and isinstance(base.bijector, tfb.Reshape):
+    if type(base) is tfd.TransformedDistribution:
         return base.bijector.forward(draw(base.distribution, shape, seed))
     if type(base) in (tfd.MultivariateNormalTriL, tfd.MultivariateNormalDiag):
         z = noise.normal(tf.concat([shape, base.event_shape], 0), seed, base.dtype)

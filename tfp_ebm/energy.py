@@ -23,7 +23,7 @@ from tfp_ebm.derivatives.forward_laplacian import forward_laplacian_rule, no_rul
 from tfp_ebm.derivatives.jet import Jet
 
 if TYPE_CHECKING:
-    from tfp_ebm.units import Units
+    from tfp_ebm.units import GaussianBase, Units
 
 __all__ = ["EnergyFunction", "as_state", "input_event_shape", "one_per_row", "over_leading_dimensions", "state_dtype"]
 
@@ -149,6 +149,7 @@ class EnergyFunction:
       units: the standardisation z = (x − loc)/scale.
       base_measure: a distribution in x, or None.
       training: the mode in which the network's layers run (dropout and the like) unless a call says otherwise.
+      fitted_base: the Gaussian that stands in as base where there is no base measure.
 
     Attributes:
       network: the Keras layer, whose graph the derivative engine reads.
@@ -163,8 +164,10 @@ class EnergyFunction:
         units: Units,
         base_measure: tfp.distributions.Distribution | None = None,
         training: bool = False,
+        fitted_base: GaussianBase | None = None,
     ) -> None:
         self.training = training
+        self.fitted_base = fitted_base
         self.network = network
         self.event_shape = tuple(event_shape)
         self.dtype = state_dtype(network)
@@ -189,7 +192,22 @@ class EnergyFunction:
 
     def in_mode(self, training: bool) -> EnergyFunction:
         """The same energy with its network's layers in training or in inference mode."""
-        return EnergyFunction(self.network, self.event_shape, self.units, self.base_measure, training)
+        return EnergyFunction(self.network, self.event_shape, self.units, self.base_measure, training, self.fitted_base)
+
+    @property
+    def base(self) -> tfp.distributions.Distribution:
+        """The base distribution, over x: the base measure, else the Gaussian fitted to the data.
+
+        Raises:
+          ValueError: if there is none yet.
+        """
+        if self.base_measure is not None:
+            return self.base_measure
+        if self.fitted_base is None or not self.fitted_base.is_fitted:
+            raise ValueError(
+                "the model has no base distribution yet: call `adapt(x)` or `fit`, or pass `base_measure`."
+            )
+        return self.fitted_base.distribution()
 
     def network_term(self, z: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The network's energies `[batch]`, in the state's dtype whatever precision it computes in."""

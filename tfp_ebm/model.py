@@ -118,10 +118,10 @@ class EnergyModel(EnergyTrainer):
                 f"`base_measure` must have the event shape {event_shape}, got {tuple(self.base_measure.event_shape)}."
             )
         units = Units(event_shape, self.dtype)
-        energy_function = EnergyFunction(self.network, event_shape, units, self.base_measure)
+        fitted_base = GaussianBase(event_shape, self.dtype) if self.base_measure is None else None
+        energy_function = EnergyFunction(self.network, event_shape, units, self.base_measure, fitted_base=fitted_base)
         energy_function.check_network()
-        self._units = units
-        self._fitted_base = GaussianBase(event_shape, self.dtype) if self.base_measure is None else None
+        self._units, self._fitted_base = units, fitted_base
         self._energy_function = energy_function
         self._build_training()
 
@@ -162,13 +162,7 @@ class EnergyModel(EnergyTrainer):
         Raises:
           ValueError: if there is none yet.
         """
-        if self.base_measure is not None:
-            return self.base_measure
-        if self._fitted_base is None or not self._fitted_base.is_fitted:
-            raise ValueError(
-                "the model has no base distribution yet: call `adapt(x)` or `fit`, or pass `base_measure`."
-            )
-        return self._fitted_base.distribution()
+        return self.energy_function.base if self.base_measure is None else self.base_measure
 
     @property
     def _has_base(self) -> bool:

@@ -8,6 +8,7 @@ can be trusted.
 """
 
 from tfp_ebm.mcmc.adaptation import Adaptive
+from tfp_ebm.mcmc.chains import FromBase, FromData, ReplayBuffer
 from tfp_ebm.mcmc.defaults import DEFAULT_KERNEL
 from tfp_ebm.mcmc.diagnostics import Diagnostics, diagnose
 from tfp_ebm.mcmc.kernels import HMC, MALA, NUTS, Kernel, Langevin, RandomWalk
@@ -16,6 +17,7 @@ from tfp_ebm.mcmc.metropolis import IndependenceMetropolis, MetropolisHastings, 
 from tfp_ebm.mcmc.sampling import Samples, sample
 from tfp_ebm.mcmc.sequence import Sequence, SequenceResults
 from tfp_ebm.mcmc.supports import Transformed
+from tfp_ebm.mcmc.tempered_transition import TemperedTransition
 from tfp_ebm.mcmc.tempering import Tempered
 
 __all__ = [
@@ -25,15 +27,19 @@ __all__ = [
     "NUTS",
     "Adaptive",
     "Diagnostics",
+    "FromBase",
+    "FromData",
     "IndependenceMetropolis",
     "Kernel",
     "Langevin",
     "MetropolisHastings",
     "RandomWalk",
+    "ReplayBuffer",
     "Samples",
     "Sequence",
     "SequenceResults",
     "Tempered",
+    "TemperedTransition",
     "Transformed",
     "UncalibratedLangevin",
     "UncalibratedProposal",
