@@ -2,7 +2,7 @@
 
 A kernel leaves the target's law unchanged, so a long enough chain samples it (§2.1.2 of the note). `HMC`, `MALA`,
 `NUTS`, `RandomWalk` and `Langevin` are recipes for `tfp.mcmc` kernels, `Adaptive` tunes their step size, `sample` runs
-any kernel of TFP's, and `diagnose` says whether the chains can be trusted.
+any kernel of TFP's, `summarize` does without keeping the draws, and `diagnose` says whether chains can be trusted.
 """
 
 from tfp_ebm.mcmc.adaptation import Adaptive
@@ -11,6 +11,7 @@ from tfp_ebm.mcmc.diagnostics import Diagnostics, diagnose
 from tfp_ebm.mcmc.kernels import HMC, MALA, NUTS, Kernel, Langevin, RandomWalk
 from tfp_ebm.mcmc.langevin import UncalibratedLangevin
 from tfp_ebm.mcmc.sampling import Samples, sample
+from tfp_ebm.mcmc.summary import Summary, summarize
 
 __all__ = [
     "DEFAULT_KERNEL",
@@ -23,7 +24,9 @@ __all__ = [
     "Langevin",
     "RandomWalk",
     "Samples",
+    "Summary",
     "UncalibratedLangevin",
     "diagnose",
     "sample",
+    "summarize",
 ]
