@@ -10,7 +10,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "tfp_ebm" / "__init__.py"
 
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "scikit-learn>=1.4", "scipy>=1.11", "ruff>=0.6", "mypy>=1.11"]
 TUTORIALS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6", "scikit-learn>=1.4"]
-BENCH = ["torch", "torchebm", "jax", "folx", "optax", "blackjax"]  # ebmkit is not on the index
+BENCH = ["torch", "torchebm", "jax", "folx", "optax", "blackjax", "numpyro"]  # ebmkit is not on the index
 
 setup(
     name="tfp_ebm",

@@ -8,6 +8,7 @@ What TFP can do with a density known up to a constant, it can do with this one: 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,19 +22,24 @@ from tfp_ebm import mcmc
 from tfp_ebm.arguments import check_count, check_event_shape, stateless_seed
 from tfp_ebm.base import check_base
 from tfp_ebm.energy import as_state, one_per_row, over_leading_dimensions
+from tfp_ebm.mcmc.arrival import MAX_RHAT, MIN_CHAINS, last_states
 from tfp_ebm.model import EnergyModel
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
 __all__ = ["EnergyDistribution"]
 
-# Below this many chains a run is over before XLA has compiled it. TFP's joint distributions draw a single sample to
-# learn the structure of their parts, each time they are traced.
-_FEW_CHAINS = 16
+# Below this many chains a run is over before XLA has compiled it, and R-hat says little. TFP's joint distributions draw
+# a single sample to learn the structure of their parts, each time they are traced.
+_FEW_CHAINS = MIN_CHAINS
 
 
 class EnergyDistribution(tfp.distributions.Distribution):
     """The distribution p(x) = exp(−E(x))/Z of an energy, for everything in TFP that takes a target density (eq. 1).
+
+    `sample(n, seed)` runs n independent chains from the base and returns their last states. From 16 chains on it warns,
+    with the figure, where the chains' R-hat over the second half of the burn-in exceeds 1.05 beyond doubt: where they
+    still depend on their starts, as between separated modes, or still drift. Inside a `tf.function` nothing is said.
 
     Args:
       energy: an `EnergyModel`, any Keras network, or a callable `[batch, *event] -> [batch]`.
@@ -193,26 +199,35 @@ class EnergyDistribution(tfp.distributions.Distribution):
         >>> p.sample_chains(num_results=5, num_chains=3, seed=0, num_burnin_steps=10).states.shape
         TensorShape([5, 3, 1])
         """
-        num_chains = check_count("num_chains", num_chains)
-        start_seed, chain_seed = samplers.split_seed(stateless_seed(seed), n=2)
-        start = self.base.sample(num_chains, seed=start_seed)
-        function = self._energy.energy_function if isinstance(self._energy, EnergyModel) else None
+        target, start, seed = self._chains(check_count("num_chains", num_chains), stateless_seed(seed))
         samples = mcmc.sample(
-            self.unnormalized_log_prob if function is None else function.unnormalized_log_prob,
-            start if function is None else function.units.to_z(start),
+            target,
+            start,
             self._kernel,
             num_results=num_results,
             num_burnin_steps=self._num_burnin_steps if num_burnin_steps is None else num_burnin_steps,
             num_steps_between_results=num_steps_between_results,
-            seed=chain_seed,
+            seed=seed,
             **kwargs,
         )
-        if function is None:
+        if not isinstance(self._energy, EnergyModel):
             return samples
+        units = self._energy.energy_function.units
         return samples._replace(
-            states=function.units.to_x(samples.states),
-            unnormalized_log_prob=samples.unnormalized_log_prob - function.units.log_scale_sum(),
+            states=units.to_x(samples.states),
+            unnormalized_log_prob=samples.unnormalized_log_prob - units.log_scale_sum(),
         )
+
+    def _chains(
+        self, num_chains: Any, seed: tf.Tensor
+    ) -> tuple[Callable[[tf.Tensor], tf.Tensor], tf.Tensor, tf.Tensor]:
+        """Target and starts of chains, in standardised units if the energy is a model's, and the chains' seed."""
+        start_seed, chain_seed = samplers.split_seed(seed, n=2)
+        start = self.base.sample(num_chains, seed=start_seed)
+        if not isinstance(self._energy, EnergyModel):
+            return self.unnormalized_log_prob, start, chain_seed
+        function = self._energy.energy_function
+        return function.unnormalized_log_prob, function.units.to_z(start), chain_seed
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
         # TFP documents None as "any seed", and takes an int for a stateful one; here an int means the same bits again.
@@ -221,11 +236,21 @@ class EnergyDistribution(tfp.distributions.Distribution):
         derived = isinstance(seed, int) and seed.bit_length() > 64
         seed = samplers.sanitize_seed(seed) if seed is None or derived else stateless_seed(seed)
         static = tf.get_static_value(n)
-        few = static is not None and static < _FEW_CHAINS
-        samples = self.sample_chains(
-            1, n if static is None else int(static), seed, jit_compile=False if few else "auto"
-        )
-        return samples.states[0]
+        num_chains = n if static is None else int(static)
+        if static is not None and static < _FEW_CHAINS:
+            return self.sample_chains(1, num_chains, seed, jit_compile=False).states[0]
+        if self._num_burnin_steps == 0 or tf.inside_function():
+            return self.sample_chains(1, num_chains, seed).states[0]
+        target, start, seed = self._chains(num_chains, seed)
+        states, arrival = last_states(target, start, self._kernel, num_burnin_steps=self._num_burnin_steps, seed=seed)
+        if arrival.at_least > MAX_RHAT:
+            warnings.warn(
+                f"R-hat is {arrival.rhat:.3g}, above {MAX_RHAT}: over the second half of the {self._num_burnin_steps} "
+                "burn-in steps the chains still depend on where they started, and each mode's share of the samples may "
+                "be that of the starts. A larger `num_burnin_steps`, or a kernel that crosses between modes, helps.",
+                stacklevel=2,
+            )
+        return self._energy.energy_function.units.to_x(states) if isinstance(self._energy, EnergyModel) else states
 
     # --- TFP's contract --------------------------------------------------------------------------------------------
 

@@ -204,7 +204,7 @@ class MaximumLikelihood(Loss):
         """Moves as many chains as x has rows.
 
         Returns:
-          Their states `[batch, *event]`; weights `[batch]` of mean 1, 0 for a chain that has gone to a non-finite state,
+          Their states `[batch, *event]`; weights `[batch]` of mean 1, 0 for a chain that went to a non-finite state,
           NaN if all have; metrics.
         """
         energy_fn = energy_fn.in_mode(False) if hasattr(energy_fn, "in_mode") else energy_fn

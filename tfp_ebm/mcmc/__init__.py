@@ -3,8 +3,8 @@
 A kernel leaves the target's law unchanged, so a long enough chain samples it (§2.1.2 of the note). `HMC`, `MALA`,
 `NUTS`, `RandomWalk`, `MetropolisHastings` and `Langevin` are recipes for `tfp.mcmc` kernels, `Adaptive` tunes their
 step size. `IndependenceMetropolis` and `Tempered` carry chains from mode to mode, `Sequence` joins kernels, and
-`Transformed` keeps them on a part of space. `sample` runs any kernel of TFP's, and `diagnose` says whether the chains
-can be trusted.
+`Transformed` keeps them on a part of space. `sample` runs any kernel of TFP's, `summarize` does without keeping the
+draws, and `diagnose` says whether chains can be trusted.
 """
 
 from tfp_ebm.mcmc.adaptation import Adaptive
@@ -16,6 +16,7 @@ from tfp_ebm.mcmc.langevin import UncalibratedLangevin
 from tfp_ebm.mcmc.metropolis import IndependenceMetropolis, MetropolisHastings, UncalibratedProposal
 from tfp_ebm.mcmc.sampling import Samples, sample
 from tfp_ebm.mcmc.sequence import Sequence, SequenceResults
+from tfp_ebm.mcmc.summary import Summary, summarize
 from tfp_ebm.mcmc.supports import Transformed
 from tfp_ebm.mcmc.tempered_transition import TemperedTransition
 from tfp_ebm.mcmc.tempering import Tempered
@@ -38,6 +39,7 @@ __all__ = [
     "Samples",
     "Sequence",
     "SequenceResults",
+    "Summary",
     "Tempered",
     "TemperedTransition",
     "Transformed",
@@ -45,4 +47,5 @@ __all__ = [
     "UncalibratedProposal",
     "diagnose",
     "sample",
+    "summarize",
 ]

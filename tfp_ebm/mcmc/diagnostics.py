@@ -15,7 +15,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import arguments
-from tfp_ebm.mcmc.sampling import Samples, count_nonfinite
+from tfp_ebm.mcmc.run import count_nonfinite
+from tfp_ebm.mcmc.sampling import Samples
 
 __all__ = ["Diagnostics", "diagnose"]
 

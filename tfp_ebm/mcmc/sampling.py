@@ -2,44 +2,28 @@
 
 A chain of T steps is one compiled loop whose step t draws its noise from the seed (h(seed), t): a hash of the user's
 seed beside the step's number. The noise of a step so depends on nothing but the seed and t, and the loop can be left
-and entered again at any step without changing a bit, which is what the progress bar does.
+and entered again at any step without changing a bit, which is what progress bar and interrupts live on (`run.py`).
 
 Result i is the state after step `num_burnin_steps` + i·(`num_steps_between_results` + 1), counted from 0, as in
 `tfp.mcmc.sample_chain`. The first part of each run, log density and gradient at the start, is computed anew, so that an
 energy whose weights have changed since the last run is sampled with its new ones.
 
 `driver.py` keeps compiled chains: what is compiled depends on the target, the kernel without the values of its
-step sizes, `num_results`, and the shape of the state. Seed, state, step sizes, burn-in and thinning are arguments.
+step sizes, `num_results` (if it is small), and the shape of the state. Seed, state, step sizes, burn-in and thinning
+are arguments.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
-import math
-import warnings
-from collections.abc import Hashable
 from typing import Any, NamedTuple
 
-import keras
-import numpy as np
 import tensorflow as tf
 
-from tfp_ebm import arguments
-from tfp_ebm.mcmc.driver import Chain, Rows, chain_key, find_chain
-from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
+from tfp_ebm.mcmc.driver import Chain, Rows
+from tfp_ebm.mcmc.kernels import TargetLogProbFn
+from tfp_ebm.mcmc.run import Run, count_nonfinite
 
-__all__ = ["Samples", "count_nonfinite", "sample"]
-
-# Where XLA pays: it saves about half a millisecond per evaluation of a small target, and costs 1-3 s of compiling;
-# above this many coordinates matrix products and noise take the time, and XLA makes neither faster.
-_XLA_MIN_EVALUATIONS = 2000
-_XLA_MAX_EVENT_SIZE = 512
-
-# What TensorFlow raises where XLA meets an operation that it cannot compile.
-_XLA_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError)
-
-_NUM_SEGMENTS = 50
+__all__ = ["Samples", "sample"]
 
 
 class Samples(NamedTuple):
@@ -75,7 +59,7 @@ def sample(
     jit_compile: bool | str = "auto",
     progress: bool = False,
 ) -> Samples:
-    """Runs Markov chains from `initial_state` and returns their states.
+    """Runs Markov chains from `initial_state` and returns their states; `summarize` is for draws too many to keep.
 
     A second call with an equal target, kernel and shapes runs at once: nothing is traced or compiled again, whatever
     the seed, the states, the step size, the burn-in or the current weights of the target. Bound methods
@@ -84,6 +68,10 @@ def sample(
 
     Called while a `tf.function` is being traced, the chain becomes part of that function, which decides whether it is
     compiled by XLA; nothing is cached, shown or warned of then. No gradient flows through a chain.
+
+    An interrupt (Ctrl-C) takes effect within a second or so, between two calls of the compiled loop: the results drawn
+    so far are returned, with a warning that says how many they are. They are the first ones of the whole run, to the
+    last bit.
 
     Args:
       target_log_prob_fn: log p up to a constant, `[*chains, *event] -> [*chains]`.
@@ -108,6 +96,7 @@ def sample(
       TypeError: if the seed is None, the state not floating-point, or of another dtype than the target's values.
       ValueError: if a count is out of range, the target's shape is not `[*chains]`, or it has no gradient and the
         kernel needs one.
+      KeyboardInterrupt: at an interrupt before the first result.
 
     >>> from tfp_ebm.mcmc import MALA
     >>> normal = lambda x: -0.5 * tf.reduce_sum(x**2, -1)
@@ -115,117 +104,32 @@ def sample(
     >>> samples.states.shape, samples.unnormalized_log_prob.shape, int(samples.num_nonfinite)
     (TensorShape([10, 4, 2]), TensorShape([10, 4]), 0)
     """
-    num_results = arguments.check_count("num_results", num_results)
-    num_burnin_steps = arguments.check_count("num_burnin_steps", num_burnin_steps, minimum=0)
-    between = arguments.check_count("num_steps_between_results", num_steps_between_results, minimum=0)
-    seed = arguments.stateless_seed(seed)
-    if jit_compile not in (True, False, "auto"):
-        raise ValueError(f"`jit_compile` must be True, False or 'auto', got {jit_compile!r}.")
-    if not callable(target_log_prob_fn):
-        raise TypeError(f"`target_log_prob_fn` must be callable, got {target_log_prob_fn!r}.")
-    if not (callable(kernel) and isinstance(kernel, Hashable)):
-        raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, and have a hash, got {kernel!r}.")
-    state = _check_state(initial_state)
-    step_size: Any = ()
-    if isinstance(kernel, Kernel):
-        kernel = kernel.with_burnin(num_burnin_steps)
-        if not tf.inside_function():
-            kernel.check_start(state)
-        step_size = tf.nest.map_structure(lambda step: tf.constant(step, state.dtype), kernel.step)
-        kernel = kernel.structure
-    stride = between + 1
-    num_steps = num_burnin_steps + 1 + (num_results - 1) * stride
-    arrangement = (step_size, chain_key(seed), tf.constant(num_burnin_steps), tf.constant(stride))
-
-    if tf.inside_function():
-        chain = Chain(lambda: target_log_prob_fn, kernel, num_results)
-        results, log_prob = chain.start(state, step_size)
-        whole = (tf.constant(0), tf.constant(num_steps))
-        return _samples(chain, chain.advance(state, results, log_prob, whole, *arrangement)[2])
-
-    automatic = jit_compile == "auto"
-    find = functools.partial(find_chain, target_log_prob_fn, kernel, num_results)
-    chain = find(_xla_pays(kernel, num_steps, state) if automatic else bool(jit_compile))
-    if automatic and chain.xla_failed:
-        chain = find(False)
-    results, log_prob = chain.start(state, step_size)
-    num_chains = log_prob.shape.num_elements()
-    num_bad_starts = count_nonfinite(state[None], log_prob.shape.rank + 1, log_prob[None])
-    if num_bad_starts > 0:
-        warnings.warn(
-            f"{num_bad_starts} of {num_chains} chains start at a state where the state or its log density is NaN or "
-            "infinite; Metropolis kernels never leave it.",
-            stacklevel=2,
-        )
-    bar = keras.utils.Progbar(num_steps, unit_name="step") if progress else None
-    bounds = np.unique(np.linspace(0, num_steps, _NUM_SEGMENTS + 1 if progress else 2).astype(int)).tolist()
-    segments: list[Rows] = []
-    for first, last in itertools.pairwise(bounds):
-        stretch = (tf.constant(first), tf.constant(last))
-        try:
-            state, results, rows = chain.advance(state, results, log_prob, stretch, *arrangement)
-        except _XLA_ERRORS as error:
-            if not (automatic and chain.is_xla):
-                raise
-            chain.xla_failed = True
-            chain = find(False)
-            state, results, rows = chain.advance(state, results, log_prob, stretch, *arrangement)
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"The chain runs in graph mode, because XLA failed on it: {reason}", stacklevel=2)
-        # The results whose last step lies in this segment.
-        low, high = (max(0, math.ceil((step - num_burnin_steps) / stride)) for step in (first, last))
-        segments.append(rows.between(low, high))
-        if bar is not None:
-            bar.update(last)
-    samples = _samples(chain, Rows.join(segments))
-    if samples.num_nonfinite > num_bad_starts:
-        warnings.warn(
-            f"{samples.num_nonfinite} of {num_chains} chains went to a NaN or an infinity; a smaller step size, or a "
-            "Metropolis kernel, keeps chains finite.",
-            stacklevel=2,
-        )
+    run = Run(
+        target_log_prob_fn,
+        initial_state,
+        kernel,
+        num_results=num_results,
+        num_burnin_steps=num_burnin_steps,
+        num_steps_between_results=num_steps_between_results,
+        seed=seed,
+        jit_compile=jit_compile,
+        progress=progress,
+        keeps=True,
+    )
+    stretches: list[Rows] = []
+    num_kept = 0
+    try:
+        for number, _, rows in run.stretches(lambda chain, *given: chain.advance(*given), 0, run.num_steps):
+            stretches.append(rows.first(number - num_kept))
+            num_kept = number
+    except KeyboardInterrupt:
+        num_kept = sum(rows.states.shape[0] for rows in stretches)
+        if num_kept == 0:
+            raise
+        run.warn_of_interrupt(num_kept)
+    samples = _samples(run.chain, Rows.join(stretches))
+    run.warn_of_nonfinite(samples.num_nonfinite)
     return samples
-
-
-def _check_state(initial_state: Any) -> tf.Tensor:
-    """`initial_state` as one floating-point tensor."""
-    if isinstance(initial_state, list | tuple) and any(
-        np.ndim(part) > 0 and not isinstance(part, list | tuple) for part in initial_state
-    ):
-        raise TypeError(
-            "`initial_state` must be one tensor [*chains, *event], got a list of tensors; join the parts of the state, "
-            "and split them in the target."
-        )
-    state = tf.convert_to_tensor(initial_state)
-    if not state.dtype.is_floating:
-        raise TypeError(f"`initial_state` must be floating-point, got dtype {state.dtype.name}.")
-    if state.shape.num_elements() == 0:
-        raise ValueError(f"`initial_state` must hold at least one chain, got shape {tuple(state.shape)}.")
-    return state
-
-
-def _xla_pays(kernel: Any, num_steps: int, state: tf.Tensor) -> bool:
-    """The rule of `jit_compile="auto"`."""
-    evaluations = num_steps * (kernel.evaluations_per_step if isinstance(kernel, Kernel) else 1)
-    event_size = state.shape[1:].num_elements()
-    return evaluations >= _XLA_MIN_EVALUATIONS and event_size <= _XLA_MAX_EVENT_SIZE
-
-
-def count_nonfinite(states: tf.Tensor, num_leading: int, log_prob: tf.Tensor | None = None) -> tf.Tensor:
-    """How many chains hold a NaN or an infinity anywhere.
-
-    Args:
-      states: `[num_results, *chains, *event]`.
-      num_leading: number of axes before the event.
-      log_prob: `[num_results, *chains]`, looked at too if given.
-
-    Returns:
-      int32 scalar.
-    """
-    finite = tf.reduce_all(tf.math.is_finite(states), axis=list(range(num_leading, states.shape.rank)))
-    if log_prob is not None:
-        finite &= tf.math.is_finite(log_prob)
-    return tf.reduce_sum(tf.cast(~tf.reduce_all(finite, axis=0), tf.int32))
 
 
 def _samples(chain: Chain, rows: Rows) -> Samples:

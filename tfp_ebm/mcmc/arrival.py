@@ -1,0 +1,130 @@
+"""Have the chains arrived? Judging last states, of which there is one per chain, by the way there.
+
+The last states of n chains are draws from the target if each chain has forgotten where it started. Looked at is the
+second half of the way, cut into two windows (the third and fourth quarter of the burn-in). With a_c and b_c the means
+of chain c over them, V the variance of all that was visited, coordinate by coordinate and for −E, the share
+
+    s = (max(0, Cov_c(a, b)) + ¼(ā − b̄)²) / V,    R̂ = 1/(1 − s)
+
+of the variance is tied to *which* chain it is (chains that stay in their mode, or hardly move) or to *when* it is (a
+drift that the chains share). R̂ is total over remaining variance, and the limit of Gelman & Rubin's for long windows. At
+finite length theirs counts as between-chain variance also what the mean of a window scatters by itself, 2τ/L of V for
+chains of autocorrelation time τ and windows of length L: it exceeds 1.05 unless a quarter of the burn-in holds some 20
+independent draws. For averages over the chain that is as it should be; last states need no more than that the start is
+forgotten. Scatter of that kind is independent in two windows, so their covariance leaves it out, down to (τ/L)².
+
+Chains that have all missed the same mode do not show it, here or in any R̂: the base must cover the target.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_ebm.mcmc import moments as moments_of
+from tfp_ebm.mcmc.kernels import TargetLogProbFn
+from tfp_ebm.mcmc.moments import Moments
+from tfp_ebm.mcmc.run import Run
+from tfp_ebm.mcmc.summary import reduce_halves
+
+__all__ = ["MAX_RHAT", "MIN_CHAINS", "Arrival", "judge", "last_states"]
+
+MAX_RHAT = 1.05
+# With fewer chains a covariance over them says little.
+MIN_CHAINS = 16
+# Chance that chains which have arrived are said not to have, over all coordinates, if means over windows are normal.
+_FALSE_ALARM = 1e-3
+
+
+class Arrival(NamedTuple):
+    """What `judge` returns.
+
+    Attributes:
+      rhat: the largest R̂ of the coordinates and of −E.
+      at_least: its lower confidence bound, the largest of them. Above `MAX_RHAT` the chains have not arrived.
+    """
+
+    rhat: float
+    at_least: float
+
+
+def last_states(
+    target_log_prob_fn: TargetLogProbFn,
+    initial_state: Any,
+    kernel: Any,
+    *,
+    num_burnin_steps: int,
+    seed: Any,
+    jit_compile: bool | str = "auto",
+) -> tuple[tf.Tensor, Arrival]:
+    """What `sample` returns of one result after a burn-in, and how far its chains can be trusted.
+
+    Args:
+      target_log_prob_fn, initial_state, kernel, seed, jit_compile: as in `ebm.mcmc.sample`.
+      num_burnin_steps: at least 1.
+
+    Returns:
+      The last states `[*chains, *event]`, and an `Arrival`.
+    """
+    window = max(1, (num_burnin_steps + 1) // 4)
+    run = Run(
+        target_log_prob_fn,
+        initial_state,
+        kernel,
+        num_results=2 * window,
+        num_burnin_steps=num_burnin_steps + 1 - 2 * window,
+        num_steps_between_results=0,
+        seed=seed,
+        jit_compile=jit_compile,
+        progress=False,
+        keeps=False,
+        num_settling_steps=num_burnin_steps,
+    )
+    parts, state, _, is_whole = reduce_halves(run)
+    if not is_whole:
+        raise KeyboardInterrupt
+    run.warn_of_nonfinite(int(tf.reduce_sum(tf.cast(~(parts[0].is_finite & parts[1].is_finite), tf.int32))))
+    return tf.stop_gradient(state), judge(parts[0], parts[1])
+
+
+def judge(first: Moments, second: Moments, false_alarm: float = _FALSE_ALARM) -> Arrival:
+    """R̂ of last states, and a bound that it exceeds with confidence 1 − `false_alarm` (Bonferroni).
+
+    The bound takes the correlation of a and b, which Fisher's transform makes normal with error 1/√(n − 3), and the
+    drift, of error sd(a − b)/√n, each at its lower end. Chains with a NaN or an infinity are left out, since they are
+    warned of by themselves.
+
+    Args:
+      first, second: moments of two windows of equal length.
+      false_alarm: for the bound.
+    """
+    kept = (first.is_finite & second.is_finite).numpy().reshape(-1)
+    if kept.sum() < MIN_CHAINS:
+        return Arrival(np.nan, np.nan)
+
+    def columns(entries: tuple[tf.Tensor, ...]) -> np.ndarray:
+        """`[chains, coordinates and −E]`."""
+        return np.concatenate([entry.numpy().reshape(len(kept), -1)[kept] for entry in entries], 1)
+
+    a, b = columns(first.mean), columns(second.mean)
+    num_chains, num_columns = a.shape
+    every = moments_of.join([first, second])
+    means = columns(every.mean)
+    variance = means.var(0) + columns(every.squares).mean(0) / every.number.numpy()
+    product = a.std(0) * b.std(0)
+    covariance = ((a - a.mean(0)) * (b - b.mean(0))).mean(0)
+    drift, drift_error = np.abs((a - b).mean(0)), (a - b).std(0, ddof=1) / np.sqrt(num_chains)
+    z = float(tf.math.ndtri(tf.constant(1 - false_alarm / (3 * num_columns), tf.float64)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlation = np.clip(np.nan_to_num(covariance / product), -1, 1)
+        bound = np.tanh(np.arctanh(correlation) - z / np.sqrt(num_chains - 3))
+
+        def largest(tied: np.ndarray, moved: np.ndarray) -> float:
+            between = np.maximum(tied, 0) + 0.25 * moved**2
+            # a coordinate of no variance has nothing to forget
+            share = np.where(variance > 0, np.minimum(between / variance, 1), 0)
+            return float(np.max(1 / (1 - share)))
+
+        return Arrival(largest(covariance, drift), largest(bound * product, np.maximum(drift - z * drift_error, 0)))
