@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from tfp_ebm.arguments import stateless_seed
 from tfp_ebm.derivatives import explain
-from tfp_ebm.networks.faults import refuse_faulty_layers
+from tfp_ebm.derivatives.faults import refuse_faulty_layers
 
 __all__ = ["Loss", "LossOutput", "alias"]
 
