@@ -12,7 +12,7 @@ from test_energies import Quadratic
 
 import tfp_ebm as ebm
 from tfp_ebm.arguments import fold_in
-from tfp_ebm.losses.denoising import scale_of_rows
+from tfp_ebm.losses.scales import scale_of_rows
 from tfp_ebm.noise import normal
 
 DIMENSIONS = [1, 2, 3, 4, 5, 6]

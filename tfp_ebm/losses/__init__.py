@@ -9,6 +9,7 @@ import keras
 
 from tfp_ebm.losses.base import Loss, LossOutput, alias
 from tfp_ebm.losses.denoising import DenoisingScoreMatching, MultiscaleDenoisingScoreMatching
+from tfp_ebm.losses.noise_conditional import NoiseConditionalDenoisingScoreMatching
 from tfp_ebm.losses.score_matching import ScoreMatching
 from tfp_ebm.losses.sliced import SlicedScoreMatching
 
@@ -17,6 +18,7 @@ __all__ = [
     "Loss",
     "LossOutput",
     "MultiscaleDenoisingScoreMatching",
+    "NoiseConditionalDenoisingScoreMatching",
     "ScoreMatching",
     "SlicedScoreMatching",
     "aliases",
@@ -25,7 +27,13 @@ __all__ = [
 
 _CLASSES: dict[str, type[Loss]] = {
     alias(loss): loss
-    for loss in (DenoisingScoreMatching, MultiscaleDenoisingScoreMatching, ScoreMatching, SlicedScoreMatching)
+    for loss in (
+        DenoisingScoreMatching,
+        MultiscaleDenoisingScoreMatching,
+        NoiseConditionalDenoisingScoreMatching,
+        ScoreMatching,
+        SlicedScoreMatching,
+    )
 }
 
 
