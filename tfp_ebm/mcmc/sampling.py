@@ -17,8 +17,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 import warnings
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import keras
@@ -125,7 +126,7 @@ def sample(
         raise TypeError(f"`target_log_prob_fn` must be callable, got {target_log_prob_fn!r}.")
     if not (callable(kernel) and isinstance(kernel, Hashable)):
         raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, and have a hash, got {kernel!r}.")
-    state = _check_state(initial_state)
+    state = check_state(initial_state)
     step_size: Any = ()
     if isinstance(kernel, Kernel):
         kernel = kernel.with_burnin(num_burnin_steps)
@@ -141,11 +142,8 @@ def sample(
         whole = (tf.constant(0), tf.constant(num_steps))
         return _samples(chain, chain.advance(state, results, log_prob, whole, *arrangement)[2])
 
-    automatic = jit_compile == "auto"
     find = functools.partial(find_chain, target_log_prob_fn, kernel, num_results)
-    chain = find(_xla_pays(kernel, num_steps, state) if automatic else bool(jit_compile))
-    if automatic and chain.xla_failed:
-        chain = find(False)
+    chain = find_loop(find, jit_compile, xla_pays(kernel, num_steps, state))
     results, log_prob = chain.start(state, step_size)
     num_chains = log_prob.shape.num_elements()
     num_bad_starts = count_nonfinite(state[None], log_prob.shape.rank + 1, log_prob[None])
@@ -160,16 +158,8 @@ def sample(
     segments: list[Rows] = []
     for first, last in itertools.pairwise(bounds):
         stretch = (tf.constant(first), tf.constant(last))
-        try:
-            state, results, rows = chain.advance(state, results, log_prob, stretch, *arrangement)
-        except _XLA_ERRORS as error:
-            if not (automatic and chain.is_xla):
-                raise
-            chain.xla_failed = True
-            chain = find(False)
-            state, results, rows = chain.advance(state, results, log_prob, stretch, *arrangement)
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"The chain runs in graph mode, because XLA failed on it: {reason}", stacklevel=2)
+        advance = operator.methodcaller("advance", state, results, log_prob, stretch, *arrangement)
+        chain, (state, results, rows) = run_or_fall_back(advance, chain, find, jit_compile)
         # The results whose last step lies in this segment.
         low, high = (max(0, math.ceil((step - num_burnin_steps) / stride)) for step in (first, last))
         segments.append(rows.between(low, high))
@@ -185,7 +175,7 @@ def sample(
     return samples
 
 
-def _check_state(initial_state: Any) -> tf.Tensor:
+def check_state(initial_state: Any) -> tf.Tensor:
     """`initial_state` as one floating-point tensor."""
     if isinstance(initial_state, list | tuple) and any(
         np.ndim(part) > 0 and not isinstance(part, list | tuple) for part in initial_state
@@ -202,7 +192,37 @@ def _check_state(initial_state: Any) -> tf.Tensor:
     return state
 
 
-def _xla_pays(kernel: Any, num_steps: int, state: tf.Tensor) -> bool:
+def find_loop(find: Callable[[bool], Any], jit_compile: bool | str, pays: bool) -> Any:
+    """The loop to run: compiled by XLA if that is asked for, or if it pays, is not refused, and has not failed before.
+
+    Args:
+      find: returns the loop, by XLA or in graph mode.
+      jit_compile: True, False or "auto".
+      pays: whether XLA pays.
+    """
+    automatic = jit_compile == "auto"
+    loop = find(pays if automatic else bool(jit_compile))
+    return find(False) if automatic and loop.xla_failed else loop
+
+
+def run_or_fall_back(
+    run: Callable[[Any], Any], loop: Any, find: Callable[[bool], Any], jit_compile: bool | str
+) -> tuple[Any, Any]:
+    """`(loop, run(loop))`; where XLA fails that nobody asked for, that of the loop in graph mode, and a warning."""
+    try:
+        return loop, run(loop)
+    except _XLA_ERRORS as error:
+        if not (jit_compile == "auto" and loop.is_xla):
+            raise
+        loop.xla_failed = True
+        loop = find(False)
+        result = run(loop)
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(f"The chain runs in graph mode, because XLA failed on it: {reason}", stacklevel=3)
+        return loop, result
+
+
+def xla_pays(kernel: Any, num_steps: int, state: tf.Tensor) -> bool:
     """The rule of `jit_compile="auto"`."""
     evaluations = num_steps * (kernel.evaluations_per_step if isinstance(kernel, Kernel) else 1)
     event_size = state.shape[1:].num_elements()
