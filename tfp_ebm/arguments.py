@@ -17,6 +17,7 @@ __all__ = [
     "check_count",
     "check_data",
     "check_event_shape",
+    "check_finite",
     "check_nonnegative",
     "check_positive",
     "check_probability",
@@ -34,6 +35,11 @@ def _real(name: str, value: Any, expected: str) -> float:
     if not math.isfinite(float(value)):
         raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
     return float(value)
+
+
+def check_finite(name: str, value: Any) -> float:
+    """Returns `value` as a float if it is a finite number."""
+    return _real(name, value, "a finite number")
 
 
 def check_positive(name: str, value: Any) -> float:

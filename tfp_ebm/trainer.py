@@ -77,12 +77,13 @@ class EnergyTrainer(keras.Model):
     network: keras.layers.Layer
     seed: tuple[int, int]
     loss: Any  # the Loss that `compile` was given; Keras starts with None
-    _units: Units
+    _units: Units | None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._trackers = _Trackers(())
         self._energy_function: EnergyFunction | None = None
+        self._units = None
         self._fitted_base: GaussianBase | None = None
 
     @property
@@ -278,7 +279,9 @@ class EnergyTrainer(keras.Model):
         replica = tf.distribute.get_replica_context()
         if replica.num_replicas_in_sync > 1:
             seed = fold_in(seed, replica.replica_id_in_sync_group)
-        output = self.loss(self.energy_function, self._units.to_z(x), condition, seed=seed, training=training)
+        output = self.loss(
+            self.energy_function, self.energy_function.units.to_z(x), condition, seed=seed, training=training
+        )
         per_example = output.per_example
         if sample_weight is not None:
             per_example *= tf.cast(tf.reshape(sample_weight, [-1]), per_example.dtype)

@@ -11,6 +11,7 @@ from tfp_ebm.losses.base import Loss, LossOutput, alias
 from tfp_ebm.losses.contrastive_divergence import ContrastiveDivergence, PersistentContrastiveDivergence
 from tfp_ebm.losses.denoising import DenoisingScoreMatching, MultiscaleDenoisingScoreMatching
 from tfp_ebm.losses.maximum_likelihood import MaximumLikelihood
+from tfp_ebm.losses.noise_conditional import NoiseConditionalDenoisingScoreMatching
 from tfp_ebm.losses.score_matching import ScoreMatching
 from tfp_ebm.losses.sliced import SlicedScoreMatching
 
@@ -21,6 +22,7 @@ __all__ = [
     "LossOutput",
     "MaximumLikelihood",
     "MultiscaleDenoisingScoreMatching",
+    "NoiseConditionalDenoisingScoreMatching",
     "PersistentContrastiveDivergence",
     "ScoreMatching",
     "SlicedScoreMatching",
@@ -35,6 +37,7 @@ _CLASSES: dict[str, type[Loss]] = {
         DenoisingScoreMatching,
         MaximumLikelihood,
         MultiscaleDenoisingScoreMatching,
+        NoiseConditionalDenoisingScoreMatching,
         PersistentContrastiveDivergence,
         ScoreMatching,
         SlicedScoreMatching,

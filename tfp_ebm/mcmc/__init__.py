@@ -4,10 +4,12 @@ A kernel leaves the target's law unchanged, so a long enough chain samples it (Â
 `NUTS`, `RandomWalk`, `MetropolisHastings` and `Langevin` are recipes for `tfp.mcmc` kernels, `Adaptive` tunes their
 step size. `IndependenceMetropolis` and `Tempered` carry chains from mode to mode, `Sequence` joins kernels, and
 `Transformed` keeps them on a part of space. `sample` runs any kernel of TFP's, `summarize` does without keeping the
-draws, and `diagnose` says whether chains can be trusted.
+draws, and `diagnose` says whether chains can be trusted. `annealed_langevin` follows the noise scales of a
+noise-conditional model down.
 """
 
 from tfp_ebm.mcmc.adaptation import Adaptive
+from tfp_ebm.mcmc.annealing import annealed_langevin
 from tfp_ebm.mcmc.chains import FromBase, FromData, ReplayBuffer
 from tfp_ebm.mcmc.defaults import DEFAULT_KERNEL
 from tfp_ebm.mcmc.diagnostics import Diagnostics, diagnose
@@ -45,6 +47,7 @@ __all__ = [
     "Transformed",
     "UncalibratedLangevin",
     "UncalibratedProposal",
+    "annealed_langevin",
     "diagnose",
     "sample",
     "summarize",

@@ -16,7 +16,7 @@ import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -25,10 +25,12 @@ from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
 from tfp_ebm.mcmc.moments import Moments, no_moments, with_step
 from tfp_ebm.mcmc.results import is_accepted
 
-__all__ = ["Chain", "Rows", "chain_key", "find_chain"]
+__all__ = ["Chain", "Rows", "chain_key", "find_chain", "find_compiled"]
 
 # Chains per target; a chain more is compiled again.
 _MAX_CHAINS = 16
+
+_Compiled = TypeVar("_Compiled")
 
 
 class Rows(NamedTuple):
@@ -260,17 +262,18 @@ def chain_key(seed: tf.Tensor) -> tf.Tensor:
     return tf.random.stateless_uniform([], seed, None, None, tf.int32, alg="philox")
 
 
-_CHAINS: dict[Hashable, tuple[Callable[[], Any], OrderedDict[Hashable, Chain]]] = {}
+_CHAINS: dict[Hashable, tuple[Callable[[], Any], OrderedDict[Hashable, Any]]] = {}
 
 
-def find_chain(target: TargetLogProbFn, kernel: Any, num_results: int, jit_compile: bool) -> Chain:
-    """The chain compiled for an equal target and kernel before, or a new one.
+def find_compiled(
+    target: TargetLogProbFn, key: Hashable, make: Callable[[Callable[[], TargetLogProbFn]], _Compiled]
+) -> _Compiled:
+    """What was made for an equal target and key before, or a new one.
 
     Args:
       target: a function, a callable object, or a bound method; methods are equal if they are of one object.
-      kernel: hashable; the chain refers to it strongly.
-      num_results: states to keep.
-      jit_compile: whether by XLA.
+      key: what the compiled thing depends on beside the target; it is kept.
+      make: makes it from a function that returns the target.
     """
     owner, function = (target.__self__, target.__func__) if isinstance(target, types.MethodType) else (target, None)
     name = (id(owner), function)
@@ -281,12 +284,24 @@ def find_chain(target: TargetLogProbFn, kernel: Any, num_results: int, jit_compi
             weakref.finalize(owner, _CHAINS.pop, name, None).atexit = False
             _CHAINS[name] = (reference, OrderedDict())
     except TypeError:  # no weak references to such an object, so no way to keep its chain without keeping it
-        return Chain(lambda: target, kernel, num_results, jit_compile)
+        return make(lambda: target)
     resolve, chains = _CHAINS[name]
-    key = (kernel, num_results, jit_compile)
     if key not in chains:
-        chains[key] = Chain(resolve, kernel, num_results, jit_compile)
+        chains[key] = make(resolve)
         if len(chains) > _MAX_CHAINS:
             chains.popitem(last=False)
     chains.move_to_end(key)
     return chains[key]
+
+
+def find_chain(target: TargetLogProbFn, kernel: Any, num_results: int, jit_compile: bool) -> Chain:
+    """The chain compiled for an equal target and kernel before, or a new one.
+
+    Args:
+      target: see `find_compiled`.
+      kernel: hashable; the chain refers to it strongly.
+      num_results: states to keep.
+      jit_compile: whether by XLA.
+    """
+    key = (kernel, num_results, jit_compile)
+    return find_compiled(target, key, lambda resolve: Chain(resolve, kernel, num_results, jit_compile))
