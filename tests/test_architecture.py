@@ -119,6 +119,9 @@ PINNED = """
 EnergyModel EnergyDistribution fit_base
 networks.mlp networks.convnet networks.LayerNormalization networks.GroupNormalization networks.SpectralNormalization
 derivatives.score losses.Loss losses.LossOutput losses.DenoisingScoreMatching
+losses.MultiscaleDenoisingScoreMatching losses.ScoreMatching losses.SlicedScoreMatching losses.MaximumLikelihood
+losses.ContrastiveDivergence losses.PersistentContrastiveDivergence
+mcmc.FromData mcmc.FromBase mcmc.ReplayBuffer callbacks.DivergenceGuard callbacks.SampleSnapshots
 mcmc.RandomWalk mcmc.HMC mcmc.MALA mcmc.Langevin mcmc.NUTS mcmc.Adaptive mcmc.sample mcmc.diagnose
 recipes.low_dimensional datasets.two_moons datasets.load
 targets.two_gaussians targets.rosenbrock targets.banana targets.eight_gaussians targets.two_moons targets.rings

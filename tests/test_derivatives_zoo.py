@@ -10,7 +10,7 @@ from tfp_ebm.derivatives import activations, directional_derivatives, energy_sco
 from tfp_ebm.derivatives import forward_laplacian as engine
 
 # TensorFlow has no second derivative of softsign, so the reverse road cannot be a twin where it occurs.
-# Grouped convolutions run there through XLA, too slowly to compile for a test.
+# Grouped convolutions run there through XLA, too slowly to compile for a test; `test_grouped_convolutions` has a twin.
 NO_REVERSE = ("dense, softsign", "elementwise operations", "Conv2D, groups")
 
 
@@ -77,6 +77,48 @@ def test_forward_laplacian_is_right(name):
         reverse, expected = with_score_matching_gradient(network, x, "reverse")
         np.testing.assert_allclose(forward[2], reverse[2], rtol=0, atol=1e-9 * scale)
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-8 * max(np.max(np.abs(expected)), 1.0))
+
+
+def test_grouped_convolutions():
+    """A grouped convolution is one convolution for each group: parameter gradients of the exact loss equal those of
+    that twin on the reverse road, and with the two groups' kernels exchanged they do not."""
+
+    def network(convolve):
+        inputs = keras.Input((3, 3, 4), dtype="float64")
+        hidden = convolve(keras.layers.Activation("tanh")(convolve(inputs)))
+        return keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Dense(3, "silu")(keras.layers.Flatten()(hidden))))
+
+    layer = keras.layers.Conv2D(4, 2, groups=2, padding="same", activation="tanh")
+    parts = [keras.layers.Conv2D(2, 2, padding="same", activation="tanh") for _ in range(2)]
+    grouped = network(layer)
+    twin = network(
+        lambda x: keras.layers.Concatenate()([part(x[..., 2 * i : 2 * i + 2]) for i, part in enumerate(parts)])
+    )
+
+    def of_parts(weights):
+        """A gradient or weights of the grouped network, as those of the twin's: kernels and biases cut in two."""
+        kernel, bias, *others = weights
+        halves = [array[..., 2 * i : 2 * i + 2] for i in range(2) for array in (kernel, bias)]
+        return [*halves, *others]
+
+    rng = np.random.default_rng(0)
+    grouped.set_weights([0.5 * rng.normal(size=weight.shape) for weight in grouped.get_weights()])
+    x = rng.normal(size=(3, 3, 3, 4))
+
+    def error(weights):
+        twin.set_weights(weights)
+        assert [w.shape for w in twin.weights] == [w.shape for w in weights]
+        derivatives, gradient = with_score_matching_gradient(grouped, x, "forward")
+        expected_derivatives, expected = with_score_matching_gradient(twin, x, "reverse")
+        shapes = [weight.shape for weight in grouped.weights]
+        pieces = np.split(gradient[:-1], np.cumsum([np.prod(shape) for shape in shapes])[:-1])
+        cut = of_parts([piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)])
+        ours = np.concatenate([np.ravel(piece) for piece in cut])
+        return max(np.max(np.abs(derivatives[2] - expected_derivatives[2])), np.max(np.abs(ours - expected[:-1])))
+
+    right = of_parts(grouped.get_weights())
+    assert error(right) < 1e-8
+    assert error([*right[2:4], *right[:2], *right[4:]]) > 1e-2
 
 
 def test_every_rule_lives_in_the_zoo(monkeypatch):

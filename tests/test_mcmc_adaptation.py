@@ -1,5 +1,7 @@
 """Adapted step sizes: the acceptance aimed at is reached, kept, and not spoilt by proposals that are NaN."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -112,6 +114,64 @@ def test_nonfinite_proposals_count_as_rejected():
         )
         assert abs(np.mean(samples.is_accepted) - 0.234) < 0.05
         assert samples.num_nonfinite == 0
+
+
+KERNELS = [
+    (mcmc.RandomWalk(0.1), 0.234),
+    (mcmc.MALA(0.1), 0.574),
+    (mcmc.HMC(0.1, 3), 0.75),
+]
+
+
+def hole(x):
+    """NaN, with a NaN gradient, where the first coordinate is beyond half its scale: log of a negative number."""
+    return log_prob(x) + 0.01 * tf.math.log(0.5 * SCALES[0] - x[..., 0])
+
+
+@pytest.mark.parametrize(("kernel", "target"), KERNELS, ids=["random_walk", "mala", "hmc"])
+def test_a_region_of_nan_does_not_spoil_the_step_size(kernel, target):
+    """Gradient kernels run into the region too; the step stays finite and reaches the acceptance from both sides."""
+    for first_step in (0.05, 20.0):
+        kernel = dataclasses.replace(kernel, **{kernel.tuned: first_step})
+        samples = mcmc.sample(
+            hole,
+            tf.zeros([200, 10], tf.float64),
+            mcmc.Adaptive(kernel),
+            num_results=100,
+            num_burnin_steps=500,
+            seed=0,
+            jit_compile=False,
+        )
+        assert abs(np.mean(samples.is_accepted) - target) < 0.07
+        assert samples.num_nonfinite == 0 and 0.01 < samples.step_size < 20
+
+
+def test_nuts_adapts_beside_a_region_of_nan():
+    kernel = mcmc.Adaptive(mcmc.NUTS(5.0, max_tree_depth=3))
+    start = tf.zeros([50, 10], tf.float64)
+    samples = mcmc.sample(hole, start, kernel, num_results=5, num_burnin_steps=200, seed=0, jit_compile=True)
+    assert 0.05 < samples.step_size < 1.8 and samples.num_nonfinite == 0
+
+
+@pytest.mark.parametrize(("kernel", "target"), KERNELS, ids=["random_walk", "mala", "hmc"])
+def test_stuck_chains_have_no_say(kernel, target):
+    """Half of the chains start where log p is NaN and never leave: the others reach the acceptance aimed at.
+
+    Control: were they counted, the acceptance of all would be at most a half, and the step size would go to zero.
+    """
+    start = tf.concat([tf.zeros([100, 10], tf.float64), tf.fill([100, 10], tf.constant(9.0, tf.float64))], 0)
+    with pytest.warns(UserWarning, match="100 of 200 chains start"):
+        samples = mcmc.sample(
+            hole,
+            start,
+            mcmc.Adaptive(kernel),
+            num_results=100,
+            num_burnin_steps=500,
+            seed=0,
+            jit_compile=False,
+        )
+    assert abs(np.mean(samples.is_accepted[:, :100]) - target) < 0.07
+    assert not np.any(samples.is_accepted[:, 100:]) and samples.num_nonfinite == 100
 
 
 def test_adapting_beyond_the_burnin_is_warned_of():

@@ -318,9 +318,9 @@ def test_xla_failure_falls_back_or_raises():
     ],
 )
 def test_rule_of_auto(kernel, num_steps, event_size, expected):
-    from tfp_ebm.mcmc.run import _xla_pays
+    from tfp_ebm.mcmc.run import xla_pays
 
-    assert _xla_pays(kernel, num_steps, tf.zeros([5, event_size])) is expected
+    assert xla_pays(kernel, num_steps, tf.zeros([5, event_size])) is expected
 
 
 class Unhashable:

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 from second_derivatives import error_of_second_derivative, points
 
-from tfp_ebm import networks
+from tfp_ebm import derivatives, networks
+from tfp_ebm.model import EnergyModel
 
 ours = networks
 theirs = keras.layers
@@ -220,6 +221,35 @@ def test_their_allowed_neighbours_are_right(name):
     layer = make()
     networks.refuse_faulty_layers(layer, "Some loss")
     assert error_of_second_derivative(layer, points((3, *shape)), training=training) < 1e-6
+
+
+def _calls(energy_fn, x):
+    """Every door to a second derivative."""
+    yield lambda: derivatives.laplacian(energy_fn, x)
+    yield lambda: derivatives.laplacian(energy_fn, x, "hutchinson", seed=0)
+    yield lambda: derivatives.energy_score_laplacian(energy_fn, x, chunk_size=1)
+    yield lambda: derivatives.hvp(energy_fn, x, x)
+    yield lambda: derivatives.directional_derivatives(energy_fn, x, x)
+    yield lambda: derivatives.energy_score_curvature(energy_fn, x, x, method="reverse")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", FAULTY)
+def test_second_derivatives_refuse_them_too(name):
+    """As a network, and in an `EnergyModel`; what is wrong in training only is refused there only, scores never are."""
+    make, shape, training = FAULTY[name]
+    inputs = keras.Input(shape, dtype="float64")
+    hidden = theirs.Flatten(dtype="float64")(make()(inputs))
+    network = keras.Model(inputs, theirs.Dense(1, dtype="float64")(hidden), dtype="float64")
+    model, x = EnergyModel(network), points((2, *shape))
+    trained = model.energy_function.in_mode(True)
+    for energy_fn in (trained,) if training else (network, model, model.energy_function, trained):
+        for call in _calls(energy_fn, x):
+            with pytest.raises(ValueError, match=f"curvature of the energy needs second.*`.*` .{name}. are wrong"):
+                call()
+        assert derivatives.score(energy_fn, x).shape == x.shape
+    if training:
+        assert derivatives.laplacian(network, x).shape == [2]
 
 
 class _Subclassed(keras.Model):

@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 __all__ = [
     "EnergyDistribution",
     "EnergyModel",
+    "callbacks",
     "datasets",
     "derivatives",
     "fit_base",
@@ -24,7 +25,7 @@ __all__ = [
 _IS_COMMAND = sys.orig_argv[1:3] == ["-m", "tfp_ebm"] or pathlib.Path(sys.argv[0]).name == "tfp-ebm"
 
 if not _IS_COMMAND:
-    from tfp_ebm import datasets, derivatives, losses, mcmc, networks, plotting, recipes, targets
+    from tfp_ebm import callbacks, datasets, derivatives, losses, mcmc, networks, plotting, recipes, targets
     from tfp_ebm.base import fit_base
     from tfp_ebm.distribution import EnergyDistribution
     from tfp_ebm.model import EnergyModel

@@ -17,8 +17,10 @@ __all__ = [
     "check_count",
     "check_data",
     "check_event_shape",
+    "check_finite",
     "check_nonnegative",
     "check_positive",
+    "check_probability",
     "check_sigmas",
     "check_weights",
     "fold_in",
@@ -35,6 +37,11 @@ def _real(name: str, value: Any, expected: str) -> float:
     return float(value)
 
 
+def check_finite(name: str, value: Any) -> float:
+    """Returns `value` as a float if it is a finite number."""
+    return _real(name, value, "a finite number")
+
+
 def check_positive(name: str, value: Any) -> float:
     """Returns `value` as a float if it is a finite number > 0."""
     real = _real(name, value, "a positive number")
@@ -48,6 +55,14 @@ def check_nonnegative(name: str, value: Any) -> float:
     real = _real(name, value, "a number that is not negative")
     if real < 0:
         raise ValueError(f"`{name}` must be a number that is not negative, got {value!r}.")
+    return real
+
+
+def check_probability(name: str, value: Any) -> float:
+    """Returns `value` as a float if it is a number from 0 to 1."""
+    real = _real(name, value, "a number from 0 to 1")
+    if not 0.0 <= real <= 1.0:
+        raise ValueError(f"`{name}` must be a number from 0 to 1, got {value!r}.")
     return real
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import inspect
+from collections.abc import Hashable
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "fingerprint"]
 
 _MODULES = {"distributions": tfp.distributions, "bijectors": tfp.bijectors}
 
@@ -35,7 +36,8 @@ def encode(value: Any, name: str = "base_measure") -> Any:
     >>> encode(tfp.distributions.Normal(0.0, 1.0))["class"]
     'distributions.Normal'
     """
-    if value is None or isinstance(value, bool | int | float | str):
+    # np.float64 is a float too, but tells a dtype
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, np.generic)):
         return value
     if isinstance(value, tf.DType):
         return {"dtype": value.name}
@@ -89,3 +91,31 @@ def decode(value: Any) -> Any:
         flat = np.frombuffer(base64.b64decode(value["array"]), value["dtype"])
         return tf.constant(flat.reshape(value["shape"]))
     return tf.as_dtype(value["dtype"])
+
+
+def fingerprint(value: Any) -> Hashable:
+    """What two distributions or bijectors have in common if one can stand for the other, now and later.
+
+    The same classes, equal constants, and the very same variables: two variables of one value may part later. Whatever
+    else they are made of, functions for instance, must be the same object.
+
+    >>> tfd = tfp.distributions
+    >>> fingerprint(tfd.Normal([0.0, 1.0], 2.0)) == fingerprint(tfd.Normal(np.float32([0.0, 1.0]), 2.0))
+    False
+    >>> fingerprint(tfd.Normal([0.0, 1.0], 2.0)) == fingerprint(tfd.Normal([0.0, 1.0], 2.0))
+    True
+    >>> fingerprint(tfd.Normal(tf.Variable(0.0), 2.0)) == fingerprint(tfd.Normal(tf.Variable(0.0), 2.0))
+    False
+    """
+    if isinstance(value, np.ndarray | np.generic | tf.__internal__.EagerTensor):
+        array = np.asarray(value)
+        return array.dtype.name, array.shape, array.tobytes()
+    if value is None or isinstance(value, bool | int | float | str | tf.DType):
+        return type(value), value
+    if isinstance(value, tfp.distributions.Distribution | tfp.bijectors.Bijector) and value.parameters is not None:
+        return type(value), fingerprint(dict(value.parameters))
+    if isinstance(value, dict):
+        return dict, tuple((key, fingerprint(value[key])) for key in sorted(value))
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(fingerprint, value))
+    return type(value), id(value)

@@ -55,7 +55,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
 
     Raises:
       TypeError: if `energy` cannot be called.
-      ValueError: if the event shape is unknown.
+      ValueError: if the event shape is unknown, or the network takes a condition beside x (see `EnergyModel.given`).
 
     >>> import tensorflow as tf, tfp_ebm as ebm
     >>> p = EnergyDistribution(lambda x: 0.5 * tf.reduce_sum(x**2, -1), event_shape=[2])
@@ -83,6 +83,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
         if isinstance(energy, keras.layers.Layer) and not isinstance(energy, EnergyModel):
             energy = EnergyModel(energy, event_shape=event_shape)
         if isinstance(energy, EnergyModel):
+            if energy.is_conditional:
+                raise ValueError("`energy` must be of x alone, got a conditional model: pass `model.given(condition)`.")
             known = energy.event_shape
             if event_shape is not None and tuple(event_shape) != known:
                 raise ValueError(f"`event_shape` must be that of the model, {known}, got {tuple(event_shape)}.")

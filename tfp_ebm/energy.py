@@ -6,10 +6,13 @@ A network sees z = (x − loc) / scale. Losses, kernels and noise scales work in
 
 `EnergyFunction` is E_z: what a loss, a sampler or the derivative engine receives. It is a sum of terms, the
 network and, where there is a base measure, the tilt −log base, each a plain callable `[batch, *event] -> [batch]`.
+
+A network may take a condition beside x, one number per row: then E_z(z; c) is a family of energies, one for each c.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -21,16 +24,19 @@ import tensorflow_probability as tfp
 
 from tfp_ebm.derivatives.forward_laplacian import forward_laplacian_rule, no_rule
 from tfp_ebm.derivatives.jet import Jet
+from tfp_ebm.networks.conditional import call_network, takes_condition
 
 if TYPE_CHECKING:
-    from tfp_ebm.units import Units
+    from tfp_ebm.units import GaussianBase, Units
 
 __all__ = ["EnergyFunction", "as_state", "input_event_shape", "one_per_row", "over_leading_dimensions", "state_dtype"]
 
 
 def input_event_shape(network: keras.layers.Layer) -> tuple[int, ...] | None:
-    """Shape of one input, if the network is a model that knows it, else None."""
+    """Shape of one input, the first if there are two, if the network is a model that knows it, else None."""
     shape = getattr(network, "input_shape", None)
+    if isinstance(shape, list):
+        shape = shape[0]
     if not isinstance(shape, tuple) or len(shape) < 2 or any(not isinstance(size, int) for size in shape[1:]):
         return None
     return shape[1:]
@@ -144,16 +150,18 @@ class EnergyFunction:
     """E_z, the energy in standardised coordinates: network(z), tilted by −log base_z(z) where there is a base measure.
 
     Args:
-      network: any Keras layer `[batch, *event] -> [batch]` or `[batch, 1]`.
+      network: any Keras layer `[batch, *event] -> [batch]` or `[batch, 1]`; it may take a condition `[batch]` beside z.
       event_shape: shape of one state.
       units: the standardisation z = (x − loc)/scale.
       base_measure: a distribution in x, or None.
       training: the mode in which the network's layers run (dropout and the like) unless a call says otherwise.
+      fitted_base: the Gaussian that stands in as base where there is no base measure.
 
     Attributes:
       network: the Keras layer, whose graph the derivative engine reads.
       event_shape: tuple of ints.
       dtype: dtype of states and energies, float32 or float64.
+      is_conditional: whether the network takes a condition.
     """
 
     def __init__(
@@ -163,11 +171,14 @@ class EnergyFunction:
         units: Units,
         base_measure: tfp.distributions.Distribution | None = None,
         training: bool = False,
+        fitted_base: GaussianBase | None = None,
     ) -> None:
         self.training = training
+        self.fitted_base = fitted_base
         self.network = network
         self.event_shape = tuple(event_shape)
         self.dtype = state_dtype(network)
+        self.is_conditional = takes_condition(network)
         self.units = units
         self.base_measure = base_measure
         self.tilt = None if base_measure is None else BaseTilt(base_measure, units)
@@ -179,7 +190,8 @@ class EnergyFunction:
 
     def check_network(self) -> None:
         """Builds the network if it is not yet, and raises ValueError if it does not return one number per row."""
-        output = self.network(keras.KerasTensor((None, *self.event_shape), dtype=self.dtype))
+        condition = keras.KerasTensor((None,), dtype=self.dtype) if self.is_conditional else None
+        output = call_network(self.network, keras.KerasTensor((None, *self.event_shape), dtype=self.dtype), condition)
         shape = getattr(output, "shape", None)
         if shape is None or len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] not in (1, None)):
             raise ValueError(
@@ -189,23 +201,68 @@ class EnergyFunction:
 
     def in_mode(self, training: bool) -> EnergyFunction:
         """The same energy with its network's layers in training or in inference mode."""
-        return EnergyFunction(self.network, self.event_shape, self.units, self.base_measure, training)
+        twin = copy.copy(self)
+        twin.training = training
+        return twin
 
-    def network_term(self, z: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+    @property
+    def base(self) -> tfp.distributions.Distribution:
+        """The base distribution, over x: the base measure, else the Gaussian fitted to the data.
+
+        Raises:
+          ValueError: if there is none yet.
+        """
+        if self.base_measure is not None:
+            return self.base_measure
+        if self.fitted_base is None or not self.fitted_base.is_fitted:
+            raise ValueError(
+                "the model has no base distribution yet: call `adapt(x)` or `fit`, or pass `base_measure`."
+            )
+        return self.fitted_base.distribution()
+
+    def network_term(self, z: tf.Tensor, condition: tf.Tensor | None = None, training: bool | None = None) -> tf.Tensor:
         """The network's energies `[batch]`, in the state's dtype whatever precision it computes in."""
         mode = self.training if training is None else training
-        return one_per_row(tf.cast(self.network(z, training=mode), self.dtype), z)
+        return one_per_row(tf.cast(call_network(self.network, z, condition, training=mode), self.dtype), z)
 
-    def __call__(self, z: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """E_z of states `[..., *event]`, shape `[...]`."""
+    def condition_of_rows(self, condition: Any, z: tf.Tensor) -> tf.Tensor | None:
+        """`condition`, a scalar or of the leading shape of z, as `[batch]`, batch running over all leading dimensions.
+
+        Raises:
+          TypeError: for a tensor of another dtype than the states'.
+          ValueError: if it is missing, does not fit z, or is given where the network takes none.
+        """
+        if not self.is_conditional:
+            if condition is not None:
+                raise ValueError("`condition` must not be given: the network takes x alone.")
+            return None
+        if condition is None:
+            raise ValueError(
+                "`condition` must be given: the network takes (x, condition). `model.given(condition)` is a model with "
+                "the condition held fixed."
+            )
+        condition = as_state(condition, self.dtype, (), "condition")
+        leading = z.shape.rank - len(self.event_shape)
+        if condition.shape.rank == leading + 1 and condition.shape[-1] == 1:  # a column, as Keras makes of vectors
+            condition = tf.squeeze(condition, -1)
+        if condition.shape.rank and not condition.shape.is_compatible_with(z.shape[:leading]):
+            raise ValueError(
+                f"`condition` must be a number or have the leading shape of x, {tuple(z.shape[:leading])}, got shape "
+                f"{tuple(condition.shape)}."
+            )
+        return tf.reshape(tf.broadcast_to(condition, tf.shape(z)[:leading]), [-1])
+
+    def __call__(self, z: tf.Tensor, condition: Any = None, training: bool | None = None) -> tf.Tensor:
+        """E_z of states `[..., *event]`, shape `[...]`; `condition` is a scalar or of that shape."""
+        rows = self.condition_of_rows(condition, z)
 
         def energies(flat: tf.Tensor) -> tf.Tensor:
-            total = self.network_term(flat, training=training)
+            total = self.network_term(flat, rows, training)
             return total if self.tilt is None else total + self.tilt(flat)
 
         return over_leading_dimensions(energies, z, len(self.event_shape))
 
-    def unnormalized_log_prob(self, z: tf.Tensor) -> tf.Tensor:
+    def unnormalized_log_prob(self, z: tf.Tensor, condition: Any = None) -> tf.Tensor:
         """−E_z: what a kernel that works in standardised coordinates takes as its target."""
         z = as_state(z, self.dtype, self.event_shape, "z")
-        return -self(z)
+        return -self(z, condition)

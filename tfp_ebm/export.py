@@ -75,11 +75,11 @@ def exported_sampler(
     settled: Any = ()
     if isinstance(kernel, mcmc.Kernel):
         settled = kernel.step
-        if isinstance(kernel, mcmc.Adaptive):
+        if kernel.unadapted != kernel:
             if base is not None:
                 settled = _adapted_step_size(energy_function, base, kernel)
-            kernel = kernel.kernel
-        settled, kernel = np.asarray(settled, dtype), kernel.structure
+            kernel = kernel.unadapted
+        settled, kernel = tf.nest.map_structure(lambda step: np.asarray(step, dtype), settled), kernel.structure
 
     def sample(initial_state: tf.Tensor, seed: tf.Tensor, num_steps: tf.Tensor, step_size: Any = None) -> tf.Tensor:
         step_size = tf.nest.map_structure(tf.constant, settled) if step_size is None else step_size
@@ -93,14 +93,15 @@ def exported_sampler(
         tf.TensorSpec((), tf.int32, name="num_steps"),
     )
     function.get_concrete_function(*arguments)
-    if isinstance(kernel, mcmc.Kernel):
-        function.get_concrete_function(*arguments, step_size=tf.TensorSpec(settled.shape, dtype, name="step_size"))
+    if tf.nest.flatten(settled):
+        steps = tf.nest.map_structure(lambda step: tf.TensorSpec(step.shape, dtype, name="step_size"), settled)
+        function.get_concrete_function(*arguments, step_size=steps)
     return function
 
 
 def _adapted_step_size(
-    energy_function: EnergyFunction, base: tfp.distributions.Distribution, kernel: mcmc.Adaptive
-) -> np.ndarray:
+    energy_function: EnergyFunction, base: tfp.distributions.Distribution, kernel: mcmc.Kernel
+) -> Any:
     start = base.sample(_ADAPTATION_CHAINS, seed=tf.constant([0, 0]))
     samples = mcmc.sample(
         energy_function.unnormalized_log_prob,
@@ -111,4 +112,4 @@ def _adapted_step_size(
         seed=1,
         jit_compile=False,
     )
-    return np.asarray(samples.step_size)
+    return samples.step_size

@@ -9,8 +9,10 @@ units of the data, a base distribution, scores, and (in `trainer.py`) a training
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import types
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import keras
@@ -26,6 +28,7 @@ from tfp_ebm.derivatives import score
 from tfp_ebm.energy import EnergyFunction, as_state, input_event_shape, over_leading_dimensions, state_dtype
 from tfp_ebm.export import exported_sampler, replaceable_directory, write_saved_model
 from tfp_ebm.files import written_atomically
+from tfp_ebm.networks.conditional import Given, serialized, takes_condition
 from tfp_ebm.trainer import EnergyTrainer
 from tfp_ebm.units import GaussianBase, Units
 
@@ -36,7 +39,7 @@ Function: TypeAlias = tf.types.experimental.PolymorphicFunction
 
 @dataclasses.dataclass(frozen=True)
 class _Endpoints:
-    """Compiled functions of states `[batch, *event]`."""
+    """Compiled functions of states `[batch, *event]`, and of conditions `[batch]` where the network takes them."""
 
     energy: Function
     score: Function
@@ -48,7 +51,9 @@ class EnergyModel(EnergyTrainer):
     """An energy-based model p(x) = exp(−E(x))/Z around any Keras network (eq. 1).
 
     Args:
-      network: any Keras model or layer `[batch, *event] -> [batch]` or `[batch, 1]`.
+      network: any Keras model or layer `[batch, *event] -> [batch]` or `[batch, 1]`. A network of (x, condition), the
+        condition one number per row, such as a noise scale, makes a conditional model: a functional model with a second
+        input of shape () or (1,), or a layer whose `call` has a second required argument.
       base_measure: a `tfd.Distribution` over x that tilts the energy, E(x) = network − log base(x), which keeps Z
         finite in every direction; None for the bare network.
       event_shape: shape of one x. Needed only if the network does not know its input shape and the model is used before
@@ -57,10 +62,15 @@ class EnergyModel(EnergyTrainer):
 
     Raises:
       TypeError: if `network` is not a Keras layer, or the base measure has another dtype.
-      ValueError: if the network does not return one number per row.
+      ValueError: if the network does not return one number per row, or takes more than x and one number.
 
     The network sees z = (x − loc)/scale as `adapt` learned them, and losses and noise scales work in z; everything
-    public (`energy`, `score`, `base`, `predict`, the exported model) speaks x, with E(x) = E_z(z) + Σ log scale.
+    public (`energy`, `score`, `base`, `predict`, the exported model) speaks x, with E(x) = E_z(z) + Σ log scale. A
+    condition reaches the network as it is: a noise scale is one in z, in standard deviations of the data.
+
+    A conditional model trains on x alone, by a loss that draws conditions. `energy`, `score`, `unnormalized_log_prob`
+    take the condition as second argument, Keras's own doors as second input: `model([x, condition])`,
+    `model.predict([x, condition])`. Everything else asks for one density: `model.given(condition)` is a model of x.
 
     >>> import keras, numpy as np, tfp_ebm as ebm
     >>> x = np.random.default_rng(0).normal(5.0, 2.0, size=(512, 2)).astype("float32")
@@ -110,6 +120,8 @@ class EnergyModel(EnergyTrainer):
         """Creates all weights for inputs `[batch, *event]`; happens by itself as soon as the event shape is known."""
         if self._energy_function is not None:
             return
+        if input_shape and isinstance(input_shape[0], list | tuple):  # of [x, condition]
+            input_shape = input_shape[0]
         event_shape = tuple(size for size in input_shape[1:] if size is not None)
         if not event_shape or len(event_shape) < len(input_shape) - 1:
             raise ValueError(f"the event shape must be known and not empty, got input shape {tuple(input_shape)}.")
@@ -117,33 +129,86 @@ class EnergyModel(EnergyTrainer):
             raise ValueError(
                 f"`base_measure` must have the event shape {event_shape}, got {tuple(self.base_measure.event_shape)}."
             )
-        units = Units(event_shape, self.dtype)
-        energy_function = EnergyFunction(self.network, event_shape, units, self.base_measure)
+        if self._units is None:
+            self._units = Units(event_shape, self.dtype)
+            self._fitted_base = GaussianBase(event_shape, self.dtype) if self.base_measure is None else None
+        energy_function = EnergyFunction(
+            self.network, event_shape, self._units, self.base_measure, fitted_base=self._fitted_base
+        )
         energy_function.check_network()
-        self._units = units
-        self._fitted_base = GaussianBase(event_shape, self.dtype) if self.base_measure is None else None
         self._energy_function = energy_function
         self._build_training()
 
-        def energy(x: tf.Tensor) -> tf.Tensor:
-            return self._energy(x, training=False)
-
         # The very functions that `export` writes, so that a served model gives the same bits.
         signature = [tf.TensorSpec((None, *event_shape), self.dtype, name="x")]
+        if energy_function.is_conditional:
+            signature.append(tf.TensorSpec((None,), self.dtype, name="condition"))
+
+        def compiled(function: Callable[..., tf.Tensor]) -> Function:
+            of_x = function if energy_function.is_conditional else lambda x: function(x, None)
+            return tf.function(of_x, input_signature=signature)
+
+        def energy(x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+            return self._energy(x, condition, training=False)
+
         self._endpoints = _Endpoints(
-            energy=tf.function(energy, input_signature=signature),
-            score=tf.function(lambda x: score(energy, x), input_signature=signature),
-            unnormalized_log_prob=tf.function(lambda x: -energy(x), input_signature=signature),
+            energy=compiled(energy),
+            score=compiled(lambda x, condition: score(lambda x: energy(x, condition), x)),
+            unnormalized_log_prob=compiled(lambda x, condition: -energy(x, condition)),
         )
 
-    def _energy(self, x: tf.Tensor, training: bool) -> tf.Tensor:
+    def _energy(self, x: tf.Tensor, condition: tf.Tensor | None, training: bool) -> tf.Tensor:
         """E(x) = E_z(z) + Σ log scale of `[..., *event]`."""
-        return self.energy_function(self._units.to_z(x), training=training) + self._units.log_scale_sum()
+        z = self.units.to_z(x)
+        return self.energy_function(z, condition, training=training) + self.units.log_scale_sum()
 
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Energies of `[..., *event]`, shape `[...]`."""
+    def call(self, x: Any, training: bool = False) -> tf.Tensor:
+        """Energies of x `[..., *event]`, or of [x, condition] for a conditional network; shape `[...]`."""
+        condition = None
+        if isinstance(x, list | tuple):
+            if len(x) != 2:
+                raise ValueError(f"`x` must be one tensor, or [x, condition], got {len(x)} tensors.")
+            x, condition = x[0], tf.cast(x[1], self.dtype)
         x = as_state(tf.cast(x, self.dtype), self.dtype, self.energy_function.event_shape)
-        return self._energy(x, training)
+        if condition is not None and condition.shape.rank is None:  # Keras has seen both vectors and columns
+            condition = tf.reshape(condition, tf.shape(x)[: x.shape.rank - len(self.event_shape)])
+        return self._energy(x, condition, training)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the network takes a condition beside x."""
+        return takes_condition(self.network)
+
+    def given(self, condition: float) -> EnergyModel:
+        """The model of x at one value of the condition: an ordinary `EnergyModel`, for all that works on a density.
+
+        It shares network, units and base with this one, so that what is trained or adapted there is trained or adapted
+        here. Saved, it is a model of its own.
+
+        Args:
+          condition: a number; a noise scale is in standardised units, as in training.
+
+        Raises:
+          TypeError, ValueError: if the condition is not a finite number, or the network takes none.
+
+        >>> import keras, tfp_ebm as ebm
+        >>> inputs = [keras.Input((2,)), keras.Input((1,))]
+        >>> hidden = keras.layers.Dense(8, "silu")(keras.layers.Concatenate()(inputs))
+        >>> model = ebm.EnergyModel(keras.Model(inputs, keras.layers.Dense(1)(hidden)))
+        >>> x = tf.zeros([3, 2])
+        >>> sharp = model.given(0.1)
+        >>> bool(tf.reduce_all(sharp.energy(x) == model.energy(x, 0.1)))
+        True
+        """
+        if not self.is_conditional:
+            raise ValueError("`condition` must not be given: the network takes x alone.")
+        energy_function = self.energy_function
+        model = EnergyModel(Given(self.network, condition), seed=self.seed)
+        # A layer does not tell its input shape, so that nothing is built yet, and what is there already is not made.
+        model._given.base_measure = self.base_measure
+        model._units, model._fitted_base = self._units, self._fitted_base
+        model.build((None, *energy_function.event_shape))
+        return model
 
     @property
     def units(self) -> Units:
@@ -162,13 +227,7 @@ class EnergyModel(EnergyTrainer):
         Raises:
           ValueError: if there is none yet.
         """
-        if self.base_measure is not None:
-            return self.base_measure
-        if self._fitted_base is None or not self._fitted_base.is_fitted:
-            raise ValueError(
-                "the model has no base distribution yet: call `adapt(x)` or `fit`, or pass `base_measure`."
-            )
-        return self._fitted_base.distribution()
+        return self.energy_function.base if self.base_measure is None else self.base_measure
 
     @property
     def _has_base(self) -> bool:
@@ -176,23 +235,29 @@ class EnergyModel(EnergyTrainer):
 
     # --- energies --------------------------------------------------------------------------------------------------
 
-    def energy(self, x: Any) -> tf.Tensor:
+    # A condition is a number, or one for each state, `[...]`; only networks that take one are given one.
+
+    def energy(self, x: Any, condition: Any = None) -> tf.Tensor:
         """E(x) (eq. 1) of states `[..., *event]`, shape `[...]`; −E is the log-density up to log Z."""
-        return self._evaluate("energy", x)
+        return self._evaluate("energy", x, condition)
 
-    def score(self, x: Any) -> tf.Tensor:
+    def score(self, x: Any, condition: Any = None) -> tf.Tensor:
         """The score ∇ₓ log p(x) = −∇ₓE(x) of states `[..., *event]`, same shape as x."""
-        return self._evaluate("score", x, keeps_event=True)
+        return self._evaluate("score", x, condition, keeps_event=True)
 
-    def unnormalized_log_prob(self, x: Any) -> tf.Tensor:
+    def unnormalized_log_prob(self, x: Any, condition: Any = None) -> tf.Tensor:
         """−E(x) of states `[..., *event]`, shape `[...]`: a target for any `tfp.mcmc` kernel."""
-        return self._evaluate("unnormalized_log_prob", x)
+        return self._evaluate("unnormalized_log_prob", x, condition)
 
-    def _evaluate(self, name: str, x: Any, keeps_event: bool = False) -> tf.Tensor:
+    def _evaluate(self, name: str, x: Any, condition: Any, keeps_event: bool = False) -> tf.Tensor:
         if not self.built:
             self.build(np.shape(x))
         x = as_state(x, self.dtype, self.event_shape)
-        return over_leading_dimensions(getattr(self._endpoints, name), x, len(self.event_shape), keeps_event)
+        function = getattr(self._endpoints, name)
+        rows = self.energy_function.condition_of_rows(condition, x)
+        if rows is not None:
+            function = functools.partial(function, condition=rows)
+        return over_leading_dimensions(function, x, len(self.event_shape), keeps_event)
 
     # --- data ------------------------------------------------------------------------------------------------------
 
@@ -217,7 +282,7 @@ class EnergyModel(EnergyTrainer):
             moments = part if moments is None else moments.merged(part)
         if moments is None:
             raise ValueError("`x` must not be empty, but gave no rows.")
-        self._units.assign(moments)
+        self.units.assign(moments)
         if self._fitted_base is not None:
             self._fitted_base.assign(moments)
 
@@ -226,7 +291,7 @@ class EnergyModel(EnergyTrainer):
     def get_config(self) -> dict[str, Any]:
         """The arguments, for Keras; the base measure by our codec for TFP distributions."""
         return {
-            "network": keras.saving.serialize_keras_object(self.network),
+            "network": serialized(self.network),
             "base_measure": codec.encode(self.base_measure),
             "event_shape": None if self._energy_function is None else list(self.event_shape),
             "seed": list(self.seed),
@@ -283,9 +348,12 @@ class EnergyModel(EnergyTrainer):
           **kwargs: for Keras, with other formats.
 
         Raises:
-          ValueError: if there is something else than a SavedModel at `filepath`, or the event shape is unknown.
+          ValueError: if there is something else than a SavedModel at `filepath`, the event shape is unknown, or the
+            network takes a condition, which `model.given(condition)` holds fixed.
           TypeError: if the kernel is none, or an argument unknown.
         """
+        if self.is_conditional:
+            raise ValueError("a conditional model cannot be exported: export `model.given(condition)`.")
         if format != "tf_saved_model":
             super().export(filepath, format=format, verbose=verbose, **kwargs)
             return

@@ -63,6 +63,10 @@ def _labels(x: Any, y: Any, sample_weight: Any) -> Any:
     return np.zeros((len(x), 0), "float32")
 
 
+def _handles_divergence(callback: keras.callbacks.Callback) -> bool:
+    return isinstance(callback, keras.callbacks.TerminateOnNaN) or getattr(callback, "handles_divergence", False)
+
+
 def _is_absent(y: Any) -> bool:
     return y is None or (hasattr(y, "shape") and len(y.shape) == 2 and y.shape[1] == 0)
 
@@ -73,12 +77,13 @@ class EnergyTrainer(keras.Model):
     network: keras.layers.Layer
     seed: tuple[int, int]
     loss: Any  # the Loss that `compile` was given; Keras starts with None
-    _units: Units
+    _units: Units | None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._trackers = _Trackers(())
         self._energy_function: EnergyFunction | None = None
+        self._units = None
         self._fitted_base: GaussianBase | None = None
 
     @property
@@ -146,6 +151,12 @@ class EnergyTrainer(keras.Model):
         self._replace_loss(loss)
         self._trackers = _Trackers(loss.metric_names)
 
+    def report_gradient_norm(self) -> None:
+        """Makes training report the norm of the parameters' gradient beside the loss's metrics."""
+        if "gradient_norm" not in self._trackers.means:
+            self._trackers = _Trackers((*self._trackers.means, "gradient_norm"))
+            self.train_function = None  # compiled without it
+
     def _replace_loss(self, loss: losses.Loss) -> None:
         # Keras locks a built model against new state and never lets go of an old layer's weights; a recompiled model
         # must do both. `_tracker` is private to Keras: this is the one place that touches it, and a test pins it.
@@ -194,7 +205,7 @@ class EnergyTrainer(keras.Model):
         Arrays are checked before the first step (finite, right shape, not fewer rows than `batch_size`). If there is
         no base distribution yet, the Gaussian of the first 10 000 rows becomes it. A loss that is not finite, as from a
         NaN in a batch that could not be looked at, gives no gradient, and ends the training with an error (unless
-        `keras.callbacks.TerminateOnNaN` is there to end it without one).
+        `callbacks.DivergenceGuard` or `keras.callbacks.TerminateOnNaN` is there to deal with it).
         """
         self._assert_compile_called("fit")
         call = inspect.signature(super().fit).bind(x, y, batch_size, *args, **kwargs).arguments
@@ -217,7 +228,7 @@ class EnergyTrainer(keras.Model):
         callbacks = call.get("callbacks")
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = list(tf.nest.flatten(callbacks)) if callbacks is not None else []
-            if not any(isinstance(callback, keras.callbacks.TerminateOnNaN) for callback in callbacks):
+            if not any(map(_handles_divergence, callbacks)):
                 callbacks.append(_StopAtNonFiniteLoss())
             call["callbacks"] = callbacks
         return super().fit(**call)
@@ -268,7 +279,9 @@ class EnergyTrainer(keras.Model):
         replica = tf.distribute.get_replica_context()
         if replica.num_replicas_in_sync > 1:
             seed = fold_in(seed, replica.replica_id_in_sync_group)
-        output = self.loss(self.energy_function, self._units.to_z(x), condition, seed=seed, training=training)
+        output = self.loss(
+            self.energy_function, self.energy_function.units.to_z(x), condition, seed=seed, training=training
+        )
         per_example = output.per_example
         if sample_weight is not None:
             per_example *= tf.cast(tf.reshape(sample_weight, [-1]), per_example.dtype)
@@ -297,6 +310,9 @@ class EnergyTrainer(keras.Model):
             # A loss that is not finite must not reach the weights; `fit` reports it.
             finite = tf.math.is_finite(loss)
             gradients = [tf.where(finite, gradient, tf.zeros_like(gradient)) for gradient in gradients]
+            if "gradient_norm" in self._trackers.means:
+                norm = tf.linalg.global_norm(gradients) / self.optimizer.scale_loss(tf.ones([]))
+                self._trackers.update({"gradient_norm": norm}, tf.constant(1))
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
@@ -308,7 +324,7 @@ class EnergyTrainer(keras.Model):
         if not self.built:
             self.build(keras.utils.unpack_x_y_sample_weight(data)[0].shape)
         self._loss_of(data, self._seed(_EVALUATION, self._loss_tracker.count.value), training=False)
-        return self.get_metrics_result()
+        return {name: value for name, value in self.get_metrics_result().items() if name != "gradient_norm"}
 
     def _seed(self, purpose: int, count: tf.Tensor) -> tf.Tensor:
         return fold_in(fold_in(tf.constant(self.seed, tf.int32), purpose), tf.cast(count, tf.int64))

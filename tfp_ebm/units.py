@@ -68,6 +68,11 @@ class Units(keras.layers.Layer):
         """loc + scale·z."""
         return self.loc.value + self.scale.value * z
 
+    def standardized(self, distribution: tfp.distributions.Distribution) -> tfp.distributions.Distribution:
+        """The law of z = to_z(x) for x of a distribution over x."""
+        to_z = tfp.bijectors.Chain([tfp.bijectors.Scale(1.0 / self.scale.value), tfp.bijectors.Shift(-self.loc.value)])
+        return tfp.distributions.TransformedDistribution(distribution, to_z)
+
     def log_scale_sum(self) -> tf.Tensor:
         """Σ log scale, the log-determinant of `to_x`."""
         return tf.reduce_sum(tf.math.log(self.scale.value))

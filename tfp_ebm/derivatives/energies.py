@@ -80,6 +80,11 @@ def as_energy(energy_fn: Any, x: tf.Tensor) -> Energy:
         raise TypeError(f"`energy_fn` must be a callable, a Keras network or an EnergyModel, got {energy_fn!r}.")
     if hasattr(energy_fn, "energy_function"):
         return _of_model(energy_fn, x)
+    if getattr(energy_fn, "is_conditional", False):
+        raise ValueError(
+            "`energy_fn` must take x alone, got one of (x, condition): hold the condition fixed, by "
+            "`model.given(condition)` or `lambda x: energy_fn(x, condition)`."
+        )
     if hasattr(energy_fn, "terms") and hasattr(energy_fn, "network"):
         network, *others = energy_fn.terms
         terms = (Term(network, energy_fn.network, dtype=energy_fn.dtype), *(Term(other, other) for other in others))

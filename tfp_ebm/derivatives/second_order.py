@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from tfp_ebm.arguments import check_choice, check_count, stateless_seed
 from tfp_ebm.derivatives.energies import as_energy, as_state
-from tfp_ebm.derivatives.engine import along, pose, random_signs, trace_in_chunks, unit_directions
+from tfp_ebm.derivatives.engine import Problem, along, pose, random_signs, trace_in_chunks, unit_directions
+from tfp_ebm.derivatives.faults import refuse_faulty_layers
 from tfp_ebm.derivatives.reverse import gradient_of_energy
 
 __all__ = [
@@ -59,6 +60,14 @@ def score(energy_fn: Any, x: Any) -> tf.Tensor:
     return problem.restore(-gradient_of_energy(problem.energy, problem.x)[1])
 
 
+def _pose_twice(energy_fn: Any, x: Any) -> Problem:
+    """As `pose`, to be differentiated twice, which layers that are wrong only there would let pass in silence."""
+    problem = pose(energy_fn, x)
+    for term in problem.energy.terms:
+        refuse_faulty_layers(term.source, "The curvature of the energy", problem.energy.training)
+    return problem
+
+
 def hvp(energy_fn: Any, x: Any, v: Any) -> tf.Tensor:
     """The Hessian-vector product ∇²ₓE(x) v, by reverse over reverse: the cost of a few energies, whatever d is.
 
@@ -71,7 +80,8 @@ def hvp(energy_fn: Any, x: Any, v: Any) -> tf.Tensor:
       ∇²ₓE(x) v, of the shape of `x`.
 
     Raises:
-      TypeError, ValueError: as for `score`; ValueError if `v` has another shape than `x`.
+      TypeError, ValueError: as for `score`; ValueError if `v` has another shape than `x`, or for a layer of the network
+        whose second derivatives are silently wrong (Keras's LayerNormalization, for one).
 
     References:
       Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 1994.
@@ -79,7 +89,7 @@ def hvp(energy_fn: Any, x: Any, v: Any) -> tf.Tensor:
     >>> hvp(lambda x: tf.reduce_sum(x**3, -1), [[1.0, -2.0]], [[1.0, 1.0]]).numpy().tolist()
     [[6.0, -12.0]]
     """
-    problem = pose(energy_fn, x)
+    problem = _pose_twice(energy_fn, x)
     v = _directions(v, as_state(energy_fn, x), allow_several=False)
     v = problem.flatten(v[tf.newaxis])[0]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -115,7 +125,7 @@ def directional_derivatives(
       `(E [...], slopes, bends)`; slopes and bends are `[...]`, or `[K, ...]` for K directions.
 
     Raises:
-      TypeError, ValueError: as for `score`; ValueError if `v` does not fit `x`, or the method is demanded in vain.
+      TypeError, ValueError: as for `hvp`; ValueError if the method is demanded in vain.
 
     References:
       Song, Garg, Shi & Ermon, Sliced score matching, UAI 2019.
@@ -152,7 +162,7 @@ def energy_score_curvature(
     ([[-3.0, -12.0]], 18.0)
     """
     check_choice("method", method, ("auto", "forward", "reverse"))
-    problem = pose(energy_fn, x)
+    problem = _pose_twice(energy_fn, x)
     state = as_state(energy_fn, x)
     v = _directions(v, state)
     several = v.shape.rank > state.shape.rank
@@ -192,7 +202,7 @@ def energy_score_laplacian(
     (9.0, [[-3.0, -12.0]], 18.0)
     """
     check_choice("method", method, METHODS)
-    problem = pose(energy_fn, x)
+    problem = _pose_twice(energy_fn, x)
     size = math.prod(problem.event_shape)
     if method == "hutchinson":
         size = check_count("num_probes", num_probes)
@@ -240,8 +250,9 @@ def laplacian(
 
     Raises:
       TypeError: if `x` is not of floating-point numbers, or "hutchinson" has no seed.
-      ValueError: for an unknown method, a chunk size below 1, states of the wrong shape, or a network that "forward"
-        cannot take (names the layer, and how to add a rule).
+      ValueError: for an unknown method, a chunk size below 1, states of the wrong shape, a network that "forward"
+        cannot take (names the layer, and how to add a rule), or one with a layer whose second derivatives are silently
+        wrong (names it, and its cure).
 
     References:
       Li et al., A computational framework for neural network-based variational Monte Carlo with Forward Laplacian,

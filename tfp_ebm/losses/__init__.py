@@ -8,15 +8,22 @@ from typing import Any
 import keras
 
 from tfp_ebm.losses.base import Loss, LossOutput, alias
+from tfp_ebm.losses.contrastive_divergence import ContrastiveDivergence, PersistentContrastiveDivergence
 from tfp_ebm.losses.denoising import DenoisingScoreMatching, MultiscaleDenoisingScoreMatching
+from tfp_ebm.losses.maximum_likelihood import MaximumLikelihood
+from tfp_ebm.losses.noise_conditional import NoiseConditionalDenoisingScoreMatching
 from tfp_ebm.losses.score_matching import ScoreMatching
 from tfp_ebm.losses.sliced import SlicedScoreMatching
 
 __all__ = [
+    "ContrastiveDivergence",
     "DenoisingScoreMatching",
     "Loss",
     "LossOutput",
+    "MaximumLikelihood",
     "MultiscaleDenoisingScoreMatching",
+    "NoiseConditionalDenoisingScoreMatching",
+    "PersistentContrastiveDivergence",
     "ScoreMatching",
     "SlicedScoreMatching",
     "aliases",
@@ -25,7 +32,16 @@ __all__ = [
 
 _CLASSES: dict[str, type[Loss]] = {
     alias(loss): loss
-    for loss in (DenoisingScoreMatching, MultiscaleDenoisingScoreMatching, ScoreMatching, SlicedScoreMatching)
+    for loss in (
+        ContrastiveDivergence,
+        DenoisingScoreMatching,
+        MaximumLikelihood,
+        MultiscaleDenoisingScoreMatching,
+        NoiseConditionalDenoisingScoreMatching,
+        PersistentContrastiveDivergence,
+        ScoreMatching,
+        SlicedScoreMatching,
+    )
 }
 
 

@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from tfp_ebm.arguments import stateless_seed
 from tfp_ebm.derivatives import explain
-from tfp_ebm.networks.faults import refuse_faulty_layers
+from tfp_ebm.derivatives.faults import refuse_faulty_layers
 
 __all__ = ["Loss", "LossOutput", "alias"]
 
@@ -53,6 +53,8 @@ class Loss(keras.layers.Layer):
         derivatives are silently wrong are then refused.
       needs_curvature: whether it takes ∇²ₓE itself, which is zero almost everywhere for a piecewise linear network:
         each such network is warned of once.
+      gives_condition: whether it calls the energy as `energy_fn(x, condition)`. Networks that take a condition are
+        refused by losses that give none, and the other way round.
       takes_labels: whether `fit(x, y)` hands it y as `condition`; other losses refuse labels.
       metric_names: the keys of `LossOutput.metrics`, shown in the progress bar and in the history.
 
@@ -73,6 +75,7 @@ class Loss(keras.layers.Layer):
 
     differentiates_score: bool = False
     needs_curvature: bool = False
+    gives_condition: bool = False
     takes_labels: bool = False
     metric_names: tuple[str, ...] = ()
 
@@ -105,7 +108,7 @@ class Loss(keras.layers.Layer):
         """Evaluates the objective.
 
         Args:
-          energy_fn: callable `[batch, *event] -> [batch]`; may take `training`.
+          energy_fn: callable `[batch, *event] -> [batch]`; `(x, condition) -> [batch]` for a loss that gives one.
           x: data `[batch, *event]`; in standardised units where the trainer calls.
           condition: what `fit` was given as y, for losses that take labels.
           seed: int or int32[2]; the same seed gives the same bits.
@@ -133,6 +136,15 @@ class Loss(keras.layers.Layer):
     def check(self, energy_fn: Callable[..., tf.Tensor]) -> None:
         """Raises ValueError if this loss cannot train `energy_fn`; a bare callable has nothing to look at."""
         network = getattr(energy_fn, "network", None)
+        if getattr(energy_fn, "is_conditional", self.gives_condition) != self.gives_condition:
+            raise ValueError(
+                f"{type(self).__name__} gives the network a condition, so `network` must take (x, condition), got one "
+                "that takes x alone."
+                if self.gives_condition
+                else f"{type(self).__name__} gives the network no condition, so `network` must take x alone, got one "
+                "that takes (x, condition): hold it fixed by `model.given(condition)`, or use a loss such as "
+                "NoiseConditionalDenoisingScoreMatching."
+            )
         if self.differentiates_score and network is not None:
             refuse_faulty_layers(network, f"{type(self).__name__}, which differentiates the score,")
         if self.needs_curvature and network is not None and network not in _looked_at:

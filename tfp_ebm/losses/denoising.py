@@ -23,6 +23,7 @@ import tensorflow as tf
 from tfp_ebm.arguments import check_positive, check_sigmas, fold_in
 from tfp_ebm.derivatives import score
 from tfp_ebm.losses.base import Loss, LossOutput
+from tfp_ebm.losses.scales import scale_of_rows
 from tfp_ebm.noise import normal
 
 __all__ = ["DenoisingScoreMatching", "MultiscaleDenoisingScoreMatching"]
@@ -125,10 +126,3 @@ class MultiscaleDenoisingScoreMatching(Loss):
     def get_config(self) -> dict[str, Any]:
         """The arguments, for Keras."""
         return {**super().get_config(), "sigmas": list(self.sigmas), "sigma0": self.sigma0}
-
-
-def scale_of_rows(sigmas: Sequence[float], x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """One of `sigmas` for each row, `[batch, 1, ...]`: all in turn from a random first one: equal shares."""
-    first = tf.random.stateless_uniform([], seed, 0, len(sigmas), tf.int32, alg="philox")
-    indices = (first + tf.range(tf.shape(x)[0])) % len(sigmas)
-    return tf.reshape(tf.gather(tf.constant(sigmas, x.dtype), indices), [-1] + [1] * (x.shape.rank - 1))

@@ -7,11 +7,15 @@ the step size then stays frozen.
 
 `tfp.mcmc.DualAveragingStepSizeAdaptation` does the averaging. It expects the step size in the kernel's results, where
 TFP's random walk and Langevin kernels do not put it; `_Tunable` puts it there for every kernel of this package.
+
+A proposal whose acceptance ratio is not finite counts as rejected. A chain that sits where log p itself is not finite
+rejects everything, at any step size: it has no say, or a few such chains would drive the step size to zero.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -21,6 +25,8 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import arguments
 from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
+from tfp_ebm.mcmc.results import find
+from tfp_ebm.mcmc.wrapping import LateKernel, Wrapper
 
 __all__ = ["Adaptive"]
 
@@ -30,12 +36,13 @@ _ADAPTED_SHARE_OF_BURNIN = 0.8
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 @dataclasses.dataclass(frozen=True)
-class Adaptive(Kernel):
+class Adaptive(Wrapper):
     """A kernel whose step size adapts during the first steps until a given share of its proposals is accepted.
 
     One step size for all chains, by the mean of min(1, acceptance ratio) over them. A proposal with a non-finite ratio
-    counts as rejected. Arrays of step sizes and masses keep their proportions: one factor is adapted. Given
-    `num_adaptation_steps=0`, or no burn-in to adapt in, it is the inner kernel.
+    counts as rejected; a chain stuck where log p is not finite does not count. Arrays of step sizes and masses keep
+    their proportions: one factor is adapted. Given `num_adaptation_steps=0`, or no burn-in to adapt in, it is the inner
+    kernel.
 
     Args:
       kernel: `HMC`, `MALA`, `NUTS` or `RandomWalk`; its own step size is where adaptation starts.
@@ -62,7 +69,8 @@ class Adaptive(Kernel):
         optimum = self.kernel.optimal_accept_prob
         if optimum is None:
             raise ValueError(
-                f"`kernel` must accept or reject its proposals for its step size to adapt; {self.kernel!r} does not."
+                "`kernel` must have a step size, and accept or reject its proposals, as HMC, MALA, NUTS and RandomWalk "
+                f"do, got {self.kernel!r}; of a kernel made of kernels, adapt those inside."
             )
         target = arguments.check_positive(
             "target_accept_prob", optimum if self.target_accept_prob is None else self.target_accept_prob
@@ -87,27 +95,20 @@ class Adaptive(Kernel):
             target_accept_prob=self.target_accept_prob,
             step_size_setter_fn=lambda results, value: results._replace(step_size=value),
             step_size_getter_fn=lambda results: results.step_size,
+            log_accept_prob_getter_fn=self._log_accept_prob,
         )
 
-    @property
-    def step(self) -> Any:
-        """Where the step size starts."""
-        return self.kernel.step
+    def _log_accept_prob(self, results: Any) -> tf.Tensor:
+        """log min(1, ratio) of each chain; the acceptance aimed at, which moves nothing, for a chain that is stuck."""
+        ratio, log_prob = find(results, "log_accept_ratio"), find(results, "target_log_prob")
+        log_accept_prob = tf.where(tf.math.is_finite(ratio), tf.minimum(ratio, 0.0), -math.inf)
+        indifferent = tf.math.log(tf.constant(self.target_accept_prob, log_prob.dtype))
+        return tf.where(tf.math.is_finite(log_prob), log_accept_prob, indifferent)
 
     @property
-    def structure(self) -> Adaptive:
-        """See `Kernel.structure`."""
-        return dataclasses.replace(self, kernel=self.kernel.structure)
-
-    @property
-    def uses_gradient(self) -> bool:
-        """The inner kernel's."""
-        return self.kernel.uses_gradient
-
-    @property
-    def evaluations_per_step(self) -> int:
-        """The inner kernel's."""
-        return self.kernel.evaluations_per_step
+    def unadapted(self) -> Kernel:
+        """The inner kernel."""
+        return self.kernel
 
     def with_burnin(self, num_burnin_steps: int) -> Adaptive:
         """This kernel with its number of adaptation steps settled."""
@@ -126,38 +127,14 @@ class Adaptive(Kernel):
         del step_size
         return results.new_step_size
 
-    def check_event(self, event_shape: tuple[int, ...]) -> None:
-        """See `Kernel.check_event`."""
-        self.kernel.check_event(event_shape)
-
-    def get_config(self) -> dict[str, Any]:
-        """The fields, for Keras."""
-        return {**super().get_config(), "kernel": keras.saving.serialize_keras_object(self.kernel)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Adaptive:
-        """The inverse of `get_config`."""
-        return cls(**{**config, "kernel": keras.saving.deserialize_keras_object(config["kernel"])})
-
 
 class _TunableResults(NamedTuple):
     inner_results: Any
     step_size: Any
 
 
-class _Tunable(tfp.mcmc.TransitionKernel):
+class _Tunable(LateKernel):
     """A kernel that reads its step size from its results and is built afresh with it at each step."""
-
-    def __init__(self, kernel: Kernel, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> None:
-        self._parameters = {"kernel": kernel, "target_log_prob_fn": target_log_prob_fn, "step_size": step_size}
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return self._parameters
-
-    @property
-    def is_calibrated(self) -> bool:
-        return True
 
     def _build(self, step_size: Any) -> tfp.mcmc.TransitionKernel:
         return self._parameters["kernel"].build(self._parameters["target_log_prob_fn"], step_size)

@@ -16,18 +16,21 @@ import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
 from tfp_ebm.mcmc.moments import Moments, no_moments, with_step
+from tfp_ebm.mcmc.results import is_accepted
 
-__all__ = ["Chain", "Rows", "chain_key", "find_chain"]
+__all__ = ["Chain", "Rows", "chain_key", "find_chain", "find_compiled"]
 
 # Chains per target; a chain more is compiled again.
 _MAX_CHAINS = 16
+
+_Compiled = TypeVar("_Compiled")
 
 
 class Rows(NamedTuple):
@@ -150,8 +153,8 @@ class Chain:
             for part in like.parts()
         )
         state, results, arrays = self._loop(state, results, start_log_prob, steps, step_size, key, arrays, write)
-        states, is_accepted, *log_prob = (array.stack() for array in arrays)
-        rows = Rows(states, log_prob[0] if log_prob else (), is_accepted, self._step_after(results, step_size))
+        states, accepted, *log_prob = (array.stack() for array in arrays)
+        rows = Rows(states, log_prob[0] if log_prob else (), accepted, self._step_after(results, step_size))
         return state, results, rows
 
     def _reduce(
@@ -206,9 +209,11 @@ class Chain:
         ) -> tuple[tf.Tensor, tf.Tensor, Any, Any]:
             moved, results = kernel.one_step(state, results, seed=tf.stack([key, step]))
             moved = tf.ensure_shape(moved, state.shape)
-            is_accepted = _is_accepted(kernel, results, state, moved, start_log_prob)
-            log_prob = _find(results, "target_log_prob") if self._is_own else None
-            return step + 1, moved, results, record(step, _Visit(moved, is_accepted, log_prob), carried)
+            log_prob = self._kernel.log_prob_after(results) if self._is_own else None
+            if self._is_own and log_prob is None:
+                log_prob = self._resolve()(moved)
+            accepted = is_accepted(kernel, results, state, moved, start_log_prob)
+            return step + 1, moved, results, record(step, _Visit(moved, accepted, log_prob), carried)
 
         return tf.while_loop(
             lambda step, *_: step < steps[1], one_step, (steps[0], state, results, carried), parallel_iterations=1
@@ -257,35 +262,18 @@ def chain_key(seed: tf.Tensor) -> tf.Tensor:
     return tf.random.stateless_uniform([], seed, None, None, tf.int32, alg="philox")
 
 
-def _find(results: Any, name: str) -> Any:
-    """The outermost field of that name in nested kernel results, or None."""
-    while results is not None:
-        if hasattr(results, name):
-            return getattr(results, name)
-        results = getattr(results, "inner_results", getattr(results, "accepted_results", None))
-    return None
+_CHAINS: dict[Hashable, tuple[Callable[[], Any], OrderedDict[Hashable, Any]]] = {}
 
 
-def _is_accepted(kernel: Any, results: Any, before: tf.Tensor, after: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    if not kernel.is_calibrated:
-        return tf.ones_like(like, tf.bool)
-    accepted = _find(results, "is_accepted")
-    if accepted is None:
-        accepted = tf.reduce_any(before != after, axis=list(range(like.shape.rank, after.shape.rank)))
-    return accepted
-
-
-_CHAINS: dict[Hashable, tuple[Callable[[], Any], OrderedDict[Hashable, Chain]]] = {}
-
-
-def find_chain(target: TargetLogProbFn, kernel: Any, num_results: int, jit_compile: bool) -> Chain:
-    """The chain compiled for an equal target and kernel before, or a new one.
+def find_compiled(
+    target: TargetLogProbFn, key: Hashable, make: Callable[[Callable[[], TargetLogProbFn]], _Compiled]
+) -> _Compiled:
+    """What was made for an equal target and key before, or a new one.
 
     Args:
       target: a function, a callable object, or a bound method; methods are equal if they are of one object.
-      kernel: hashable; the chain refers to it strongly.
-      num_results: states to keep.
-      jit_compile: whether by XLA.
+      key: what the compiled thing depends on beside the target; it is kept.
+      make: makes it from a function that returns the target.
     """
     owner, function = (target.__self__, target.__func__) if isinstance(target, types.MethodType) else (target, None)
     name = (id(owner), function)
@@ -296,12 +284,24 @@ def find_chain(target: TargetLogProbFn, kernel: Any, num_results: int, jit_compi
             weakref.finalize(owner, _CHAINS.pop, name, None).atexit = False
             _CHAINS[name] = (reference, OrderedDict())
     except TypeError:  # no weak references to such an object, so no way to keep its chain without keeping it
-        return Chain(lambda: target, kernel, num_results, jit_compile)
+        return make(lambda: target)
     resolve, chains = _CHAINS[name]
-    key = (kernel, num_results, jit_compile)
     if key not in chains:
-        chains[key] = Chain(resolve, kernel, num_results, jit_compile)
+        chains[key] = make(resolve)
         if len(chains) > _MAX_CHAINS:
             chains.popitem(last=False)
     chains.move_to_end(key)
     return chains[key]
+
+
+def find_chain(target: TargetLogProbFn, kernel: Any, num_results: int, jit_compile: bool) -> Chain:
+    """The chain compiled for an equal target and kernel before, or a new one.
+
+    Args:
+      target: see `find_compiled`.
+      kernel: hashable; the chain refers to it strongly.
+      num_results: states to keep.
+      jit_compile: whether by XLA.
+    """
+    key = (kernel, num_results, jit_compile)
+    return find_compiled(target, key, lambda resolve: Chain(resolve, kernel, num_results, jit_compile))

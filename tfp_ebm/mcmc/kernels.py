@@ -23,6 +23,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import arguments
 from tfp_ebm.mcmc.langevin import UncalibratedLangevin
+from tfp_ebm.mcmc.results import find
 
 __all__ = ["HMC", "MALA", "NUTS", "Kernel", "Langevin", "RandomWalk"]
 
@@ -33,14 +34,14 @@ class Kernel(abc.ABC):
     """What `ebm.mcmc.sample` knows of a kernel of this package. Subclasses are frozen dataclasses.
 
     Attributes:
-      tuned: name of the field that holds the step size.
+      tuned: name of the field that holds the step size; None for a kernel without one.
       optimal_accept_prob: acceptance that an adapted step size aims at; None for a kernel that accepts everything.
 
     >>> isinstance(MALA(0.1), Kernel), MALA(0.1) == MALA(0.1), MALA(0.1).structure == MALA(0.2).structure
     (True, True, True)
     """
 
-    tuned: ClassVar[str] = "step_size"
+    tuned: ClassVar[str | None] = "step_size"
     optimal_accept_prob: ClassVar[float | None] = None
 
     @abc.abstractmethod
@@ -53,13 +54,20 @@ class Kernel(abc.ABC):
 
     @property
     def step(self) -> Any:
-        """The step size as an array."""
-        return np.asarray(getattr(self, self.tuned))
+        """The step size as an array; () where there is none."""
+        return () if self.tuned is None else np.asarray(getattr(self, self.tuned))
 
     @property
     def structure(self) -> Kernel:
         """This kernel with the values of its step size wiped out: kernels of one structure share compiled code."""
+        if self.tuned is None:
+            return self
         return dataclasses.replace(self, **{self.tuned: np.ones_like(self.step)})  # type: ignore[type-var]
+
+    @property
+    def unadapted(self) -> Kernel:
+        """This kernel with its step size left as it is."""
+        return self
 
     @property
     def uses_gradient(self) -> bool:
@@ -81,9 +89,18 @@ class Kernel(abc.ABC):
         del results
         return step_size
 
+    def log_prob_after(self, results: Any) -> tf.Tensor | None:
+        """The target's log density at the state that a chain has come to, `[*chains]`; None if the results lack it."""
+        return find(results, "target_log_prob")
+
     def check_event(self, event_shape: tuple[int, ...]) -> None:
         """Raises ValueError if a parameter with one number per coordinate does not fit the event."""
-        _check_broadcast(self.tuned, self.step, event_shape)
+        if self.tuned is not None:
+            _check_broadcast(self.tuned, self.step, event_shape)
+
+    def check_start(self, state: tf.Tensor) -> None:
+        """Raises ValueError if no chain of this kernel can start at `state`, whose values are known."""
+        del state
 
     def get_config(self) -> dict[str, Any]:
         """The fields, for Keras."""
@@ -119,7 +136,7 @@ class RandomWalk(Kernel):
     """
 
     scale: Any
-    tuned: ClassVar[str] = "scale"
+    tuned: ClassVar[str | None] = "scale"
     optimal_accept_prob: ClassVar[float | None] = 0.234
 
     def __post_init__(self) -> None:
@@ -237,12 +254,21 @@ class Langevin(Kernel):
     has the temperature T = τ²/ε² as ε → 0 (it samples p^(1/T)), and the variance T/(1 − ε²/4) on N(0, 1): the small
     noise of short-run samplers (Du & Mordatch 2019, arXiv:1903.08689) makes cold chains.
 
+    The last three options are those of such samplers. With them the chain has another law, for small ε too: clipping
+    and clamping break detailed balance at every step size, and a clamp gathers chains on the faces of its box;
+    `Transformed` keeps a box and the law.
+
     Args:
       step_size: ε; a number, or an array that broadcasts to the event. TFP's own Langevin calls ε² the step size.
       noise_scale: τ; None means ε, temperature 1. Zero is gradient descent.
+      gradient_clip: c; each coordinate of ∇log p is clipped to [−c, c]. None: it is not.
+      noise_first: the order of Du & Mordatch's code, x̃ = x + τZ, then x' = x̃ − ½ε²∇E(x̃).
+      clamp: (low, high), numbers or arrays that broadcast to the event; x' is clamped to that box. None: it is not.
 
     Raises:
-      TypeError, ValueError: if `step_size` is not positive, or `noise_scale` negative.
+      TypeError, ValueError: if `step_size` or `gradient_clip` is not positive, `noise_scale` negative, `noise_first`
+      not
+        a bool, or `clamp` not a pair of finite numbers or arrays, low < high.
 
     >>> Langevin(step_size=0.1)(lambda x: -0.5 * x**2).is_calibrated
     False
@@ -250,17 +276,38 @@ class Langevin(Kernel):
 
     step_size: Any
     noise_scale: float | None = None
+    gradient_clip: float | None = None
+    noise_first: bool = False
+    clamp: tuple[Any, Any] | None = None
 
     def __post_init__(self) -> None:
-        scale = self.noise_scale
+        scale, clip = self.noise_scale, self.gradient_clip
+        if not isinstance(self.noise_first, bool):
+            raise TypeError(f"`noise_first` must be True or False, got {self.noise_first!r}.")
         self._normalize(
             step_size=_positive("step_size", self.step_size),
             noise_scale=None if scale is None else arguments.check_nonnegative("noise_scale", scale),
+            gradient_clip=None if clip is None else arguments.check_positive("gradient_clip", clip),
+            clamp=None if self.clamp is None else _box("clamp", self.clamp),
         )
 
     def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
         """See `Kernel.build`."""
-        return UncalibratedLangevin(target_log_prob_fn, step_size, self.noise_scale, compute_acceptance=False)
+        return UncalibratedLangevin(
+            target_log_prob_fn,
+            step_size,
+            self.noise_scale,
+            compute_acceptance=False,
+            gradient_clip=self.gradient_clip,
+            noise_first=self.noise_first,
+            clamp=self.clamp,
+        )
+
+    def check_event(self, event_shape: tuple[int, ...]) -> None:
+        """See `Kernel.check_event`."""
+        super().check_event(event_shape)
+        for bound in self.clamp or ():
+            _check_broadcast("clamp", np.asarray(bound), event_shape)
 
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
@@ -312,6 +359,19 @@ def _positive(name: str, value: Any) -> Any:
     if array.size == 0 or not (np.isfinite(array) & (array > 0)).all():
         raise ValueError(f"`{name}` must be made of positive numbers, got {value!r}.")
     return _tuples(array.astype(float).tolist())
+
+
+def _box(name: str, value: Any) -> tuple[Any, Any]:
+    """The two bounds of a box, each a float or nested tuples."""
+    expected = f"`{name}` must be a pair (low, high) of finite numbers or arrays with low < high"
+    if not isinstance(value, list | tuple | np.ndarray) or len(value) != 2:
+        raise ValueError(f"{expected}, got {value!r}.")
+    low, high = (np.asarray(bound) for bound in value)
+    if low.dtype.kind not in "iuf" or high.dtype.kind not in "iuf":
+        raise TypeError(f"{expected}, got {value!r}.")
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and np.all(low < high)):
+        raise ValueError(f"{expected}, got {value!r}.")
+    return _tuples(low.astype(float).tolist()), _tuples(high.astype(float).tolist())
 
 
 def _tuples(nested: Any) -> Any:

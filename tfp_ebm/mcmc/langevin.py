@@ -11,7 +11,12 @@ same move needs the noise −Z', with Z' = Z + ½(ε²/τ)(g + g'), so that
     log q(x|x') − log q(x'|x) = ½‖Z‖² − ½‖Z'‖².
 
 For τ = ε, Z and Z' are the first and last momentum of one leapfrog step: MALA(ε) *is* HMC(ε, one leapfrog step).
-This form also subtracts no nearly equal positions, as the quotient of the two densities would.
+This form also subtracts no nearly equal positions, as the quotient of the two densities would. It holds for any drift
+that is a function of the position alone, so also where g is clipped.
+
+Short-run samplers (Du & Mordatch 2019, arXiv:1903.08689) vary the step: the gradient is taken where the noise has
+already moved the state, x̃ = x + τZ, x' = x̃ + ½ε²∇log p(x̃), and x' is clamped to the box of the pixels. Their laws
+are not known in closed form; none of them is made calibrated by Metropolis-Hastings here.
 
 TFP has this kernel too; it is not used because it differentiates its (constant) volatility in every step, in a loop
 over the coordinates. Its `step_size` is ε².
@@ -34,7 +39,8 @@ class UncalibratedLangevinResults(NamedTuple):
     """What a Langevin step leaves behind; the fields that `tfp.mcmc.MetropolisHastings` reads.
 
     Attributes:
-      log_acceptance_correction: log q(x|x') − log q(x'|x), shape `[*chains]`; zeros where it is not asked for.
+      log_acceptance_correction: log q(x|x') − log q(x'|x), shape `[*chains]`; zeros where it is not asked for. This and
+        the next two are () for a kernel that takes the gradient after the noise, and so knows nothing of x'.
       target_log_prob: log p at the new state, `[*chains]`.
       grads_target_log_prob: list with ∇log p at the new state, one per part of the state.
       seed: the seed of the step.
@@ -57,7 +63,14 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
       noise_scale: τ; None means ε.
       compute_acceptance: whether `log_acceptance_correction` is computed; a chain that is never accepted or rejected
         saves that work.
+      gradient_clip: bound c on each coordinate of ∇log p in the step, which is clipped to ±c; None is none.
+      noise_first: whether the noise is added first and the gradient taken there.
+      clamp: (low, high) to which the new state is clamped, numbers or tensors that broadcast with it; None is none.
       name: of the operations.
+
+    Raises:
+      ValueError: if `noise_first` or `clamp` is asked for together with `compute_acceptance`: no proposal density of
+        the form above belongs to them.
 
     >>> normal = lambda x: -0.5 * tf.reduce_sum(x**2, -1)
     >>> kernel = UncalibratedLangevin(normal, step_size=0.5)
@@ -73,13 +86,24 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
         step_size: Any,
         noise_scale: Any = None,
         compute_acceptance: bool = True,
+        gradient_clip: Any = None,
+        noise_first: bool = False,
+        clamp: Any = None,
         name: str | None = None,
     ) -> None:
+        if compute_acceptance and (noise_first or clamp is not None):
+            raise ValueError(
+                "`compute_acceptance` must be False with `noise_first` or `clamp`: Metropolis-Hastings has no proposal "
+                "density for such steps."
+            )
         self._parameters = {
             "target_log_prob_fn": target_log_prob_fn,
             "step_size": step_size,
             "noise_scale": noise_scale,
             "compute_acceptance": compute_acceptance,
+            "gradient_clip": gradient_clip,
+            "noise_first": noise_first,
+            "clamp": clamp,
             "name": name,
         }
 
@@ -94,7 +118,9 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
         return False
 
     def bootstrap_results(self, init_state: Any) -> UncalibratedLangevinResults:
-        """Log density and gradient at `init_state`."""
+        """Log density and gradient at `init_state`; nothing where the gradient is taken after the noise."""
+        if self._parameters["noise_first"]:
+            return UncalibratedLangevinResults((), (), (), tf.zeros([2], tf.int32))
         parts = _parts(init_state)
         target_log_prob, gradients = self._value_and_gradients(parts)
         return UncalibratedLangevinResults(
@@ -117,26 +143,35 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
         seed = tfp.random.sanitize_seed(seed)
         parts = _parts(current_state)
         seeds = tf.unstack(tfp.random.split_seed(seed, n=len(parts))) if len(parts) > 1 else [seed]
-        chains = tf.rank(previous_kernel_results.target_log_prob)
-        draws, drift_scale, proposed = [], [], []
-        for x, gradient, part_seed in zip(parts, previous_kernel_results.grads_target_log_prob, seeds, strict=True):
-            epsilon = tf.convert_to_tensor(self._parameters["step_size"], x.dtype)
-            tau = self._parameters["noise_scale"]
-            tau = epsilon if tau is None else tf.convert_to_tensor(tau, x.dtype)
-            z = noise.normal(tf.shape(x), part_seed, x.dtype)
-            draws.append(z)
-            drift_scale.append(0.5 * epsilon * (epsilon / tau))
-            proposed.append(x + 0.5 * epsilon**2 * gradient + tau * z)
-        target_log_prob, gradients = self._value_and_gradients(proposed)
+        steps = [self._step_size_and_noise_scale(x.dtype) for x in parts]
+        draws = [noise.normal(tf.shape(x), part_seed, x.dtype) for x, part_seed in zip(parts, seeds, strict=True)]
+        noised = [x + tau * z for x, z, (_, tau) in zip(parts, draws, steps, strict=True)]
+        noise_first = self._parameters["noise_first"]
+        gradients = previous_kernel_results.grads_target_log_prob
+        drifts = [self._clipped(g) for g in (self._value_and_gradients(noised)[1] if noise_first else gradients)]
+        moved = [x + 0.5 * epsilon**2 * g for x, g, (epsilon, _) in zip(noised, drifts, steps, strict=True)]
+        if self._parameters["clamp"] is not None:
+            moved = [_clamped(x, *self._parameters["clamp"]) for x in moved]
+        next_state = moved if isinstance(current_state, list | tuple) else moved[0]
+        if noise_first:
+            return next_state, UncalibratedLangevinResults((), (), (), seed)
+        target_log_prob, gradients = self._value_and_gradients(moved)
         correction = tf.zeros_like(target_log_prob)
         if self._parameters["compute_acceptance"]:
-            for z, scale, before, after in zip(
-                draws, drift_scale, previous_kernel_results.grads_target_log_prob, gradients, strict=True
-            ):
-                axes = tf.range(chains, tf.rank(z))
-                correction += 0.5 * tf.reduce_sum(z**2 - (z + scale * (before + after)) ** 2, axes)
-        next_state = proposed if isinstance(current_state, list | tuple) else proposed[0]
+            for z, before, after, (epsilon, tau) in zip(draws, drifts, gradients, steps, strict=True):
+                back = z + 0.5 * epsilon * (epsilon / tau) * (before + self._clipped(after))
+                axes = tf.range(tf.rank(target_log_prob), tf.rank(z))
+                correction += 0.5 * tf.reduce_sum(z**2 - back**2, axes)
         return next_state, UncalibratedLangevinResults(correction, target_log_prob, gradients, seed)
+
+    def _step_size_and_noise_scale(self, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+        epsilon = tf.convert_to_tensor(self._parameters["step_size"], dtype)
+        tau = self._parameters["noise_scale"]
+        return epsilon, epsilon if tau is None else tf.convert_to_tensor(tau, dtype)
+
+    def _clipped(self, gradient: tf.Tensor) -> tf.Tensor:
+        bound = self._parameters["gradient_clip"]
+        return gradient if bound is None else _clamped(gradient, -bound, bound)
 
     def _value_and_gradients(self, parts: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
         # New tensors, because TFP's bijectors remember values by tensor, and a remembered value has no gradient here.
@@ -151,6 +186,12 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
                 "Langevin dynamics needs the gradient."
             )
         return value, gradients
+
+
+def _clamped(x: tf.Tensor, low: Any, high: Any) -> tf.Tensor:
+    """`x` held between `low` and `high`; a NaN stays one, which it need not in `tf.clip_by_value`."""
+    low, high = tf.convert_to_tensor(low, x.dtype), tf.convert_to_tensor(high, x.dtype)
+    return tf.where(x < low, low, tf.where(x > high, high, x))
 
 
 def _parts(state: Any) -> list[tf.Tensor]:

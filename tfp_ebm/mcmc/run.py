@@ -23,7 +23,7 @@ from tfp_ebm import arguments
 from tfp_ebm.mcmc.driver import Chain, chain_key, find_chain
 from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
 
-__all__ = ["Run", "count_nonfinite"]
+__all__ = ["Run", "check_state", "count_nonfinite", "find_loop", "run_or_fall_back", "xla_pays"]
 
 # Where XLA pays: it saves about half a millisecond per evaluation of a small target, and costs 1-3 s of compiling;
 # above this many coordinates matrix products and noise take the time, and XLA makes neither faster.
@@ -81,10 +81,12 @@ class Run:
             raise TypeError(
                 f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, and have a hash, got {kernel!r}."
             )
-        self.state = _check_state(initial_state)
+        self.state = check_state(initial_state)
         step_size: Any = ()
         if isinstance(kernel, Kernel):
             kernel = kernel.with_burnin(self._burnin if num_settling_steps is None else num_settling_steps)
+            if not tf.inside_function():
+                kernel.check_start(self.state)
             step_size = tf.nest.map_structure(lambda step: tf.constant(step, self.state.dtype), kernel.step)
             kernel = kernel.structure
         self._target, self._kernel = target_log_prob_fn, kernel
@@ -97,13 +99,11 @@ class Run:
         elif keeps:
             row = self.state.shape.num_elements() * self.state.dtype.size
             self._capacity = min(self.num_results, _MAX_SLOTS, max(1, _MAX_BYTES // row))
-        self._automatic = jit_compile == "auto" and not self.is_traced
+        self._jit_compile = jit_compile
         if self.is_traced:
             self.chain = Chain(lambda: target_log_prob_fn, kernel, self._capacity)
         else:
-            self.chain = self._find(_xla_pays(kernel, self.num_steps, self.state) if self._automatic else jit_compile)
-            if self._automatic and self.chain.xla_failed:
-                self.chain = self._find(False)
+            self.chain = find_loop(self._find, jit_compile, xla_pays(kernel, self.num_steps, self.state))
         self.results, self.log_prob = self.chain.start(self.state, step_size)
         self._num_bad_starts = 0
         if not self.is_traced:
@@ -182,20 +182,43 @@ class Run:
 
     def _advance(self, call: Callable[..., Any], steps: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, Any, Any]:
         given = (self.state, self.results, self.log_prob, steps, *self._arrangement)
-        try:
+        if self.is_traced:
             return call(self.chain, *given)
-        except _XLA_ERRORS as error:
-            if not (self._automatic and self.chain.is_xla):
-                raise
-            reason = str(error).strip().splitlines()[0]
-        self.chain.xla_failed = True
-        self.chain = self._find(False)
-        out = call(self.chain, *given)
-        warnings.warn(f"The chain runs in graph mode, because XLA failed on it: {reason}", stacklevel=4)
+        self.chain, out = run_or_fall_back(lambda chain: call(chain, *given), self.chain, self._find, self._jit_compile)
         return out
 
 
-def _check_state(initial_state: Any) -> tf.Tensor:
+def find_loop(find: Callable[[bool], Any], jit_compile: bool | str, pays: bool) -> Any:
+    """The loop to run: compiled by XLA if that is asked for, or if it pays, is not refused, and has not failed before.
+
+    Args:
+      find: returns the loop, by XLA or in graph mode.
+      jit_compile: True, False or "auto".
+      pays: whether XLA pays.
+    """
+    automatic = jit_compile == "auto"
+    loop = find(pays if automatic else bool(jit_compile))
+    return find(False) if automatic and loop.xla_failed else loop
+
+
+def run_or_fall_back(
+    run: Callable[[Any], Any], loop: Any, find: Callable[[bool], Any], jit_compile: bool | str
+) -> tuple[Any, Any]:
+    """`(loop, run(loop))`; where XLA fails that nobody asked for, that of the loop in graph mode, and a warning."""
+    try:
+        return loop, run(loop)
+    except _XLA_ERRORS as error:
+        if not (jit_compile == "auto" and loop.is_xla):
+            raise
+        reason = str(error).strip().splitlines()[0]
+    loop.xla_failed = True
+    loop = find(False)
+    result = run(loop)
+    warnings.warn(f"The chain runs in graph mode, because XLA failed on it: {reason}", stacklevel=4)
+    return loop, result
+
+
+def check_state(initial_state: Any) -> tf.Tensor:
     """`initial_state` as one floating-point tensor."""
     if isinstance(initial_state, list | tuple) and any(
         np.ndim(part) > 0 and not isinstance(part, list | tuple) for part in initial_state
@@ -212,7 +235,7 @@ def _check_state(initial_state: Any) -> tf.Tensor:
     return state
 
 
-def _xla_pays(kernel: Any, num_steps: int, state: tf.Tensor) -> bool:
+def xla_pays(kernel: Any, num_steps: int, state: tf.Tensor) -> bool:
     """The rule of `jit_compile="auto"`."""
     evaluations = num_steps * (kernel.evaluations_per_step if isinstance(kernel, Kernel) else 1)
     event_size = state.shape[1:].num_elements()

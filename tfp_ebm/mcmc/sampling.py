@@ -35,7 +35,7 @@ class Samples(NamedTuple):
       is_accepted: whether the step that led to the state was accepted, `[num_results, *chains]`. All True for kernels
         that accept everything; for a kernel whose results do not tell, whether the chain moved.
       step_size: the kernel's step size (the scale of a random walk) after the last step, adapted if the kernel adapts;
-        None for a kernel that is not one of this package's.
+        a tuple for a `Sequence` with several; None for a kernel that has none, or is not one of this package's.
       num_nonfinite: int32, the number of chains with a NaN or an infinity in any kept state, or with a kept log density
         that is NaN or infinite. Metropolis kernels never leave a point of log density −inf or NaN once there.
     """
@@ -43,7 +43,7 @@ class Samples(NamedTuple):
     states: tf.Tensor
     unnormalized_log_prob: tf.Tensor
     is_accepted: tf.Tensor
-    step_size: tf.Tensor | None
+    step_size: Any
     num_nonfinite: tf.Tensor
 
 
@@ -136,6 +136,6 @@ def _samples(chain: Chain, rows: Rows) -> Samples:
     """What the user sees of the kept rows."""
     states = tf.stop_gradient(rows.states)
     log_prob = tf.stop_gradient(rows.log_prob if tf.is_tensor(rows.log_prob) else chain.log_prob(states))
-    return Samples(
-        states, log_prob, rows.is_accepted, rows.step_size, count_nonfinite(states, log_prob.shape.rank, log_prob)
-    )
+    step_size = rows.step_size if tf.nest.flatten(rows.step_size) else None
+    num_nonfinite = count_nonfinite(states, log_prob.shape.rank, log_prob)
+    return Samples(states, log_prob, rows.is_accepted, step_size, num_nonfinite)

@@ -65,6 +65,8 @@ class LayerNormalization(keras.layers.LayerNormalization):
     [[-1.0, 1.0]]
     """
 
+    differentiates_moments = True
+
     def __init__(
         self, axis: int | list[int] = -1, epsilon: float = 1e-3, center: bool = True, scale: bool = True, **kwargs: Any
     ) -> None:
@@ -108,6 +110,8 @@ class GroupNormalization(keras.layers.GroupNormalization):
     >>> GroupNormalization(2, epsilon=0.0)(tf.constant([[1.0, 2.0, 30.0, 50.0]])).numpy().round(3).tolist()
     [[-1.0, 1.0, -1.0, 1.0]]
     """
+
+    differentiates_moments = True
 
     def __init__(
         self,

@@ -5,6 +5,9 @@ layers of Keras get that second derivative wrong without any error, while the en
 right, so that nothing but a finite difference of the gradient shows it. The table below is the outcome of comparing
 every Keras layer that can stand in an energy network with such differences, in float64; the tests repeat the
 comparison for the layers named here and for their allowed neighbours.
+
+`_FAULTS` is about Keras's classes and what inherits from them. A subclass that writes the moments out, as those of
+`tfp_ebm.networks` do, says so by an attribute, `differentiates_moments = True`.
 """
 
 from __future__ import annotations
@@ -15,19 +18,21 @@ from typing import Any
 
 import keras
 
-from tfp_ebm.networks.normalization import GroupNormalization, LayerNormalization
-
 __all__ = ["refuse_faulty_layers"]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Fault:
-    """Objects of the Keras class named `kind` for which `applies` holds have the fault `reason`, and a `cure`."""
+    """Objects of the Keras class named `kind` for which `applies` holds have the fault `reason`, and a `cure`.
+
+    With `only_in_training` they have it in training mode alone.
+    """
 
     kind: str
     reason: str
     cure: str
     applies: Callable[[Any], bool] = lambda layer: True
+    only_in_training: bool = False
 
     def strikes(self, layer: Any) -> bool:
         """Whether `layer` has this fault. By name, since Keras's operations have no public classes."""
@@ -44,13 +49,13 @@ _FAULTS = (
         "LayerNormalization",
         _MOMENTS,
         "Use tfp_ebm.networks.LayerNormalization or keras.layers.RMSNormalization",
-        lambda layer: not (isinstance(layer, LayerNormalization) or layer.rms_scaling),
+        lambda layer: not (getattr(layer, "differentiates_moments", False) or layer.rms_scaling),
     ),
     _Fault(
         "GroupNormalization",
         _MOMENTS,
         "Use tfp_ebm.networks.GroupNormalization",
-        lambda layer: not isinstance(layer, GroupNormalization),
+        lambda layer: not getattr(layer, "differentiates_moments", False),
     ),
     _Fault(
         "BatchNormalization",
@@ -58,11 +63,13 @@ _FAULTS = (
         "second derivative on a mean held constant",
         "Use tfp_ebm.networks.GroupNormalization, or freeze it with `trainable = False`",
         lambda layer: layer.trainable,
+        only_in_training=True,
     ),
     _Fault(
         "SpectralNormalization",
         "overwrites its kernel whenever it is called in training, and takes no gradient through the norm",
         "Use tfp_ebm.networks.SpectralNormalization",
+        only_in_training=True,
     ),
     _Fault("UpSampling2D", _RESIZE, _RESIZE_CURE, lambda layer: layer.interpolation == "bilinear"),
     _Fault("Resizing", _RESIZE, _RESIZE_CURE, lambda layer: layer.interpolation == "bilinear"),
@@ -74,7 +81,7 @@ _FAULTS = (
 )
 
 
-def refuse_faulty_layers(network: Any, purpose: str) -> None:
+def refuse_faulty_layers(network: Any, purpose: str, training: bool = True) -> None:
     """Raises if `network` contains a Keras layer whose second derivative is silently wrong.
 
     All layers are looked at, also nested, wrapped and subclassed ones, and `keras.ops` on the tensors of a functional
@@ -84,10 +91,12 @@ def refuse_faulty_layers(network: Any, purpose: str) -> None:
     Args:
       network: a Keras layer or model; any other callable passes unseen.
       purpose: what needs second derivatives, to open the error message with (a loss's name).
+      training: whether the network is run in training mode, where more layers are at fault.
 
     Raises:
       ValueError: naming the first such layer, what is wrong with it and what to use instead.
 
+    >>> from tfp_ebm.networks import LayerNormalization
     >>> refuse_faulty_layers(keras.Sequential([keras.layers.Dense(3), LayerNormalization()]), "Score matching")
     >>> network = keras.Sequential([keras.layers.LayerNormalization(name="n")])
     >>> refuse_faulty_layers(network, "Score matching")  # doctest: +ELLIPSIS
@@ -97,7 +106,7 @@ def refuse_faulty_layers(network: Any, purpose: str) -> None:
     """
     for layer in _layers(network):
         for fault in _FAULTS:
-            if fault.strikes(layer):
+            if (training or not fault.only_in_training) and fault.strikes(layer):
                 raise ValueError(
                     f"{purpose} needs second derivatives of the network, and those of its layer `{layer.name}` "
                     f"({type(layer).__name__}) are wrong: it {fault.reason}. {fault.cure} instead."

@@ -1,0 +1,233 @@
+"""Keras callbacks for what goes wrong, and what one wants to see, while an energy is trained.
+
+Training by sampled negatives is a game between the energy and its chains. It can be lost in two ways: a number stops
+being finite, or everything stays finite while the energy's scale runs away, since an energy that is steep enough traps
+its chains wherever they are. The second is seen by no test for NaN, and not by the loss, which hovers around 0 either
+way; it is seen by the standard deviation of the energy. For a Gaussian in d dimensions that is √(d/2), whatever its
+covariance.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfp_ebm.arguments import check_count, check_positive, fold_in, stateless_seed
+from tfp_ebm.distribution import EnergyDistribution
+from tfp_ebm.files import written_atomically
+from tfp_ebm.trainer import EnergyTrainer
+
+__all__ = ["DivergenceGuard", "SampleSnapshots"]
+
+# The default limit of an energy's standard deviation, in units of √d.
+_MAX_SPREAD = 100.0
+# A state is kept as a good one only this far below the limits, so that no rollback ends at the brink.
+_MARGIN = 0.1
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class _ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule times a factor that can change while a compiled step uses it."""
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, factor: float = 1.0) -> None:
+        self.schedule = schedule
+        self.factor = keras.Variable(factor, trainable=False, dtype="float32", name="learning_rate_factor")
+
+    def __call__(self, step: Any) -> Any:
+        return self.schedule(step) * self.factor
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "schedule": keras.saving.serialize_keras_object(self.schedule),
+            "factor": float(self.factor.numpy()),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> _ScaledSchedule:
+        return cls(**{**config, "schedule": keras.saving.deserialize_keras_object(config["schedule"])})
+
+
+class DivergenceGuard(keras.callbacks.Callback):
+    """Sees a training diverge, goes back to the last good state, lowers the learning rate, and gives up in the end.
+
+    Looked at after every batch (every compiled call, with `steps_per_execution`): the loss, `energy_spread` and
+    `energy_gap` where the loss reports them, and the norm of the gradient, which this callback makes the model report.
+    Keras averages them over the epoch so far. A good state is everything that the model keeps: weights, the loss's own
+    (replay buffer, step sizes), the optimizer's, the step counter. A learning-rate schedule goes on, scaled.
+
+    Args:
+      max_energy_spread: limit of the energy's standard deviation over data and negatives, and of its gap between the
+        two; None is 100·√d, some hundred times that of a Gaussian in d dimensions.
+      max_gradient_norm: limit of the norm of the gradient; None: any that is finite.
+      factor: what the learning rate is multiplied by at a rollback.
+      max_rollbacks: rollbacks after which the next divergence ends the training, at the last good state.
+      keep_every: steps between two good states kept.
+
+    Attributes:
+      events: one dict for each divergence: `step` (of the optimizer), `reason`, `learning_rate` after it.
+
+    Raises:
+      TypeError, ValueError: for arguments out of range, or a model that is not an `EnergyModel`.
+
+    >>> guard = DivergenceGuard(max_rollbacks=3)
+    >>> guard.events
+    []
+    """
+
+    # `fit` need not stop at a loss that is not finite where a callback deals with it.
+    handles_divergence = True
+
+    def __init__(
+        self,
+        max_energy_spread: float | None = None,
+        max_gradient_norm: float | None = None,
+        factor: float = 0.5,
+        max_rollbacks: int = 5,
+        keep_every: int = 100,
+    ) -> None:
+        super().__init__()
+        self.max_energy_spread = (
+            None if max_energy_spread is None else check_positive("max_energy_spread", max_energy_spread)
+        )
+        self.max_gradient_norm = (
+            math.inf if max_gradient_norm is None else check_positive("max_gradient_norm", max_gradient_norm)
+        )
+        self.factor = check_positive("factor", factor)
+        if self.factor >= 1.0:
+            raise ValueError(f"`factor` must be below 1, got {factor!r}.")
+        self.max_rollbacks = check_count("max_rollbacks", max_rollbacks, minimum=0)
+        self.keep_every = check_count("keep_every", keep_every)
+        self.events: list[dict[str, Any]] = []
+        self._good: list[np.ndarray] = []
+        self._good_step = 0
+
+    def set_model(self, model: Any) -> None:
+        """Takes the model, before Keras compiles its step."""
+        if not isinstance(model, EnergyTrainer):
+            raise TypeError(f"DivergenceGuard needs an EnergyModel, got {type(model).__name__}.")
+        super().set_model(model)
+        model.report_gradient_norm()
+        schedule = self._optimizer._learning_rate  # the public attribute is its value at this step
+        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule) and not isinstance(
+            schedule, _ScaledSchedule
+        ):
+            self._optimizer.learning_rate = _ScaledSchedule(schedule)
+            model.train_function = None  # compiled with the schedule as it was
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """The state at the start is the first good one."""
+        self.events = []
+        self._keep()
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Looks at the figures; keeps the state, or goes back."""
+        figures = {name: float(value) for name, value in (logs or {}).items()}
+        reason = self._trouble(figures)
+        if reason:
+            self._roll_back(reason)
+        elif self._step - self._good_step >= self.keep_every and not self._trouble(figures, _MARGIN):
+            self._keep()
+
+    @property
+    def _optimizer(self) -> Any:
+        return getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+
+    @property
+    def _step(self) -> int:
+        return int(self._optimizer.iterations.numpy())
+
+    @property
+    def _state(self) -> list[keras.Variable]:
+        return [*self.model.weights, *self.model.optimizer.variables]
+
+    def _trouble(self, figures: Mapping[str, float], margin: float = 1.0) -> str:
+        """Which figure is beyond `margin` of its limit, in words; empty if none is."""
+        spread = self.max_energy_spread
+        if spread is None:
+            spread = _MAX_SPREAD * math.sqrt(math.prod(self.model.event_shape))
+        limits = {"loss": math.inf, "energy_spread": spread, "energy_gap": spread}
+        for name, limit in {**limits, "gradient_norm": self.max_gradient_norm}.items():
+            value = figures.get(name, 0.0)
+            if not math.isfinite(value) or abs(value) > margin * limit:
+                return f"{name} is {value:.3g}" + (f", the limit {limit:.3g}" if math.isfinite(value) else "")
+        return ""
+
+    def _keep(self) -> None:
+        self._good = [np.array(variable.numpy()) for variable in self._state]
+        self._good_step = self._step
+
+    def _roll_back(self, reason: str) -> None:
+        step = self._step
+        schedule = self._optimizer._learning_rate
+        rate = schedule.factor if isinstance(schedule, _ScaledSchedule) else schedule
+        lowered = self.factor * float(rate.numpy())
+        for variable, value in zip(self._state, self._good, strict=True):
+            variable.assign(value)
+        rate.assign(lowered)
+        self.model.reset_metrics()
+        self.events.append(
+            {"step": step, "reason": reason, "learning_rate": float(self._optimizer.learning_rate.numpy())}
+        )
+        gives_up = len(self.events) > self.max_rollbacks
+        self.model.stop_training = self.model.stop_training or gives_up
+        warnings.warn(
+            f"Training diverged by step {step}: {reason}; back to step {self._good_step}, "
+            + (
+                f"where it stops after {self.max_rollbacks} rollbacks."
+                if gives_up
+                else f"with a learning rate of {self.events[-1]['learning_rate']:.3g}."
+            ),
+            stacklevel=2,
+        )
+
+
+class SampleSnapshots(keras.callbacks.Callback):
+    """Writes samples of the model to `directory/samples_EPOCH.npy` after every few epochs.
+
+    Args:
+      directory: where to; made if it does not exist.
+      num_samples: rows of each file.
+      every: epochs from one file to the next.
+      seed: int or int32[2]; each epoch draws its own samples from it.
+      **kwargs: further arguments of `EnergyDistribution`, such as `kernel`.
+
+    Raises:
+      TypeError, ValueError: for counts below 1.
+
+    >>> SampleSnapshots("no/such/directory", num_samples=64).num_samples
+    64
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        num_samples: int = 1000,
+        every: int = 1,
+        seed: Any = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.directory = pathlib.Path(directory)
+        self.num_samples = check_count("num_samples", num_samples)
+        self.every = check_count("every", every)
+        self._seed = stateless_seed(seed)
+        self._kwargs = kwargs
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """One distribution for all epochs, so that its chain is compiled once."""
+        self._distribution = EnergyDistribution(self.model, **self._kwargs)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Draws and writes."""
+        if (epoch + 1) % self.every:
+            return
+        samples = self._distribution.sample(self.num_samples, seed=fold_in(self._seed, epoch)).numpy()
+        with written_atomically(self.directory / f"samples_{epoch + 1:04d}.npy") as temporary:
+            np.save(temporary, samples)

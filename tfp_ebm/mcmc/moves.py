@@ -1,0 +1,65 @@
+"""A few steps of many chains inside a training step: no draws are kept, only where the chains are and how it went."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm.mcmc.driver import chain_key
+from tfp_ebm.mcmc.results import find
+
+__all__ = ["Moved", "move"]
+
+
+class Moved(NamedTuple):
+    """Chains after some steps.
+
+    Attributes:
+      states: `[num_chains, *event]`.
+      log_prob: the target there, `[num_chains]`, or None for a kernel whose results do not tell.
+      accept_prob: mean over steps and chains of min(1, acceptance ratio), a non-finite ratio counting as 0; 1 for
+        kernels that accept everything.
+    """
+
+    states: tf.Tensor
+    log_prob: tf.Tensor | None
+    accept_prob: tf.Tensor
+
+
+def move(kernel: tfp.mcmc.TransitionKernel, states: tf.Tensor, num_steps: int, seed: tf.Tensor) -> Moved:
+    """Runs `num_steps` steps of a TFP kernel; part of the function that is being compiled.
+
+    Args:
+      kernel: of a target `[num_chains, *event] -> [num_chains]`.
+      states: `[num_chains, *event]`.
+      num_steps: at least 1.
+      seed: int32[2].
+
+    >>> from tfp_ebm.mcmc.kernels import MALA
+    >>> kernel = MALA(0.5)(lambda x: -0.5 * tf.reduce_sum(x**2, -1))
+    >>> moved = move(kernel, tf.zeros([100, 2]), 5, tf.constant([0, 1]))
+    >>> moved.states.shape, bool(0.5 < moved.accept_prob < 1.0)
+    (TensorShape([100, 2]), True)
+    """
+    key = chain_key(seed)
+
+    def step(
+        count: tf.Tensor, states: tf.Tensor, results: Any, total: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, Any, tf.Tensor]:
+        moved, results = kernel.one_step(states, results, seed=tf.stack([key, count]))
+        return count + 1, tf.ensure_shape(moved, states.shape), results, total + _accept_prob(results, states.dtype)
+
+    start = (tf.constant(0), states, kernel.bootstrap_results(states), tf.zeros([], states.dtype))
+    _, states, results, total = tf.while_loop(lambda count, *_: count < num_steps, step, start, parallel_iterations=1)
+    log_prob = find(results, "target_log_prob")
+    return Moved(states, log_prob, total / num_steps)
+
+
+def _accept_prob(results: Any, dtype: tf.DType) -> tf.Tensor:
+    log_ratio = find(results, "log_accept_ratio")
+    if log_ratio is None:
+        return tf.ones([], dtype)
+    log_ratio = tf.where(tf.math.is_nan(log_ratio), tf.constant(-float("inf"), log_ratio.dtype), log_ratio)
+    return tf.cast(tf.reduce_mean(tf.exp(tf.minimum(log_ratio, 0.0))), dtype)

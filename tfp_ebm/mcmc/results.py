@@ -1,0 +1,69 @@
+"""What the nested results of a TFP kernel tell about the state that its chain has come to.
+
+A kernel's results hold, besides diagnostics, what is known of the current point: its log density and, for gradient
+kernels, ∇log p. Kernels wrap kernels, and their results nest alike, under `inner_results` or `accepted_results`.
+Results that belong to a proposal (`proposed_results`) are never looked at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+__all__ = ["POINT", "find", "is_accepted", "refreshed", "replaced"]
+
+# Fields that speak of the current point and of nothing else.
+POINT = ("target_log_prob", "grads_target_log_prob", "transformed_state")
+_NESTED = ("inner_results", "accepted_results")
+
+
+def find(results: Any, name: str) -> Any:
+    """The outermost field of that name in nested kernel results; None if there is none, or it is empty."""
+    while results is not None:
+        if tf.nest.flatten(getattr(results, name, ())):
+            return getattr(results, name)
+        results = next((getattr(results, nested) for nested in _NESTED if hasattr(results, nested)), None)
+    return None
+
+
+def replaced(results: Any, **fields: Any) -> Any:
+    """Nested kernel results with every field of those names replaced."""
+    if not hasattr(results, "_fields"):
+        return results
+    changes = {
+        name: tf.nest.pack_sequence_as(getattr(results, name), tf.nest.flatten(value))
+        for name, value in fields.items()
+        if name in results._fields
+    }
+    changes |= {name: replaced(getattr(results, name), **fields) for name in _NESTED if name in results._fields}
+    return results._replace(**changes)
+
+
+def refreshed(results: Any, fresh: Any) -> Any:
+    """Nested kernel results, with what `fresh`, results of the same structure, knows of the current point."""
+    if isinstance(results, tuple) and not hasattr(results, "_fields"):
+        return tuple(refreshed(*pair) for pair in zip(results, fresh, strict=True))
+    if not hasattr(results, "_fields"):
+        return results
+    changes = {name: getattr(fresh, name) for name in POINT if name in results._fields}
+    for name in (*_NESTED, "part_results"):
+        if name in results._fields:
+            changes[name] = refreshed(getattr(results, name), getattr(fresh, name))
+    return results._replace(**changes)
+
+
+def is_accepted(
+    kernel: tfp.mcmc.TransitionKernel, results: Any, before: tf.Tensor, after: tf.Tensor, like: tf.Tensor
+) -> tf.Tensor:
+    """Whether a step was accepted, bool of the shape of `like`, `[*chains]`.
+
+    True for kernels that accept everything; for a kernel whose results do not tell, whether the chain moved.
+    """
+    if not kernel.is_calibrated:
+        return tf.ones_like(like, tf.bool)
+    accepted = find(results, "is_accepted")
+    if accepted is None:
+        accepted = tf.reduce_any(before != after, axis=list(range(like.shape.rank, after.shape.rank)))
+    return accepted
