@@ -31,7 +31,7 @@ setup(
         "matplotlib>=3.8",
         "setuptools",  # TFP imports distutils, which Python 3.12 and later only has through setuptools
     ],
-    extras_require={"test": TEST, "tutorials": TUTORIALS, "bench": BENCH},
+    extras_require={"test": TEST, "tutorials": TUTORIALS, "bench": BENCH, "arviz": ["arviz>=0.17,<1"]},
     entry_points={"console_scripts": ["tfp-ebm=tfp_ebm.cli:main"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

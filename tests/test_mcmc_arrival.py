@@ -102,17 +102,17 @@ def test_the_states_are_those_of_sample(num_burnin_steps):
 
 # --- error rates, on chains whose law is known ------------------------------------------------------------------------
 
-LENGTH = 75  # of a window: the third quarter of the default burn-in
+LENGTH, LAG = 37, 150  # an eighth and half of the default burn-in
 
 
 def windows(rng, rho, num_chains, modes=0.0, drift=0.0, size=2):
     """Moments of two windows of stationary AR(1) chains, each around one of two modes, with a shift in between."""
-    x = np.empty([2 * LENGTH, num_chains, size])
+    x = np.empty([LAG + LENGTH, num_chains, size])
     x[0] = rng.normal(size=[num_chains, size])
     for t in range(1, len(x)):
         x[t] = rho * x[t - 1] + np.sqrt(1 - rho**2) * rng.normal(size=[num_chains, size])
     x += modes * rng.choice([-1.0, 1.0], [num_chains, 1])
-    x[LENGTH:] += drift
+    x = np.concatenate([x[:LENGTH], x[-LENGTH:] + drift])
     return x, [moments(part) for part in np.split(x, 2)]
 
 
@@ -126,7 +126,7 @@ def moments(x):
 @pytest.mark.parametrize(("rho", "num_chains"), [(0.0, 16), (0.8, 16), (0.8, 200)])
 def test_false_alarms(rho, num_chains):
     """None in 200: of arrived chains the bound exceeds 1 with probability 10⁻³ at most, and 1.05 far more rarely. At
-    ρ = .8 (τ = 9) split R-hat, the control, would raise an alarm in most of them, though e⁻¹⁷ of the start is left."""
+    ρ = .8 (τ = 9) split R-hat, the control, would raise an alarm in most of them, though e⁻³³ of the start is left."""
     rng = np.random.default_rng(0)
     alarms = split = 0
     for _ in range(200):

@@ -39,7 +39,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
 
     `sample(n, seed)` runs n independent chains from the base and returns their last states. From 16 chains on it warns,
     with the figure, where the chains' R-hat over the second half of the burn-in exceeds 1.05 beyond doubt: where they
-    still depend on their starts, as between separated modes, or still drift. Inside a `tf.function` nothing is said.
+    have not forgotten their starts, as between separated modes, or still drift (`mcmc/arrival.py` has the formula).
+    Inside a `tf.function` nothing is said.
 
     Args:
       energy: an `EnergyModel`, any Keras network, or a callable `[batch, *event] -> [batch]`.
@@ -247,9 +248,9 @@ class EnergyDistribution(tfp.distributions.Distribution):
         states, arrival = last_states(target, start, self._kernel, num_burnin_steps=self._num_burnin_steps, seed=seed)
         if arrival.at_least > MAX_RHAT:
             warnings.warn(
-                f"R-hat is {arrival.rhat:.3g}, above {MAX_RHAT}: over the second half of the {self._num_burnin_steps} "
-                "burn-in steps the chains still depend on where they started, and each mode's share of the samples may "
-                "be that of the starts. A larger `num_burnin_steps`, or a kernel that crosses between modes, helps.",
+                f"R-hat is {arrival.rhat:.3g}, above {MAX_RHAT}: in the second half of the {self._num_burnin_steps} "
+                "burn-in steps the chains did not forget where they were, and each mode's share of the samples may be "
+                "that of the starts. A larger `num_burnin_steps`, or a kernel that crosses between modes, helps.",
                 stacklevel=2,
             )
         return self._energy.energy_function.units.to_x(states) if isinstance(self._energy, EnergyModel) else states

@@ -10,6 +10,7 @@ noise-conditional model down.
 
 from tfp_ebm.mcmc.adaptation import Adaptive
 from tfp_ebm.mcmc.annealing import annealed_langevin
+from tfp_ebm.mcmc.arviz import to_arviz
 from tfp_ebm.mcmc.chains import FromBase, FromData, ReplayBuffer
 from tfp_ebm.mcmc.defaults import DEFAULT_KERNEL
 from tfp_ebm.mcmc.diagnostics import Diagnostics, diagnose
@@ -51,4 +52,5 @@ __all__ = [
     "diagnose",
     "sample",
     "summarize",
+    "to_arviz",
 ]

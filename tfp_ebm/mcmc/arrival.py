@@ -1,23 +1,25 @@
 """Have the chains arrived? Judging last states, of which there is one per chain, by the way there.
 
-The last states of n chains are draws from the target if each chain has forgotten where it started. Looked at is the
-second half of the way, cut into two windows (the third and fourth quarter of the burn-in). With a_c and b_c the means
-of chain c over them, V the variance of all that was visited, coordinate by coordinate and for −E, the share
+The last states of n chains are draws from the target if each chain has forgotten where it started. Looked at are two
+windows of an eighth of the burn-in each, half the burn-in apart: the fourth eighth and the last. With a_c and b_c the
+means of chain c over them, V the variance of all that was visited there, coordinate by coordinate and for −E, the share
 
     s = (max(0, Cov_c(a, b)) + ¼(ā − b̄)²) / V,    R̂ = 1/(1 − s)
 
 of the variance is tied to *which* chain it is (chains that stay in their mode, or hardly move) or to *when* it is (a
-drift that the chains share). R̂ is total over remaining variance, and the limit of Gelman & Rubin's for long windows. At
-finite length theirs counts as between-chain variance also what the mean of a window scatters by itself, 2τ/L of V for
-chains of autocorrelation time τ and windows of length L: it exceeds 1.05 unless a quarter of the burn-in holds some 20
-independent draws. For averages over the chain that is as it should be; last states need no more than that the start is
-forgotten. Scatter of that kind is independent in two windows, so their covariance leaves it out, down to (τ/L)².
+drift that the chains share). R̂ is total over remaining variance, and what Gelman & Rubin's tends to for long windows.
+At finite length theirs also counts what the mean of a window scatters by itself, 2τ/L of V for chains of
+autocorrelation time τ and windows of length L: it exceeds 1.05 unless a window holds some 40 independent draws. For
+averages over the chain that is as it should be; last states need no more than that the start is forgotten. Such scatter
+is independent in two windows far apart, so their covariance leaves it out; what is left of it is the correlation over
+half the burn-in, e^(−B/2τ), and exceeds 1.05 where the burn-in B is shorter than 6τ.
 
 Chains that have all missed the same mode do not show it, here or in any R̂: the base must cover the target.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +29,7 @@ from tfp_ebm.mcmc import moments as moments_of
 from tfp_ebm.mcmc.kernels import TargetLogProbFn
 from tfp_ebm.mcmc.moments import Moments
 from tfp_ebm.mcmc.run import Run
-from tfp_ebm.mcmc.summary import reduce_halves
+from tfp_ebm.mcmc.summary import reduce
 
 __all__ = ["MAX_RHAT", "MIN_CHAINS", "Arrival", "judge", "last_states"]
 
@@ -68,13 +70,16 @@ def last_states(
     Returns:
       The last states `[*chains, *event]`, and an `Arrival`.
     """
-    window = max(1, (num_burnin_steps + 1) // 4)
+    num_steps = num_burnin_steps + 1
+    window = max(1, num_steps // 8)
+    last = num_steps - window
+    first = last - num_steps // 2
     run = Run(
         target_log_prob_fn,
         initial_state,
         kernel,
-        num_results=2 * window,
-        num_burnin_steps=num_burnin_steps + 1 - 2 * window,
+        num_results=num_steps - first,
+        num_burnin_steps=first,
         num_steps_between_results=0,
         seed=seed,
         jit_compile=jit_compile,
@@ -82,11 +87,12 @@ def last_states(
         keeps=False,
         num_settling_steps=num_burnin_steps,
     )
-    parts, state, _, is_whole = reduce_halves(run)
-    if not is_whole:
-        raise KeyboardInterrupt
-    run.warn_of_nonfinite(int(tf.reduce_sum(tf.cast(~(parts[0].is_finite & parts[1].is_finite), tf.int32))))
-    return tf.stop_gradient(state), judge(parts[0], parts[1])
+    parts: list[tuple[Moments, Any]] = []
+    for begin, end in itertools.pairwise((0, first + window, last, num_steps)):
+        reduce(run, parts, begin, end)
+    windows = [moments for moments, _ in parts]
+    run.warn_of_nonfinite(int(tf.reduce_sum(tf.cast(~moments_of.join(windows).is_finite, tf.int32))))
+    return tf.stop_gradient(run.state), judge(windows[0], windows[2])
 
 
 def judge(first: Moments, second: Moments, false_alarm: float = _FALSE_ALARM) -> Arrival:

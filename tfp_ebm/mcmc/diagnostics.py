@@ -3,6 +3,11 @@
 The mean over a chain has the variance sd²/ESS with ESS = N/(1 + 2Σₖ ρₖ), ρₖ the correlation at lag k; for an
 autoregressive chain ρₖ = ρᵏ that is N(1 − ρ)/(1 + ρ). R̂ compares the variance of all draws with that within half
 chains: it is 1 when every half of every chain covers the same law, and exceeds 1.05 or so when they do not.
+
+ESS so defined is that of the mean, and means nothing where there is no variance. *Bulk* ESS is that of the draws' ranks
+(as normal scores, over half chains): whatever increasing transform is applied to the coordinate, it stays the same, and
+it says how well the middle of the law is explored. What a sampler costs is its evaluations of the target's gradient,
+so samplers are compared by effective draws per evaluation.
 """
 
 from __future__ import annotations
@@ -41,6 +46,10 @@ class Diagnostics(NamedTuple):
       num_stuck: number of chains that never moved; None for one result per chain, which cannot tell.
       num_nonfinite: number of chains that hold a NaN or an infinity. They are not left out: where it is not 0, expect
         NaN above.
+      ess_bulk: as `ess`, of the ranks, `[*event]`.
+      ess_per_gradient: `ess_bulk` of all chains over all their evaluations of the target from the first result to the
+        last (thinning included, burn-in not), `[*event]`; for NUTS, whose evaluations are counted as the most that its
+        tree allows, a lower bound. None for a kernel that is not one of this package's, or if only states were given.
     """
 
     mean: np.ndarray
@@ -51,6 +60,8 @@ class Diagnostics(NamedTuple):
     acceptance_rate: float | None
     num_stuck: int | None
     num_nonfinite: int
+    ess_bulk: np.ndarray
+    ess_per_gradient: np.ndarray | None
 
 
 def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
@@ -82,6 +93,7 @@ def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
         states = np.asarray(samples.states)
         event_ndims = states.ndim - np.ndim(samples.unnormalized_log_prob)
         acceptance_rate: float | None = float(np.mean(samples.is_accepted))
+        evaluations = samples.evaluations_per_result
         num_nonfinite = int(samples.num_nonfinite)
     else:
         event_ndims = arguments.check_count("event_ndims", event_ndims, minimum=0)
@@ -93,15 +105,17 @@ def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
                 f"`samples` must have shape [num_results, *chains, *event] with {event_ndims} event axes and at least "
                 f"one draw, got shape {states.shape}."
             )
-        acceptance_rate = None
+        acceptance_rate = evaluations = None
         num_nonfinite = int(count_nonfinite(tf.constant(states, tf.float64), states.ndim - event_ndims))
     num_results, event_shape = len(states), states.shape[states.ndim - event_ndims :]
     states = states.reshape(num_results, -1, *event_shape).astype(np.float64)
     num_chains = states.shape[1]
 
-    ess = rhat = np.full(event_shape, np.nan)
+    ess = ess_bulk = rhat = np.full(event_shape, np.nan)
     if num_results >= _MIN_RESULTS:
-        ess, rhat = (part.reshape(event_shape) for part in _ess_and_rhat(states.reshape(num_results, num_chains, -1)))
+        flat = states.reshape(num_results, num_chains, -1)
+        ess, rhat = (part.reshape(event_shape) for part in _ess_and_rhat(flat))
+        ess_bulk = _ess_of_ranks(flat).reshape(event_shape)
     sd = states.std(axis=(0, 1), ddof=1) if num_results * num_chains > 1 else np.full(event_shape, np.nan)
     still = (states == states[:1]).all(axis=(0, *range(2, states.ndim)))
     return Diagnostics(
@@ -113,7 +127,28 @@ def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
         acceptance_rate=acceptance_rate,
         num_stuck=int(still.sum()) if num_results > 1 else None,
         num_nonfinite=num_nonfinite,
+        ess_bulk=ess_bulk,
+        ess_per_gradient=None if evaluations is None else ess_bulk / (num_results * num_chains * evaluations),
     )
+
+
+def _ess_of_ranks(states: np.ndarray) -> np.ndarray:
+    """ESS of the normal scores Φ⁻¹((rank − ⅜)/(S + ¼)) of `[num_results, chains, coordinates]`, over half chains
+    (Vehtari et al. 2021); NaN where a coordinate has a NaN or never changes."""
+    half, num_coordinates = len(states) // 2, states.shape[2]
+    halves = np.concatenate([states[:half], states[half : 2 * half]], 1)
+    if half < _MIN_RESULTS:
+        return np.full(num_coordinates, np.nan)
+    scores = np.empty_like(halves)
+    for k in range(num_coordinates):
+        draws = halves[..., k]
+        _, inverse, counts = np.unique(draws, return_inverse=True, return_counts=True)
+        ranks = np.cumsum(counts) - 0.5 * (counts - 1)  # equal draws share the mean of their ranks
+        p = (ranks - 0.375) / (draws.size + 0.25)
+        scores[..., k] = tf.math.ndtri(p).numpy()[inverse.reshape(draws.shape)]
+        if not np.isfinite(draws).all():
+            scores[..., k] = np.nan
+    return _ess_and_rhat(scores)[0]
 
 
 def _ess_and_rhat(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -52,6 +52,7 @@ class Run:
       chain, state, results, log_prob: the chain, where it is, its kernel's results, and the log density of its start.
       is_traced: whether it becomes part of a function that is being traced.
       num_results, num_steps: kept, and in all.
+      evaluations_per_result: of the target, from one result to the next; None for a foreign kernel.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Run:
             step_size = tf.nest.map_structure(lambda step: tf.constant(step, self.state.dtype), kernel.step)
             kernel = kernel.structure
         self._target, self._kernel = target_log_prob_fn, kernel
+        self.evaluations_per_result = self._stride * kernel.evaluations_per_step if isinstance(kernel, Kernel) else None
         self.num_steps = self.steps_until(self.num_results)
         self._arrangement = (step_size, chain_key(seed), tf.constant(self._burnin), tf.constant(self._stride))
         self.is_traced = tf.inside_function()

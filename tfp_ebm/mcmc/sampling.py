@@ -38,6 +38,8 @@ class Samples(NamedTuple):
         a tuple for a `Sequence` with several; None for a kernel that has none, or is not one of this package's.
       num_nonfinite: int32, the number of chains with a NaN or an infinity in any kept state, or with a kept log density
         that is NaN or infinite. Metropolis kernels never leave a point of log density −inf or NaN once there.
+      evaluations_per_result: how often each chain evaluates the target, with its gradient if the kernel needs it, from
+        one result to the next; at most, for a kernel such as NUTS whose steps differ. None where it is not known.
     """
 
     states: tf.Tensor
@@ -45,6 +47,13 @@ class Samples(NamedTuple):
     is_accepted: tf.Tensor
     step_size: Any
     num_nonfinite: tf.Tensor
+    evaluations_per_result: int | None = None
+
+    def to_arviz(self) -> Any:
+        """These draws as an `arviz.InferenceData`; see `ebm.mcmc.to_arviz`."""
+        from tfp_ebm.mcmc.arviz import to_arviz
+
+        return to_arviz(self)
 
 
 def sample(
@@ -127,7 +136,7 @@ def sample(
         if num_kept == 0:
             raise
         run.warn_of_interrupt(num_kept)
-    samples = _samples(run.chain, Rows.join(stretches))
+    samples = _samples(run.chain, Rows.join(stretches))._replace(evaluations_per_result=run.evaluations_per_result)
     run.warn_of_nonfinite(samples.num_nonfinite)
     return samples
 

@@ -23,7 +23,7 @@ from tfp_ebm.mcmc.kernels import TargetLogProbFn
 from tfp_ebm.mcmc.moments import Moments
 from tfp_ebm.mcmc.run import Run
 
-__all__ = ["Summary", "reduce_halves", "summarize"]
+__all__ = ["Summary", "reduce", "summarize"]
 
 # R̂ needs a variance in each half of a chain.
 _MIN_RESULTS = 4
@@ -119,40 +119,35 @@ def summarize(
         progress=progress,
         keeps=False,
     )
-    parts, state, step_size, is_whole = reduce_halves(run, covariance)
-    summary = _summary(parts, state, step_size, is_whole)
-    run.warn_of_nonfinite(summary.num_nonfinite)
-    return summary
-
-
-def reduce_halves(run: Run, covariance: bool = False) -> tuple[list[Moments], tf.Tensor, Any, bool]:
-    """Runs chains to their end, or to an interrupt.
-
-    Returns:
-      The moments of both halves of the results and, for an odd number, of the last one; the last state; the step size
-      after it; and whether the run came to its end.
-    """
     half = run.num_results // 2
     ends = [0, *(run.steps_until(number) for number in (half, 2 * half)), run.num_steps]
-    parts: list[Moments] = []
-    number, state, step_size, is_whole = 0, run.state, None, True
-
-    def call(chain: Chain, *given: Any) -> Any:
-        return chain.reduce(parts[-1], *given)
-
+    parts: list[tuple[Moments, Any]] = []  # of both halves of the results and, for an odd number, of the last one
+    is_whole = True
     try:
         for first, last in itertools.pairwise(ends):
-            if first == last:
-                continue
-            parts.append(run.chain.no_moments(run.state, run.log_prob, covariance))
-            for stretch in run.stretches(call, first, last):
-                number, state, (parts[-1], step_size) = stretch
+            if first < last:
+                reduce(run, parts, first, last, covariance)
     except KeyboardInterrupt:
+        number = int(sum(moments.number for moments, _ in parts))
         if number == 0:
             raise
         is_whole = False
         run.warn_of_interrupt(number)
-    return parts, state, step_size, is_whole
+    summary = _summary([moments for moments, _ in parts], run.state, parts[-1][1], is_whole)
+    run.warn_of_nonfinite(summary.num_nonfinite)
+    return summary
+
+
+def reduce(run: Run, parts: list[tuple[Moments, Any]], first: int, last: int, covariance: bool = False) -> None:
+    """Runs the steps `first` to `last - 1`, and appends to `parts` the moments of their results and the step size after
+    them; an interrupt leaves there those of the stretches that came to their end."""
+    parts.append((run.chain.no_moments(run.state, run.log_prob, covariance), None))
+
+    def call(chain: Chain, *given: Any) -> Any:
+        return chain.reduce(parts[-1][0], *given)
+
+    for _, _, out in run.stretches(call, first, last):
+        parts[-1] = out
 
 
 def _summary(parts: Sequence[Moments], state: tf.Tensor, step_size: Any, is_whole: bool) -> Summary:
