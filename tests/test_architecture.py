@@ -120,6 +120,7 @@ EnergyModel EnergyDistribution fit_base
 networks.mlp networks.convnet networks.LayerNormalization networks.GroupNormalization networks.SpectralNormalization
 derivatives.score losses.Loss losses.LossOutput losses.DenoisingScoreMatching
 mcmc.RandomWalk mcmc.HMC mcmc.MALA mcmc.Langevin mcmc.NUTS mcmc.Adaptive mcmc.sample mcmc.diagnose
+mcmc.MetropolisHastings mcmc.IndependenceMetropolis mcmc.Sequence mcmc.Tempered mcmc.Transformed
 recipes.low_dimensional datasets.two_moons datasets.load
 targets.two_gaussians targets.rosenbrock targets.banana targets.eight_gaussians targets.two_moons targets.rings
 targets.pinwheel targets.checkerboard
