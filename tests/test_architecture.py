@@ -123,6 +123,7 @@ losses.MultiscaleDenoisingScoreMatching losses.ScoreMatching losses.SlicedScoreM
 losses.ContrastiveDivergence losses.PersistentContrastiveDivergence
 mcmc.FromData mcmc.FromBase mcmc.ReplayBuffer callbacks.DivergenceGuard callbacks.SampleSnapshots
 mcmc.RandomWalk mcmc.HMC mcmc.MALA mcmc.Langevin mcmc.NUTS mcmc.Adaptive mcmc.sample mcmc.diagnose
+mcmc.MetropolisHastings mcmc.IndependenceMetropolis mcmc.Sequence mcmc.Tempered mcmc.Transformed
 recipes.low_dimensional datasets.two_moons datasets.load
 targets.two_gaussians targets.rosenbrock targets.banana targets.eight_gaussians targets.two_moons targets.rings
 targets.pinwheel targets.checkerboard
