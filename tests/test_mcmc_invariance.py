@@ -86,6 +86,7 @@ KERNELS = {
     "metropolis": (SPREAD, 20, False),
     "independence": (mcmc.IndependenceMetropolis(BASE), 12, False),
     "sequence": (mcmc.Sequence([mcmc.IndependenceMetropolis(BASE), mcmc.MALA(0.9)]), 6, False),
+    "tempered_transition": (mcmc.TemperedTransition(mcmc.HMC(0.6, 2), BASE, 3), 6, False),
     # its replicas all start from the cold one, so that it needs a burn-in
     "tempered": (mcmc.Tempered(mcmc.HMC(0.6, 4), [1.0, 0.6]), 14, False),
     "transformed": (mcmc.Transformed(mcmc.MALA(0.9), tfp.bijectors.SinhArcsinh(np.float64(0.3))), 12, False),
@@ -105,7 +106,7 @@ def groups():
     return log_prob, tf.stack(draws), cdfs
 
 
-# Each test accepts at p > 1e-3 for three targets, so for a new seed the ten of them would raise a false alarm once in
+# Each test accepts at p > 1e-3 for three targets, so for a new seed the eleven of them would raise a false alarm once in
 # thirty; the controls must reach p < 2e-5. Power: the cooler Gaussian has .8 of the variance, a KS distance of .027
 # when the chain has mixed, and √40 000 · .027 = 5.4 is p = 1e-25; the banana's first coordinate is such a Gaussian.
 @pytest.mark.parametrize("name", KERNELS)
