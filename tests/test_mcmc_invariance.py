@@ -106,7 +106,7 @@ def groups():
     return log_prob, tf.stack(draws), cdfs
 
 
-# Each test accepts at p > 1e-3 for three targets, so for a new seed the eleven of them would raise a false alarm once in
+# Each test accepts at p > 1e-3 for three targets, so for a new seed the eleven would raise a false alarm once in
 # thirty; the controls must reach p < 2e-5. Power: the cooler Gaussian has .8 of the variance, a KS distance of .027
 # when the chain has mixed, and √40 000 · .027 = 5.4 is p = 1e-25; the banana's first coordinate is such a Gaussian.
 @pytest.mark.parametrize("name", KERNELS)

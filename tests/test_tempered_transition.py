@@ -47,7 +47,7 @@ def test_the_ratio_is_that_of_the_path():
 
 
 def acceptance(num_temperatures, d=12):
-    """Of one move; the base is 2.5 times as wide as the target, and elsewhere. `test_mcmc_invariance.py` has its law."""
+    """Of one move; the base is 2.5 times as wide as the target, and elsewhere."""
     base, target = normal(d, 1.0), normal(d, 0.4, 0.8)
     x = draw(target, [2000], tf.constant([5, 6]))
     kernel = mcmc.TemperedTransition(mcmc.HMC(0.4, 2), base, num_temperatures)
@@ -56,7 +56,7 @@ def acceptance(num_temperatures, d=12):
 
 
 def test_bridges_make_global_moves_in_many_dimensions():
-    """12 dimensions: a plain draw is accepted less than once in a thousand, one led over 30 bridges 30 times as often."""
+    """12 dimensions: a plain draw is accepted less than once in a thousand, one over 30 bridges 30 times as often."""
     plain, bridged = acceptance(1), acceptance(30)
     assert plain < 1e-3
     assert bridged > 0.03
