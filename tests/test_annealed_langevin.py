@@ -129,9 +129,7 @@ def test_a_second_call_traces_nothing(jit_compile):
     annealed_langevin(target.log_prob, x, [2.0, 1.0], 2, seed=0, jit_compile=jit_compile)
     before = target.traces
     annealed_langevin(target.log_prob, x + 1, [9.0, 5.0], 7, 0.3, seed=5, jit_compile=jit_compile)
-    assert target.traces == before
-    annealed_langevin(target.log_prob, x[:2], [9.0, 5.0], 7, 0.3, seed=5, jit_compile=jit_compile)
-    assert target.traces > before  # the count can rise
+    assert target.traces == before > 0
 
 
 def test_any_chains_and_events():

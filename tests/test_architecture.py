@@ -120,9 +120,13 @@ EnergyModel EnergyDistribution fit_base
 networks.mlp networks.convnet networks.LayerNormalization networks.GroupNormalization networks.SpectralNormalization
 derivatives.score losses.Loss losses.LossOutput losses.DenoisingScoreMatching
 losses.MultiscaleDenoisingScoreMatching losses.ScoreMatching losses.SlicedScoreMatching losses.MaximumLikelihood
-losses.ContrastiveDivergence losses.PersistentContrastiveDivergence
+losses.ContrastiveDivergence losses.PersistentContrastiveDivergence losses.NoiseConditionalDenoisingScoreMatching
+mcmc.MetropolisHastings mcmc.IndependenceMetropolis mcmc.Sequence mcmc.Tempered mcmc.annealed_langevin
+derivatives.laplacian derivatives.energy_score_laplacian derivatives.directional_derivatives derivatives.explain
+derivatives.forward_laplacian_rule
 mcmc.FromData mcmc.FromBase mcmc.ReplayBuffer callbacks.DivergenceGuard callbacks.SampleSnapshots
 mcmc.RandomWalk mcmc.HMC mcmc.MALA mcmc.Langevin mcmc.NUTS mcmc.Adaptive mcmc.sample mcmc.diagnose
+mcmc.MetropolisHastings mcmc.IndependenceMetropolis mcmc.Sequence mcmc.Tempered mcmc.Transformed
 recipes.low_dimensional datasets.two_moons datasets.load
 targets.two_gaussians targets.rosenbrock targets.banana targets.eight_gaussians targets.two_moons targets.rings
 targets.pinwheel targets.checkerboard

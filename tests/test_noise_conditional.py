@@ -32,12 +32,12 @@ def truth(x):
     return np.stack([np.linalg.inv(covariance + s**2 * np.eye(len(covariance))) for s in SIGMAS])
 
 
-@pytest.mark.parametrize("d", [1, 3, 6])
+@pytest.mark.parametrize("d", [1, 2, 5])
 def test_minimiser_at_every_scale(d):
     """The loss's gradient in all P(σ) vanishes at (Σ + σ²I)⁻¹: within 5 of its own standard errors over 50 batches, in
-    3d(d + 1)/2 different entries (by t₄₉'s tail a false alarm once in 2000 seeds at d = 6). At the other scales'
+    3d(d + 1)/2 different entries (by t₄₉'s tail a false alarm once in 2800 seeds at d = 5). At the other scales'
     precisions, at those of Σ alone, and at −P (the negated energy), it is over 20 of them away."""
-    x = gaussian_data(d, 6000)
+    x = gaussian_data(d, 3000)
 
     @tf.function
     def gradient(precisions, seed):

@@ -217,3 +217,18 @@ def test_export_with_a_kernel_of_tfp_and_by_xla(tmp_path):
     model.export(tmp_path / "exported", kernel=kernel, jit_compile=True, verbose=False)
     loaded = tf.saved_model.load(str(tmp_path / "exported"))
     assert np.any(loaded.sample(X, tf.constant([0, 0]), tf.constant(5)) != X)
+
+
+def test_export_of_kernels_made_of_kernels(tmp_path):
+    """The adaptive part is settled and each step size an argument; a kernel without one exports without it."""
+    model = ebm.EnergyModel(Quadratic(), event_shape=(3,))
+    model.adapt(X)
+    base = tfp.distributions.MultivariateNormalDiag(tf.zeros([3]), tf.fill([3], 1.5))
+    kernel = ebm.mcmc.Sequence([ebm.mcmc.Adaptive(ebm.mcmc.MALA(1e-3)), ebm.mcmc.RandomWalk(1e-3)])
+    model.export(tmp_path / "local", kernel=kernel, verbose=False)
+    model.export(tmp_path / "global", kernel=ebm.mcmc.IndependenceMetropolis(base), verbose=False)
+    local, jumps = (tf.saved_model.load(str(tmp_path / name)) for name in ("local", "global"))
+    seed, once = tf.constant([0, 3]), tf.constant(1)
+    short = np.abs(local.sample(X, seed, once, step_size=(tf.constant(1e-3), tf.constant(1e-3))) - X).max()
+    assert 0 < short < 0.05 < np.abs(local.sample(X, seed, once) - X).max()
+    assert np.abs(jumps.sample(X, seed, once) - X).max() > 0.5

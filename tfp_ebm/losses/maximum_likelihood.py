@@ -50,7 +50,8 @@ class MaximumLikelihood(Loss):
 
     Args:
       kernel: a kernel of `ebm.mcmc`, or any callable `target -> tfp.mcmc.TransitionKernel`. The step size of an
-        `mcmc.Adaptive` kernel follows its acceptance from training step to training step, and is kept as a weight.
+        `mcmc.Adaptive` kernel, or of one inside `mcmc.Transformed`, follows its acceptance from training step to
+        training step, and is kept as a weight.
       num_steps: kernel steps per training step.
       chains: where they start: `mcmc.FromData()`, `FromBase()` or `ReplayBuffer(capacity)`.
       global_move: what each training step begins with. "independence": an `mcmc.IndependenceMetropolis` move from the
@@ -254,8 +255,9 @@ class MaximumLikelihood(Loss):
             return move(kernel(target), states, self.num_steps, seed)
         step_size = tf.identity(self.step_size.value)
         moved = move(kernel.build(target, step_size), states, self.num_steps, seed)
-        if training and isinstance(self.kernel, mcmc.Adaptive):
-            excess = moved.accept_prob - tf.cast(self.kernel.target_accept_prob, states.dtype)
+        adaptive = _adaptive_part(self.kernel)
+        if training and adaptive is not None:
+            excess = moved.accept_prob - tf.cast(adaptive.target_accept_prob, states.dtype)
             self.step_size.assign(step_size * tf.exp(_ADAPTATION_GAIN * excess))
         return moved
 
@@ -320,6 +322,13 @@ class MaximumLikelihood(Loss):
         for name in {"kernel", "chains"} & set(config):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
+
+
+def _adaptive_part(kernel: Any) -> mcmc.Adaptive | None:
+    """The adaptive kernel that `kernel` is, or is made around."""
+    while kernel is not None and not isinstance(kernel, mcmc.Adaptive):
+        kernel = getattr(kernel, "kernel", None)
+    return kernel
 
 
 def _is_finite(states: tf.Tensor, log_prob: tf.Tensor) -> tf.Tensor:

@@ -73,7 +73,7 @@ def annealed_langevin(
 
     >>> blurred = lambda x, sigma: -0.5 * tf.reduce_sum(x**2, -1) / (1 + sigma**2)  # N(0, I) blurred by sigma
     >>> samples = annealed_langevin(blurred, 3 * tf.ones([4, 2]), sigmas=[3.0, 1.0, 0.3], num_steps=10, seed=0)
-    >>> samples.states.shape, samples.step_size.numpy().round(2).tolist()
+    >>> samples.states.shape, [round(float(step), 2) for step in samples.step_size]
     (TensorShape([3, 4, 2]), [1.2, 0.4, 0.12])
 
     One energy that is not told the scale, as `MultiscaleDenoisingScoreMatching(sigmas, sigma0)` trains it, is sampled

@@ -83,7 +83,7 @@ class UncalibratedProposal(tfp.mcmc.TransitionKernel):
 
     def bootstrap_results(self, init_state: Any) -> UncalibratedProposalResults:
         """Log density at `init_state`."""
-        log_prob = self._parameters["target_log_prob_fn"](init_state)
+        log_prob = self._parameters["target_log_prob_fn"](_only_part(init_state))
         return UncalibratedProposalResults(tf.zeros_like(log_prob), log_prob, tf.zeros([2], tf.int32))
 
     def one_step(
@@ -92,10 +92,11 @@ class UncalibratedProposal(tfp.mcmc.TransitionKernel):
         """Proposes once.
 
         Raises:
-          TypeError, ValueError: if `propose` changes dtype or shape, or the ratio is not one number per chain.
+          TypeError, ValueError: if `propose` changes dtype or shape, the ratio is not one number per chain, or the
+            state has several parts.
         """
         seed = tfp.random.sanitize_seed(seed)
-        x = tf.convert_to_tensor(current_state)
+        x = _only_part(current_state)
         proposed = _checked(
             "propose(x, seed)", self._parameters["propose"](x, seed), x.dtype, x.shape, "like the state"
         )
@@ -104,7 +105,17 @@ class UncalibratedProposal(tfp.mcmc.TransitionKernel):
         if self._parameters["log_proposal_ratio"] is not None:
             ratio = self._parameters["log_proposal_ratio"](x, proposed)
             correction = _checked("log_proposal_ratio(x, x*)", ratio, x.dtype, log_prob.shape, "one number per chain")
-        return proposed, UncalibratedProposalResults(correction, log_prob, seed)
+        next_state = [proposed] if isinstance(current_state, list | tuple) else proposed
+        return next_state, UncalibratedProposalResults(correction, log_prob, seed)
+
+
+def _only_part(state: Any) -> tf.Tensor:
+    """The state as one tensor; TFP's replica exchange hands over a list of one."""
+    if isinstance(state, list | tuple):
+        if len(state) != 1:
+            raise ValueError(f"`current_state` must be one tensor [*chains, *event], got {len(state)} parts.")
+        state = state[0]
+    return tf.convert_to_tensor(state)
 
 
 def _checked(name: str, value: Any, dtype: tf.DType, shape: tf.TensorShape, what: str) -> tf.Tensor:

@@ -32,9 +32,9 @@ class Transformed(Wrapper):
     """A kernel that moves z where x = bijector.forward(z), so that x stays in the bijector's range.
 
     `tfp.mcmc.TransformedTransitionKernel`. `tfb.Sigmoid(low, high)` keeps a box, `tfb.Softplus()` and `tfb.Exp()`
-    positive numbers, `tfb.SoftmaxCentered()` and `tfb.IteratedSigmoidCentered()` a simplex. The chain's states are x;
-    the step size, arrays of step sizes and the base of an `IndependenceMetropolis` inside belong to z. The states of an
-    adapted `EnergyModel`'s chains are standardised, and so must be the box.
+    positive numbers, `tfb.IteratedSigmoidCentered()` a simplex. The chain's states are x; the step size, arrays of step
+    sizes and the base of an `IndependenceMetropolis` inside belong to z. The states of an adapted `EnergyModel`'s
+    chains are standardised, and so must be the box.
 
     Args:
       kernel: a kernel of `ebm.mcmc`; to adapt its step size, an `Adaptive` one.
@@ -86,11 +86,13 @@ class Transformed(Wrapper):
 
     def check_start(self, state: tf.Tensor) -> None:
         """Raises if a state is not x = f(z) of a finite z."""
-        dtype = self.bijector.dtype
-        if dtype is not None and dtype != state.dtype:
-            raise TypeError(f"`bijector` must have the state's dtype {state.dtype.name}, got {dtype.name}.")
         # New tensors, because TFP's bijectors remember what they have mapped, and would hand out the state itself.
-        z = tf.identity(self.bijector.inverse(tf.identity(state)))
+        try:
+            z = tf.identity(self.bijector.inverse(tf.identity(state)))
+        except (TypeError, tf.errors.InvalidArgumentError) as error:
+            raise TypeError(
+                f"`bijector` {self.bijector.name} must take states of dtype {state.dtype.name}, and does not: {error}"
+            ) from error
         x, back = state.numpy(), self.bijector.forward(z).numpy()
         tolerance = np.sqrt(np.finfo(x.dtype).eps)
         outside, infinite = ~np.isclose(back, x, tolerance, tolerance), ~np.isfinite(z)

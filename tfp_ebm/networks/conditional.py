@@ -113,6 +113,12 @@ class Given(keras.layers.Layer):
         self.network = network
         self.condition = check_finite("condition", condition)
 
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Builds the network, which a subclassed one that is loaded from a file is not yet."""
+        if not self.network.built:
+            shapes = tuple(input_shape), (None,)
+            call_network(self.network, *(keras.KerasTensor(shape, self.variable_dtype) for shape in shapes))
+
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The network's output at states `[batch, *event]`."""
         condition = tf.fill(tf.shape(x)[:1], tf.constant(self.condition, x.dtype))
