@@ -2,8 +2,8 @@
 
 The energy is ½‖x‖² plus a network, so that it has tails; all start from the same standard normal draws, at the same
 step size ε of the leapfrog step, and keep every state. A builder returns `run(num_steps)`, which goes on from where it
-was and blocks until it is done; `run.report()` tells the acceptance-free truth about mixing: the effective sample size
-per step of all chains together, by the same estimator for all.
+was and blocks until it is done; `run.report()` tells the effective sample size per step of all
+chains together, by the same estimator for all.
 """
 
 import dataclasses
@@ -195,10 +195,10 @@ def jax_ula(case, sampler):
         x = x + 0.5 * step**2 * gradient(x) + step * jax.random.normal(key, x.shape)
         return x, x
 
-    return jax_chains(sampler, one_step, jax.numpy.asarray(case.start()), lambda x: x)
+    return jax_chains(sampler, one_step, jax.numpy.asarray(case.start()))
 
 
-def jax_chains(sampler, one_step, state, position):
+def jax_chains(sampler, one_step, state):
     """`run` of a step (state, key) -> (state, positions)."""
     import jax
 
@@ -230,39 +230,29 @@ def blackjax(case, sampler):
         state, _ = jax.vmap(kernel.step)(jax.random.split(key, case.batch), state)
         return state, state.position
 
-    return jax_chains(sampler, one_step, jax.vmap(kernel.init)(jax.numpy.asarray(case.start())), None)
+    return jax_chains(sampler, one_step, jax.vmap(kernel.init)(jax.numpy.asarray(case.start())))
 
 
 def numpyro(case, sampler):
-    """numpyro's HMC (of one step for MALA) and NUTS, vectorised over the chains, without adaptation."""
+    """numpyro's HMC (of one step for MALA) and NUTS, vectorised over the chains by itself, without adaptation."""
     import jax
     from numpyro import infer
 
-    density, step = jax_log_density(case), case.step_size(sampler)
-    fixed = {"step_size": step, "adapt_step_size": False, "adapt_mass_matrix": False}
+    density = jax_log_density(case)
+    fixed = {"step_size": case.step_size(sampler), "adapt_step_size": False, "adapt_mass_matrix": False}
     if sampler == "NUTS":
         kernel = infer.NUTS(potential_fn=lambda x: -density(x), **fixed)
     else:
         steps = 1 if sampler == "MALA" else LEAPFROG_STEPS
-        kernel = infer.HMC(potential_fn=lambda x: -density(x), trajectory_length=(steps + 0.5) * step, **fixed)
-    chains = infer.MCMC(
-        kernel,
-        num_warmup=0,
-        num_samples=STEPS_PER_CALL[sampler],
-        num_chains=case.batch,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    state = jax.numpy.asarray(case.start())
+        kernel = infer.HMC(potential_fn=lambda x: -density(x), num_steps=steps, trajectory_length=None, **fixed)
+    keys = jax.random.split(jax.random.PRNGKey(0), case.batch)
+    state = kernel.init(keys, 0, jax.numpy.asarray(case.start()), (), {})
 
-    def call(count):
-        nonlocal state
-        chains.run(jax.random.key(count), init_params=state)
-        states = jax.block_until_ready(chains.get_samples(group_by_chain=True))
-        state = states[:, -1]
-        return states
+    def one_step(state, key):  # the state has keys of its own
+        state = kernel.sample(state, (), {})
+        return state, state.z
 
-    return Chains(sampler, call, chain_axis=0)
+    return jax_chains(sampler, one_step, state)
 
 
 def contestants(sampler):

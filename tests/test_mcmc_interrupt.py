@@ -38,8 +38,8 @@ class Interrupting:
 
 @pytest.fixture
 def short_stretches(monkeypatch):
-    """Stretches of milliseconds, so that short runs have many."""
-    monkeypatch.setattr(runs, "_SECONDS", 0.001)
+    """Stretches of a few steps, so that short runs have many."""
+    monkeypatch.setattr(runs, "_SECONDS", 0.02)
 
 
 def draw(function, target, num_results=300, **kwargs):
@@ -105,9 +105,9 @@ def test_where_a_run_is_cut_does_not_matter(monkeypatch, jit_compile, kernel):
     """Cut by time, and by the number of slots, in the midst of a burn-in and between two results."""
     calls = []
     monkeypatch.setattr(Chain, "__init__", counting(Chain.__init__, calls))
-    steps = {"num_results": 20, "num_burnin_steps": 11, "num_steps_between_results": 2}
+    steps = {"num_results": 10, "num_burnin_steps": 5, "num_steps_between_results": 1}
     summaries, samples = [], []
-    for seconds, slots, few, many in [(1e9, 4096, 1, 3), (1e-9, 4096, 60, 69), (1e-9, 3, 60, 69), (1e9, 3, 7, 9)]:
+    for seconds, slots, few, many in [(1e9, 4096, 1, 3), (1e-9, 4096, 15, 24), (1e-9, 3, 15, 24), (1e9, 3, 4, 5)]:
         monkeypatch.setattr(runs, "_SECONDS", seconds)
         monkeypatch.setattr(runs, "_MAX_SLOTS", slots)
         del calls[:]
@@ -121,7 +121,7 @@ def test_where_a_run_is_cut_does_not_matter(monkeypatch, jit_compile, kernel):
                 if left is not None:
                     np.testing.assert_array_equal(left, right)
     # control: one step fewer is seen
-    fewer = mcmc.sample(normal, START, **{**arguments, "num_burnin_steps": 10})
+    fewer = mcmc.sample(normal, START, **{**arguments, "num_burnin_steps": 4})
     assert np.any(fewer.states != samples[0].states)
 
 
