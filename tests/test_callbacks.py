@@ -15,7 +15,7 @@ X = np.random.default_rng(0).normal([2.0, -1.0], [1.0, 0.5], size=(512, 2)).asty
 def make(learning_rate=1e-3, loss=None, **kwargs):
     model = ebm.EnergyModel(ebm.networks.mlp([2], units=[16], seed=0), base_measure=ebm.fit_base(X))
     model.adapt(X)
-    loss = loss or ebm.losses.PersistentContrastiveDivergence(num_steps=2, capacity=64)
+    loss = loss or ebm.losses.ContrastiveDivergence(ebm.mcmc.Langevin(0.1))
     model.compile(keras.optimizers.Adam(learning_rate), loss, **kwargs)
     return model
 

@@ -15,7 +15,10 @@ TOYS = (
     *("two_moons", "two_gaussians", "eight_gaussians", "pinwheel", "rings", "checkerboard", "swiss_roll"),
     *("banana", "rosenbrock", "funnel"),
 )
-LOSSES = ("denoising_score_matching", "score_matching", "sliced_score_matching")
+LOSSES = (
+    *("contrastive_divergence", "denoising_score_matching", "persistent_contrastive_divergence"),
+    *("score_matching", "sliced_score_matching"),
+)
 KERNELS = ("hmc", "mala", "nuts", "random_walk", "langevin")
 
 

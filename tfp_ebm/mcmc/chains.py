@@ -213,7 +213,8 @@ class ReplayBuffer(Chains):
         draws = tf.random.stateless_uniform([2], seed, None, None, tf.int32, alg="philox")
         strides = tf.constant(self._strides, tf.int64)
         first, choice = tf.unstack(tf.cast(draws, tf.int64))
-        stride = strides[tf.math.floormod(choice, len(self._strides))]
+        # `gather`, because XLA takes the index of a slice for a constant, and compiles anew for each
+        stride = tf.gather(strides, tf.math.floormod(choice, len(self._strides)))
         slots = tf.math.floormod(first + stride * tf.range(num_chains, dtype=tf.int64), self.capacity)
         return tf.cast(slots, tf.int32)
 

@@ -145,7 +145,7 @@ class _UncalibratedTransition(LateKernel):
             return share * (target(x) - recipe.base.log_prob(x))
 
         def step(i: tf.Tensor, state: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            beta = 1.0 - share * tf.cast(levels[i], state.dtype)
+            beta = 1.0 - share * tf.cast(tf.gather(levels, i), state.dtype)
 
             def bridge(x: tf.Tensor) -> tf.Tensor:
                 return beta * target(x) + (1.0 - beta) * recipe.base.log_prob(x)
