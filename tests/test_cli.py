@@ -77,6 +77,13 @@ def test_a_run_is_complete(run):
     assert report["seconds"]["fit"] > 0 and report["seconds"]["sample"] > 0
 
 
+def test_chains_train_from_the_command_line_and_report_themselves(table, tmp_path):
+    assert fit(table, tmp_path / "run", "--loss", "persistent_contrastive_divergence") == 0
+    report = report_of(tmp_path / "run")
+    assert 0.0 < report["metrics"]["acceptance_rate"] <= 1.0 and report["metrics"]["num_nonfinite"] == 0.0
+    assert main(["evaluate", str(tmp_path / "run"), str(table)]) == 0
+
+
 def test_files_and_commands_agree(run, table, tmp_path, capsys):
     """`sample` with the settings of the fit draws its samples again; `evaluate` reports the model's energies."""
     shown = ["--quiet", "-n", "20", "--burnin", "5", "--kernel", "langevin"]

@@ -227,7 +227,7 @@ def _fit(options: argparse.Namespace) -> None:
             f"training went to a loss of {history.history['loss'][-1]}; try a lower --learning-rate than "
             f"{options.learning_rate}. Nothing was written."
         )
-    held_out_loss = float(model.evaluate(held_out, batch_size=1024, verbose=0))
+    held_out_loss = _mean_loss(model, held_out)
     print(f"loss {held_out_loss:.4f} on the {len(held_out)} rows held out")
     fitted = time.perf_counter()
     samples, sampling = _draw(model, kernel, options)
@@ -236,6 +236,7 @@ def _fit(options: argparse.Namespace) -> None:
         "settings": {key: value for key, value in sorted(vars(options).items()) if key not in _NO_SETTINGS},
         "data": {"rows": len(table.values), "held_out": len(held_out), "event_shape": list(train.shape[1:])},
         "loss": {"by_epoch": history.history["loss"], "held_out": held_out_loss},
+        "metrics": {name: values[-1] for name, values in history.history.items() if name != "loss"},
         "sampling": sampling,
         "seconds": seconds,
         "version": __version__,
@@ -254,6 +255,10 @@ def _fit(options: argparse.Namespace) -> None:
         (folder / "report.json").write_text(json.dumps(_plain(report), indent=2) + "\n")
     pyplot.close(figure)
     print(f"{options.out}: {', '.join(RUN_FILES)}")
+
+
+def _mean_loss(model: EnergyModel, x: np.ndarray) -> float:
+    return float(model.evaluate(x, batch_size=1024, verbose=0, return_dict=True)["loss"])
 
 
 def _split(x: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -310,7 +315,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     x = _load(options).values
     check_data("data", x, model.event_shape)
     energies = model.predict(x, batch_size=1024, verbose=0)
-    loss = float(model.evaluate(x, batch_size=1024, verbose=0))
+    loss = _mean_loss(model, x)
     result = {"rows": len(x), "loss": loss, "energy": {"mean": float(energies.mean()), "sd": float(energies.std())}}
     if options.out is not None:
         _save_array(options.out.resolve(), energies)
