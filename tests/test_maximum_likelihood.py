@@ -219,7 +219,7 @@ def test_noise_on_the_data():
 
 def test_step_size_adapts_to_the_optimum_and_not_in_validation():
     layer, x = Scale(1.0), data(500, 3)
-    loss = ebm.losses.PersistentContrastiveDivergence(capacity=500, base=gaussian(3))
+    loss = ebm.losses.PersistentContrastiveDivergence(num_steps=5, capacity=500, base=gaussian(3))
     assert loss.kernel.kernel == ebm.mcmc.MALA(0.1)
 
     @tf.function

@@ -188,7 +188,7 @@ def test_every_step_is_compiled_once_and_also_by_xla():
     once = len(traces)
     model.fit(X, batch_size=64, epochs=2, verbose=0)
     assert len(traces) == once
-    compiled = make(steps_per_execution=4)
+    compiled = make(ebm.losses.PersistentContrastiveDivergence(ebm.mcmc.Langevin(0.1), 3, 64))
     compiled.compile("adam", compiled.loss, jit_compile=True)
     assert np.isfinite(compiled.fit(X, batch_size=64, epochs=1, verbose=0).history["loss"]).all()
 
