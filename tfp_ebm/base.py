@@ -103,14 +103,19 @@ class Moments(NamedTuple):
         return self.scale[:, None] * np.linalg.cholesky(correlation)
 
 
-def check_base(name: str, base: Any, dtype: Any) -> None:
-    """Raises unless `base` is one distribution (no batch of them) over tensors of `dtype`."""
+def check_base(name: str, base: Any, dtype: Any = None, event_shape: tuple[int, ...] | None = None) -> None:
+    """Raises unless `base` is one distribution (no batch of them), of that dtype and event shape if they are given."""
     if not isinstance(base, tfp.distributions.Distribution):
         raise TypeError(f"`{name}` must be a tfp.distributions.Distribution, got {base!r}.")
-    if not isinstance(base.dtype, tf.DType) or base.dtype != dtype:
+    if dtype is not None and (not isinstance(base.dtype, tf.DType) or base.dtype != dtype):
         raise TypeError(f"`{name}` must have the energy's dtype {tf.as_dtype(dtype).name}, got {base.dtype}.")
     if tuple(base.batch_shape) != ():
-        raise ValueError(f"`{name}` must be one distribution, got a batch of shape {tuple(base.batch_shape)}.")
+        raise ValueError(
+            f"`{name}` must be one distribution, got a batch of shape {tuple(base.batch_shape)}; tfd.Independent makes "
+            "one of a batch."
+        )
+    if event_shape is not None and tuple(base.event_shape) != event_shape:
+        raise ValueError(f"`{name}` must have event shape {event_shape}, got {tuple(base.event_shape)}.")
 
 
 def gaussian(loc: Any, scale: Any, event_shape: tuple[int, ...]) -> tfp.distributions.Distribution:

@@ -100,9 +100,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         dtype = tf.as_dtype(dtype)
         event_shape = check_event_shape(event_shape)
         if base is not None:
-            check_base("base", base, dtype)
-            if tuple(base.event_shape) != event_shape:
-                raise ValueError(f"`base` must have event shape {event_shape}, got {tuple(base.event_shape)}.")
+            check_base("base", base, dtype, event_shape)
         if kernel is not None and not callable(kernel):
             raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
         if log_normalizer is not None:

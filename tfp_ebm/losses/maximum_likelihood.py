@@ -29,7 +29,9 @@ from tfp_ebm.arguments import check_choice, check_count, check_nonnegative, fold
 from tfp_ebm.base import check_base, draw
 from tfp_ebm.losses.base import Loss, LossOutput
 from tfp_ebm.mcmc.chains import Chains
+from tfp_ebm.mcmc.finite import is_finite
 from tfp_ebm.mcmc.moves import Moved, move
+from tfp_ebm.mcmc.wrapping import is_calibrated
 
 __all__ = ["MaximumLikelihood"]
 
@@ -120,8 +122,9 @@ class MaximumLikelihood(Loss):
         self.num_temperatures = check_count("num_temperatures", num_temperatures)
         if global_move == "tempered" and not isinstance(kernel, mcmc.Kernel):
             raise TypeError(f"`kernel` must be one of ebm.mcmc for a tempered move, got {kernel!r}.")
+        unadapted = kernel.unadapted if isinstance(kernel, mcmc.Kernel) else kernel
         self._moves_globally = global_move in ("independence", "tempered") or (
-            global_move == "auto" and chains.is_persistent and self._is_calibrated()
+            global_move == "auto" and chains.is_persistent and is_calibrated(unadapted)
         )
         self.metric_names = (
             "data_energy",
@@ -138,10 +141,6 @@ class MaximumLikelihood(Loss):
     def differentiates_score(self) -> bool:  # type: ignore[override]
         """Whether the parameter gradient goes through ∇ₓE: only with the KL term."""
         return self.kl_weight > 0.0
-
-    def _is_calibrated(self) -> bool:
-        kernel = self.kernel.unadapted if isinstance(self.kernel, mcmc.Kernel) else self.kernel
-        return bool(kernel(lambda x: -0.5 * tf.reduce_sum(tf.square(x), -1)).is_calibrated)
 
     def build(self, event_shape: tuple[int, ...], dtype: str = "float32") -> None:
         """Creates the chains' weights, and `step_size`, of a kernel of `ebm.mcmc`."""
@@ -217,7 +216,7 @@ class MaximumLikelihood(Loss):
         base = self._base(energy_fn, x)
         fresh = x if base is None else tf.ensure_shape(draw(base, tf.shape(x)[:1], seeds[0]), x.shape)
         start = self.chains.start(x, fresh, seeds[1])
-        lost = ~_is_finite(start.states, target(start.states))
+        lost = ~is_finite(start.states, 1, target(start.states))
         start = start._replace(states=tf.where(_like(lost, x), fresh, start.states), restarted=start.restarted | lost)
         metrics = {}
         states = start.states
@@ -226,7 +225,7 @@ class MaximumLikelihood(Loss):
             states, metrics["global_acceptance_rate"] = moved.states, moved.accept_prob
         moved = self._local_moves(target, states, seeds[3], training)
         log_prob = target(moved.states) if moved.log_prob is None else moved.log_prob
-        finite = _is_finite(moved.states, log_prob)
+        finite = is_finite(moved.states, 1, log_prob)
         if training:
             kept = tf.where(_like(finite, x), moved.states, fresh)
             self.chains.keep(start._replace(restarted=start.restarted | ~finite), kept)
@@ -265,9 +264,7 @@ class MaximumLikelihood(Loss):
         """The base in the coordinates of the chains; None if there is none and nothing needs it."""
         base = self.chains.base
         if base is not None:
-            check_base("base", base, x.dtype)
-            if tuple(base.event_shape) != tuple(x.shape[1:]):
-                raise ValueError(f"`base` must have event shape {tuple(x.shape[1:])}, got {tuple(base.event_shape)}.")
+            check_base("base", base, x.dtype, tuple(x.shape[1:]))
         elif not (self.chains.needs_base or self._moves_globally):
             return None
         elif hasattr(energy_fn, "base"):
@@ -329,12 +326,6 @@ def _adaptive_part(kernel: Any) -> mcmc.Adaptive | None:
     while kernel is not None and not isinstance(kernel, mcmc.Adaptive):
         kernel = getattr(kernel, "kernel", None)
     return kernel
-
-
-def _is_finite(states: tf.Tensor, log_prob: tf.Tensor) -> tf.Tensor:
-    """Which chains `[batch]` are at a finite state of finite density."""
-    axes = list(range(1, states.shape.rank))
-    return tf.reduce_all(tf.math.is_finite(states), axes) & tf.math.is_finite(log_prob)
 
 
 def _like(per_chain: tf.Tensor, states: tf.Tensor) -> tf.Tensor:

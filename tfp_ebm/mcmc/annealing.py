@@ -23,8 +23,9 @@ import tensorflow as tf
 from tfp_ebm import arguments
 from tfp_ebm.energy import as_state
 from tfp_ebm.mcmc.driver import Chain, chain_key, find_compiled
+from tfp_ebm.mcmc.finite import count_nonfinite
 from tfp_ebm.mcmc.kernels import Langevin, TargetLogProbFn
-from tfp_ebm.mcmc.run import check_state, count_nonfinite, find_loop, run_or_fall_back, xla_pays
+from tfp_ebm.mcmc.run import check_state, find_loop, run_or_fall_back, xla_pays
 from tfp_ebm.mcmc.sampling import Samples
 
 __all__ = ["annealed_langevin"]

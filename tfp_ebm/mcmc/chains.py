@@ -20,6 +20,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import codec, noise
 from tfp_ebm.arguments import check_count, check_probability, fold_in
+from tfp_ebm.base import check_base
 
 __all__ = ["Chains", "FromBase", "FromData", "ReplayBuffer", "Start"]
 
@@ -57,8 +58,8 @@ class Chains(keras.layers.Layer):
 
     def __init__(self, base: tfp.distributions.Distribution | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if base is not None and not isinstance(base, tfp.distributions.Distribution):
-            raise TypeError(f"`base` must be a tfp.distributions.Distribution, got {base!r}.")
+        if base is not None:
+            check_base("base", base)
         # Out of Keras's and TensorFlow's sight, which would track all that a distribution is made of.
         self._given = types.SimpleNamespace(base=base)
 

@@ -20,7 +20,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import arguments
-from tfp_ebm.mcmc.run import count_nonfinite
+from tfp_ebm.mcmc.finite import count_nonfinite
 from tfp_ebm.mcmc.sampling import Samples
 
 __all__ = ["Diagnostics", "diagnose"]

@@ -25,7 +25,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import codec
-from tfp_ebm.base import draw
+from tfp_ebm.base import check_base, draw
 from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
 
 __all__ = ["IndependenceMetropolis", "MetropolisHastings", "UncalibratedProposal", "UncalibratedProposalResults"]
@@ -239,13 +239,7 @@ class IndependenceMetropolis(Kernel):
     tuned: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.base, tfp.distributions.Distribution):
-            raise TypeError(f"`base` must be a tfp.distributions.Distribution, got {self.base!r}.")
-        if tuple(self.base.batch_shape) != ():
-            raise ValueError(
-                f"`base` must be one distribution, got a batch of shape {tuple(self.base.batch_shape)}; "
-                "tfd.Independent makes one of a batch."
-            )
+        check_base("base", self.base)
         self._normalize(_key=codec.fingerprint(self.base))
 
     def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:

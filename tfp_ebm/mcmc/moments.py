@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfp_ebm.mcmc.finite import is_finite
+
 __all__ = ["Moments", "join", "no_moments", "over_chains", "rhat", "with_step"]
 
 
@@ -90,9 +92,7 @@ def with_step(moments: Moments, counts: tf.Tensor, state: tf.Tensor, log_prob: A
         moved = tf.where(counts, center - tf.reduce_mean(mean, 0), zero)
         scatter += tf.linalg.matmul(spread, spread, transpose_a=True)
         scatter += _length(flat) * (number - 1) * share * _outer(moved)
-    finite = tf.reduce_all(tf.math.is_finite(state), axis=list(range(is_accepted.shape.rank, state.shape.rank)))
-    if log_prob is not None:
-        finite &= tf.math.is_finite(log_prob)
+    finite = is_finite(state, is_accepted.shape.rank, log_prob)
     return Moments(
         number=number,
         mean=tuple(mean + share * delta for mean, delta in zip(moments.mean, deltas, strict=True)),

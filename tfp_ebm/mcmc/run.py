@@ -21,9 +21,10 @@ import tensorflow as tf
 
 from tfp_ebm import arguments
 from tfp_ebm.mcmc.driver import Chain, chain_key, find_chain
+from tfp_ebm.mcmc.finite import count_nonfinite
 from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
 
-__all__ = ["Run", "check_state", "count_nonfinite", "find_loop", "run_or_fall_back", "xla_pays"]
+__all__ = ["Run", "check_state", "find_loop", "run_or_fall_back", "xla_pays"]
 
 # Where XLA pays: it saves about half a millisecond per evaluation of a small target, and costs 1-3 s of compiling;
 # above this many coordinates matrix products and noise take the time, and XLA makes neither faster.
@@ -242,20 +243,3 @@ def xla_pays(kernel: Any, num_steps: int, state: tf.Tensor) -> bool:
     evaluations = num_steps * (kernel.evaluations_per_step if isinstance(kernel, Kernel) else 1)
     event_size = state.shape[1:].num_elements()
     return evaluations >= _XLA_MIN_EVALUATIONS and event_size <= _XLA_MAX_EVENT_SIZE
-
-
-def count_nonfinite(states: tf.Tensor, num_leading: int, log_prob: tf.Tensor | None = None) -> tf.Tensor:
-    """How many chains hold a NaN or an infinity anywhere.
-
-    Args:
-      states: `[num_results, *chains, *event]`.
-      num_leading: number of axes before the event.
-      log_prob: `[num_results, *chains]`, looked at too if given.
-
-    Returns:
-      int32 scalar.
-    """
-    finite = tf.reduce_all(tf.math.is_finite(states), axis=list(range(num_leading, states.shape.rank)))
-    if log_prob is not None:
-        finite &= tf.math.is_finite(log_prob)
-    return tf.reduce_sum(tf.cast(~tf.reduce_all(finite, axis=0), tf.int32))

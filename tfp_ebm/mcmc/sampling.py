@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfp_ebm.mcmc.driver import Chain, Rows
+from tfp_ebm.mcmc.finite import count_nonfinite
 from tfp_ebm.mcmc.kernels import TargetLogProbFn
-from tfp_ebm.mcmc.run import Run, count_nonfinite
+from tfp_ebm.mcmc.run import Run
 
 __all__ = ["Samples", "sample"]
 

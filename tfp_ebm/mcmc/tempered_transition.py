@@ -25,9 +25,9 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import codec
 from tfp_ebm.arguments import check_count, fold_in
-from tfp_ebm.base import draw
+from tfp_ebm.base import check_base, draw
 from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
-from tfp_ebm.mcmc.wrapping import LateKernel, Wrapper
+from tfp_ebm.mcmc.wrapping import LateKernel, Wrapper, is_calibrated
 
 __all__ = ["TemperedTransition"]
 
@@ -67,10 +67,9 @@ class TemperedTransition(Wrapper):
     def __post_init__(self) -> None:
         if not isinstance(self.kernel, Kernel):
             raise TypeError(f"`kernel` must be a kernel of ebm.mcmc, got {self.kernel!r}.")
-        if not self.kernel(lambda x: -0.5 * tf.reduce_sum(tf.square(x), -1)).is_calibrated:
+        if not is_calibrated(self.kernel):
             raise ValueError(f"`kernel` must leave each density exact, got {self.kernel!r}.")
-        if not isinstance(self.base, tfp.distributions.Distribution):
-            raise TypeError(f"`base` must be a tfp.distributions.Distribution, got {self.base!r}.")
+        check_base("base", self.base)
         self._normalize(
             num_temperatures=check_count("num_temperatures", self.num_temperatures),
             _key=codec.fingerprint(self.base),

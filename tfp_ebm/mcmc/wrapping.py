@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
@@ -11,7 +12,17 @@ import tensorflow_probability as tfp
 
 from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
 
-__all__ = ["LateKernel", "Wrapper"]
+__all__ = ["LateKernel", "Wrapper", "is_calibrated"]
+
+
+def is_calibrated(kernel: Callable[[TargetLogProbFn], tfp.mcmc.TransitionKernel]) -> bool:
+    """Whether what a kernel, or any callable like one, builds leaves its target exact; asked of a Gaussian.
+
+    >>> from tfp_ebm.mcmc.kernels import MALA, Langevin
+    >>> is_calibrated(MALA(0.1)), is_calibrated(Langevin(0.1))
+    (True, False)
+    """
+    return bool(kernel(lambda x: -0.5 * tf.reduce_sum(tf.square(x), -1)).is_calibrated)
 
 
 class Wrapper(Kernel):
