@@ -165,7 +165,8 @@ def test_models_run_in_standardised_units():
 
 def test_it_trains_and_samples_two_modes():
     """Two modes far apart, of shares .2 and .8: the share of samples on the left within .1 (4 errors of 500 chains are
-    .07, the rest is the small network's). At the smallest scale alone chains stay in the mode that they start near."""
+    .07; over seeds of the network it is .16 to .19). At the smallest scale alone chains stay in the mode that they
+    start near."""
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     x = (np.where(rng.random(4000) < 0.2, -3.0, 3.0) + 0.5 * rng.normal(size=4000)).astype("float32")[:, None]
@@ -176,10 +177,11 @@ def test_it_trains_and_samples_two_modes():
     model = ebm.EnergyModel(keras.Model(inputs, keras.layers.Dense(1)(h) / inputs[1]))
     model.adapt(x)
     sigmas = np.geomspace(2.0, 0.1, 8)
-    schedule = keras.optimizers.schedules.CosineDecay(2e-2, 300)
-    model.compile(keras.optimizers.Adam(schedule), ebm.losses.NoiseConditionalDenoisingScoreMatching(sigmas))
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-2, 600))
+    loss = ebm.losses.NoiseConditionalDenoisingScoreMatching(sigmas)
+    model.compile(optimizer, loss, steps_per_execution=50)
     data = tf.data.Dataset.from_tensor_slices(x).repeat().batch(256)
-    model.fit(data, steps_per_epoch=300, verbose=0, shuffle=False)
+    model.fit(data, steps_per_epoch=600, verbose=0, shuffle=False)
     start = model.units.to_x(2.0 * tf.random.stateless_normal([500, 1], [0, 1]))
     last = annealed_langevin(model, start, sigmas, seed=4, jit_compile=False).states[-1]
     assert abs(np.mean(last < 0) - 0.2) < 0.1

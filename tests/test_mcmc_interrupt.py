@@ -38,8 +38,11 @@ class Interrupting:
 
 @pytest.fixture
 def short_stretches(monkeypatch):
-    """Stretches of a few steps, so that short runs have many."""
+    """Stretches of a few steps, so that short runs have many; Ctrl-C heard, as it is not in a shell's background."""
     monkeypatch.setattr(runs, "_SECONDS", 0.02)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def draw(function, target, num_results=300, **kwargs):

@@ -183,6 +183,10 @@ class Chain:
         """Where `reduce` begins."""
         return no_moments(state, start_log_prob, self._is_own, covariance)
 
+    def joined(self, moments: Moments) -> Moments:
+        """Those of all chains."""
+        return moments
+
     @property
     def _is_own(self) -> bool:
         return isinstance(self._kernel, Kernel)

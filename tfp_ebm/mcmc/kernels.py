@@ -36,6 +36,7 @@ class Kernel(abc.ABC):
     Attributes:
       tuned: name of the field that holds the step size; None for a kernel without one.
       optimal_accept_prob: acceptance that an adapted step size aims at; None for a kernel that accepts everything.
+      moves_chains_alone: whether the chains of a run know nothing of each other.
 
     >>> isinstance(MALA(0.1), Kernel), MALA(0.1) == MALA(0.1), MALA(0.1).structure == MALA(0.2).structure
     (True, True, True)
@@ -43,6 +44,7 @@ class Kernel(abc.ABC):
 
     tuned: ClassVar[str | None] = "step_size"
     optimal_accept_prob: ClassVar[float | None] = None
+    moves_chains_alone: ClassVar[bool] = False
 
     @abc.abstractmethod
     def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
@@ -137,6 +139,7 @@ class RandomWalk(Kernel):
 
     scale: Any
     tuned: ClassVar[str | None] = "scale"
+    moves_chains_alone: ClassVar[bool] = True
     optimal_accept_prob: ClassVar[float | None] = 0.234
 
     def __post_init__(self) -> None:
@@ -186,6 +189,7 @@ class HMC(Kernel):
     num_leapfrog_steps: int
     mass: Any = None
     optimal_accept_prob: ClassVar[float | None] = 0.75
+    moves_chains_alone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._normalize(
@@ -236,6 +240,7 @@ class MALA(Kernel):
 
     step_size: Any
     optimal_accept_prob: ClassVar[float | None] = 0.574
+    moves_chains_alone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._normalize(step_size=_positive("step_size", self.step_size))
@@ -279,6 +284,7 @@ class Langevin(Kernel):
     gradient_clip: float | None = None
     noise_first: bool = False
     clamp: tuple[Any, Any] | None = None
+    moves_chains_alone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         scale, clip = self.noise_scale, self.gradient_clip
@@ -332,6 +338,7 @@ class NUTS(Kernel):
     step_size: Any
     max_tree_depth: int = 10
     optimal_accept_prob: ClassVar[float | None] = 0.8
+    moves_chains_alone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._normalize(

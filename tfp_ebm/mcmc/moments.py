@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfp_ebm.mcmc.finite import is_finite
 
-__all__ = ["Moments", "join", "no_moments", "over_chains", "rhat", "with_step"]
+__all__ = ["Moments", "join", "no_moments", "over_chains", "rhat", "side_by_side", "with_step"]
 
 
 class Moments(NamedTuple):
@@ -129,6 +129,19 @@ def _join(a: Moments, b: Moments) -> Moments:
         num_accepted=a.num_accepted + b.num_accepted,
         is_finite=a.is_finite & b.is_finite,
     )
+
+
+def side_by_side(a: Moments, b: Moments) -> Moments:
+    """The moments of different chains over the same steps as one; chains are the first axis."""
+    rank = a.is_finite.shape.rank
+    scatter = a.scatter
+    if tf.is_tensor(scatter):
+        first, second = (_flat(half.mean[0], rank) for half in (a, b))
+        share = a.number / (1 / _length(first) + 1 / _length(second))
+        scatter += b.scatter + share * _outer(tf.reduce_mean(second, 0) - tf.reduce_mean(first, 0))
+    per_chain = [half._replace(number=(), scatter=()) for half in (a, b)]
+    whole: Moments = tf.nest.map_structure(lambda *halves: tf.concat(halves, 0), *per_chain)
+    return whole._replace(number=a.number, scatter=scatter)
 
 
 def rhat(stretches: Sequence[Moments], entry: int) -> tf.Tensor:

@@ -22,6 +22,7 @@ import tensorflow as tf
 from tfp_ebm import arguments
 from tfp_ebm.mcmc.driver import Chain, chain_key, find_chain
 from tfp_ebm.mcmc.finite import count_nonfinite
+from tfp_ebm.mcmc.halves import Halves, can_halve
 from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
 
 __all__ = ["Run", "check_state", "find_loop", "run_or_fall_back", "xla_pays"]
@@ -103,9 +104,11 @@ class Run:
             row = self.state.shape.num_elements() * self.state.dtype.size
             self._capacity = min(self.num_results, _MAX_SLOTS, max(1, _MAX_BYTES // row))
         self._jit_compile = jit_compile
+        self.chain: Any  # a `Chain`, or its `Halves`
         if self.is_traced:
             self.chain = Chain(lambda: target_log_prob_fn, kernel, self._capacity)
         else:
+            self._is_halved = can_halve(target_log_prob_fn, kernel, self.state)
             self.chain = find_loop(self._find, jit_compile, xla_pays(kernel, self.num_steps, self.state))
         self.results, self.log_prob = self.chain.start(self.state, step_size)
         self._num_bad_starts = 0
@@ -113,8 +116,9 @@ class Run:
             self._num_bad_starts = self._check_start()
         self._bar = keras.utils.Progbar(self.num_steps, unit_name="step") if progress and not self.is_traced else None
 
-    def _find(self, jit_compile: Any) -> Chain:
-        return find_chain(self._target, self._kernel, self._capacity, bool(jit_compile))
+    def _find(self, jit_compile: Any) -> Chain | Halves:
+        chain = find_chain(self._target, self._kernel, self._capacity, bool(jit_compile))
+        return Halves(chain) if self._is_halved else chain
 
     def _check_start(self) -> int:
         rank = self.log_prob.shape.rank
@@ -160,7 +164,7 @@ class Run:
         Yields:
           Of each stretch: how many results are whole after it, the state, and the third thing that `call` returned.
         """
-        key = (self._capacity > 0, self.state.shape)
+        key = (self._capacity > 0, self.state.shape, self.state.dtype)
         while first < last:
             # One call may write all its slots, but not begin another.
             full = self.steps_until(self.results_after(first) + self._capacity) if self._capacity else last

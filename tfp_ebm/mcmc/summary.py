@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfp_ebm.mcmc import moments as moments_of
-from tfp_ebm.mcmc.driver import Chain
 from tfp_ebm.mcmc.kernels import TargetLogProbFn
 from tfp_ebm.mcmc.moments import Moments
 from tfp_ebm.mcmc.run import Run
@@ -141,13 +140,15 @@ def summarize(
 def reduce(run: Run, parts: list[tuple[Moments, Any]], first: int, last: int, covariance: bool = False) -> None:
     """Runs the steps `first` to `last - 1`, and appends to `parts` the moments of their results and the step size after
     them; an interrupt leaves there those of the stretches that came to their end."""
-    parts.append((run.chain.no_moments(run.state, run.log_prob, covariance), None))
+    moments = run.chain.no_moments(run.state, run.log_prob, covariance)
+    parts.append((run.chain.joined(moments), None))
 
-    def call(chain: Chain, *given: Any) -> Any:
-        return chain.reduce(parts[-1][0], *given)
+    def call(chain: Any, *given: Any) -> Any:
+        return chain.reduce(moments, *given)
 
     for _, _, out in run.stretches(call, first, last):
-        parts[-1] = out
+        moments, step_size = out  # where the next stretch goes on
+        parts[-1] = (run.chain.joined(moments), step_size)
 
 
 def _summary(parts: Sequence[Moments], state: tf.Tensor, step_size: Any, is_whole: bool) -> Summary:
