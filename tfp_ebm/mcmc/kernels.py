@@ -22,6 +22,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import arguments
+from tfp_ebm.mcmc.hamiltonian import HamiltonianMonteCarlo
 from tfp_ebm.mcmc.langevin import UncalibratedLangevin
 from tfp_ebm.mcmc.results import find
 
@@ -203,9 +204,7 @@ class HMC(Kernel):
         if self.mass is not None:
             root = np.sqrt(np.asarray(self.mass))
             step_size = step_size / (tf.constant(root, step_size.dtype) if tf.is_tensor(step_size) else root)
-        return tfp.mcmc.HamiltonianMonteCarlo(
-            target_log_prob_fn, step_size=step_size, num_leapfrog_steps=self.num_leapfrog_steps
-        )
+        return HamiltonianMonteCarlo(target_log_prob_fn, step_size, self.num_leapfrog_steps)
 
     @property
     def evaluations_per_step(self) -> int:
