@@ -215,6 +215,9 @@ def test_noise_on_the_data():
     loss(lambda x: seen.append(x) or tf.reduce_sum(tf.square(x), -1), data(20_000), seed=0)
     noised = seen[-1].numpy()[:20_000]
     assert abs(np.mean(noised**2) - 1.25) < 4 * 1.25 * np.sqrt(2 / 20_000)
+    boxed = ebm.losses.ContrastiveDivergence(ebm.mcmc.Langevin(0.1, clamp=(-1.0, 0.5)), data_noise=0.5)
+    boxed(lambda x: seen.append(x) or tf.reduce_sum(tf.square(x), -1), data(20_000), seed=0)
+    np.testing.assert_array_equal(seen[-1][:20_000], np.clip(noised, -1.0, 0.5))
 
 
 def test_step_size_adapts_to_the_optimum_and_not_in_validation():

@@ -182,6 +182,7 @@ def test_langevin_agrees_with_tfp(x, monkeypatch):
         {"clamp": (-0.5, 0.8)},
         {"clamp": ([-0.5, -9.0], [0.8, 0.1])},
         {"gradient_clip": 0.4, "noise_first": True, "clamp": (-0.5, 0.8), "noise_scale": 0.1},
+        {"noise_first": True, "clamp": (-0.5, 0.8), "clamp_noised": True},
     ],
     ids=str,
 )
@@ -191,9 +192,12 @@ def test_options_of_langevin(x, options, monkeypatch):
     monkeypatch.setattr("tfp_ebm.noise.normal", lambda *args, **kwargs: tf.constant(noise))
     step_size = 0.5
 
-    def twin(x, noise_scale=step_size, gradient_clip=np.inf, noise_first=False, clamp=(-np.inf, np.inf)):
+    def twin(
+        x, noise_scale=step_size, gradient_clip=np.inf, noise_first=False, clamp=(-np.inf, np.inf), clamp_noised=False
+    ):
         for _ in range(2):
             noised = x + noise_scale * noise
+            noised = np.clip(noised, *clamp) if clamp_noised else noised
             gradient = numpy_gradient(noised if noise_first else x)
             x = np.clip(noised + step_size**2 / 2 * np.clip(gradient, -gradient_clip, gradient_clip), *clamp)
         return x
@@ -305,7 +309,7 @@ EXAMPLES = [
     mcmc.HMC([0.1, 0.2], 3, mass=[[1.0, 2.0], [3.0, 4.0]]),
     mcmc.MALA(0.2),
     mcmc.Langevin(0.2, noise_scale=0.01),
-    mcmc.Langevin(0.2, gradient_clip=0.03, noise_first=True, clamp=([0.0, -1.0], 1.0)),
+    mcmc.Langevin(0.2, gradient_clip=0.03, noise_first=True, clamp=([0.0, -1.0], 1.0), clamp_noised=True),
     mcmc.NUTS(0.3, max_tree_depth=5),
     mcmc.Adaptive(mcmc.HMC(0.1, 3, mass=[1.0, 2.0]), 10, 0.7),
 ]
@@ -356,6 +360,9 @@ def test_arrays_become_tuples():
         (lambda: mcmc.Langevin(0.1, gradient_clip=0.0), ValueError, "gradient_clip"),
         (lambda: mcmc.Langevin(0.1, noise_first=1), TypeError, "noise_first"),
         (lambda: mcmc.Langevin(0.1, clamp=1.0), ValueError, "clamp"),
+        (lambda: mcmc.Langevin(0.1, clamp_noised=1), TypeError, "clamp_noised"),
+        (lambda: mcmc.Langevin(0.1, noise_first=True, clamp_noised=True), ValueError, "clamp_noised"),
+        (lambda: mcmc.Langevin(0.1, clamp=(0.0, 1.0), clamp_noised=True), ValueError, "clamp_noised"),
         (lambda: mcmc.Langevin(0.1, clamp=(1.0, 0.0)), ValueError, "clamp"),
         (lambda: mcmc.Langevin(0.1, clamp=(0.0, np.inf)), ValueError, "clamp"),
         (lambda: mcmc.Langevin(0.1, clamp=("a", "b")), TypeError, "clamp"),

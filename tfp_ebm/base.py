@@ -128,7 +128,7 @@ def gaussian(loc: Any, scale: Any, event_shape: tuple[int, ...]) -> tfp.distribu
 
 
 def draw(base: tfp.distributions.Distribution, shape: Any, seed: tf.Tensor) -> tf.Tensor:
-    """Independent draws `[*shape, *event]`, the same in graph mode and XLA for the Gaussians of `fit_base`.
+    """Independent draws `[*shape, *event]`, the same in graph mode and XLA for Gaussians and uniform laws.
 
     Args:
       base: any distribution.
@@ -144,6 +144,11 @@ def draw(base: tfp.distributions.Distribution, shape: Any, seed: tf.Tensor) -> t
     if type(base) in (tfd.MultivariateNormalTriL, tfd.MultivariateNormalDiag):
         z = noise.normal(tf.concat([shape, base.event_shape], 0), seed, base.dtype)
         return base.bijector.forward(z)
+    if type(base) is tfd.Independent:
+        return draw(base.distribution, shape, seed)
+    if type(base) is tfd.Uniform:
+        u = noise.uniform(tf.concat([shape, base.batch_shape], 0), seed, base.dtype)
+        return base.low + (base.high - base.low) * u
     return base.sample(shape, seed=seed)
 
 

@@ -30,6 +30,7 @@ from tfp_ebm.base import check_base, draw
 from tfp_ebm.losses.base import Loss, LossOutput
 from tfp_ebm.mcmc.chains import Chains
 from tfp_ebm.mcmc.finite import is_finite
+from tfp_ebm.mcmc.langevin import clamped
 from tfp_ebm.mcmc.moves import Moved, move
 from tfp_ebm.mcmc.wrapping import is_calibrated
 
@@ -66,7 +67,8 @@ class MaximumLikelihood(Loss):
       kl_weight: weight of the term that improved contrastive divergence adds (Du et al. 2021): the energy, with fixed
         parameters, of negatives moved by one more gradient step through which the parameters are differentiated, less
         the entropy of those by nearest neighbours.
-      data_noise: standard deviation of the noise added to x, in standardised units.
+      data_noise: standard deviation of the noise added to x, in standardised units. Where the kernel clamps its chains
+        to a box, the noised data is clamped to it as well: what sticks out would tell data from negatives.
 
     Metrics: mean energy of data and of negatives (`data_energy`, `sample_energy`) and `energy_gap`, the latter minus
     the former; `energy_spread`, the standard deviation of the energy over both, which no additive constant changes;
@@ -172,6 +174,8 @@ class MaximumLikelihood(Loss):
         """E(x) − E(x⁻) of each row, in the form asked for."""
         if self.data_noise > 0.0:
             x += self.data_noise * noise.normal(tf.shape(x), fold_in(seed, 0), x.dtype)
+            box = getattr(self.kernel, "clamp", None)
+            x = x if box is None else clamped(x, *box)
         negatives, weights, metrics = self.negatives(energy_fn, x, fold_in(seed, 1), training)
         # one call for both: larger matrices, and the layers see data and negatives alike
         data_energy, sample_energy = tf.split(energy_fn(tf.concat([x, negatives], 0)), 2)

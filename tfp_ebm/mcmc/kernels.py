@@ -258,7 +258,7 @@ class Langevin(Kernel):
     has the temperature T = τ²/ε² as ε → 0 (it samples p^(1/T)), and the variance T/(1 − ε²/4) on N(0, 1): the small
     noise of short-run samplers (Du & Mordatch 2019, arXiv:1903.08689) makes cold chains.
 
-    The last three options are those of such samplers. With them the chain has another law, for small ε too: clipping
+    The last four options are those of such samplers. With them the chain has another law, for small ε too: clipping
     and clamping break detailed balance at every step size, and a clamp gathers chains on the faces of its box;
     `Transformed` keeps a box and the law.
 
@@ -268,11 +268,10 @@ class Langevin(Kernel):
       gradient_clip: c; each coordinate of ∇log p is clipped to [−c, c]. None: it is not.
       noise_first: the order of Du & Mordatch's code, x̃ = x + τZ, then x' = x̃ − ½ε²∇E(x̃).
       clamp: (low, high), numbers or arrays that broadcast to the event; x' is clamped to that box. None: it is not.
+      clamp_noised: with the two before it, x̃ too is clamped, before the gradient is taken there.
 
     Raises:
-      TypeError, ValueError: if `step_size` or `gradient_clip` is not positive, `noise_scale` negative, `noise_first`
-      not
-        a bool, or `clamp` not a pair of finite numbers or arrays, low < high.
+      TypeError, ValueError: if an argument is not of the form above.
 
     >>> Langevin(step_size=0.1)(lambda x: -0.5 * x**2).is_calibrated
     False
@@ -283,12 +282,16 @@ class Langevin(Kernel):
     gradient_clip: float | None = None
     noise_first: bool = False
     clamp: tuple[Any, Any] | None = None
+    clamp_noised: bool = False
     moves_chains_alone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         scale, clip = self.noise_scale, self.gradient_clip
-        if not isinstance(self.noise_first, bool):
-            raise TypeError(f"`noise_first` must be True or False, got {self.noise_first!r}.")
+        for name in ("noise_first", "clamp_noised"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+        if self.clamp_noised and not (self.noise_first and self.clamp is not None):
+            raise ValueError("`clamp_noised` must not be True without `noise_first` and `clamp`.")
         self._normalize(
             step_size=_positive("step_size", self.step_size),
             noise_scale=None if scale is None else arguments.check_nonnegative("noise_scale", scale),
@@ -306,6 +309,7 @@ class Langevin(Kernel):
             gradient_clip=self.gradient_clip,
             noise_first=self.noise_first,
             clamp=self.clamp,
+            clamp_noised=self.clamp_noised,
         )
 
     def check_event(self, event_shape: tuple[int, ...]) -> None:

@@ -15,8 +15,8 @@ This form also subtracts no nearly equal positions, as the quotient of the two d
 that is a function of the position alone, so also where g is clipped.
 
 Short-run samplers (Du & Mordatch 2019, arXiv:1903.08689) vary the step: the gradient is taken where the noise has
-already moved the state, x̃ = x + τZ, x' = x̃ + ½ε²∇log p(x̃), and x' is clamped to the box of the pixels. Their laws
-are not known in closed form; none of them is made calibrated by Metropolis-Hastings here.
+already moved the state, x̃ = x + τZ, x' = x̃ + ½ε²∇log p(x̃), and x' (in some x̃ too) is clamped to the box of the
+pixels. Their laws are not known in closed form; none of them is made calibrated by Metropolis-Hastings here.
 
 TFP has this kernel too; it is not used because it differentiates its (constant) volatility in every step, in a loop
 over the coordinates. Its `step_size` is ε².
@@ -32,7 +32,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import noise
 
-__all__ = ["UncalibratedLangevin", "UncalibratedLangevinResults"]
+__all__ = ["UncalibratedLangevin", "UncalibratedLangevinResults", "clamped"]
 
 
 class UncalibratedLangevinResults(NamedTuple):
@@ -66,6 +66,7 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
       gradient_clip: bound c on each coordinate of ∇log p in the step, which is clipped to ±c; None is none.
       noise_first: whether the noise is added first and the gradient taken there.
       clamp: (low, high) to which the new state is clamped, numbers or tensors that broadcast with it; None is none.
+      clamp_noised: whether the noised state, too, is clamped before the gradient is taken there.
       name: of the operations.
 
     Raises:
@@ -89,6 +90,7 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
         gradient_clip: Any = None,
         noise_first: bool = False,
         clamp: Any = None,
+        clamp_noised: bool = False,
         name: str | None = None,
     ) -> None:
         if compute_acceptance and (noise_first or clamp is not None):
@@ -104,6 +106,7 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
             "gradient_clip": gradient_clip,
             "noise_first": noise_first,
             "clamp": clamp,
+            "clamp_noised": clamp_noised,
             "name": name,
         }
 
@@ -146,12 +149,14 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
         steps = [self._step_size_and_noise_scale(x.dtype) for x in parts]
         draws = [noise.normal(tf.shape(x), part_seed, x.dtype) for x, part_seed in zip(parts, seeds, strict=True)]
         noised = [x + tau * z for x, z, (_, tau) in zip(parts, draws, steps, strict=True)]
+        if self._parameters["clamp_noised"]:
+            noised = [clamped(x, *self._parameters["clamp"]) for x in noised]
         noise_first = self._parameters["noise_first"]
         gradients = previous_kernel_results.grads_target_log_prob
         drifts = [self._clipped(g) for g in (self._value_and_gradients(noised)[1] if noise_first else gradients)]
         moved = [x + 0.5 * epsilon**2 * g for x, g, (epsilon, _) in zip(noised, drifts, steps, strict=True)]
         if self._parameters["clamp"] is not None:
-            moved = [_clamped(x, *self._parameters["clamp"]) for x in moved]
+            moved = [clamped(x, *self._parameters["clamp"]) for x in moved]
         next_state = moved if isinstance(current_state, list | tuple) else moved[0]
         if noise_first:
             return next_state, UncalibratedLangevinResults((), (), (), seed)
@@ -171,7 +176,7 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
 
     def _clipped(self, gradient: tf.Tensor) -> tf.Tensor:
         bound = self._parameters["gradient_clip"]
-        return gradient if bound is None else _clamped(gradient, -bound, bound)
+        return gradient if bound is None else clamped(gradient, -bound, bound)
 
     def _value_and_gradients(self, parts: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
         # New tensors, because TFP's bijectors remember values by tensor, and a remembered value has no gradient here.
@@ -188,7 +193,7 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
         return value, gradients
 
 
-def _clamped(x: tf.Tensor, low: Any, high: Any) -> tf.Tensor:
+def clamped(x: tf.Tensor, low: Any, high: Any) -> tf.Tensor:
     """`x` held between `low` and `high`; a NaN stays one, which it need not in `tf.clip_by_value`."""
     low, high = tf.convert_to_tensor(low, x.dtype), tf.convert_to_tensor(high, x.dtype)
     return tf.where(x < low, low, tf.where(x > high, high, x))
