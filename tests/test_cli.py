@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfp_ebm as ebm
 from tfp_ebm import cli, datasets, losses, options, recipes
 from tfp_ebm.cli import main
 
@@ -278,7 +279,7 @@ def test_an_interrupt_leaves_nothing_half_written(moment, run, table, tmp_path, 
 
     shutil.copytree(run, tmp_path / "run")
     before = snapshot(tmp_path)
-    monkeypatch.setattr(recipes.EnergyModel, moment, interrupted)
+    monkeypatch.setattr(ebm.EnergyModel, moment, interrupted)
     assert fit(table, tmp_path / "run", "--overwrite") == 130
     assert snapshot(tmp_path) == before
     assert sorted(tmp_path.iterdir()) == [tmp_path / "run"]

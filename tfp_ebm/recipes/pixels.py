@@ -1,0 +1,52 @@
+"""Models in the units of a paper: pixels mapped to the paper's box, and chains that start uniformly in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm.arguments import check_finite
+from tfp_ebm.model import EnergyModel
+
+__all__ = ["adam", "model_of_pixels", "uniform_base"]
+
+tfd = tfp.distributions
+
+
+def model_of_pixels(network: Any, pixels: Any, box: tuple[float, float], event_shape: Any, seed: Any) -> EnergyModel:
+    """A model of x in the box `pixels` whose z = (x − loc)/scale is in `box`.
+
+    Raises:
+      TypeError, ValueError: if `pixels` is not a pair of numbers, low < high, or the event shape is not known.
+    """
+    low, high = _check_box(pixels)
+    model = EnergyModel(network, event_shape=event_shape, seed=seed)
+    shape = model.event_shape  # an error that names `event_shape`, where it is unknown
+    scale = (high - low) / (box[1] - box[0])
+    model.units.loc.assign(np.full(shape, low - box[0] * scale))
+    model.units.scale.assign(np.full(shape, scale))
+    return model
+
+
+def uniform_base(model: EnergyModel, pixels: Any) -> tfp.distributions.Distribution:
+    """The uniform distribution over images of the model, in x: noise, where chains start and restart."""
+    low, high = (tf.fill(model.event_shape, tf.constant(bound, model.dtype)) for bound in _check_box(pixels))
+    return tfd.Independent(tfd.Uniform(low, high), len(model.event_shape))
+
+
+def adam(learning_rate: Any, beta_1: float = 0.9, beta_2: float = 0.999, **kwargs: Any) -> keras.optimizers.Adam:
+    """Adam with the small constant that the papers' frameworks have, 10⁻⁸ instead of Keras's 10⁻⁷."""
+    return keras.optimizers.Adam(learning_rate, beta_1, beta_2, epsilon=1e-8, **kwargs)
+
+
+def _check_box(pixels: Any) -> tuple[float, float]:
+    if not isinstance(pixels, list | tuple | np.ndarray) or len(pixels) != 2:
+        raise ValueError(f"`pixels` must be a pair (low, high) of numbers with low < high, got {pixels!r}.")
+    low, high = (check_finite(f"pixels[{i}]", bound) for i, bound in enumerate(pixels))
+    if not low < high:
+        raise ValueError(f"`pixels` must be a pair (low, high) of numbers with low < high, got {pixels!r}.")
+    return low, high
