@@ -8,7 +8,8 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "tfp_ebm" / "__init__.py").read_text(), re.MULTILINE).group(1)
 
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "scikit-learn>=1.4", "scipy>=1.11", "ruff>=0.6", "mypy>=1.11"]
+ARVIZ = ["arviz>=0.17,<2"]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "scikit-learn>=1.4", "scipy>=1.11", "ruff>=0.6", "mypy>=1.11", *ARVIZ]
 TUTORIALS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6", "scikit-learn>=1.4"]
 BENCH = ["torch", "torchebm", "jax", "folx", "optax", "blackjax", "numpyro"]  # ebmkit is not on the index
 
@@ -31,7 +32,7 @@ setup(
         "matplotlib>=3.8",
         "setuptools",  # TFP imports distutils, which Python 3.12 and later only has through setuptools
     ],
-    extras_require={"test": TEST, "tutorials": TUTORIALS, "bench": BENCH, "arviz": ["arviz>=0.17,<1"]},
+    extras_require={"test": TEST, "tutorials": TUTORIALS, "bench": BENCH, "arviz": ARVIZ},
     entry_points={"console_scripts": ["tfp-ebm=tfp_ebm.cli:main"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

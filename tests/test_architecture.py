@@ -127,7 +127,8 @@ derivatives.forward_laplacian_rule
 mcmc.FromData mcmc.FromBase mcmc.ReplayBuffer callbacks.DivergenceGuard callbacks.SampleSnapshots
 mcmc.RandomWalk mcmc.HMC mcmc.MALA mcmc.Langevin mcmc.NUTS mcmc.Adaptive mcmc.sample mcmc.diagnose
 mcmc.MetropolisHastings mcmc.IndependenceMetropolis mcmc.Sequence mcmc.Tempered mcmc.Transformed
-recipes.low_dimensional datasets.two_moons datasets.load
+recipes.low_dimensional recipes.du_mordatch_2019 recipes.uva_mnist recipes.jem recipes.li_chen_sommer_2019
+datasets.two_moons datasets.load
 targets.two_gaussians targets.rosenbrock targets.banana targets.eight_gaussians targets.two_moons targets.rings
 targets.pinwheel targets.checkerboard
 """.split()

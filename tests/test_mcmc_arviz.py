@@ -3,6 +3,7 @@
 import functools
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -53,10 +54,18 @@ STATES = np.arange(5 * 2 * 3 * 4.0).reshape(5, 2, 3, 4)
 SAMPLES = mcmc.Samples(STATES, STATES.sum(-1), STATES[..., 0] > 7, None, 0)
 
 
-def test_arviz_gets_chains_first(monkeypatch):
-    """A stub in its place takes what ArviZ would."""
-    stub = types.SimpleNamespace(from_dict=lambda **groups: groups)
-    monkeypatch.setitem(sys.modules, "arviz", stub)
+def from_dict_before_1(posterior=None, *, sample_stats=None, **kwargs):
+    return {"posterior": posterior, "sample_stats": sample_stats}
+
+
+def from_dict_since_1(data, *, name=None):
+    return data
+
+
+@pytest.mark.parametrize("from_dict", [from_dict_before_1, from_dict_since_1])
+def test_arviz_gets_chains_first(from_dict, monkeypatch):
+    """A stub in its place takes what ArviZ would: groups by name, or, since its release 1, in one dictionary."""
+    monkeypatch.setitem(sys.modules, "arviz", types.SimpleNamespace(from_dict=from_dict))
     for groups in (SAMPLES.to_arviz(), mcmc.to_arviz(SAMPLES)):
         x, stats = groups["posterior"]["x"], groups["sample_stats"]
         assert x.shape == (6, 5, 4) and stats["lp"].shape == stats["accepted"].shape == (6, 5)
@@ -64,6 +73,32 @@ def test_arviz_gets_chains_first(monkeypatch):
             np.testing.assert_array_equal(x[chain], STATES[:, chain // 3, chain % 3])
             np.testing.assert_array_equal(stats["lp"][chain], STATES[:, chain // 3, chain % 3].sum(-1))
         assert stats["accepted"].dtype == bool
+
+
+def test_arviz_shows_the_figures_of_diagnose():
+    """The real one, of whatever release is installed. More chains than draws are nothing to warn of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own future
+        arviz = pytest.importorskip("arviz")
+    x = autoregressive(0.7, 60, 80, 3)
+    x[..., 1] = np.round(x[..., 1] + 0.01 * np.arange(80), 1)  # ties, and chains that differ
+    samples = mcmc.Samples(x, -0.5 * (x**2).sum(-1), x[..., 0] > 0, None, 0)
+    groups, result = samples.to_arviz(), mcmc.diagnose(samples)
+    assert groups["posterior"]["x"].dims[:2] == groups["sample_stats"]["accepted"].dims == ("chain", "draw")
+    assert sorted(groups["sample_stats"].data_vars) == ["accepted", "lp"]
+    np.testing.assert_array_equal(groups["posterior"]["x"], np.moveaxis(x, 0, 1))
+    np.testing.assert_array_equal(groups["sample_stats"].coords["chain"], np.arange(80))
+    table = arviz.summary(groups, round_to="none")
+    for theirs, ours in {"mean": "mean", "sd": "sd", "mcse_mean": "mcse", "ess_bulk": "ess_bulk"}.items():
+        np.testing.assert_allclose(table[theirs], getattr(result, ours), rtol=1e-9)
+    np.testing.assert_allclose(table["r_hat"], result.rhat_rank, rtol=1e-9)
+    for method, rhat in {"split": result.rhat, "rank": result.rhat_rank}.items():
+        found = arviz.rhat(groups, method=method)
+        np.testing.assert_allclose(getattr(found, "posterior", found)["x"], rhat, rtol=1e-9)
+    ess = arviz.ess(groups, method="mean")
+    np.testing.assert_allclose(getattr(ess, "posterior", ess)["x"], result.ess, rtol=1e-9)
+    # control: TFP's, the square and more of it
+    assert np.all(np.abs(tfp.mcmc.potential_scale_reduction(x, split_chains=True) - result.rhat) > 1e-3)
 
 
 def test_arviz_is_asked_for(monkeypatch):

@@ -50,9 +50,7 @@ def check_twin(summary, samples, rtol=1e-9):
         naive = np.cov(x.reshape(-1, int(np.prod(event))).T)
         np.testing.assert_allclose(summary.covariance, naive.reshape(*event, *event), rtol=rtol, atol=rtol)
     if summary.rhat_log_prob is not None and number >= 4:
-        naive = tfp.mcmc.potential_scale_reduction(
-            np.asarray(samples.unnormalized_log_prob, np.float64), independent_chain_ndims=rank, split_chains=True
-        )
+        naive = mcmc.diagnose(np.asarray(samples.unnormalized_log_prob, np.float64), event_ndims=0).rhat
         np.testing.assert_allclose(summary.rhat_log_prob, naive, rtol=rtol)
 
 

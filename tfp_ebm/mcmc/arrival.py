@@ -7,7 +7,8 @@ means of chain c over them, V the variance of all that was visited there, coordi
     s = (max(0, Cov_c(a, b)) + ¼(ā − b̄)²) / V,    R̂ = 1/(1 − s)
 
 of the variance is tied to *which* chain it is (chains that stay in their mode, or hardly move) or to *when* it is (a
-drift that the chains share). R̂ is total over remaining variance, and what Gelman & Rubin's tends to for long windows.
+drift that the chains share). R̂ is total over remaining variance, and what the square of Gelman & Rubin's (`diagnose`)
+tends to for long windows: 1.05 here is 1.025 there.
 At finite length theirs also counts what the mean of a window scatters by itself, 2τ/L of V for chains of
 autocorrelation time τ and windows of length L: it exceeds 1.05 unless a window holds some 40 independent draws. For
 averages over the chain that is as it should be; last states need no more than that the start is forgotten. Such scatter

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,11 @@ __all__ = ["to_arviz"]
 
 
 def to_arviz(samples: Samples) -> Any:
-    """`Samples` as an `arviz.InferenceData`.
+    """`Samples` as ArviZ's `InferenceData`, or, from its release 1 on, as the `xarray.DataTree` that took its place.
 
-    Its group `posterior` holds `x` `[chain, draw, *event]`, all axes of chains made one; `sample_stats` holds `lp`, the
-    unnormalised log density, and `accepted`, both `[chain, draw]`.
+    The group `posterior` holds `x` `[chain, draw, *event]`, all axes of chains made one; `sample_stats` holds `lp`, the
+    unnormalised log density, and `accepted`, both `[chain, draw]`. `arviz.summary` of it gives the figures of
+    `diagnose`: `sd`, `mcse_mean`, `ess_bulk`, and as `r_hat` its `rhat_rank`.
 
     Args:
       samples: what `ebm.mcmc.sample` returned.
@@ -44,7 +47,14 @@ def to_arviz(samples: Samples) -> Any:
         array = np.asarray(values)
         return np.moveaxis(array.reshape(len(array), -1, *array.shape[rank:]), 0, 1)
 
-    return arviz.from_dict(
-        posterior={"x": by_chain(samples.states)},
-        sample_stats={"lp": by_chain(samples.unnormalized_log_prob), "accepted": by_chain(samples.is_accepted)},
-    )
+    groups = {
+        "posterior": {"x": by_chain(samples.states)},
+        "sample_stats": {"lp": by_chain(samples.unnormalized_log_prob), "accepted": by_chain(samples.is_accepted)},
+    }
+    with warnings.catch_warnings():
+        # it takes more chains than draws for a mix-up of the axes; here they are many by design
+        for message in ("More chains .* than draws", "Found chain dimension to be longer than draw dimension"):
+            warnings.filterwarnings("ignore", message)
+        if "posterior" in inspect.signature(arviz.from_dict).parameters:
+            return arviz.from_dict(**groups)
+        return arviz.from_dict(groups)  # from release 1 on: all groups in one dictionary

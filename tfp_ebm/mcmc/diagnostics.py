@@ -2,22 +2,26 @@
 
 The mean over a chain has the variance sd²/ESS with ESS = N/(1 + 2Σₖ ρₖ), ρₖ the correlation at lag k; for an
 autoregressive chain ρₖ = ρᵏ that is N(1 − ρ)/(1 + ρ). R̂ compares the variance of all draws with that within half
-chains: it is 1 when every half of every chain covers the same law, and exceeds 1.05 or so when they do not.
+chains: it is 1 when every half of every chain covers the same law, and exceeds 1.05 or so when they do not,
+
+    R̂ = √((n − 1)/n + B/W),   W the mean variance within half chains of n draws, B the variance of their means.
+
+The root is Stan's and ArviZ's. (`tfp.mcmc.potential_scale_reduction` returns what is under it, (m + 1)/m times that
+for m chains, so that its 1.10 is 1.05 here.)
 
 ESS so defined is that of the mean, and means nothing where there is no variance. *Bulk* ESS is that of the draws' ranks
 (as normal scores, over half chains): whatever increasing transform is applied to the coordinate, it stays the same, and
-it says how well the middle of the law is explored. What a sampler costs is its evaluations of the target's gradient,
-so samplers are compared by effective draws per evaluation.
+it says how well the middle of the law is explored. R̂ of ranks likewise; with that of the ranks of |x − median| it also
+sees chains that agree in the middle and differ in width. What a sampler costs is its evaluations of the target's
+gradient, so samplers are compared by effective draws per evaluation.
 """
 
 from __future__ import annotations
 
-import logging
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tfp_ebm import arguments
 from tfp_ebm.mcmc.finite import count_nonfinite
@@ -41,7 +45,7 @@ class Diagnostics(NamedTuple):
       mcse: standard error of `mean`, sd/√ESS, `[*event]`.
       ess: number of independent draws that would estimate `mean` as well, all chains together, `[*event]`. NaN where
         it cannot be known: fewer than 4 results per chain, or a coordinate that never changes.
-      rhat: split R̂ of Gelman & Rubin, `[*event]`; NaN as `ess`.
+      rhat: split R̂ of Gelman & Rubin, `[*event]`; NaN as `ess`. Of an odd number of results it leaves out the last.
       acceptance_rate: share of kept steps that were accepted; None if only states were given.
       num_stuck: number of chains that never moved; None for one result per chain, which cannot tell.
       num_nonfinite: number of chains that hold a NaN or an infinity. They are not left out: where it is not 0, expect
@@ -50,6 +54,7 @@ class Diagnostics(NamedTuple):
       ess_per_gradient: `ess_bulk` of all chains over all their evaluations of the target from the first result to the
         last (thinning included, burn-in not), `[*event]`; for NUTS, whose evaluations are counted as the most that its
         tree allows, a lower bound. None for a kernel that is not one of this package's, or if only states were given.
+      rhat_rank: the larger of split R̂ of the ranks and of those of |x − median|, `[*event]`; `arviz.summary` shows it.
     """
 
     mean: np.ndarray
@@ -62,13 +67,15 @@ class Diagnostics(NamedTuple):
     num_nonfinite: int
     ess_bulk: np.ndarray
     ess_per_gradient: np.ndarray | None
+    rhat_rank: np.ndarray
 
 
 def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
     """Judges chains by their draws.
 
-    ESS as in Stan (Geyer's initial positive sequence over the chains' mean autocorrelation, Vehtari et al. 2021,
-    arXiv:1903.08008), R̂ as in Gelman & Rubin (1992) on split chains; both are TFP's, computed in float64.
+    ESS as in Stan (Geyer's initial positive and monotone sequence over the mean autocorrelation of half chains) and R̂
+    of ranks by Vehtari et al. (2021, arXiv:1903.08008), R̂ by Gelman & Rubin (1992) on half chains, all in float64.
+    `ess`, `ess_bulk`, `mcse` and `rhat_rank` are ArviZ's ess(method="mean"), ess_bulk, mcse_mean and r_hat.
 
     Args:
       samples: a `Samples`, whose log densities tell how many axes are chains; or an array
@@ -111,11 +118,12 @@ def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
     states = states.reshape(num_results, -1, *event_shape).astype(np.float64)
     num_chains = states.shape[1]
 
-    ess = ess_bulk = rhat = np.full(event_shape, np.nan)
+    ess = ess_bulk = rhat = rhat_rank = np.full(event_shape, np.nan)
     if num_results >= _MIN_RESULTS:
         flat = states.reshape(num_results, num_chains, -1)
-        ess, rhat = (part.reshape(event_shape) for part in _ess_and_rhat(flat))
-        ess_bulk = _ess_of_ranks(flat).reshape(event_shape)
+        block = max(1, _BLOCK_NUMBERS // (num_results * num_chains))
+        blocks = [_judged(flat[..., first : first + block]) for first in range(0, flat.shape[2], block)]
+        ess, ess_bulk, rhat, rhat_rank = np.concatenate(blocks, 1).reshape(4, *event_shape)
     sd = states.std(axis=(0, 1), ddof=1) if num_results * num_chains > 1 else np.full(event_shape, np.nan)
     still = (states == states[:1]).all(axis=(0, *range(2, states.ndim)))
     return Diagnostics(
@@ -129,49 +137,60 @@ def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
         num_nonfinite=num_nonfinite,
         ess_bulk=ess_bulk,
         ess_per_gradient=None if evaluations is None else ess_bulk / (num_results * num_chains * evaluations),
+        rhat_rank=rhat_rank,
     )
 
 
-def _ess_of_ranks(states: np.ndarray) -> np.ndarray:
-    """ESS of the normal scores Φ⁻¹((rank − ⅜)/(S + ¼)) of `[num_results, chains, coordinates]`, over half chains
-    (Vehtari et al. 2021); NaN where a coordinate has a NaN or never changes."""
-    half, num_coordinates = len(states) // 2, states.shape[2]
-    halves = np.concatenate([states[:half], states[half : 2 * half]], 1)
-    if half < _MIN_RESULTS:
-        return np.full(num_coordinates, np.nan)
-    scores = np.empty_like(halves)
-    for k in range(num_coordinates):
-        draws = halves[..., k]
-        _, inverse, counts = np.unique(draws, return_inverse=True, return_counts=True)
+def _judged(states: np.ndarray) -> np.ndarray:
+    """ESS, bulk ESS, split R̂ and that of ranks of `[num_results, chains, coordinates]`, `[4, coordinates]`."""
+    half = len(states) // 2
+    halves = np.concatenate([states[:half], states[-half:]], 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ranked, folded = _scores(halves), _scores(np.abs(halves - np.median(halves, (0, 1))))
+        bulk = _ess(ranked) if half >= _MIN_RESULTS else np.full(states.shape[2], np.nan)
+        rhat = _rhat(np.concatenate([states[:half], states[half : 2 * half]], 1))
+        rhat_rank = np.maximum(_rhat(ranked), _rhat(folded))
+        return np.stack([_ess(halves), bulk, rhat, rhat_rank])
+
+
+def _scores(draws: np.ndarray) -> np.ndarray:
+    """Normal scores Φ⁻¹((rank − ⅜)/(S + ¼)) among all S draws of a coordinate; NaN where one of them is not finite."""
+    scores = np.empty_like(draws)
+    for k in range(draws.shape[2]):
+        _, inverse, counts = np.unique(draws[..., k], return_inverse=True, return_counts=True)
         ranks = np.cumsum(counts) - 0.5 * (counts - 1)  # equal draws share the mean of their ranks
-        p = (ranks - 0.375) / (draws.size + 0.25)
-        scores[..., k] = tf.math.ndtri(p).numpy()[inverse.reshape(draws.shape)]
-        if not np.isfinite(draws).all():
+        p = (ranks - 0.375) / (inverse.size + 0.25)
+        scores[..., k] = tf.math.ndtri(p).numpy()[inverse.reshape(draws.shape[:2])]
+        if not np.isfinite(draws[..., k]).all():
             scores[..., k] = np.nan
-    return _ess_and_rhat(scores)[0]
+    return scores
 
 
-def _ess_and_rhat(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ESS and split R̂ of `[num_results, chains, coordinates]`, a block of coordinates at a time to bound memory."""
-    num_results, num_chains, size = states.shape
-    total = num_results * num_chains
-    pooled = {"cross_chain_dims": 1} if num_chains > 1 else {}
-    ess, rhat = np.empty(size), np.empty(size)
-    block = max(1, _BLOCK_NUMBERS // total)
-    logger = tf.get_logger()
-    logger.addFilter(_not_about_imaginary_parts)
-    try:
-        for first in range(0, size, block):
-            part = states[:, :, first : first + block]
-            estimate = tfp.mcmc.effective_sample_size(part, filter_beyond_positive_pairs=True, **pooled).numpy()
-            ess[first : first + block] = estimate.reshape(part.shape[2])
-            rhat[first : first + block] = tfp.mcmc.potential_scale_reduction(part, split_chains=True).numpy()
-    finally:
-        logger.removeFilter(_not_about_imaginary_parts)
-    # Stan's bound on what anticorrelated draws may be worth; the estimate can even turn negative there.
-    return total / np.maximum(total / ess, 1 / np.log10(total)), rhat
+def _rhat(chains: np.ndarray) -> np.ndarray:
+    """√((n − 1)/n + B/W) of `[n, chains, coordinates]`."""
+    n = len(chains)
+    return np.sqrt((n - 1) / n + chains.mean(0).var(0, ddof=1) / chains.var(0, ddof=1).mean(0))
 
 
-def _not_about_imaginary_parts(record: logging.LogRecord) -> bool:
-    """TFP drops the imaginary part of an inverse FFT, which is rounding, and TensorFlow warns of it at every call."""
-    return "discard the imaginary part" not in record.getMessage()
+def _ess(chains: np.ndarray) -> np.ndarray:
+    """ESS of `[n, chains, coordinates]`, all chains together (Vehtari et al. 2021, §3.2); NaN where nothing varies."""
+    n, num_chains = chains.shape[:2]
+    means = chains.mean(0)
+    spectrum = np.fft.rfft(chains - means, 2 ** (2 * n - 1).bit_length(), axis=0)
+    covariance = np.fft.irfft((spectrum.real**2 + spectrum.imag**2).mean(1), axis=0)[:n] / n
+    variance = covariance[0] + means.var(0, ddof=1)
+    rho = 1.0 - (covariance[0] * n / (n - 1) - covariance) / variance
+    rho[0] = np.where(np.isnan(variance), np.nan, 1.0)
+    num_pairs = max(0, (n - 3) // 2) + 1
+    even, odd = rho[0 : 2 * num_pairs : 2], rho[1 : 2 * num_pairs : 2]
+    pairs = even + odd
+    # Geyer: sums of neighbours are positive and fall in truth, so the first that is not ends the sum, and none may rise
+    stops = np.concatenate([pairs[:-1] <= 0.0, np.ones_like(pairs[:1], bool)])
+    last = np.argmax(stops, 0)
+    counted = np.arange(num_pairs)[:, None] < last
+    total = np.where(counted, np.minimum.accumulate(pairs, 0), 0.0).sum(0)
+    end_even, end_pair = (np.take_along_axis(part, last[None], 0)[0] for part in (even, pairs))
+    total_draws = n * num_chains
+    tau = 2.0 * total - 1.0 + np.where((end_even > 0.0) | (end_pair >= 0.0) | np.isnan(end_even), end_even, 0.0)
+    # Stan's bound on what anticorrelated draws may be worth; the estimate can even turn negative there
+    return total_draws / np.maximum(tau, 1.0 / np.log10(total_draws))

@@ -145,7 +145,7 @@ def side_by_side(a: Moments, b: Moments) -> Moments:
 
 
 def rhat(stretches: Sequence[Moments], entry: int) -> tf.Tensor:
-    """R̂ of Gelman & Rubin (1992), as `tfp.mcmc.potential_scale_reduction` has it, each stretch of each chain a chain.
+    """R̂ = √((n − 1)/n + B/W) of Gelman & Rubin (1992), each stretch of each chain a chain; see `diagnostics.py`.
 
     Args:
       stretches: of equal numbers of results.
@@ -157,11 +157,9 @@ def rhat(stretches: Sequence[Moments], entry: int) -> tf.Tensor:
     rank, number = stretches[0].is_finite.shape.rank, stretches[0].number
     means = tf.concat([over_chains(part.mean[entry], rank) for part in stretches], 0)
     squares = tf.concat([over_chains(part.squares[entry], rank) for part in stretches], 0)
-    num_chains = _length(means)
     within = tf.reduce_mean(squares, 0) / (number - 1)
-    between = tf.reduce_sum((means - tf.reduce_mean(means, 0)) ** 2, 0) / (num_chains - 1)
-    pooled = (number - 1) / number * within + between
-    return (num_chains + 1) / num_chains * pooled / within - (number - 1) / (num_chains * number)
+    between = tf.reduce_sum((means - tf.reduce_mean(means, 0)) ** 2, 0) / (_length(means) - 1)
+    return tf.sqrt((number - 1) / number + between / within)
 
 
 def over_chains(values: tf.Tensor, rank: int) -> tf.Tensor:

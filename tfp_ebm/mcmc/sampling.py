@@ -51,7 +51,7 @@ class Samples(NamedTuple):
     evaluations_per_result: int | None = None
 
     def to_arviz(self) -> Any:
-        """These draws as an `arviz.InferenceData`; see `ebm.mcmc.to_arviz`."""
+        """These draws in ArviZ's form; see `ebm.mcmc.to_arviz`."""
         from tfp_ebm.mcmc.arviz import to_arviz
 
         return to_arviz(self)

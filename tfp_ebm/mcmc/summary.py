@@ -163,7 +163,7 @@ def _summary(parts: Sequence[Moments], state: tf.Tensor, step_size: Any, is_whol
     sd = tf.sqrt((tf.reduce_sum(squares, 0) + number * between) / (total - 1))
     mcse = tf.sqrt(between / (num_chains * (num_chains - 1)))
     whole = [every]
-    if is_whole:  # the halves; R̂ leaves out the last of an odd number of results, as TFP's does
+    if is_whole:  # the halves; R̂ leaves out the last of an odd number of results
         whole = list(parts[:2]) if len(parts) > 1 else [every]
     rhats = [moments_of.rhat(whole, entry) for entry in range(len(every.mean))]
     enough = number >= _MIN_RESULTS
