@@ -55,6 +55,7 @@ def to_arviz(samples: Samples) -> Any:
         # it takes more chains than draws for a mix-up of the axes; here they are many by design
         for message in ("More chains .* than draws", "Found chain dimension to be longer than draw dimension"):
             warnings.filterwarnings("ignore", message)
-        if "posterior" in inspect.signature(arviz.from_dict).parameters:
-            return arviz.from_dict(**groups)
-        return arviz.from_dict(groups)  # from release 1 on: all groups in one dictionary
+        from_dict: Any = arviz.from_dict
+        if "posterior" in inspect.signature(from_dict).parameters:
+            return from_dict(**groups)
+        return from_dict(groups)  # from release 1 on: all groups in one dictionary
