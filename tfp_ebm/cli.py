@@ -186,11 +186,11 @@ def _fit(options: argparse.Namespace) -> None:
     _check_free(out, options.overwrite, is_run=True)
     num_steps = check_count("--steps", options.steps)
     batch_size = check_count("--batch-size", options.batch_size)
-    settings: dict[str, Any] = {
-        "units": [check_count("--units", width) for width in options.units],
-        "fourier_features": check_count("--fourier-features", options.fourier_features, minimum=0),
-        "learning_rate": check_positive("--learning-rate", options.learning_rate),
-    }
+    units = [check_count("--units", width) for width in options.units]
+    if options.fourier_features is not None:
+        check_count("--fourier-features", options.fourier_features, minimum=0)
+    if options.learning_rate is not None:
+        check_positive("--learning-rate", options.learning_rate)
     takes_sigma = "sigma" in inspect.signature(type(losses.get(options.loss))).parameters
     if options.sigma is not None:
         check_positive("--sigma", options.sigma)
@@ -207,12 +207,25 @@ def _fit(options: argparse.Namespace) -> None:
 
     if options.sigma is None and takes_sigma:
         options.sigma = recipes.noise_scale(train)
+    loss = _loss(options)
+    preset = recipes.settings_for(loss, train[0].size)
+    if options.fourier_features is None:
+        options.fourier_features = preset["fourier_features"]
+    if options.learning_rate is None:
+        options.learning_rate = preset["learning_rate"]
     start = time.perf_counter()
     epochs = max(number for number in range(1, _MAX_EPOCHS + 1) if num_steps % number == 0)
     steps_per_epoch = num_steps // epochs
     execution = max(number for number in range(1, 101) if steps_per_epoch % number == 0)
     model = recipes.low_dimensional(
-        train, _loss(options), num_steps, **settings, steps_per_execution=execution, seed=options.seed
+        train,
+        loss,
+        num_steps,
+        units=units,
+        fourier_features=options.fourier_features,
+        learning_rate=options.learning_rate,
+        steps_per_execution=execution,
+        seed=options.seed,
     )
     history = model.fit(
         shuffled_batches(train, batch_size, options.seed),

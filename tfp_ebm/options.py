@@ -54,10 +54,13 @@ def make_parser() -> argparse.ArgumentParser:
     sigma = "noise of denoising, in standard deviations of the data (default: 3/4 of Scott's rule, at most 0.4)"
     fit.add_argument("--sigma", type=float, help=sigma)
     fit.add_argument("--units", type=int, nargs="+", default=[128, 128], help="widths of the hidden layers")
-    fit.add_argument("--fourier-features", type=int, default=0, help="random frequencies in front of them")
+    fit.add_argument(
+        "--fourier-features", type=int, help="random frequencies in front of them (default: as suits the loss)"
+    )
     fit.add_argument("--steps", type=int, default=5000, help="optimizer steps")
     fit.add_argument("--batch-size", type=int, default=256, help="rows per step")
-    fit.add_argument("--learning-rate", type=float, default=2e-3, help="at the start; decays along a cosine to zero")
+    rate = "at the start; decays along a cosine to zero (default: as suits the loss)"
+    fit.add_argument("--learning-rate", type=float, help=rate)
     _add_sampling_options(fit)
     fit.add_argument("--seed", type=int, default=0, help="of weights, noise, order of batches and samples")
 

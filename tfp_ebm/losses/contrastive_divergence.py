@@ -53,8 +53,8 @@ class PersistentContrastiveDivergence(MaximumLikelihood):
     training step one independence-Metropolis move from the base, which carries mass between modes that local moves do
     not connect. Chains start at the base.
 
-    In few dimensions `recipes.low_dimensional(x, loss="persistent_contrastive_divergence", fourier_features=64)` is a
-    preset that trains well: the base as base measure too, Fourier features, a learning rate of 2e-3 that decays.
+    In few dimensions `recipes.low_dimensional(x, loss="persistent_contrastive_divergence")` is a preset that trains
+    well: the base as base measure too, Fourier features, a learning rate of 10⁻³ that decays.
 
     Args:
       kernel: default: `mcmc.Adaptive(mcmc.MALA(0.1))`.
