@@ -28,24 +28,24 @@ def integral(log_prob, centre, factor):
     return np.exp(log_prob(centre + steps @ factor.T)).sum() * 0.125**d * abs(np.linalg.det(factor))
 
 
-@pytest.mark.parametrize(("d", "ratio"), [(1, 4.0), (2, 0.5), (2, 1.0), (2, 4.0), (2, 10.0)])
+@pytest.mark.parametrize(("d", "ratio"), [(1, 0.5), (2, 1.0), (1, 4.0), (2, 10.0)])
 def test_fit_recovers_the_density_and_its_normaliser(d, ratio):
     """P, Pm and log Z in standardised units within 4 standard errors, noise ≠ data; p integrates to 1 over x.
 
-    The errors are those of one draw of the noise; `fit` sees many, so that its own are smaller. With the minimiser
-    30 000 rows would have, log Z wrong by log ν is over 10 errors off for every ν but 1 (see the exact test).
+    The errors are those of one draw of the noise; `fit` sees many, so that its own are smaller. Planted
+    mistakes are in the exact test.
     """
     x, mean, factor, noise = problem(d, 1000)
     quadratic, loss = Quadratic(dtype="float64"), NCE(noise, ratio)
     model = ebm.EnergyModel(quadratic, event_shape=(d,))
     model.adapt(x)
-    schedule = keras.optimizers.schedules.CosineDecay(0.05, 300)
+    schedule = keras.optimizers.schedules.CosineDecay(0.05, 200)
     model.compile(keras.optimizers.Adam(schedule), loss, steps_per_execution=100)
     p = ebm.EnergyDistribution(model)
     assert p.log_normalizer is None and model.log_normalizer is None
     with pytest.raises(NotImplementedError, match="log_prob needs log Z"):
         p.log_prob(x)
-    history = model.fit(tf.data.Dataset.from_tensors(x).repeat(), steps_per_epoch=300, verbose=0, shuffle=False).history
+    history = model.fit(tf.data.Dataset.from_tensors(x).repeat(), steps_per_epoch=200, verbose=0, shuffle=False).history
 
     units = model.units
     precision, mu = quadratic.precision(), quadratic.mean.numpy()
@@ -71,48 +71,65 @@ def test_fit_recovers_the_density_and_its_normaliser(d, ratio):
     assert float(p.with_log_normalizer(0.5).log_normalizer) == 0.5
 
 
-def trained(loss, jit_compile=False, **kwargs):
-    x = np.random.default_rng(0).normal(3.0, 2.0, size=(512, 2)).astype("float32")
+def model_and_rows(loss, optimizer=None, jit_compile=False, **kwargs):
+    x = np.random.default_rng(0).normal(3.0, 2.0, size=(384, 2)).astype("float32")
     model = ebm.EnergyModel(ebm.networks.mlp([2], units=[8], seed=0), seed=1, **kwargs)
-    model.compile(keras.optimizers.Adam(1e-2), loss, jit_compile=jit_compile)
-    model.fit(x, batch_size=100, epochs=2, verbose=0, shuffle=False)  # a last batch of 12, too
+    model.compile(optimizer or keras.optimizers.Adam(1e-2), loss, jit_compile=jit_compile)
     return model, x
 
 
+def fit(model, x):
+    return model.fit(x, batch_size=128, verbose=0, shuffle=False).history
+
+
 def test_default_noise_is_the_base_and_xla_trains_the_same():
-    """From the alias, with a base measure or without; nothing of it warns."""
-    model, x = trained("noise_contrastive_estimation")
-    assert isinstance(model.loss, NCE) and model.loss.noise is None and model.loss.noise_ratio == 1.0
-    xla, _ = trained(NCE(), jit_compile=True)
-    np.testing.assert_allclose(xla.log_normalizer, model.log_normalizer, rtol=1e-4)
-    np.testing.assert_allclose(xla.energy(x), model.energy(x), rtol=1e-3, atol=1e-4)
-    before = float(model.log_normalizer)
-    figures = model.evaluate(x, verbose=0, return_dict=True)
-    assert float(model.log_normalizer) == before == pytest.approx(figures["log_normalizer"])
-    log_prob = tf.function(ebm.EnergyDistribution(model).log_prob)
-    np.testing.assert_allclose(log_prob(x), -model.energy(x) - before, rtol=1e-5)
-    model.fit(x, batch_size=100, verbose=0)
-    np.testing.assert_allclose(log_prob(x), -model.energy(x) - model.log_normalizer, rtol=1e-5)  # goes along
-    assert float(model.log_normalizer) != before
-    model.compile("adam", "denoising_score_matching")
-    assert model.log_normalizer is None
+    """By the alias; plain gradient descent, which does not blow up rounding, for 3 steps."""
+    models = []
+    for jit in (False, True):
+        model, x = model_and_rows("noise_contrastive_estimation", keras.optimizers.SGD(0.1), jit)
+        assert isinstance(model.loss, NCE) and model.loss.noise is None and model.loss.noise_ratio == 1.0
+        assert "uncovered" not in fit(model, x)
+        models.append(model)
+    graph, xla = models
+    np.testing.assert_allclose(xla.log_normalizer, graph.log_normalizer, rtol=1e-5)
+    np.testing.assert_allclose(xla.energy(x), graph.energy(x), rtol=1e-4, atol=1e-5)
+    # log Z is the one of the moment, wherever it is used
+    before = float(graph.log_normalizer)
+    log_prob = tf.function(ebm.EnergyDistribution(graph).log_prob)
+    np.testing.assert_allclose(log_prob(x), -graph.energy(x) - before, rtol=1e-5)
+    fit(graph, x)
+    assert float(graph.log_normalizer) != before
+    np.testing.assert_allclose(log_prob(x), -graph.energy(x) - graph.log_normalizer, rtol=1e-5)
+    figures = graph.evaluate(x, batch_size=384, verbose=0, return_dict=True)
+    assert figures["log_normalizer"] == pytest.approx(float(graph.log_normalizer))
+    graph.compile("adam", "denoising_score_matching")
+    assert graph.log_normalizer is None
 
 
 def test_log_z_and_fitted_noise_survive_the_file(tmp_path):
     """A loaded model has the same log Z, draws the same noise, and trains on bit by bit."""
-    fitted = NCE("gaussian_mixture", 0.7, num_components=2)
-    fitted.adapt(np.random.default_rng(0).normal(3.0, 2.0, size=(300, 2)))
-    given = NCE(tfd.MultivariateNormalDiag([3.0, 3.0], [2.5, 2.5]), 2.0)
-    for loss in (fitted, given):
-        model, x = trained(loss, base_measure=tfd.MultivariateNormalDiag([3.0, 3.0], [2.0, 2.0]))
-        model.save(tmp_path / "model.keras")
-        loaded = keras.saving.load_model(tmp_path / "model.keras")
-        assert loaded.loss.noise_ratio == loss.noise_ratio
-        p, q = ebm.EnergyDistribution(model), ebm.EnergyDistribution(loaded)
-        np.testing.assert_array_equal(p.log_prob(x), q.log_prob(x))
-        for m in (model, loaded):
-            m.fit(x, batch_size=100, epochs=1, verbose=0, shuffle=False)
-        np.testing.assert_array_equal(p.log_prob(x), q.log_prob(x))
+    loss = NCE("gaussian_mixture", 0.7, num_components=2)
+    loss.adapt(np.random.default_rng(0).normal(3.0, 2.0, size=(300, 2)))
+    model, x = model_and_rows(loss, base_measure=tfd.MultivariateNormalDiag([3.0, 3.0], [2.0, 2.0]))
+    fit(model, x)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    p, q = ebm.EnergyDistribution(model), ebm.EnergyDistribution(loaded)
+    np.testing.assert_array_equal(p.log_prob(x), q.log_prob(x))
+    assert fit(model, x) == fit(loaded, x)
+    np.testing.assert_array_equal(p.log_prob(x), q.log_prob(x))
+
+
+@pytest.mark.parametrize("kind", ["given", "gaussian", "kernel_density"])
+def test_config_keeps_the_noise(kind):
+    x = np.random.default_rng(0).normal(size=(50, 2)).astype("float32")
+    given = tfd.MultivariateNormalDiag([0.5, 0.0], [2.0, 2.0])
+    loss = NCE(given if kind == "given" else kind, 2.5, num_centers=20, bandwidth=0.3)
+    loss.adapt(x)
+    twin = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert (twin.noise_ratio, twin.num_centers, twin.bandwidth) == (2.5, 20, 0.3)
+    values = [each(lambda y: tf.reduce_sum(y**2, -1), x, seed=0).per_example for each in (loss, twin)]
+    np.testing.assert_array_equal(*values)
 
 
 class Wall(tfd.Uniform):
@@ -121,19 +138,28 @@ class Wall(tfd.Uniform):
 
 def test_noise_that_cannot_be_saved_says_so(tmp_path):
     noise = tfd.Independent(Wall(tf.constant([-20.0, -20.0]), tf.constant([20.0, 20.0])), 1)
-    model, _ = trained(NCE(noise))
-    with pytest.raises(TypeError, match="`noise.* cannot be saved"):
+    model, _ = model_and_rows(NCE(noise))
+    with pytest.raises(TypeError, match=r"`noise.* cannot be saved"):
         model.save(tmp_path / "model.keras")
 
 
-def test_fit_warns_of_noise_that_is_too_easy_or_leaves_data_out():
-    """Once per fit, with the figures; accuracy is then near 1, and overlap near 0."""
-    with pytest.warns(UserWarning, match=r"in epoch \d: the classifier is saturated: .* accuracy (1\.0|0\.9)") as caught:
-        model, _ = trained(NCE(tfd.MultivariateNormalDiag([90.0, 90.0], [1.0, 1.0])))
+def test_fit_warns_of_noise_that_is_too_easy():
+    """Once per fit, with the figures; the default noise, in the tests above, is not warned of."""
+    model, x = model_and_rows(NCE(tfd.MultivariateNormalDiag([90.0, 90.0], [1.0, 1.0])), keras.optimizers.Adam(0.1))
+    with pytest.warns(UserWarning, match=r"in epoch \d: the classifier is saturated: .* accuracy (1|0\.9)") as caught:
+        model.fit(x, batch_size=32, epochs=4, verbose=0)
     assert len(caught) == 1
-    figures = model.evaluate(np.full((100, 2), 3.0), verbose=0, return_dict=True)
-    assert figures["accuracy"] > 0.99 and figures["overlap"] < 0.02
-    box = tfd.Independent(tfd.Uniform(tf.constant([-1.0, -1.0]), tf.constant([7.0, 7.0])), 1)
-    with pytest.warns(UserWarning, match=r"no density at \d\.\d\d% of the data|no density at \d\d\.\d\d% of the data"):
-        model, _ = trained(NCE(box))
-    assert np.isfinite(model.log_normalizer)
+
+
+def test_noise_that_leaves_data_out_is_complained_of():
+    """Where its density is zero the loss is 0 and teaches nothing; log Z begins at a finite value all the same."""
+    box = tfd.Independent(tfd.Uniform(tf.constant([-1.0, -1.0]), tf.constant([1.0, 1.0])), 1)
+    loss, x = NCE(box), tf.constant([[0.0, 0.0], [0.5, 0.5], [2.0, 0.0], [0.0, -0.9]])
+    weight = tf.Variable(1.0)
+    with tf.GradientTape() as tape:
+        output = loss(lambda y: weight * tf.reduce_sum(y**2, -1), x, seed=0, training=True)
+    metrics = {name: float(value) for name, value in output.metrics.items()}
+    assert metrics["uncovered"] == 0.25 and np.isfinite(metrics["log_normalizer"])
+    assert np.isfinite(output.per_example).all() and np.isfinite(tape.gradient(output.per_example, weight))
+    assert "no density at 25.00% of the data" in loss.complaint(metrics)
+    assert loss.complaint({"overlap": 0.5, "accuracy": 0.8}) == "" == loss.complaint({})

@@ -53,11 +53,12 @@ class NoiseContrastiveEstimation(Loss):
     variance of maximum likelihood.
 
     Args:
-      noise: q, over x: a `tfd.Distribution`; None for the base distribution of the model, which is the Gaussian fitted
-        to the data unless there is a base measure; or what `adapt` shall fit: "gaussian", "gaussian_mixture" or
-        "kernel_density". It must cover the data: where its density is zero nothing is learned.
+      noise: q, over x: a `tfd.Distribution`, or what `adapt` shall fit: "gaussian", "gaussian_mixture" or
+        "kernel_density". None: the Gaussian if `adapt` was called, else the base distribution of the model, which is
+        the Gaussian fitted to its data, or its base measure. It must cover the data, and better a little more: where
+        its density is zero nothing is learned, and where neither falls nothing holds the energy.
       noise_ratio: ν, draws of noise per row of data, any number > 0.
-      num_components: Gaussians of a "gaussian_mixture".
+      num_components: Gaussians of a "gaussian_mixture", beside the wide one that has a tenth of it.
       num_centers: rows of the data that a "kernel_density" smooths, at most.
       bandwidth: h of a "kernel_density", in standard deviations of the data; None: Scott's rule.
 
@@ -190,9 +191,9 @@ class NoiseContrastiveEstimation(Loss):
         noise = self._noise(energy_fn, x)
         num_noise = tf.cast(tf.math.ceil(self.noise_ratio * tf.cast(tf.shape(x)[0], tf.float64)), tf.int32)
         drawn = tf.ensure_shape(draw(noise, num_noise[None], fold_in(seed, 0)), [None, *x.shape[1:]])
-        both = tf.stop_gradient(tf.concat([x, drawn], 0))
+        both = tf.concat([x, drawn], 0)
         # one call of the network for both: larger matrices, and its layers see data and noise alike
-        log_ratio = -energy_fn(both) - tf.stop_gradient(noise.log_prob(both))  # log p/q, but for log Z
+        log_ratio = -energy_fn(both) - noise.log_prob(both)  # log p/q, but for log Z
         if training:
             self._begin(tf.stop_gradient(log_ratio), tf.shape(x)[0])
         log_ratio -= self.log_normalizer.value
