@@ -37,7 +37,11 @@ def test_density_is_scipys(d, shared):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_draws_have_that_density(shared):
-    """Its distribution function makes draws uniform (KS, false alarm 1e-4); means 5 % off would have p < 1e-9."""
+    """Its distribution function makes draws uniform (KS, false alarm 1e-4), and one with means 20 % off does not.
+
+    That one is over .04 away; 20 000 draws are within .016 of the truth in all but one seed in 10 000, and p is below
+    1e-9 from .024 on.
+    """
     p = mixture(1, shared)
     x = p.sample(20_000, seed=tf.constant([0, 3])).numpy()[:, 0]
     scale = np.broadcast_to(p.parameters["scale_tril"], (3, 1, 1)).ravel()
@@ -47,7 +51,9 @@ def test_draws_have_that_density(shared):
         return sum(w * scipy.stats.norm.cdf(y, stretch * m, s) for w, m, s in parts)
 
     assert scipy.stats.kstest(x, cdf).pvalue > 1e-4
-    assert scipy.stats.kstest(x, lambda y: cdf(y, 1.05)).pvalue < 1e-9
+    grid = np.linspace(-15, 15, 3001)
+    assert np.abs(cdf(grid) - cdf(grid, 1.2)).max() > 0.04
+    assert scipy.stats.kstest(x, lambda y: cdf(y, 1.2)).pvalue < 1e-9
 
 
 def test_draws_of_several_coordinates_have_the_right_moments():
