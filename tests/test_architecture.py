@@ -121,6 +121,7 @@ networks.mlp networks.convnet networks.LayerNormalization networks.GroupNormaliz
 derivatives.score losses.Loss losses.LossOutput losses.DenoisingScoreMatching
 losses.MultiscaleDenoisingScoreMatching losses.ScoreMatching losses.SlicedScoreMatching losses.MaximumLikelihood
 losses.ContrastiveDivergence losses.PersistentContrastiveDivergence losses.NoiseConditionalDenoisingScoreMatching
+losses.NoiseContrastiveEstimation
 mcmc.MetropolisHastings mcmc.IndependenceMetropolis mcmc.Sequence mcmc.Tempered mcmc.annealed_langevin
 derivatives.laplacian derivatives.energy_score_laplacian derivatives.directional_derivatives derivatives.explain
 derivatives.forward_laplacian_rule
@@ -152,6 +153,7 @@ def test_arguments_of_pinned_names():
     ]  # fmt: skip
     assert names(ebm.networks.mlp) == ["event_shape", "units", "activation", "fourier_features", "dtype", "seed"]
     assert names(ebm.losses.DenoisingScoreMatching) == ["sigma"]
+    assert names(ebm.losses.NoiseContrastiveEstimation)[:2] == ["noise", "noise_ratio"]
     assert names(ebm.mcmc.HMC) == ["step_size", "num_leapfrog_steps", "mass"]
     assert names(ebm.mcmc.sample) == [
         "target_log_prob_fn", "initial_state", "kernel", "num_results", "num_burnin_steps", "num_steps_between_results",

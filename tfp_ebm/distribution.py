@@ -49,7 +49,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         `EnergyModel` it works in standardised units, like the model's loss. Default: adaptive HMC of 10 leapfrog steps.
       base: a `tfd.Distribution` over x where chains start; default: the model's.
       num_burnin_steps: kernel steps from there to a sample.
-      log_normalizer: log Z, if known.
+      log_normalizer: log Z, if known; default: what the loss of an `EnergyModel` has learned, if it learns it.
       dtype: of x, for callables; default: that of `base`, else float32.
       validate_args, allow_nan_stats, name: as for any TFP distribution.
 
@@ -134,16 +134,19 @@ class EnergyDistribution(tfp.distributions.Distribution):
         return -over_leading_dimensions(lambda flat: one_per_row(self._energy(flat), flat), x, len(self._event))
 
     def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
-        if self._log_normalizer is None:
+        log_normalizer = self.log_normalizer
+        if log_normalizer is None:
             raise NotImplementedError(
                 "log_prob needs log Z, which an energy does not tell: estimate it and use "
                 "p.with_log_normalizer(value).log_prob(x), or use p.unnormalized_log_prob(x) = −E(x)."
             )
-        return self._unnormalized_log_prob(x) - self._log_normalizer
+        return self._unnormalized_log_prob(x) - log_normalizer
 
     @property
     def log_normalizer(self) -> tf.Tensor | None:
-        """log Z (eq. 2), or None if it is not known."""
+        """log Z (eq. 2), or None if it is not known: what was given, else what the model's loss has learned by now."""
+        if self._log_normalizer is None and isinstance(self._energy, EnergyModel):
+            return self._energy.log_normalizer
         return self._log_normalizer
 
     def with_log_normalizer(self, value: Any) -> EnergyDistribution:

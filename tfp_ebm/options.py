@@ -16,8 +16,8 @@ TOYS = (
     *("banana", "rosenbrock", "funnel"),
 )
 LOSSES = (
-    *("contrastive_divergence", "denoising_score_matching", "persistent_contrastive_divergence"),
-    *("score_matching", "sliced_score_matching"),
+    *("contrastive_divergence", "denoising_score_matching", "noise_contrastive_estimation"),
+    *("persistent_contrastive_divergence", "score_matching", "sliced_score_matching"),
 )
 KERNELS = ("hmc", "mala", "nuts", "random_walk", "langevin")
 

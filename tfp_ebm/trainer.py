@@ -56,6 +56,19 @@ class _StopAtNonFiniteLoss(keras.callbacks.Callback):
             )
 
 
+class _Complaints(keras.callbacks.Callback):
+    """Warns, once, of what the loss has to say about the metrics of an epoch."""
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        self.complained = False
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        complaint = "" if self.complained else self.model.loss.complaint(logs or {})
+        if complaint:
+            self.complained = True
+            warnings.warn(f"{type(self.model.loss).__name__} in epoch {epoch + 1}: {complaint}", stacklevel=2)
+
+
 def _labels(x: Any, y: Any, sample_weight: Any) -> Any:
     """y, or labels of no width where there are none: Keras drops the weights of an array that comes without labels."""
     if y is not None or sample_weight is None or not is_array(x):
@@ -100,6 +113,11 @@ class EnergyTrainer(keras.Model):
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one x."""
         return self.energy_function.event_shape
+
+    @property
+    def log_normalizer(self) -> tf.Tensor | None:
+        """log Z (eq. 2) as the loss has learned it, such as noise contrastive estimation; None if it is not known."""
+        return None if self.loss is None else self.loss.known_log_normalizer
 
     def _build_training(self) -> None:
         """Creates the weights that training needs, once the energy function is there."""
@@ -230,6 +248,7 @@ class EnergyTrainer(keras.Model):
             callbacks = list(tf.nest.flatten(callbacks)) if callbacks is not None else []
             if not any(map(_handles_divergence, callbacks)):
                 callbacks.append(_StopAtNonFiniteLoss())
+            callbacks.append(_Complaints())
             call["callbacks"] = callbacks
         return super().fit(**call)
 

@@ -12,6 +12,7 @@ from tfp_ebm.losses.contrastive_divergence import ContrastiveDivergence, Persist
 from tfp_ebm.losses.denoising import DenoisingScoreMatching, MultiscaleDenoisingScoreMatching
 from tfp_ebm.losses.maximum_likelihood import MaximumLikelihood
 from tfp_ebm.losses.noise_conditional import NoiseConditionalDenoisingScoreMatching
+from tfp_ebm.losses.noise_contrastive import NoiseContrastiveEstimation
 from tfp_ebm.losses.score_matching import ScoreMatching
 from tfp_ebm.losses.sliced import SlicedScoreMatching
 
@@ -23,6 +24,7 @@ __all__ = [
     "MaximumLikelihood",
     "MultiscaleDenoisingScoreMatching",
     "NoiseConditionalDenoisingScoreMatching",
+    "NoiseContrastiveEstimation",
     "PersistentContrastiveDivergence",
     "ScoreMatching",
     "SlicedScoreMatching",
@@ -38,6 +40,7 @@ _CLASSES: dict[str, type[Loss]] = {
         MaximumLikelihood,
         MultiscaleDenoisingScoreMatching,
         NoiseConditionalDenoisingScoreMatching,
+        NoiseContrastiveEstimation,
         PersistentContrastiveDivergence,
         ScoreMatching,
         SlicedScoreMatching,

@@ -133,6 +133,18 @@ class Loss(keras.layers.Layer):
             )
         return output
 
+    @property
+    def known_log_normalizer(self) -> tf.Tensor | None:
+        """log Z of the energy as it is now, for a loss that learns it, once it has begun to; None for others."""
+        return None
+
+    def complaint(self, metrics: Mapping[str, float]) -> str:
+        """What is wrong with a training whose metrics are these, means over an epoch, in words; empty if nothing is.
+
+        `fit` warns with them, once.
+        """
+        return ""
+
     def check(self, energy_fn: Callable[..., tf.Tensor]) -> None:
         """Raises ValueError if this loss cannot train `energy_fn`; a bare callable has nothing to look at."""
         network = getattr(energy_fn, "network", None)

@@ -1,0 +1,318 @@
+"""Noise contrastive estimation: learn an energy, and log Z with it, by telling data from noise (eqs. 58-64).
+
+Mix each draw of the data with ν draws of noise whose density q is known (eq. 58). Whether x is data follows, by Bayes'
+rule, from the two densities, and the model says so by its own (eqs. 59-61):
+
+    h(x) = p(x) / (p(x) + ν q(x)) = σ(u(x)),      u(x) = −E(x) − log Z − log q(x) − log ν.
+
+The mean log-likelihood of these labels, per draw of the data, is the objective. Z is a number that is learned like any
+other parameter: the classifier is right only for normalised densities, so that p = p_data and log Z = log ∫exp(−E)
+where it is minimal (eq. 64).
+
+The ν of Gutmann & Hyvärinen, used here, counts noise per data; the note's is its inverse. Its eq. 63 drops the weights
+P(y) of eq. 62, without which the optimum is off by log ν in log Z; they are the ν in front of the noise's term here.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import codec
+from tfp_ebm.arguments import check_choice, check_count, check_positive, fold_in
+from tfp_ebm.base import Moments, check_base, draw
+from tfp_ebm.batches import first_rows, row_blocks
+from tfp_ebm.losses.base import Loss, LossOutput
+from tfp_ebm.losses.noise_models import MIXTURE_ROWS, FittedNoise
+
+__all__ = ["NoiseContrastiveEstimation"]
+
+NOISES = ("gaussian", "gaussian_mixture", "kernel_density")
+
+# Below this overlap a training says that its noise is too easy: one row in fifty still teaches something.
+_SATURATED = 0.02
+# log Z begins where it balances the first batch, found by halving an interval so many times.
+_HALVINGS = 80
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class NoiseContrastiveEstimation(Loss):
+    """Noise contrastive estimation: per row softplus(−u(x)) + ν·mean softplus(u(x')), x' ~ q (eqs. 61-63, weighted).
+
+        u(x) = −E(x) − log Z − log q(x) − log ν
+
+    The noise term is the mean over the batch's ⌈ν·batch⌉ draws, the same in each row, so that `sample_weight` weighs
+    data alone. The loss is log(1 + ν) + ν log((1 + ν)/ν) where model, noise and data agree, and at most that at the
+    optimum. As q approaches the data, the estimate of log Z and of the energy's parameters has 1 + 1/ν times the
+    variance of maximum likelihood.
+
+    Args:
+      noise: q, over x: a `tfd.Distribution`, or what `adapt` shall fit: "gaussian", "gaussian_mixture" or
+        "kernel_density". None: the Gaussian if `adapt` was called, else the base distribution of the model, which is
+        the Gaussian fitted to its data, or its base measure. It must cover the data, and better a little more: where
+        its density is zero nothing is learned, and where neither falls nothing holds the energy.
+      noise_ratio: ν, draws of noise per row of data, any number > 0.
+      num_components: Gaussians of a "gaussian_mixture", beside the wide one that has a tenth of it.
+      num_centers: rows of the data that a "kernel_density" smooths, at most.
+      bandwidth: h of a "kernel_density", in standard deviations of the data; None: Scott's rule.
+
+    Attributes:
+      log_normalizer: log Z, a trainable weight; None before the loss is built. It is the same in x and in standardised
+        units, and `EnergyDistribution` of the trained model uses it. The first training step starts it where it
+        balances the classifier on that batch.
+
+    Metrics: `accuracy` of the classifier p > q, with data and noise in equal shares: ½ where they agree, 1 where they
+    do not overlap; `overlap`, the share of rows that still teach: (1 + 1/ν)·E_data[1 − h], and the noise's share
+    likewise, 1 where all agree and 0 for a saturated classifier, of which `fit` warns below .02; `log_normalizer`; and
+    `uncovered`, the share of rows where a given noise has no density, of which it warns too.
+
+    Raises:
+      TypeError, ValueError: for noise that is no single distribution, has no `log_prob`, or another event shape or
+        dtype than the energy, for a ratio that is not positive, or noise that was never fitted.
+
+    Reference: M. Gutmann, A. Hyvärinen, Noise-contrastive estimation of unnormalized statistical models, 2012.
+
+    >>> import numpy as np, tensorflow as tf
+    >>> x = np.random.default_rng(0).normal(size=(1000, 2)).astype("float32")
+    >>> loss = NoiseContrastiveEstimation(noise_ratio=4.0)
+    >>> loss.adapt(x)
+    >>> output = loss(lambda x: 0.5 * tf.reduce_sum(x**2, -1), x, seed=0, training=True)
+    >>> abs(float(loss.log_normalizer) - math.log(2 * math.pi)) < 0.1  # balances the first batch
+    True
+    >>> abs(float(tf.reduce_mean(output.per_example)) - (math.log(5) + 4 * math.log(5 / 4))) < 0.1
+    True
+    """
+
+    def __init__(
+        self,
+        noise: tfp.distributions.Distribution | str | None = None,
+        noise_ratio: float = 1.0,
+        *,
+        num_components: int = 8,
+        num_centers: int = 1000,
+        bandwidth: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if isinstance(noise, str):
+            check_choice("noise", noise, NOISES)
+        elif noise is not None:
+            check_base("noise", noise)
+            _check_log_prob(noise)
+        self.noise_ratio = check_positive("noise_ratio", noise_ratio)
+        self.num_components = check_count("num_components", num_components)
+        self.num_centers = check_count("num_centers", num_centers)
+        self.bandwidth = None if bandwidth is None else check_positive("bandwidth", bandwidth)
+        self.log_normalizer: Any = None
+        # Out of Keras's and TensorFlow's sight, which would track all that a distribution is made of.
+        self._given = types.SimpleNamespace(noise=noise, fitted=None, is_used=False)
+        self.metric_names = ("accuracy", "overlap", "log_normalizer", *(("uncovered",) if self._may_miss else ()))
+
+    @property
+    def noise(self) -> tfp.distributions.Distribution | str | None:
+        """What was given as `noise`."""
+        return self._given.noise
+
+    @property
+    def _may_miss(self) -> bool:
+        return isinstance(self.noise, tfp.distributions.Distribution)
+
+    def adapt(self, x: Any) -> None:
+        """Fits the noise to data, in the units of the data; before training.
+
+        A given distribution is left as it is. Without a kind of noise named it is the Gaussian of all rows; the others
+        look at the first 20 000.
+
+        Args:
+          x: array `[rows, *event]`, or anything that yields batches of it.
+
+        Raises:
+          TypeError, ValueError: if `x` is not whole, or has fewer rows than the mixture has components.
+          ValueError: once the loss has been used: a compiled step would go on with the noise of then.
+        """
+        if self._may_miss:
+            return
+        if self._given.is_used:
+            raise ValueError("`adapt` must come before the loss is used: make a new one and compile again.")
+        if self.noise in (None, "gaussian"):
+            moments, event_shape = None, None
+            for block in row_blocks(x):
+                event_shape = block.shape[1:]
+                part = Moments.of([block])
+                moments = part if moments is None else moments.merged(part)
+            if moments is None or event_shape is None:
+                raise ValueError("`x` must not be empty, but gave no rows.")
+            self._given.fitted = FittedNoise.gaussian(moments, event_shape)
+        elif self.noise == "gaussian_mixture":
+            rows, _ = first_rows(x, MIXTURE_ROWS, None)
+            self._given.fitted = FittedNoise.gaussian_mixture(rows, self.num_components)
+        else:
+            rows, _ = first_rows(x, MIXTURE_ROWS, None)
+            self._given.fitted = FittedNoise.kernel_density(rows, self.num_centers, self.bandwidth)
+
+    def build(self, event_shape: tuple[int, ...], dtype: str = "float32") -> None:
+        """Creates log Z, and the note whether it has begun to be learned."""
+        self.log_normalizer = self.add_weight(
+            shape=(), dtype=dtype, initializer="zeros", autocast=False, aggregation="mean", name="log_normalizer"
+        )
+        self._begun = self.add_weight(
+            shape=(),
+            dtype="int32",
+            initializer="zeros",
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+            name="begun",
+        )
+        self.built = True
+
+    def check(self, energy_fn: Callable[..., tf.Tensor]) -> None:
+        """See `Loss.check`; the noise must be of the energy's dtype and event shape."""
+        super().check(energy_fn)
+        if self._may_miss and hasattr(energy_fn, "event_shape"):
+            check_base("noise", self.noise, getattr(energy_fn, "dtype", None), tuple(energy_fn.event_shape))
+
+    def call(
+        self,
+        energy_fn: Callable[..., tf.Tensor],
+        x: tf.Tensor,
+        condition: tf.Tensor | None,
+        *,
+        seed: tf.Tensor,
+        training: bool,
+    ) -> LossOutput:
+        """softplus(−u(x)) of each row, plus ν times the mean of softplus(u(x')) over the noise."""
+        noise = self._noise(energy_fn, x)
+        num_noise = tf.cast(tf.math.ceil(self.noise_ratio * tf.cast(tf.shape(x)[0], tf.float64)), tf.int32)
+        drawn = tf.ensure_shape(draw(noise, num_noise[None], fold_in(seed, 0)), [None, *x.shape[1:]])
+        both = tf.concat([x, drawn], 0)
+        # one call of the network for both: larger matrices, and its layers see data and noise alike
+        log_ratio = -energy_fn(both) - noise.log_prob(both)  # log p/q, but for log Z
+        if training:
+            self._begin(tf.stop_gradient(log_ratio), tf.shape(x)[0])
+        log_ratio -= self.log_normalizer.value
+        u = log_ratio - math.log(self.noise_ratio)
+        num_rows = tf.shape(x)[0]
+        of_noise = self.noise_ratio * tf.reduce_mean(tf.nn.softplus(u[num_rows:]))
+        per_example = tf.nn.softplus(-u[:num_rows]) + of_noise
+        return LossOutput(tf.ensure_shape(per_example, x.shape[:1]), self._figures(log_ratio, u, num_rows))
+
+    def _figures(self, log_ratio: tf.Tensor, u: tf.Tensor, num_rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        sign = tf.sign(log_ratio)  # 0 for a tie, half of which is right
+        accuracy = 0.5 + 0.25 * (tf.reduce_mean(sign[:num_rows]) - tf.reduce_mean(sign[num_rows:]))
+        teaches = tf.reduce_mean(tf.nn.sigmoid(-u[:num_rows])), tf.reduce_mean(tf.nn.sigmoid(u[num_rows:]))
+        overlap = 0.5 * (1.0 + 1.0 / self.noise_ratio) * (teaches[0] + self.noise_ratio * teaches[1])
+        metrics = {"accuracy": accuracy, "overlap": overlap, "log_normalizer": tf.identity(self.log_normalizer.value)}
+        if self._may_miss:
+            metrics["uncovered"] = tf.reduce_mean(tf.cast(log_ratio[:num_rows] == float("inf"), log_ratio.dtype))
+        return metrics
+
+    def _noise(self, energy_fn: Any, x: tf.Tensor) -> tfp.distributions.Distribution:
+        """The noise in the coordinates of the energy function."""
+        self._given.is_used = True
+        if self._may_miss:
+            noise = self.noise
+        elif self._given.fitted is not None:
+            noise = self._given.fitted.distribution(x.dtype)
+        elif self.noise is None and hasattr(energy_fn, "base"):
+            noise = energy_fn.base
+        else:
+            raise ValueError(
+                "`noise` must be given, or fitted by `adapt(x)` of the loss"
+                + (", for an energy that has no base." if self.noise is None else f": {self.noise!r} is not yet.")
+            )
+        check_base("noise", noise, x.dtype, tuple(x.shape[1:]))
+        units = getattr(energy_fn, "units", None)
+        return noise if units is None else units.standardized(noise)
+
+    def _begin(self, log_ratio: tf.Tensor, num_rows: tf.Tensor) -> None:
+        """Starts log Z, in the first training step that can, at the minimum of this batch's loss over log Z alone."""
+        value, has_begun = self.log_normalizer.value, self._begun.value > 0
+        start = tf.cond(has_begun, lambda: tf.identity(value), lambda: self._balance(log_ratio, num_rows))
+        usable = tf.math.is_finite(start)
+        self.log_normalizer.assign(tf.where(usable, start, value))
+        self._begun.assign(tf.cast(has_begun | usable, tf.int32))
+
+    def _balance(self, log_ratio: tf.Tensor, num_rows: tf.Tensor) -> tf.Tensor:
+        """The c at which E_data[1 − h] = ν E_noise[h], a root of an increasing function, by halving."""
+        # beyond these no float32 tells one c from the next; a NaN stays one
+        u = tf.clip_by_value(log_ratio - math.log(self.noise_ratio), -1e8, 1e8)
+
+        def excess(c: tf.Tensor) -> tf.Tensor:
+            data, noise = tf.nn.sigmoid(c - u[:num_rows]), tf.nn.sigmoid(u[num_rows:] - c)
+            return tf.reduce_mean(data) - self.noise_ratio * tf.reduce_mean(noise)
+
+        def halve(i: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            middle = 0.5 * (low + high)
+            is_low = excess(middle) < 0.0
+            return i + 1, tf.where(is_low, middle, low), tf.where(is_low, high, middle)
+
+        # so far out one of the two terms is below any ratio in use
+        start = (tf.constant(0), tf.reduce_min(u) - 50.0, tf.reduce_max(u) + 50.0)
+        _, low, high = tf.while_loop(lambda i, *_: i < _HALVINGS, halve, start, maximum_iterations=_HALVINGS)
+        return 0.5 * (low + high)
+
+    @property
+    def known_log_normalizer(self) -> tf.Tensor | None:
+        """See `Loss.known_log_normalizer`: log Z once training has begun."""
+        if self.log_normalizer is None:
+            return None
+        with tf.init_scope():  # whether it has begun is a fact, also while a function of it is traced
+            has_begun = bool(self._begun.value.numpy())
+        return tf.identity(self.log_normalizer.value) if has_begun else None
+
+    def complaint(self, metrics: Mapping[str, float]) -> str:
+        """See `Loss.complaint`: noise that is too easy, or does not cover the data."""
+        if metrics.get("uncovered", 0.0) > 0.0:
+            return (
+                f"the noise has no density at {metrics['uncovered']:.2%} of the data, where nothing is learned: take "
+                "noise that covers the data, such as a wider one or the default."
+            )
+        if metrics.get("overlap", 1.0) < _SATURATED:
+            return (
+                f"the classifier is saturated: it tells noise from data with accuracy {metrics['accuracy']:.4f}, and "
+                f"the overlap is {metrics['overlap']:.2g}, below {_SATURATED}, so that little is learned and log Z is "
+                'uncertain. Noise nearer to the data (noise="gaussian_mixture" or "kernel_density") helps.'
+            )
+        return ""
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for Keras, and the noise that was fitted."""
+        fitted = self._given.fitted
+        return {
+            **super().get_config(),
+            "noise": codec.encode(self.noise, "noise"),
+            "noise_ratio": self.noise_ratio,
+            "num_components": self.num_components,
+            "num_centers": self.num_centers,
+            "bandwidth": self.bandwidth,
+            "fitted": None if fitted is None else [codec.encode(value, "noise") for value in fitted],
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> NoiseContrastiveEstimation:
+        """The inverse of `get_config`."""
+        config = dict(config)
+        fitted = config.pop("fitted")
+        loss = cls(**{**config, "noise": codec.decode(config["noise"])})
+        if fitted is not None:
+            shape, loc, scale, probs = (codec.decode(value) for value in fitted)
+            probs = None if probs is None else probs.numpy()
+            loss._given.fitted = FittedNoise(tuple(shape), loc.numpy(), scale.numpy(), probs)
+        return loss
+
+
+def _check_log_prob(noise: tfp.distributions.Distribution) -> None:
+    """Raises ValueError if the density of `noise` cannot be evaluated."""
+    try:
+        noise.log_prob(tf.zeros(noise.event_shape, noise.dtype))
+    except NotImplementedError as error:
+        raise ValueError(f"`noise` must have a log_prob, got {type(noise).__name__}: {error}") from error
+    except tf.errors.InvalidArgumentError:
+        pass  # zero is not in its support, and it says so

@@ -1,0 +1,261 @@
+"""Noise that is fitted to the data, for noise contrastive estimation: a Gaussian, a mixture of them, a kernel density.
+
+The nearer the noise is to the data, the more a classifier between them has to learn. All three have full covariances:
+
+    gaussian            N(mean, covariance) of the data
+    gaussian_mixture    .9 Σₖ πₖ N(μₖ, Σₖ), by expectation maximisation (Dempster, Laird & Rubin 1977), + .1 gaussian
+    kernel_density      1/m Σⱼ N(cⱼ, h²·covariance), cⱼ rows of the data, h = m^(−1/(d + 4)) (Scott 1992)
+
+A mixture alone is as narrow as the data, and where there is neither data nor noise nothing holds the energy of a
+flexible network down or up: its mass there is found in no loss. The tenth that is wide goes there (a "defensive" part,
+Hesterberg 1995).
+
+They are fitted in NumPy and float64, and become distributions in the dtype of the energy they are contrasted with.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import noise
+from tfp_ebm.arguments import fold_in
+from tfp_ebm.base import FULL_COVARIANCE_LIMIT, Moments, gaussian
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+
+__all__ = ["FittedNoise", "GaussianMixture", "expectation_maximisation"]
+
+# Added to the variances of a mixture's components, in variances of the data: none shrinks to a point.
+_VARIANCE_FLOOR = 1e-4
+# Expectation maximisation stops when a round gains less than this per row, in nats, or after so many rounds.
+_GAIN, _MAX_ROUNDS = 1e-5, 200
+# The share of the wide part in a mixture.
+_WIDE = 0.1
+# Rows that a mixture is fitted to; more change little.
+MIXTURE_ROWS = 20_000
+
+
+class GaussianMixture(tfp.distributions.Distribution):
+    """Σₖ πₖ N(μₖ, LₖLₖᵀ), drawn from and evaluated at a cost that allows thousands of components.
+
+    `tfd.MixtureSameFamily` draws all components for each draw, and solves a triangular system for each of them. Here a
+    draw takes one component, and components that share their factor L are evaluated by one matrix product.
+
+    Args:
+      probs: πₖ, array `[K]`.
+      loc: μₖ, array `[K, d]`.
+      scale_tril: Lₖ, array `[K, d, d]`, or `[d, d]` shared by all.
+      dtype: float32 or float64.
+
+    >>> p = GaussianMixture(np.array([0.5, 0.5]), np.array([[-3.0], [3.0]]), np.array([[1.0]]), tf.float64)
+    >>> q = tfd.MixtureSameFamily(tfd.Categorical(probs=[0.5, 0.5]), tfd.Normal([-3.0, 3.0], 1.0))
+    >>> abs(float(p.log_prob([1.0])) - float(q.log_prob(1.0))) < 1e-6
+    True
+    """
+
+    def __init__(
+        self,
+        probs: np.ndarray,
+        loc: np.ndarray,
+        scale_tril: np.ndarray,
+        dtype: Any = tf.float32,
+        name: str = "GaussianMixture",
+    ) -> None:
+        parameters = dict(locals())
+        kind = tf.as_dtype(dtype).as_numpy_dtype
+        inverse = np.linalg.inv(scale_tril)
+        # Squares are expanded below; around the mean of all they lose the fewest digits.
+        centre = probs @ loc
+        whitened = (inverse @ (loc - centre)[..., None])[..., 0]
+        volume = np.log(np.diagonal(scale_tril, axis1=-2, axis2=-1)).sum(-1)
+        # Arrays and not tensors: they outlive any graph in which they are used.
+        with np.errstate(divide="ignore"):  # a component may be empty
+            constant = np.log(probs) - volume - 0.5 * loc.shape[1] * math.log(2.0 * math.pi)
+        self._inverse, self._whitened, self._constant = (
+            inverse.astype(kind),
+            whitened.astype(kind),
+            constant.astype(kind),
+        )
+        self._loc, self._scale, self._centre = loc.astype(kind), scale_tril.astype(kind), centre.astype(kind)
+        self._below = (np.cumsum(probs) / np.sum(probs))[:-1].astype(kind)
+        super().__init__(
+            dtype=tf.as_dtype(dtype),
+            reparameterization_type=tfd.NOT_REPARAMETERIZED,
+            validate_args=False,
+            allow_nan_stats=True,
+            parameters=parameters,
+            name=name,
+        )
+
+    def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
+        centred = x - self._centre
+        if self._inverse.ndim == 2:
+            y = tf.tensordot(centred, self._inverse.T, 1)
+            squares = tf.reduce_sum(tf.square(y), -1, keepdims=True) + np.square(self._whitened).sum(-1)
+            squares = tf.maximum(squares - 2.0 * tf.tensordot(y, self._whitened.T, 1), 0.0)
+        else:
+            y = tf.einsum("kij,...j->...ki", self._inverse, centred)
+            squares = tf.reduce_sum(tf.square(y - self._whitened), -1)
+        return tf.reduce_logsumexp(self._constant - 0.5 * squares, -1)
+
+    def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
+        seed = tfp.random.sanitize_seed(seed)
+        u = noise.uniform([n], fold_in(seed, 0), self.dtype)
+        component = tf.searchsorted(tf.constant(self._below), u)
+        z = noise.normal([n, self._loc.shape[1]], fold_in(seed, 1), self.dtype)
+        if self._scale.ndim == 2:
+            return tf.gather(self._loc, component) + tf.tensordot(z, self._scale.T, 1)
+        return tf.gather(self._loc, component) + tf.linalg.matvec(tf.gather(self._scale, component), z)
+
+    def _event_shape(self) -> tf.TensorShape:
+        return tf.TensorShape(self._loc.shape[1:])
+
+    def _event_shape_tensor(self) -> tf.Tensor:
+        return tf.constant(self._loc.shape[1:], tf.int32)
+
+    def _batch_shape(self) -> tf.TensorShape:
+        return tf.TensorShape([])
+
+    def _batch_shape_tensor(self) -> tf.Tensor:
+        return tf.constant([], tf.int32)
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: int | None = None) -> dict[str, Any]:
+        return {}
+
+
+class FittedNoise(NamedTuple):
+    """The arrays of a fitted noise, in float64: of one Gaussian if there are no `probs`, else of a mixture.
+
+    >>> x = np.random.default_rng(0).normal(size=(500, 2))
+    >>> FittedNoise.kernel_density(x, num_centers=100).distribution(tf.float32).sample(3, seed=(0, 1)).shape
+    TensorShape([3, 2])
+    """
+
+    event_shape: tuple[int, ...]
+    loc: np.ndarray
+    scale: np.ndarray
+    probs: np.ndarray | None = None
+
+    @classmethod
+    def gaussian(cls, moments: Moments, event_shape: tuple[int, ...]) -> FittedNoise:
+        """The Gaussian of these moments: what `fit_base` makes."""
+        moments.check_varies()
+        return cls(event_shape, moments.mean, moments.cholesky())
+
+    @classmethod
+    def gaussian_mixture(cls, x: np.ndarray, num_components: int = 8, seed: int = 0) -> FittedNoise:
+        """A mixture of Gaussians by `expectation_maximisation`, in standardised units, and a tenth of the wide one."""
+        rows, moments = _rows(x, num_components, "num_components")
+        z = (rows - moments.mean) / moments.scale
+        probs, loc, covariance = expectation_maximisation(z, num_components, seed)
+        scale = moments.scale[:, None] * np.linalg.cholesky(covariance)
+        return cls(
+            x.shape[1:],
+            np.concatenate([moments.mean + moments.scale * loc, moments.mean[None]]),
+            np.concatenate([scale, moments.cholesky()[None]]),
+            np.append((1.0 - _WIDE) * probs, _WIDE),
+        )
+
+    @classmethod
+    def kernel_density(
+        cls, x: np.ndarray, num_centers: int = 1000, bandwidth: float | None = None, seed: int = 0
+    ) -> FittedNoise:
+        """Rows of the data, at most `num_centers` of them, each smoothed by N(0, h²·covariance)."""
+        rows, moments = _rows(x, 1, "num_centers")
+        chosen = np.random.default_rng(seed).permutation(len(rows))[:num_centers]
+        h = len(chosen) ** (-1.0 / (rows.shape[1] + 4)) if bandwidth is None else bandwidth
+        probs = np.full(len(chosen), 1.0 / len(chosen))
+        return cls(x.shape[1:], rows[chosen], h * moments.cholesky(), probs)
+
+    def distribution(self, dtype: Any) -> tfp.distributions.Distribution:
+        """The noise as a distribution over states of `event_shape`."""
+        if self.probs is None:
+            return gaussian(tf.constant(self.loc, dtype), tf.constant(self.scale, dtype), self.event_shape)
+        flat = GaussianMixture(self.probs, self.loc, self.scale, dtype)
+        if len(self.event_shape) == 1:
+            return flat
+        return tfd.TransformedDistribution(flat, tfb.Reshape(self.event_shape))
+
+
+def _rows(x: np.ndarray, minimum: int, name: str) -> tuple[np.ndarray, Moments]:
+    """`x` as float64 `[rows, d]`, and its moments."""
+    rows = np.asarray(x, np.float64).reshape(len(x), -1)
+    if len(rows) < minimum:
+        raise ValueError(f"`{name}` must not exceed the rows of `x`, got {minimum} for {len(rows)} rows.")
+    if rows.shape[1] > FULL_COVARIANCE_LIMIT:
+        raise ValueError(
+            f"`noise` with full covariances takes at most {FULL_COVARIANCE_LIMIT} coordinates, got {rows.shape[1]}: "
+            "use the default, which is diagonal there."
+        )
+    moments = Moments.of([rows])
+    moments.check_varies()
+    return rows, moments
+
+
+def expectation_maximisation(
+    z: np.ndarray, num_components: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fits a mixture of full-covariance Gaussians to rows of about unit variance.
+
+    It starts from rows chosen far from each other (k-means++, Arthur & Vassilvitskii 2007), and alternates between the
+    shares rᵢₖ of components in rows and the weighted moments, until the likelihood stops growing. 1e-4 is added to each
+    component's variances.
+
+    Args:
+      z: rows `[n, d]`, float64.
+      num_components: K.
+      seed: of the start.
+
+    Returns:
+      πₖ `[K]`, μₖ `[K, d]`, Σₖ `[K, d, d]`.
+
+    Reference: A. Dempster, N. Laird, D. Rubin, Maximum likelihood from incomplete data via the EM algorithm, 1977.
+
+    >>> z = np.random.default_rng(0).normal(size=(1000, 1)) / 10 + np.repeat([[-1.0], [1.0]], 500, 0)
+    >>> expectation_maximisation(z, 2)[1].round(1).ravel().tolist() in ([-1.0, 1.0], [1.0, -1.0])
+    True
+    """
+    rng = np.random.default_rng(seed)
+    n, d = z.shape
+    loc = z[rng.integers(n)][None]
+    nearest = np.full(n, np.inf)
+    while len(loc) < num_components:
+        nearest = np.minimum(nearest, np.square(z - loc[-1]).sum(1))
+        chances = nearest / nearest.sum() if nearest.any() else None
+        loc = np.concatenate([loc, z[rng.choice(n, p=chances)][None]])
+    probs = np.full(num_components, 1.0 / num_components)
+    covariance = np.repeat((np.cov(z.T, bias=True).reshape(d, d) / num_components + _floor(d))[None], num_components, 0)
+    last = -np.inf
+    for _ in range(_MAX_ROUNDS):
+        log_joint = np.log(probs) + _log_normal(z, loc, covariance)
+        log_prob = np.logaddexp.reduce(log_joint, 1)
+        if log_prob.mean() - last < _GAIN:
+            break
+        last = log_prob.mean()
+        shares = np.exp(log_joint - log_prob[:, None])
+        counts = shares.sum(0) + 1e-10  # a component may lose all its rows
+        probs = counts / counts.sum()
+        loc = shares.T @ z / counts[:, None]
+        for k in range(num_components):
+            centred = z - loc[k]
+            covariance[k] = (shares[:, k, None] * centred).T @ centred / counts[k] + _floor(d)
+    return probs, loc, covariance
+
+
+def _floor(d: int) -> np.ndarray:
+    return _VARIANCE_FLOOR * np.eye(d)
+
+
+def _log_normal(z: np.ndarray, loc: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """log N(zᵢ; μₖ, Σₖ), `[n, K]`."""
+    factor = np.linalg.cholesky(covariance)
+    inverse = np.linalg.inv(factor)
+    squares = np.stack([np.square((z - m) @ a.T).sum(1) for m, a in zip(loc, inverse, strict=True)], 1)
+    volume = np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(1)
+    return -0.5 * squares - volume - 0.5 * z.shape[1] * math.log(2.0 * math.pi)
