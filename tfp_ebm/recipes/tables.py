@@ -66,8 +66,11 @@ def settings_for(loss: losses.Loss, size: int) -> dict[str, Any]:
     >>> settings_for(losses.PersistentContrastiveDivergence(), 2)
     {'fourier_features': 64, 'learning_rate': 0.001}
     """
+    fourier_features = 64 if size <= _MAX_FOURIER_SIZE else 0
     if isinstance(loss, losses.MaximumLikelihood):
-        return {"fourier_features": 64 if size <= _MAX_FOURIER_SIZE else 0, "learning_rate": 1e-3}
+        return {"fourier_features": fourier_features, "learning_rate": 1e-3}
+    if isinstance(loss, losses.NoiseContrastiveEstimation):
+        return {"fourier_features": fourier_features, "learning_rate": 5e-3}
     return {"fourier_features": 0, "learning_rate": 2e-3}
 
 
