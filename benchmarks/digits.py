@@ -62,7 +62,7 @@ def judge(judges, x):
 
 def train(seed, options):
     """A model, and what came of its training."""
-    x = ebm.datasets.digits(dequantize=True, seed=seed, images=True).astype("float32").reshape(-1, *SHAPE) / 17
+    x = ebm.datasets.digits(dequantize=True, seed=seed, images=True)
     base = tfp.distributions.Independent(tfp.distributions.Uniform(tf.zeros(SHAPE), tf.ones(SHAPE)), 3)
     network = ebm.networks.convnet(SHAPE, options.filters, units=options.units, seed=seed)
     model = ebm.EnergyModel(network, seed=seed)
@@ -144,7 +144,7 @@ def main():
             for who, value in verdict.items():
                 print(f"  {name:8s} {who:18s} sure of {value['sure']:.3f}, by class {value['classes']}", flush=True)
         if options.figure and seed == options.seeds[0]:
-            real = ebm.datasets.digits(dequantize=True, seed=seed, images=True).reshape(-1, 64) / 17
+            real = ebm.datasets.digits(dequantize=True, seed=seed, images=True)
             draw(options.figure, {"Data": rng.permutation(real)} | {f"Samples, {k}": v for k, v in samples.items()})
         if options.json:
             with open(options.json, "w") as file:

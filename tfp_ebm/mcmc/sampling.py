@@ -76,6 +76,10 @@ def sample(
     (`model.unnormalized_log_prob`) are equal if they belong to one object; a lambda written into the call is new at
     each call and compiled each time. The compiled chain does not keep the target's owner alive.
 
+    128 chains or more are run as two halves at the same time, each with noise of its own, where the kernel moves every
+    chain by itself and the target's values at the halves are those at the whole (`halves.py`); which of them is faster
+    does not change a bit.
+
     Called while a `tf.function` is being traced, the chain becomes part of that function, which decides whether it is
     compiled by XLA; nothing is cached, shown or warned of then. No gradient flows through a chain.
 
