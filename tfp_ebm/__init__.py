@@ -11,6 +11,7 @@ __all__ = [
     "callbacks",
     "datasets",
     "derivatives",
+    "evaluation",
     "fit_base",
     "losses",
     "mcmc",
@@ -25,7 +26,7 @@ __all__ = [
 _IS_COMMAND = sys.orig_argv[1:3] == ["-m", "tfp_ebm"] or pathlib.Path(sys.argv[0]).name == "tfp-ebm"
 
 if not _IS_COMMAND:
-    from tfp_ebm import callbacks, datasets, derivatives, losses, mcmc, networks, plotting, recipes, targets
+    from tfp_ebm import callbacks, datasets, derivatives, evaluation, losses, mcmc, networks, plotting, recipes, targets
     from tfp_ebm.base import fit_base
     from tfp_ebm.distribution import EnergyDistribution
     from tfp_ebm.model import EnergyModel

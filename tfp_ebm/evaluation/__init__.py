@@ -1,0 +1,6 @@
+"""How good is a model? The normaliser with honest error bars, and distances from the truth."""
+
+from tfp_ebm.evaluation.estimate import Estimate
+from tfp_ebm.evaluation.grid import grid_kl_divergence, grid_log_normalizer, total_variation
+
+__all__ = ["Estimate", "grid_kl_divergence", "grid_log_normalizer", "total_variation"]

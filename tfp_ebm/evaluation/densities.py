@@ -1,0 +1,113 @@
+"""What the estimates are asked about: energies in all the shapes that a user has them in, evaluated in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import derivatives
+from tfp_ebm.arguments import check_data, stateless_seed
+from tfp_ebm.energy import one_per_row
+from tfp_ebm.model import EnergyModel
+
+__all__ = ["check_target", "draws", "energies", "energy_of", "event_shape_of", "known_log_prob", "scores"]
+
+# Rows per evaluation: large enough for both cores, small enough for the activations of a wide network.
+BLOCK = 16_384
+
+
+def energy_of(energy_fn: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+    """E as a callable `[batch, *event] -> [batch]` of a model, a distribution, a Keras network, or a callable.
+
+    Raises:
+      TypeError: if `energy_fn` is none of these.
+
+    >>> energy_of(lambda x: x**2)(tf.constant([[2.0]])).numpy().tolist()  # a column will do
+    [4.0]
+    """
+    if isinstance(energy_fn, EnergyModel):
+        if energy_fn.is_conditional:
+            raise ValueError("`energy_fn` must be of x alone, got a conditional model: pass `model.given(condition)`.")
+        return energy_fn.energy
+    if isinstance(energy_fn, tfp.distributions.Distribution):
+        return lambda x: -energy_fn.unnormalized_log_prob(x)
+    if isinstance(energy_fn, keras.layers.Layer):
+        return lambda x: tf.cast(one_per_row(energy_fn(x, training=False), x), x.dtype)
+    if not callable(energy_fn):
+        raise TypeError(
+            "`energy_fn` must be an EnergyModel, an EnergyDistribution, a Keras network or a callable, got "
+            f"{energy_fn!r}."
+        )
+    return lambda x: one_per_row(energy_fn(x), x)
+
+
+def event_shape_of(energy_fn: Any) -> tuple[int, ...] | None:
+    """The shape of one x, where `energy_fn` knows it."""
+    if isinstance(energy_fn, EnergyModel):
+        return energy_fn.event_shape if energy_fn.built else None
+    if isinstance(energy_fn, tfp.distributions.Distribution):
+        return tuple(energy_fn.event_shape)
+    return None
+
+
+def _dtype_of(energy_fn: Any, x: np.ndarray) -> Any:
+    """That of the energy; a plain callable gets x in its own precision."""
+    if isinstance(energy_fn, EnergyModel | tfp.distributions.Distribution):
+        return tf.as_dtype(energy_fn.dtype).as_numpy_dtype
+    if isinstance(energy_fn, keras.layers.Layer):
+        return np.dtype(energy_fn.variable_dtype)
+    return x.dtype if x.dtype in (np.float32, np.float64) else np.dtype(np.float32)
+
+
+def energies(energy_fn: Any, x: Any, name: str = "x") -> np.ndarray:
+    """E at rows, float64 `[rows]`.
+
+    Raises:
+      TypeError, ValueError: if `x` is empty or not finite, or the energy is not one number per row.
+
+    >>> energies(lambda x: tf.reduce_sum(x**2, -1), np.array([[1.0, 2.0]])).tolist()
+    [5.0]
+    """
+    x = check_data(name, x)
+    return _in_blocks(energy_of(energy_fn), x.astype(_dtype_of(energy_fn, x), copy=False))
+
+
+def scores(energy_fn: Any, x: Any, name: str = "x") -> np.ndarray:
+    """−∇E at rows, float64 `[rows, coordinates]`."""
+    x = check_data(name, x)
+    x = x.astype(_dtype_of(energy_fn, x), copy=False)
+    if isinstance(energy_fn, EnergyModel):
+        function: Callable[[tf.Tensor], tf.Tensor] = energy_fn.score
+    else:
+        energy = energy_of(energy_fn)
+        function = lambda rows: derivatives.score(energy, rows)  # noqa: E731
+    return _in_blocks(function, x).reshape(len(x), -1)
+
+
+def _in_blocks(function: Callable[[tf.Tensor], tf.Tensor], x: np.ndarray) -> np.ndarray:
+    parts = [function(tf.constant(x[first : first + BLOCK])).numpy() for first in range(0, len(x), BLOCK)]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def check_target(target: Any, name: str = "target") -> tfp.distributions.Distribution:
+    """`target` if it is one distribution."""
+    if not isinstance(target, tfp.distributions.Distribution):
+        raise TypeError(f"`{name}` must be a tfp.distributions.Distribution with an exact log_prob, got {target!r}.")
+    if tuple(target.batch_shape) != ():
+        raise ValueError(f"`{name}` must be one distribution, got a batch of shape {tuple(target.batch_shape)}.")
+    return target
+
+
+def known_log_prob(target: tfp.distributions.Distribution, x: np.ndarray) -> np.ndarray:
+    """log p of a distribution at rows, float64 `[rows]`."""
+    return _in_blocks(target.log_prob, x.astype(tf.as_dtype(target.dtype).as_numpy_dtype, copy=False))
+
+
+def draws(target: tfp.distributions.Distribution, num_samples: int, seed: Any) -> np.ndarray:
+    """Draws `[num_samples, *event]` of a distribution, the same for the same seed."""
+    return np.asarray(target.sample(num_samples, seed=stateless_seed(seed)))

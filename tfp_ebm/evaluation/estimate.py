@@ -1,0 +1,124 @@
+"""What every estimate of this package is: a value, its standard error, and a warning where neither can be trusted.
+
+Importance weights w₁ … w_n with E w = Z give log Z by log w̄. Its error is that of the jackknife, the spread of the n
+values that leave one weight out,
+
+    se² = (n − 1)/n Σᵢ (ℓᵢ − ℓ̄)²,    ℓᵢ = log (Σ_{j≠i} w_j/(n − 1)),
+
+which to first order is sd(w)/(√n w̄), and above it where a few weights carry the sum. How many weights that is tells the
+effective sample size (Σw)²/Σw². All of it is done in float64, and with the largest weight taken out of the exponent.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_ebm.arguments import check_finite, check_nonnegative
+
+__all__ = ["Estimate", "combined", "mean_estimate", "of_log_weights", "value_and_error"]
+
+# Below this share of the weights, or this number, the effective sample size is too small for the error to be believed.
+MIN_ESS_SHARE, MIN_ESS = 0.05, 5.0
+
+
+class Estimate(NamedTuple):
+    """A number and how far it can be trusted.
+
+    Attributes:
+      value: the estimate.
+      standard_error: of `value`.
+      ess: effective number of weights, chains or draws; None where there is no such number.
+      log_weights: of importance samples, float64 `[num_chains]`; None where there are none.
+      is_approximate: whether an assumption of the method holds only nearly, such as that draws of a chain are exact.
+    """
+
+    value: float
+    standard_error: float
+    ess: float | None = None
+    log_weights: np.ndarray | None = None
+    is_approximate: bool = False
+
+
+def of_log_weights(log_weights: np.ndarray, is_reverse: bool = False, is_approximate: bool = False) -> Estimate:
+    """log Z from log weights with E w = Z; for the reverse direction from those with E (1/w) = 1/Z.
+
+    Warns where the effective sample size is below 5 % of the weights (or below 5), and where a weight is NaN or
+    infinite: then the value is NaN.
+
+    >>> estimate = of_log_weights(np.log([1.0, 2.0, 3.0, 2.0] * 25))
+    >>> round(float(np.exp(estimate.value)), 6), round(estimate.standard_error, 3), round(estimate.ess, 1)
+    (2.0, 0.036, 88.9)
+    """
+    log_weights = np.asarray(log_weights, np.float64)
+    sign = -1.0 if is_reverse else 1.0
+    signed = sign * log_weights
+    num = len(signed)
+    bad = int(np.sum(np.isnan(signed) | (signed == np.inf)))
+    if bad or not np.isfinite(signed).any():
+        reason = f"{bad} of {num} weights are NaN or infinite" if bad else f"all {num} weights are zero"
+        warnings.warn(f"log Z cannot be estimated: {reason}.", stacklevel=3)
+        return Estimate(np.nan, np.nan, 0.0, log_weights, is_approximate)
+    largest = np.max(signed)
+    weights = np.exp(signed - largest)
+    total = np.sum(weights)
+    value = largest + np.log(total / num)
+    # The sum without the largest weight, which by subtraction would be rounding where that weight carries it all.
+    top = int(np.argmax(weights))
+    rest = total - weights
+    rest[top] = np.sum(np.delete(weights, top))
+    with np.errstate(divide="ignore"):
+        left_out = np.log(rest / (num - 1))
+    spread = left_out - np.mean(left_out) if np.isfinite(left_out).all() else np.full(num, np.inf)
+    # equal weights differ by nothing, not by the rounding of their mean
+    error = 0.0 if np.ptp(weights) == 0 else float(np.sqrt((num - 1) / num * np.sum(spread**2)))
+    ess = float(total**2 / np.sum(weights**2))
+    if ess < num and ess < max(MIN_ESS_SHARE * num, MIN_ESS):
+        warnings.warn(
+            f"the effective sample size is {ess:.1f} of {num} weights: neither log Z = {sign * value:.4g} nor its "
+            "standard error can be trusted. More temperatures, a base nearer to the target, or a kernel that moves "
+            "better help.",
+            stacklevel=3,
+        )
+    return Estimate(float(sign * value), error, ess, log_weights, is_approximate)
+
+
+def mean_estimate(terms: np.ndarray, what: str, min_ess: float = 2.0) -> Estimate:
+    """The mean of independent terms and its standard error, sd/√n; warns, naming `what`, where a term is not finite.
+
+    >>> estimate = mean_estimate(np.array([1.0, 2.0, 3.0]), "loss")
+    >>> estimate.value, round(estimate.standard_error, 4)
+    (2.0, 0.5774)
+    """
+    terms = np.asarray(terms, np.float64)
+    num = len(terms)
+    bad = int(np.sum(~np.isfinite(terms)))
+    if bad:
+        warnings.warn(f"{what} is not finite at {bad} of {num} points.", stacklevel=3)
+        with np.errstate(invalid="ignore"):
+            return Estimate(float(np.mean(terms)), np.nan, float(num))
+    if num < min_ess:
+        warnings.warn(f"{what} was taken at {num} point: there is no telling its error.", stacklevel=3)
+        return Estimate(float(np.mean(terms)), np.nan, float(num))
+    return Estimate(float(np.mean(terms)), float(np.std(terms, ddof=1) / np.sqrt(num)), float(num))
+
+
+def value_and_error(log_normalizer: Any) -> tuple[float, float]:
+    """log Z and its standard error from an `Estimate`, or from a number, which counts as exact."""
+    if isinstance(log_normalizer, Estimate):
+        value = check_finite("log_normalizer.value", log_normalizer.value)
+        return value, check_nonnegative("log_normalizer.standard_error", log_normalizer.standard_error)
+    if tf.is_tensor(log_normalizer) or isinstance(log_normalizer, np.ndarray | np.generic):
+        log_normalizer = np.asarray(log_normalizer)[()]  # a number, where it holds one
+    return check_finite("log_normalizer", log_normalizer), 0.0
+
+
+def combined(estimate: Estimate, shift: float, error: float, factor: float = 1.0) -> Estimate:
+    """`factor`·(estimate + shift), the shift having an independent standard error."""
+    value = factor * (estimate.value + shift)
+    return estimate._replace(
+        value=float(value), standard_error=float(abs(factor) * np.hypot(estimate.standard_error, error))
+    )
