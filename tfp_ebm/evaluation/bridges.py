@@ -1,0 +1,234 @@
+"""The compiled loop of annealed importance sampling: states led along the bridges between base and target.
+
+Between base b and target f lie the densities p_β ∝ b^(1−β) f^β. A run is a list of moves: before move t the weight of
+each chain grows by δ_t h(x), h = log f − log b, and the move then leaves p_{β_t} unchanged. Each move starts its kernel
+afresh: what a kernel remembers of the point (log density and gradient) is that of the temperature before, and whoever
+hands it on decides by it, which biases the weights (as `tfp.mcmc.sample_annealed_importance_chain` does with HMC).
+
+The number of moves is an argument of the compiled function, up to a power of two that is part of its shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import codec
+from tfp_ebm.base import check_base, draw
+from tfp_ebm.distribution import EnergyDistribution
+from tfp_ebm.mcmc.driver import chain_key, find_compiled
+from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
+from tfp_ebm.mcmc.results import find
+from tfp_ebm.mcmc.run import find_loop, run_or_fall_back, xla_pays
+from tfp_ebm.model import EnergyModel
+
+__all__ = ["Bridge", "Moves", "make_bridge"]
+
+# Moves of one call of the compiled loop: between two calls an interrupt is heard.
+_STRETCH = 100
+_MIN_CAPACITY = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Moves:
+    """A run's moves in order, arrays `[num_moves]`.
+
+    Attributes:
+      betas: β of each move.
+      weights: δ, what h counts for before each move.
+      steps: the kernel's step size at each, as its `step` with one axis in front; () for a kernel without one.
+      gains: by how much log step size follows the acceptance at each move; zero leaves it.
+    """
+
+    betas: np.ndarray
+    weights: np.ndarray
+    steps: Any
+    gains: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Bridge:
+    """From a base to a target, in the coordinates in which chains run.
+
+    Attributes:
+      target: log f, `[chains, *event] -> [chains]`.
+      base: a distribution over x.
+      base_log_prob: log b in the chains' coordinates.
+      inward: from x to those.
+    """
+
+    target: TargetLogProbFn
+    base: tfp.distributions.Distribution
+    base_log_prob: TargetLogProbFn
+    inward: Callable[[tf.Tensor], tf.Tensor]
+
+    def draw_base(self, num_chains: int, seed: tf.Tensor) -> tf.Tensor:
+        """Exact draws of the base."""
+        return tf.ensure_shape(self.inward(draw(self.base, [num_chains], seed)), [num_chains, *self.base.event_shape])
+
+    def log_ratio(self, states: tf.Tensor) -> np.ndarray:
+        """h = log f − log b, float64 `[chains]`.
+
+        Raises:
+          TypeError, ValueError: if the target does not fit the base.
+        """
+        value = tf.convert_to_tensor(self.target(states))
+        if value.dtype != states.dtype:
+            raise TypeError(
+                f"`target` must return values of the base's dtype {states.dtype.name}, got {value.dtype.name}."
+            )
+        if value.shape != states.shape[:1]:
+            raise ValueError(
+                f"`target` must return one number per state, shape [{states.shape[0]}], for states of shape "
+                f"{tuple(states.shape)}, got {tuple(value.shape)}."
+            )
+        return value.numpy().astype(np.float64) - self.base_log_prob(states).numpy().astype(np.float64)
+
+    def run(
+        self, kernel: Any, states: tf.Tensor, moves: Moves, seed: tf.Tensor, jit_compile: bool | str
+    ) -> tuple[tf.Tensor, np.ndarray, np.ndarray]:
+        """Makes the moves.
+
+        Returns:
+          The states; the log weights gathered, float64 `[chains]`; and, `[num_moves, 3]`, what each move knew: the log
+          of the factor on the step size, the mean of min(1, acceptance ratio), and the variance of h before it.
+        """
+        num = len(moves.betas)
+        log_weights = tf.zeros(states.shape[:1], tf.float64)
+        if num == 0:
+            return states, log_weights.numpy(), np.zeros([0, 3])
+        capacity = max(_MIN_CAPACITY, 1 << (num - 1).bit_length())
+
+        def padded(values: Any, dtype: tf.DType) -> tf.Tensor:
+            values = np.asarray(values)
+            return tf.constant(np.concatenate([values, np.repeat(values[-1:], capacity - num, axis=0)]), dtype)
+
+        steps = tf.nest.map_structure(lambda step: padded(step, states.dtype), moves.steps)
+        given = (padded(moves.betas, tf.float64), padded(moves.weights, tf.float64), steps)
+        given = (*given, padded(moves.gains, tf.float64), chain_key(seed))
+        structure = kernel.structure if isinstance(kernel, Kernel) else kernel
+        find = functools.partial(self._find, structure)
+        loop = find_loop(find, jit_compile, xla_pays(kernel, num, states))
+        carried = (states, log_weights, tf.zeros([], tf.float64))
+        notes = []
+        for first in range(0, num, _STRETCH):
+            stretch = (tf.constant(first), tf.constant(min(num, first + _STRETCH)))
+            loop, (carried, note) = run_or_fall_back(
+                lambda loop, carried=carried, stretch=stretch: loop.advance(carried, stretch, *given),
+                loop,
+                find,
+                jit_compile,
+            )
+            notes.append(note.numpy()[: int(stretch[1] - stretch[0])])
+        return carried[0], carried[1].numpy(), np.concatenate(notes)
+
+    def _find(self, kernel: Any, jit_compile: bool) -> _Loop:
+        key: Hashable = ("annealed", kernel, codec.fingerprint(self.base), jit_compile)
+        base_log_prob = self.base_log_prob
+        return find_compiled(self.target, key, lambda resolve: _Loop(resolve, base_log_prob, kernel, jit_compile))
+
+
+class _Loop:
+    """The loop for one target, base and kernel; `is_xla` and `xla_failed` as of `mcmc.driver.Chain`."""
+
+    def __init__(
+        self, resolve: Callable[[], TargetLogProbFn], base_log_prob: TargetLogProbFn, kernel: Any, jit_compile: bool
+    ) -> None:
+        self._resolve, self._base_log_prob, self._kernel = resolve, base_log_prob, kernel
+        self.is_xla, self.xla_failed = jit_compile, False
+        self.advance = tf.function(functools.partial(self._advance), autograph=False, jit_compile=jit_compile)
+
+    def _advance(
+        self,
+        carried: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+        stretch: tuple[tf.Tensor, tf.Tensor],
+        betas: tf.Tensor,
+        weights: tf.Tensor,
+        steps: Any,
+        gains: tf.Tensor,
+        key: tf.Tensor,
+    ) -> tuple[tuple[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+        target, base_log_prob = self._resolve(), self._base_log_prob
+
+        def move(
+            t: tf.Tensor, states: tf.Tensor, log_weights: tf.Tensor, log_factor: tf.Tensor, notes: tf.TensorArray
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.TensorArray]:
+            log_ratio = tf.cast(target(states), tf.float64) - tf.cast(base_log_prob(states), tf.float64)
+            log_weights += tf.math.multiply_no_nan(log_ratio, weights[t])
+            beta, factor = tf.cast(betas[t], states.dtype), tf.cast(tf.exp(log_factor), states.dtype)
+
+            def bridge(x: tf.Tensor) -> tf.Tensor:
+                return beta * target(x) + (1 - beta) * base_log_prob(x)
+
+            if isinstance(self._kernel, Kernel):
+                kernel = self._kernel.build(bridge, tf.nest.map_structure(lambda step: step[t] * factor, steps))
+            else:
+                kernel = self._kernel(bridge)
+            # afresh at each temperature, whatever the kernel knew at the one before
+            moved, results = kernel.one_step(states, kernel.bootstrap_results(states), seed=tf.stack([key, t]))
+            moved = tf.ensure_shape(moved, states.shape)
+            accept = _accept_prob(results)
+            finite = tf.math.is_finite(log_ratio)
+            known = tf.where(finite, log_ratio, tf.zeros_like(log_ratio))
+            share = tf.maximum(tf.reduce_mean(tf.cast(finite, tf.float64)), 1e-12)
+            mean = tf.reduce_mean(known) / share
+            variance = tf.reduce_mean(tf.where(finite, tf.square(known - mean), tf.zeros_like(known))) / share
+            notes = notes.write(t - stretch[0], tf.stack([log_factor, accept, variance]))
+            aim = getattr(self._kernel, "optimal_accept_prob", None)
+            if aim is not None:
+                log_factor += gains[t] * (accept - aim)
+            return t + 1, moved, log_weights, log_factor, notes
+
+        notes = tf.TensorArray(tf.float64, _STRETCH, element_shape=[3])
+        _, *carried, notes = tf.while_loop(
+            lambda t, *_: t < stretch[1], move, (stretch[0], *carried, notes), parallel_iterations=1
+        )
+        return tuple(carried), notes.stack()
+
+
+def _accept_prob(results: Any) -> tf.Tensor:
+    log_ratio = find(results, "log_accept_ratio")
+    if log_ratio is None:
+        return tf.ones([], tf.float64)
+    log_ratio = tf.cast(log_ratio, tf.float64)
+    log_ratio = tf.where(tf.math.is_nan(log_ratio), tf.constant(-np.inf, tf.float64), log_ratio)
+    return tf.reduce_mean(tf.exp(tf.minimum(log_ratio, 0.0)))
+
+
+def make_bridge(target: Any, base: Any) -> Bridge:
+    """The bridge to a model or distribution, whose chains run in standardised units if it has them, or to a callable.
+
+    Raises:
+      TypeError: if `target` is nothing of the kind, or `base` no distribution, or of another dtype.
+      ValueError: if there is no base, or it is not over states of the target.
+    """
+    if isinstance(target, EnergyModel):
+        target = EnergyDistribution(target)
+    if base is None and isinstance(target, EnergyDistribution):
+        base = target.base
+    if base is None:
+        raise ValueError("`base` must be given: the target has no base distribution of its own to start from.")
+    if not isinstance(target, tfp.distributions.Distribution):
+        if not callable(target):
+            raise TypeError(f"`target` must be a model, a distribution or a callable log density, got {target!r}.")
+        check_base("base", base)
+        return Bridge(target, base, base.log_prob, lambda x: x)
+    if tuple(target.batch_shape) != ():
+        raise ValueError(f"`target` must be one distribution, got a batch of shape {tuple(target.batch_shape)}.")
+    check_base("base", base, target.dtype, tuple(target.event_shape))
+    energy = target.parameters["energy"] if isinstance(target, EnergyDistribution) else None
+    if not isinstance(energy, EnergyModel):
+        return Bridge(target.unnormalized_log_prob, base, base.log_prob, lambda x: x)
+    function = energy.energy_function
+    units = function.units
+
+    def base_log_prob(z: tf.Tensor) -> tf.Tensor:
+        return base.log_prob(units.to_x(z)) + units.log_scale_sum()
+
+    return Bridge(function.unnormalized_log_prob, base, base_log_prob, units.to_z)

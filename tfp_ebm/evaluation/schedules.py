@@ -1,0 +1,147 @@
+"""How annealed importance sampling goes from base to target: the temperatures, and the step size at each.
+
+The variance of the log weights is about Σ (Δβ)² Var_β h; for a given number of temperatures it is least where every
+step Δβ·sd_β(h) is equally long (thermodynamic length: Gelman & Meng 1998; Crooks 2007). The *adaptive* schedule is
+that, with sd_β(h) from a pilot run. Without one, the *sigmoid* schedule is dense at both ends, where most bridges need
+it (Wu et al. 2017).
+
+The pilot run leads chains of its own, from other seeds, through its own temperatures. Its step size follows the
+acceptance, log ε ← log ε + g (mean acceptance − aim). What it learns is a function of β and fixed before the weighted
+run begins, so that the weights stay unbiased.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_ebm.arguments import check_choice
+from tfp_ebm.evaluation.bridges import Bridge, Moves
+from tfp_ebm.mcmc.adaptation import Adaptive
+from tfp_ebm.mcmc.kernels import Kernel
+from tfp_ebm.mcmc.tempering import Tempered
+from tfp_ebm.mcmc.wrapping import is_calibrated
+
+__all__ = ["SCHEDULES", "Plan", "check_kernel", "check_schedule", "inverse_temperatures", "make_plan"]
+
+SCHEDULES = ("sigmoid", "linear", "adaptive")
+
+# The sigmoid from −4 to 4, as usual.
+_RADIUS = 4.0
+_PILOT_CHAINS, _PILOT_TEMPERATURES, _PILOT_MOVES = 64, 100, 2
+# Moves at the first temperature, where the step size may be orders of magnitude off, and the gains there and later.
+_SETTLING, _FIRST_GAIN, _GAIN = 40, 0.6, 0.2
+
+
+class Plan(NamedTuple):
+    """Temperatures 0 = β₀ < … < β_K = 1 and the step size at each of β₁ … β_{K−1}.
+
+    Attributes:
+      betas: `[K + 1]`.
+      steps: the kernel's `step` with one axis `[K − 1]` in front.
+    """
+
+    betas: np.ndarray
+    steps: Any
+
+
+def inverse_temperatures(schedule: str, num_temperatures: int) -> np.ndarray:
+    """0 = β₀ < … < β_K = 1 for the schedules that need no pilot run.
+
+    >>> inverse_temperatures("linear", 4).tolist()
+    [0.0, 0.25, 0.5, 0.75, 1.0]
+    >>> inverse_temperatures("sigmoid", 4).round(2).tolist()
+    [0.0, 0.11, 0.5, 0.89, 1.0]
+    """
+    u = np.linspace(0.0, 1.0, num_temperatures + 1)
+    if schedule == "linear":
+        return u
+    sigmoid = 1 / (1 + np.exp(-_RADIUS * (2 * u - 1)))
+    betas = (sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])
+    betas[[0, -1]] = 0.0, 1.0
+    return betas
+
+
+def check_schedule(schedule: Any, num_temperatures: int) -> str | np.ndarray:
+    """`schedule` if it is a name, or β₀ … β_K as an array."""
+    if isinstance(schedule, str):
+        return check_choice("schedule", schedule, SCHEDULES)
+    betas = np.asarray(schedule, np.float64)
+    if betas.ndim != 1 or len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or not (np.diff(betas) > 0).all():
+        raise ValueError(
+            f"`schedule` must be one of {SCHEDULES}, or numbers that increase from 0 to 1, got {schedule!r}."
+        )
+    return betas
+
+
+def check_kernel(kernel: Any) -> tuple[Any, bool]:
+    """The kernel as it runs, and whether its step size is to be adapted.
+
+    Raises:
+      TypeError: if it is no kernel.
+      ValueError: if it would bias the weights: one that is not calibrated, adapts while it runs, or has replicas whose
+        law is not known at once.
+    """
+    if not callable(kernel):
+        raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
+    adapts = isinstance(kernel, Adaptive)
+    inner = kernel.kernel if isinstance(kernel, Adaptive) else kernel
+    if isinstance(inner, Kernel) and inner.unadapted != inner:
+        raise ValueError(f"`kernel` must be Adaptive as a whole or have fixed step sizes, got {kernel!r}.")
+    if isinstance(inner, Tempered):
+        raise ValueError("`kernel` must not be Tempered: its replicas would start anew at each temperature.")
+    if not is_calibrated(inner):
+        raise ValueError(f"`kernel` must leave each density exact, or the weights are biased, got {kernel!r}.")
+    return inner, adapts
+
+
+def _repeated(step: Any, factors: np.ndarray) -> Any:
+    """A kernel's step times each factor, with one axis in front."""
+    return tf.nest.map_structure(lambda s: np.multiply.outer(factors, np.asarray(s, np.float64)), step)
+
+
+def make_plan(
+    bridge: Bridge,
+    kernel: Any,
+    adapts: bool,
+    schedule: str | np.ndarray,
+    num_temperatures: int,
+    seed: tf.Tensor,
+    jit_compile: bool | str,
+) -> Plan:
+    """Settles temperatures and step sizes, by a pilot run where they need one."""
+    step = kernel.step if isinstance(kernel, Kernel) else ()
+    is_adaptive = isinstance(schedule, str) and schedule == "adaptive"
+    betas = inverse_temperatures(schedule, num_temperatures) if isinstance(schedule, str) else schedule
+    if not (adapts or is_adaptive) or len(betas) == 2:
+        return Plan(betas, _repeated(step, np.ones(len(betas) - 2)))
+    num = min(max(num_temperatures, _PILOT_TEMPERATURES // 2), 2 * _PILOT_TEMPERATURES)
+    grid = inverse_temperatures("sigmoid", num)
+    moves = np.concatenate([np.repeat(grid[1], _SETTLING), np.repeat(grid[1:], _PILOT_MOVES)])
+    gains = np.full(len(moves), _GAIN)
+    gains[:_SETTLING] = np.linspace(_FIRST_GAIN, _GAIN, _SETTLING)
+    states = bridge.draw_base(_PILOT_CHAINS, seed)
+    pilot = Moves(moves, np.zeros(len(moves)), _repeated(step, np.ones(len(moves))), gains * float(adapts))
+    _, _, notes = bridge.run(kernel, states, pilot, seed, jit_compile)
+    # h before the first move is at β = 0, before the last at the grid's last
+    log_factors, _, variances = notes[_SETTLING:].reshape(num, _PILOT_MOVES, 3).mean(1).T
+    if is_adaptive:
+        variances = np.concatenate([[notes[0, 2]], variances])
+        betas = _equally_long(grid, np.sqrt(np.maximum(variances, 0.0)), num_temperatures)
+    factors = np.exp(np.interp(betas[1:-1], grid[1:], log_factors))
+    return Plan(betas, _repeated(step, factors))
+
+
+def _equally_long(grid: np.ndarray, sd: np.ndarray, num_temperatures: int) -> np.ndarray:
+    """β at equal lengths ∫ sd_β(h) dβ; where h does not vary, evenly spaced."""
+    pieces = 0.5 * (sd[1:] + sd[:-1]) * np.diff(grid)
+    total = np.sum(pieces)
+    if not np.isfinite(total) or total <= 0:
+        return inverse_temperatures("linear", num_temperatures)
+    # a hundredth of the length is spread evenly, so that no stretch goes without a temperature
+    length = np.concatenate([[0.0], np.cumsum(pieces / total + 0.01 * np.diff(grid))])
+    betas = np.interp(np.linspace(0.0, length[-1], num_temperatures + 1), length, grid)
+    betas[[0, -1]] = 0.0, 1.0
+    return betas
