@@ -15,7 +15,16 @@ from tfp_ebm.arguments import check_data, stateless_seed
 from tfp_ebm.energy import one_per_row
 from tfp_ebm.model import EnergyModel
 
-__all__ = ["check_target", "draws", "energies", "energy_of", "event_shape_of", "known_log_prob", "scores"]
+__all__ = [
+    "check_target",
+    "class_probabilities",
+    "draws",
+    "energies",
+    "energy_of",
+    "event_shape_of",
+    "known_log_prob",
+    "scores",
+]
 
 # Rows per evaluation: large enough for both cores, small enough for the activations of a wide network.
 BLOCK = 16_384
@@ -87,6 +96,24 @@ def scores(energy_fn: Any, x: Any, name: str = "x") -> np.ndarray:
         energy = energy_of(energy_fn)
         function = lambda rows: derivatives.score(energy, rows)  # noqa: E731
     return _in_blocks(function, x).reshape(len(x), -1)
+
+
+def class_probabilities(logits_fn: Any, x: Any) -> np.ndarray:
+    """The softmax of logits at rows, float64 `[rows, classes]`.
+
+    Raises:
+      TypeError: if `logits_fn` is an energy, or no callable.
+      ValueError: if it does not return one number for each row and class.
+    """
+    if isinstance(logits_fn, EnergyModel | tfp.distributions.Distribution) or not callable(logits_fn):
+        raise TypeError(f"`energy_fn` must be a classifier of logits [batch, classes], got {logits_fn!r}.")
+    x = check_data("x", x)
+    is_network = isinstance(logits_fn, keras.layers.Layer)
+    function = (lambda rows: logits_fn(rows, training=False)) if is_network else logits_fn
+    logits = _in_blocks(function, x.astype(_dtype_of(logits_fn, x), copy=False))
+    if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        raise ValueError(f"the logits must have shape [{len(x)}, classes], got {logits.shape}.")
+    return np.exp(logits - np.logaddexp.reduce(logits, -1, keepdims=True))
 
 
 def _in_blocks(function: Callable[[tf.Tensor], tf.Tensor], x: np.ndarray) -> np.ndarray:

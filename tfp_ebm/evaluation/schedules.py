@@ -53,7 +53,7 @@ def inverse_temperatures(schedule: str, num_temperatures: int) -> np.ndarray:
     >>> inverse_temperatures("linear", 4).tolist()
     [0.0, 0.25, 0.5, 0.75, 1.0]
     >>> inverse_temperatures("sigmoid", 4).round(2).tolist()
-    [0.0, 0.11, 0.5, 0.89, 1.0]
+    [0.0, 0.1, 0.5, 0.9, 1.0]
     """
     u = np.linspace(0.0, 1.0, num_temperatures + 1)
     if schedule == "linear":
