@@ -187,7 +187,8 @@ def _run(
         raise ValueError(f"`jit_compile` must be True, False or 'auto', got {jit_compile!r}.")
     if isinstance(kernel, Kernel):
         kernel.check_event(tuple(bridge.base.event_shape))
-    bridge.log_ratio(start)  # says what does not fit before anything is compiled
+    uses_gradient = isinstance(kernel, Kernel) and kernel.uses_gradient
+    bridge.log_ratio(start, uses_gradient)  # says what does not fit before the loop is compiled
     plan = make_plan(bridge, kernel, adapts, schedule, num_temperatures, fold_in(seed, 0), jit_compile)
     betas, weights, steps = plan.betas[1:-1], np.diff(plan.betas), plan.steps
     if is_reverse:
@@ -195,4 +196,4 @@ def _run(
         steps = tf.nest.map_structure(lambda step: step[::-1], steps)
     moves = Moves(betas, weights[:-1], steps, np.zeros(len(betas)))
     states, log_weights, _ = bridge.run(kernel, start, moves, fold_in(seed, 1), jit_compile)
-    return log_weights + weights[-1] * bridge.log_ratio(states)
+    return log_weights + weights[-1] * bridge.log_ratio(states, uses_gradient)

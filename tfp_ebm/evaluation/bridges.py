@@ -72,23 +72,15 @@ class Bridge:
         """Exact draws of the base."""
         return tf.ensure_shape(self.inward(draw(self.base, [num_chains], seed)), [num_chains, *self.base.event_shape])
 
-    def log_ratio(self, states: tf.Tensor) -> np.ndarray:
+    def log_ratio(self, states: tf.Tensor, needs_gradient: bool = False) -> np.ndarray:
         """h = log f − log b, float64 `[chains]`.
 
         Raises:
-          TypeError, ValueError: if the target does not fit the base.
+          TypeError, ValueError: if the target does not fit the base, or has no gradient where it needs one.
         """
-        value = tf.convert_to_tensor(self.target(states))
-        if value.dtype != states.dtype:
-            raise TypeError(
-                f"`target` must return values of the base's dtype {states.dtype.name}, got {value.dtype.name}."
-            )
-        if value.shape != states.shape[:1]:
-            raise ValueError(
-                f"`target` must return one number per state, shape [{states.shape[0]}], for states of shape "
-                f"{tuple(states.shape)}, got {tuple(value.shape)}."
-            )
-        return value.numpy().astype(np.float64) - self.base_log_prob(states).numpy().astype(np.float64)
+        key: Hashable = ("log_ratio", codec.fingerprint(self.base), needs_gradient)
+        make = functools.partial(_compiled_log_ratio, base_log_prob=self.base_log_prob, needs_gradient=needs_gradient)
+        return find_compiled(self.target, key, make)(states).numpy()
 
     def run(
         self, kernel: Any, states: tf.Tensor, moves: Moves, seed: tf.Tensor, jit_compile: bool | str
@@ -134,6 +126,36 @@ class Bridge:
         return find_compiled(self.target, key, lambda resolve: _Loop(resolve, base_log_prob, kernel, jit_compile))
 
 
+def _compiled_log_ratio(
+    resolve: Callable[[], TargetLogProbFn], base_log_prob: TargetLogProbFn, needs_gradient: bool
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    def log_ratio(states: tf.Tensor) -> tf.Tensor:
+        states = tf.identity(states)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(states)
+            value = tf.convert_to_tensor(resolve()(states))
+        if value.dtype != states.dtype:
+            raise TypeError(
+                f"`target` must return values of the base's dtype {states.dtype.name}, got {value.dtype.name}."
+            )
+        if value.shape != states.shape[:1]:
+            raise ValueError(
+                f"`target` must return one number per state, shape {tuple(states.shape[:1])}, for states of shape "
+                f"{tuple(states.shape)}, got {tuple(value.shape)}."
+            )
+        if needs_gradient and tape.gradient(value, states) is None:
+            raise ValueError("`target` must be differentiable for this kernel; RandomWalk needs no gradient.")
+        return _difference(value, base_log_prob(states))
+
+    return tf.function(log_ratio, autograph=False)
+
+
+def _difference(log_target: tf.Tensor, log_base: tf.Tensor) -> tf.Tensor:
+    """h in float64; where the target has no mass −∞, even where the base has none either."""
+    log_target = tf.cast(log_target, tf.float64)
+    return tf.where(log_target == -np.inf, log_target, log_target - tf.cast(log_base, tf.float64))
+
+
 class _Loop:
     """The loop for one target, base and kernel; `is_xla` and `xla_failed` as of `mcmc.driver.Chain`."""
 
@@ -159,7 +181,7 @@ class _Loop:
         def move(
             t: tf.Tensor, states: tf.Tensor, log_weights: tf.Tensor, log_factor: tf.Tensor, notes: tf.TensorArray
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.TensorArray]:
-            log_ratio = tf.cast(target(states), tf.float64) - tf.cast(base_log_prob(states), tf.float64)
+            log_ratio = _difference(target(states), base_log_prob(states))
             log_weights += tf.math.multiply_no_nan(log_ratio, weights[t])
             beta, factor = tf.cast(betas[t], states.dtype), tf.cast(tf.exp(log_factor), states.dtype)
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.arguments import check_choice
+from tfp_ebm.arguments import check_choice, fold_in
 from tfp_ebm.evaluation.bridges import Bridge, Moves
 from tfp_ebm.mcmc.adaptation import Adaptive
 from tfp_ebm.mcmc.kernels import Kernel
@@ -117,20 +117,24 @@ def make_plan(
     betas = inverse_temperatures(schedule, num_temperatures) if isinstance(schedule, str) else schedule
     if not (adapts or is_adaptive) or len(betas) == 2:
         return Plan(betas, _repeated(step, np.ones(len(betas) - 2)))
-    num = min(max(num_temperatures, _PILOT_TEMPERATURES // 2), 2 * _PILOT_TEMPERATURES)
-    grid = inverse_temperatures("sigmoid", num)
-    moves = np.concatenate([np.repeat(grid[1], _SETTLING), np.repeat(grid[1:], _PILOT_MOVES)])
-    gains = np.full(len(moves), _GAIN)
-    gains[:_SETTLING] = np.linspace(_FIRST_GAIN, _GAIN, _SETTLING)
-    states = bridge.draw_base(_PILOT_CHAINS, seed)
-    pilot = Moves(moves, np.zeros(len(moves)), _repeated(step, np.ones(len(moves))), gains * float(adapts))
-    _, _, notes = bridge.run(kernel, states, pilot, seed, jit_compile)
-    # h before the first move is at β = 0, before the last at the grid's last
-    log_factors, _, variances = notes[_SETTLING:].reshape(num, _PILOT_MOVES, 3).mean(1).T
-    if is_adaptive:
-        variances = np.concatenate([[notes[0, 2]], variances])
-        betas = _equally_long(grid, np.sqrt(np.maximum(variances, 0.0)), num_temperatures)
-    factors = np.exp(np.interp(betas[1:-1], grid[1:], log_factors))
+    grid = inverse_temperatures(
+        "sigmoid", min(max(num_temperatures, _PILOT_TEMPERATURES // 2), 2 * _PILOT_TEMPERATURES)
+    )
+    num = len(grid) - 1
+    # the first pilot says where the second should look closely
+    for round_seed in (fold_in(seed, 0), fold_in(seed, 1))[: 1 + is_adaptive]:
+        moves = np.concatenate([np.repeat(grid[1], _SETTLING), np.repeat(grid[1:], _PILOT_MOVES)])
+        gains = np.full(len(moves), _GAIN)
+        gains[:_SETTLING] = np.linspace(_FIRST_GAIN, _GAIN, _SETTLING)
+        pilot = Moves(moves, np.zeros(len(moves)), _repeated(step, np.ones(len(moves))), gains * float(adapts))
+        states = bridge.draw_base(_PILOT_CHAINS, fold_in(round_seed, 0))
+        _, _, notes = bridge.run(kernel, states, pilot, fold_in(round_seed, 1), jit_compile)
+        log_factors, _, variances = notes[_SETTLING:].reshape(num, _PILOT_MOVES, 3).mean(1).T
+        explored = grid
+        if is_adaptive:
+            sd = np.sqrt(np.concatenate([notes[:1, 2], variances]))  # before its first move h is that of the base
+            betas, grid = (_equally_long(explored, sd, number) for number in (num_temperatures, num))
+    factors = np.exp(np.interp(betas[1:-1], explored[1:], log_factors))
     return Plan(betas, _repeated(step, factors))
 
 
