@@ -132,6 +132,8 @@ recipes.low_dimensional recipes.du_mordatch_2019 recipes.uva_mnist recipes.jem r
 datasets.two_moons datasets.load
 targets.two_gaussians targets.rosenbrock targets.banana targets.eight_gaussians targets.two_moons targets.rings
 targets.pinwheel targets.checkerboard
+evaluation.Estimate evaluation.annealed_importance_sampling evaluation.reverse_annealed_importance_sampling
+evaluation.grid_log_normalizer evaluation.kl_divergence evaluation.mmd evaluation.ood_auroc
 """.split()
 
 
@@ -159,6 +161,11 @@ def test_arguments_of_pinned_names():
         "target_log_prob_fn", "initial_state", "kernel", "num_results", "num_burnin_steps", "num_steps_between_results",
         "seed", "jit_compile", "progress",
     ]  # fmt: skip
+    assert names(ebm.evaluation.annealed_importance_sampling)[:7] == [
+        "target", "base", "kernel", "num_temperatures", "num_chains", "schedule", "seed",
+    ]  # fmt: skip
+    assert names(ebm.evaluation.grid_log_normalizer)[:4] == ["energy_fn", "low", "high", "num"]
+    assert names(ebm.evaluation.kl_divergence) == ["target", "energy_fn", "log_normalizer", "num_samples", "seed"]
     assert re.fullmatch(r"\d+\.\d+\.\d+\w*", ebm.__version__)
 
 

@@ -43,7 +43,8 @@ def annealed_importance_sampling(
     """log Z of an energy (eq. 2) by annealed importance sampling, with its standard error.
 
     Chains of a model run in standardised units, in the precision of the energy; the weights are summed in float64.
-    Where kernel or schedule adapt, a pilot run of 64 chains with another seed settles them first.
+    Where kernel or schedule adapt, a pilot run of 64 chains with another seed settles them first. A mode that no chain
+    has found is missing from log Z and from its error; the reverse direction, from draws that know it, shows that.
 
     Args:
       target: an `EnergyModel`, an `EnergyDistribution`, any `tfd.Distribution`, or a callable

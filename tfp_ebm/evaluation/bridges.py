@@ -102,8 +102,8 @@ class Bridge:
             return tf.constant(np.concatenate([values, np.repeat(values[-1:], capacity - num, axis=0)]), dtype)
 
         steps = tf.nest.map_structure(lambda step: padded(step, states.dtype), moves.steps)
-        given = (padded(moves.betas, tf.float64), padded(moves.weights, tf.float64), steps)
-        given = (*given, padded(moves.gains, tf.float64), chain_key(seed))
+        betas, weights, gains = (padded(row, tf.float64) for row in (moves.betas, moves.weights, moves.gains))
+        given = (betas, weights, steps, gains, chain_key(seed))
         structure = kernel.structure if isinstance(kernel, Kernel) else kernel
         find = functools.partial(self._find, structure)
         loop = find_loop(find, jit_compile, xla_pays(kernel, num, states))
@@ -111,12 +111,8 @@ class Bridge:
         notes = []
         for first in range(0, num, _STRETCH):
             stretch = (tf.constant(first), tf.constant(min(num, first + _STRETCH)))
-            loop, (carried, note) = run_or_fall_back(
-                lambda loop, carried=carried, stretch=stretch: loop.advance(carried, stretch, *given),
-                loop,
-                find,
-                jit_compile,
-            )
+            advance = functools.partial(_advanced, (carried, stretch, *given))
+            loop, (carried, note) = run_or_fall_back(advance, loop, find, jit_compile)
             notes.append(note.numpy()[: int(stretch[1] - stretch[0])])
         return carried[0], carried[1].numpy(), np.concatenate(notes)
 
@@ -124,6 +120,10 @@ class Bridge:
         key: Hashable = ("annealed", kernel, codec.fingerprint(self.base), jit_compile)
         base_log_prob = self.base_log_prob
         return find_compiled(self.target, key, lambda resolve: _Loop(resolve, base_log_prob, kernel, jit_compile))
+
+
+def _advanced(given: tuple[Any, ...], loop: _Loop) -> Any:
+    return loop.advance(*given)
 
 
 def _compiled_log_ratio(

@@ -10,8 +10,9 @@ of the model are needed: E u(x, x′) with the kernel
     u(x, y) = s(x)ᵀs(y) k + s(x)ᵀ∇_y k + s(y)ᵀ∇_x k + tr ∇_x∇_y k,
 
 whose mean is zero if x ~ exp(−E). Both are zero if the laws are equal; the estimates, U-statistics, are free of bias
-and may fall below zero. Two errors make up the standard error: that of the mean of E[· | x] over the sample, which
-vanishes where the laws are equal, and what is left then, which the test's own resampling tells.
+and may fall below zero. The variance of a U-statistic is 4ζ₁/n + 2ζ₂/n² (Hoeffding 1948), ζ₁ that of the mean of u
+over the second argument, which vanishes where the laws are equal, and ζ₂ that of u. The sample's means over rows have
+the variance ζ₁ + ζ₂/n, and the test's resampling has 2ζ₂/n²: four times the first over n, less the second.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def mmd(x: Any, y: Any, bandwidth: float | None = None, num_permutations: int = 
     to_x, to_y = products[:, 0], sums - products[:, 0]
     of_x = to_x[:n] / (n - 1) - to_y[:n] / m
     of_y = to_y[n:] / (m - 1) - to_x[n:] / n
-    first = 4 * (np.var(of_x, ddof=1) / n + np.var(of_y, ddof=1) / m)
+    first = float(4 * (np.var(of_x, ddof=1) / n + np.var(of_y, ddof=1) / m))
     return _discrepancy(values, first, width)
 
 
@@ -155,14 +156,15 @@ def kernel_stein_discrepancy(
         sums[block] = kernel.sum(1)
         resampled += np.sum(weights[block] * (kernel @ weights), 0)
     value = np.sum(sums) / (num * (num - 1))
-    first = 4 * np.var(sums / (num - 1), ddof=1) / num
+    first = float(4 * np.var(sums / (num - 1), ddof=1) / num)
     return _discrepancy(np.concatenate([[value], resampled]), first, width)
 
 
 def _discrepancy(values: np.ndarray, first: float, width: float) -> Discrepancy:
-    """From the estimate and its resampled values under the hypothesis, and the variance of first order."""
+    """From the estimate and its resampled values under the hypothesis, and 4/n times the variance of row means."""
     value, null = float(values[0]), values[1:]
-    error = float(np.sqrt(first + np.mean(null**2)))
+    second = float(np.mean(null**2))
+    error = float(np.sqrt(max(first - second, second)))
     return Discrepancy(value, error, float((1 + np.sum(null >= value)) / (1 + len(null))), width)
 
 

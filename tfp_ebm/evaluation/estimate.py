@@ -62,9 +62,9 @@ def of_log_weights(log_weights: np.ndarray, is_reverse: bool = False, is_approxi
         reason = f"{bad} of {num} weights are NaN or infinite" if bad else f"all {num} weights are zero"
         warnings.warn(f"log Z cannot be estimated: {reason}.", stacklevel=3)
         return Estimate(np.nan, np.nan, 0.0, log_weights, is_approximate)
-    largest = np.max(signed)
+    largest = float(np.max(signed))
     weights = np.exp(signed - largest)
-    total = np.sum(weights)
+    total = float(np.sum(weights))
     value = largest + np.log(total / num)
     # The sum without the largest weight, which by subtraction would be rounding where that weight carries it all.
     top = int(np.argmax(weights))

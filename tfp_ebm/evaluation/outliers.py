@@ -90,9 +90,9 @@ def ood_auroc(energy_fn: Any, x_in: Any, x_out: Any, score: str = "log_prob") ->
     num_nan = int(np.isnan(inside).sum() + np.isnan(outside).sum())
     if num_nan:
         raise ValueError(f"the scores must be numbers, {num_nan} of {len(inside) + len(outside)} are NaN.")
-    beaten, lost_to = _share_below(inside, outside), 1 - _share_below(outside, inside)
+    beaten, losing = _share_below(inside, outside), _share_below(outside, inside)
     n, m = len(inside), len(outside)
-    variance = np.var(beaten, ddof=1) / n + np.var(lost_to, ddof=1) / m
+    variance = np.var(beaten, ddof=1) / n + np.var(losing, ddof=1) / m
     return Estimate(float(np.mean(beaten)), float(np.hypot(np.sqrt(variance), 0.5 / min(n, m))))
 
 

@@ -141,7 +141,7 @@ def make_plan(
 def _equally_long(grid: np.ndarray, sd: np.ndarray, num_temperatures: int) -> np.ndarray:
     """β at equal lengths ∫ sd_β(h) dβ; where h does not vary, evenly spaced."""
     pieces = 0.5 * (sd[1:] + sd[:-1]) * np.diff(grid)
-    total = np.sum(pieces)
+    total = float(np.sum(pieces))
     if not np.isfinite(total) or total <= 0:
         return inverse_temperatures("linear", num_temperatures)
     # a hundredth of the length is spread evenly, so that no stretch goes without a temperature
