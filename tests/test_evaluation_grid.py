@@ -84,6 +84,13 @@ def test_models_in_their_own_units():
     assert z.value == pytest.approx(in_x.value, abs=1e-3)
 
 
+def test_the_error_knows_the_rounding_of_energies():
+    """Energies of 10⁴ in float32 are rounded by 10⁻³."""
+    estimate = grid_log_normalizer(lambda x: 1e4 + 0.5 * tf.reduce_sum(x**2, -1), [-8.1], [8.3], 100)
+    error = abs(estimate.value - (0.5 * math.log(2 * math.pi) - 1e4))
+    assert 1e-8 < error <= estimate.standard_error < 2e-3
+
+
 def shifted(distance, sd=1.0):
     """An energy of N((distance, 0), sd²I) plus a constant."""
     q = tfd.MultivariateNormalDiag(np.array([distance, 0.0]), np.full(2, sd))

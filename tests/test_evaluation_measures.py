@@ -109,6 +109,15 @@ def test_models_and_distributions_and_networks():
     assert evaluation.fisher_divergence(p, model, 100, seed=0).value == pytest.approx(terms.mean(), rel=1e-4)
 
 
+def test_draws_of_a_chain_are_labelled():
+    chains = ebm.EnergyDistribution(
+        energy, [2], ebm.mcmc.RandomWalk(0.5), normal(1.0), num_burnin_steps=1, log_normalizer=LOG_Z
+    )
+    estimate = evaluation.kl_divergence(chains, energy, LOG_Z, num_samples=10)
+    assert estimate.is_approximate and abs(estimate.value) < 1e-9
+    assert not evaluation.kl_divergence(normal(1.0), energy, LOG_Z, num_samples=10).is_approximate
+
+
 def test_a_model_without_mass_where_the_data_is_warns():
     x = np.array([[1.0], [-1.0], [2.0]])
     with pytest.warns(UserWarning, match="not finite at 1 of 3"):

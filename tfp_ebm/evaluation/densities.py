@@ -64,8 +64,8 @@ def event_shape_of(energy_fn: Any) -> tuple[int, ...] | None:
     return None
 
 
-def _dtype_of(energy_fn: Any, x: np.ndarray) -> Any:
-    """That of the energy; a plain callable gets x in its own precision."""
+def dtype_of(energy_fn: Any, x: np.ndarray) -> Any:
+    """The dtype in which the energy takes x, an array; a plain callable gets it in its own precision."""
     if isinstance(energy_fn, EnergyModel | tfp.distributions.Distribution):
         return tf.as_dtype(energy_fn.dtype).as_numpy_dtype
     if isinstance(energy_fn, keras.layers.Layer):
@@ -83,13 +83,13 @@ def energies(energy_fn: Any, x: Any, name: str = "x") -> np.ndarray:
     [5.0]
     """
     x = check_data(name, x)
-    return _in_blocks(energy_of(energy_fn), x.astype(_dtype_of(energy_fn, x), copy=False))
+    return _in_blocks(energy_of(energy_fn), x.astype(dtype_of(energy_fn, x), copy=False))
 
 
 def scores(energy_fn: Any, x: Any, name: str = "x") -> np.ndarray:
     """−∇E at rows, float64 `[rows, coordinates]`."""
     x = check_data(name, x)
-    x = x.astype(_dtype_of(energy_fn, x), copy=False)
+    x = x.astype(dtype_of(energy_fn, x), copy=False)
     if isinstance(energy_fn, EnergyModel):
         function: Callable[[tf.Tensor], tf.Tensor] = energy_fn.score
     else:
@@ -110,7 +110,7 @@ def class_probabilities(logits_fn: Any, x: Any) -> np.ndarray:
     x = check_data("x", x)
     is_network = isinstance(logits_fn, keras.layers.Layer)
     function = (lambda rows: logits_fn(rows, training=False)) if is_network else logits_fn
-    logits = _in_blocks(function, x.astype(_dtype_of(logits_fn, x), copy=False))
+    logits = _in_blocks(function, x.astype(dtype_of(logits_fn, x), copy=False))
     if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         raise ValueError(f"the logits must have shape [{len(x)}, classes], got {logits.shape}.")
     return np.exp(logits - np.logaddexp.reduce(logits, -1, keepdims=True))

@@ -5,7 +5,8 @@ at the edges. Its error is seen by what every second node says, and every third,
 density is symmetric about a point between two nodes, even and odd ones say the same, but not the thirds. At an edge or
 a kink the error falls with the spacing at least in proportion, so of the thirds' a third counts. What lies outside the
 box is told from the rim: if the mass of the outer of two frames is r < 1 times that of the inner one, what follows
-further out is taken to go on like that, m r/(1 − r), which for a tail that falls like a Gaussian's is too much.
+further out is taken to go on like that, m r/(1 − r), which for a tail that falls like a Gaussian's is too much. To
+these comes the rounding of the energies.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ class _OnGrid(NamedTuple):
 
 def _on_grid(energy_fn: Any, low: Any, high: Any, num: Any, dtype: Any) -> _OnGrid:
     grid = _make_grid(energy_fn, low, high, num)
-    values = densities.energies(energy_fn, grid.nodes.astype(tf.as_dtype(dtype).as_numpy_dtype))
+    nodes = grid.nodes.astype(tf.as_dtype(dtype).as_numpy_dtype)
+    values = densities.energies(energy_fn, nodes)
     if np.isnan(values).any() or (values == -np.inf).any() or (values == np.inf).all():
         raise ValueError(
             f"the energy must be finite, or +∞ in places, on the grid: {int(np.isnan(values).sum())} of {len(values)} "
@@ -117,7 +119,12 @@ def _on_grid(energy_fn: Any, low: Any, high: Any, num: Any, dtype: Any) -> _OnGr
             f"the integral by part of the nodes differs by {difference / whole:.0%}: `num` = {num} is too coarse.",
             stacklevel=3,
         )
-    error = np.hypot(np.log1p(difference / whole), np.log1p(outside))
+    # each energy is rounded by so much, and all of them might be alike
+    seen = density > 0
+    rounding = np.finfo(densities.dtype_of(energy_fn, nodes)).eps * np.average(
+        np.abs(values[seen]), weights=density[seen]
+    )
+    error = np.hypot(np.log1p(difference / whole), np.log1p(outside)) + rounding
     return _OnGrid(grid, values, Estimate(float(np.log(whole) - lowest), float(error)))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tfp_ebm.arguments import check_count, check_data, check_positive
+from tfp_ebm.distribution import EnergyDistribution
 from tfp_ebm.evaluation import densities
 from tfp_ebm.evaluation.estimate import Estimate, combined, mean_estimate, value_and_error
 
@@ -73,7 +74,8 @@ def kl_divergence(
     What maximum likelihood minimises. It is zero only for the target itself; the estimate may fall below by chance.
 
     Args:
-      target: a `tfd.Distribution` that draws exactly and knows its `log_prob`, such as those of `ebm.targets`.
+      target: a `tfd.Distribution` that draws exactly and knows its `log_prob`, such as those of `ebm.targets`. An
+        `EnergyDistribution` draws by chains, so that the estimate `is_approximate`.
       energy_fn, log_normalizer: as for `log_likelihood`.
       num_samples: number of draws.
       seed: int or int32[2].
@@ -91,7 +93,7 @@ def kl_divergence(
     value, error = value_and_error(log_normalizer)
     x = densities.draws(target, check_count("num_samples", num_samples), seed)
     terms = densities.known_log_prob(target, x) + densities.energies(energy_fn, x)
-    return combined(mean_estimate(terms, "log p(x) + E(x)"), value, error)
+    return combined(_labelled(mean_estimate(terms, "log p(x) + E(x)"), target), value, error)
 
 
 def fisher_divergence(target: Any, energy_fn: Any, num_samples: int = 10_000, seed: Any = 0) -> Estimate:
@@ -122,4 +124,9 @@ def fisher_divergence(target: Any, energy_fn: Any, num_samples: int = 10_000, se
     x = densities.draws(target, check_count("num_samples", num_samples), seed)
     known = densities.scores(lambda rows: -target.log_prob(rows), x)
     terms = 0.5 * np.sum((known - densities.scores(energy_fn, x)) ** 2, -1)
-    return mean_estimate(terms, "the difference of scores")
+    return _labelled(mean_estimate(terms, "the difference of scores"), target)
+
+
+def _labelled(estimate: Estimate, target: Any) -> Estimate:
+    """Approximate where the draws are a chain's."""
+    return estimate._replace(is_approximate=isinstance(target, EnergyDistribution))
