@@ -111,7 +111,8 @@ def reverse_annealed_importance_sampling(
 
     Returns:
       An `Estimate` of log Z with `log_weights`, whose mean is an upper bound of log Z in expectation if the samples are
-      exact; `is_approximate` says where they may not be.
+      exact; `is_approximate` says where they may not be. The weights 1/w have the heavier tail of the two directions:
+      rely on the bound before the value.
 
     Warns:
       UserWarning: as `annealed_importance_sampling`.
