@@ -261,6 +261,7 @@ class Chain:
         return value
 
 
+@tf.function(autograph=False)  # a dozen operations, which one by one take milliseconds
 def chain_key(seed: tf.Tensor) -> tf.Tensor:
     """The hash of the seed that stands beside the step's number in the seed of each step."""
     return tf.random.stateless_uniform([], seed, None, None, tf.int32, alg="philox")
