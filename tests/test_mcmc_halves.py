@@ -111,6 +111,11 @@ def test_few_chains_run_whole():
     assert loop_of(mcmc.MALA(0.5), START[:127]) == "Chain" and loop_of(mcmc.MALA(0.5), START[:128]) == "Halves"
 
 
+def test_a_single_number_is_a_state():
+    samples = draw(mcmc.MALA(0.5), tf.constant(0.0, tf.float64), lambda x: -0.5 * x**2)
+    assert samples.states.shape == (50,)
+
+
 def test_nothing_is_traced_again():
     count = 0
 

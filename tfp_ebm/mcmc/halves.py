@@ -34,7 +34,9 @@ def can_halve(target_log_prob_fn: TargetLogProbFn, kernel: Any, state: tf.Tensor
       kernel: it must move every chain by itself, as an adaptive kernel does not.
       state: of all chains, known values.
     """
-    if not (isinstance(kernel, Kernel) and kernel.moves_chains_alone and state.shape[0] >= _MIN_CHAINS):
+    if not (isinstance(kernel, Kernel) and kernel.moves_chains_alone):
+        return False
+    if state.shape.rank == 0 or state.shape[0] < _MIN_CHAINS:
         return False
     if not state.device.endswith("CPU:0"):
         return False
