@@ -24,7 +24,7 @@ from tfp_ebm.base import check_base, draw
 from tfp_ebm.distribution import EnergyDistribution
 from tfp_ebm.mcmc.driver import chain_key, find_compiled
 from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
-from tfp_ebm.mcmc.results import find
+from tfp_ebm.mcmc.results import accept_prob
 from tfp_ebm.mcmc.run import find_loop, run_or_fall_back, xla_pays
 from tfp_ebm.model import EnergyModel
 
@@ -195,7 +195,7 @@ class _Loop:
             # afresh at each temperature, whatever the kernel knew at the one before
             moved, results = kernel.one_step(states, kernel.bootstrap_results(states), seed=tf.stack([key, t]))
             moved = tf.ensure_shape(moved, states.shape)
-            accept = _accept_prob(results)
+            accept = accept_prob(results, tf.float64)
             finite = tf.math.is_finite(log_ratio)
             known = tf.where(finite, log_ratio, tf.zeros_like(log_ratio))
             share = tf.maximum(tf.reduce_mean(tf.cast(finite, tf.float64)), 1e-12)
@@ -212,15 +212,6 @@ class _Loop:
             lambda t, *_: t < stretch[1], move, (stretch[0], *carried, notes), parallel_iterations=1
         )
         return tuple(carried), notes.stack()
-
-
-def _accept_prob(results: Any) -> tf.Tensor:
-    log_ratio = find(results, "log_accept_ratio")
-    if log_ratio is None:
-        return tf.ones([], tf.float64)
-    log_ratio = tf.cast(log_ratio, tf.float64)
-    log_ratio = tf.where(tf.math.is_nan(log_ratio), tf.constant(-np.inf, tf.float64), log_ratio)
-    return tf.reduce_mean(tf.exp(tf.minimum(log_ratio, 0.0)))
 
 
 def make_bridge(target: Any, base: Any) -> Bridge:

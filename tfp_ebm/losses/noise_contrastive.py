@@ -15,6 +15,7 @@ P(y) of eq. 62, without which the optimum is off by log ν in log Z; they are th
 
 from __future__ import annotations
 
+import itertools
 import math
 import types
 from collections.abc import Callable, Mapping
@@ -141,14 +142,10 @@ class NoiseContrastiveEstimation(Loss):
         if self._given.is_used:
             raise ValueError("`adapt` must come before the loss is used: make a new one and compile again.")
         if self.noise in (None, "gaussian"):
-            moments, event_shape = None, None
-            for block in row_blocks(x):
-                event_shape = block.shape[1:]
-                part = Moments.of([block])
-                moments = part if moments is None else moments.merged(part)
-            if moments is None or event_shape is None:
-                raise ValueError("`x` must not be empty, but gave no rows.")
-            self._given.fitted = FittedNoise.gaussian(moments, event_shape)
+            blocks = iter(row_blocks(x))
+            first = list(itertools.islice(blocks, 1))
+            moments = Moments.of(itertools.chain(first, blocks))
+            self._given.fitted = FittedNoise.gaussian(moments, first[0].shape[1:])
         elif self.noise == "gaussian_mixture":
             rows, _ = first_rows(x, MIXTURE_ROWS, None)
             self._given.fitted = FittedNoise.gaussian_mixture(rows, self.num_components)

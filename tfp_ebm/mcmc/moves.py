@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm.mcmc.driver import chain_key
-from tfp_ebm.mcmc.results import find
+from tfp_ebm.mcmc.results import accept_prob, find
 
 __all__ = ["Moved", "move"]
 
@@ -49,17 +49,9 @@ def move(kernel: tfp.mcmc.TransitionKernel, states: tf.Tensor, num_steps: int, s
         count: tf.Tensor, states: tf.Tensor, results: Any, total: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, Any, tf.Tensor]:
         moved, results = kernel.one_step(states, results, seed=tf.stack([key, count]))
-        return count + 1, tf.ensure_shape(moved, states.shape), results, total + _accept_prob(results, states.dtype)
+        return count + 1, tf.ensure_shape(moved, states.shape), results, total + accept_prob(results, states.dtype)
 
     start = (tf.constant(0), states, kernel.bootstrap_results(states), tf.zeros([], states.dtype))
     _, states, results, total = tf.while_loop(lambda count, *_: count < num_steps, step, start, parallel_iterations=1)
     log_prob = find(results, "target_log_prob")
     return Moved(states, log_prob, total / num_steps)
-
-
-def _accept_prob(results: Any, dtype: tf.DType) -> tf.Tensor:
-    log_ratio = find(results, "log_accept_ratio")
-    if log_ratio is None:
-        return tf.ones([], dtype)
-    log_ratio = tf.where(tf.math.is_nan(log_ratio), tf.constant(-float("inf"), log_ratio.dtype), log_ratio)
-    return tf.cast(tf.reduce_mean(tf.exp(tf.minimum(log_ratio, 0.0))), dtype)

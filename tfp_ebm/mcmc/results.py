@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-__all__ = ["POINT", "find", "is_accepted", "refreshed", "replaced"]
+__all__ = ["POINT", "accept_prob", "find", "is_accepted", "refreshed", "replaced"]
 
 # Fields that speak of the current point and of nothing else.
 POINT = ("target_log_prob", "grads_target_log_prob", "transformed_state")
@@ -26,6 +26,16 @@ def find(results: Any, name: str) -> Any:
             return getattr(results, name)
         results = next((getattr(results, nested) for nested in _NESTED if hasattr(results, nested)), None)
     return None
+
+
+def accept_prob(results: Any, dtype: tf.DType) -> tf.Tensor:
+    """Mean over chains of min(1, acceptance ratio), NaN counting as 0; 1 for kernels that accept everything."""
+    log_ratio = find(results, "log_accept_ratio")
+    if log_ratio is None:
+        return tf.ones([], dtype)
+    log_ratio = tf.cast(log_ratio, dtype)
+    log_ratio = tf.where(tf.math.is_nan(log_ratio), tf.constant(-float("inf"), dtype), log_ratio)
+    return tf.reduce_mean(tf.exp(tf.minimum(log_ratio, 0.0)))
 
 
 def replaced(results: Any, **fields: Any) -> Any:
