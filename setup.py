@@ -9,7 +9,16 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "tfp_ebm" / "__init__.py").read_text(), re.MULTILINE).group(1)
 
 ARVIZ = ["arviz>=0.17,<2"]
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "scikit-learn>=1.4", "scipy>=1.11", "ruff>=0.6", "mypy>=1.11", *ARVIZ]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "scikit-learn>=1.4",
+    "scipy>=1.11",
+    "ruff>=0.6",
+    "mypy>=1.11",
+    "jupytext>=1.16",
+    *ARVIZ,
+]
 TUTORIALS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6", "scikit-learn>=1.4"]
 BENCH = ["torch", "torchebm", "jax", "folx", "optax", "blackjax", "numpyro"]  # ebmkit is not on the index
 

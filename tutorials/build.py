@@ -1,0 +1,131 @@
+"""Renders the tutorials: executes each percent-format source and writes the notebook beside it.
+
+    python tutorials/build.py               # all, full size
+    python tutorials/build.py 01 03         # those
+    python tutorials/build.py --smoke       # runs the sources as scripts, small, and writes nothing
+
+The pictures in the notebooks are reduced to 256 colours. A cell headed `# %% figure="name"` leaves its last picture in
+`figures/` too, for the README. The extra `tutorials` has what this needs.
+"""
+
+import argparse
+import base64
+import concurrent.futures
+import io
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).parent
+LIMIT = 600  # seconds that a tutorial may take
+LARGEST = 300_000  # bytes of a picture
+ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+
+
+def sources(names):
+    """The tutorials whose names start so, all if none is named."""
+    found = [p for p in sorted(HERE.glob("[0-9][0-9]_*.py")) if not names or p.name.startswith(tuple(names))]
+    if not found:
+        raise SystemExit(f"no tutorial is named {' or '.join(names)}")
+    return found
+
+
+def reduced(png):
+    """The same picture in 256 colours, as base64."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    buffer = io.BytesIO()
+    image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def tidied(notebook):
+    """Pictures made small; what only tells of the machine and the moment goes, so that a rerun changes little."""
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/png"] = reduced(data["image/png"])
+                data.pop("text/plain", None)
+    return notebook
+
+
+def keep_figures(notebook, stem):
+    """Writes the pictures that have a name."""
+    for cell in notebook.cells:
+        if not (name := cell.metadata.get("figure")):
+            continue
+        pictures = [o["data"]["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+        if not pictures:
+            raise SystemExit(f"{stem}: the cell of figure {name!r} drew nothing")
+        png = base64.b64decode(pictures[-1])
+        if len(png) > LARGEST:
+            raise SystemExit(f"{stem}: figure {name!r} has {len(png)} bytes, more than {LARGEST}")
+        write(HERE / "figures" / f"{name}.png", png)
+
+
+def write(path, content):
+    """All of the file or nothing."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def render(source):
+    """Executes one source; returns what to say of it."""
+    import jupytext
+    import nbclient
+    import nbformat
+
+    notebook = jupytext.read(source, fmt="py:percent")
+    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    start = time.perf_counter()
+    nbclient.NotebookClient(
+        notebook, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}
+    ).execute()
+    seconds = time.perf_counter() - start
+    if seconds > LIMIT:
+        raise SystemExit(f"{source.stem} took {seconds:.0f} s, more than {LIMIT}")
+    for i, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{i}"
+    keep_figures(tidied(notebook), source.stem)
+    notebook.metadata.pop("language_info", None)
+    content = nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n"
+    write(source.with_suffix(".ipynb"), content.encode())
+    return f"{source.stem}: {seconds:.0f} s, {len(content) // 1000} kB"
+
+
+def smoke(source):
+    """Runs one source small, as a script; returns what to say of it."""
+    start = time.perf_counter()
+    environment = {**os.environ, "TFP_EBM_SMOKE": "1", "MPLBACKEND": "Agg"}
+    result = subprocess.run([sys.executable, source], env=environment, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{source.stem} failed:\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}")
+    return f"{source.stem}: {time.perf_counter() - start:.0f} s"
+
+
+def main():
+    """Renders, or runs small, what is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="how the names of the wanted ones start")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--jobs", type=int, help="how many at once; default: 1, and 2 of --smoke")
+    options = parser.parse_args()
+    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    if not options.smoke:
+        os.environ.pop("TFP_EBM_SMOKE", None)
+    with concurrent.futures.ThreadPoolExecutor(options.jobs or (2 if options.smoke else 1)) as pool:
+        for line in pool.map(smoke if options.smoke else render, sources(options.names)):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
