@@ -174,7 +174,7 @@ stationary = np.linalg.matrix_power(matrix, 2**14)[:, 0]  # the same column for 
 fig, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8), sharex=True)
 for x, color in [(-1.8, BLUE), (0.0, GREEN), (1.5, ORANGE)]:
     left.plot(grid, matrix[:, np.argmin(abs(grid - x))] / h, color=color, label=f"from {x:g}")
-    left.axvline(x, color=color, linestyle=":", linewidth=1)
+    left.axvline(x, ymax=0.8, color=color, linestyle=":", linewidth=1)
 left.set(title="One step of eq. 24: the law of eq. 25", xlabel="$x$", ylabel="density")
 left.set(xlim=(-2.3, 2.3), ylim=(0, 3.6))
 left.legend(fontsize=10, loc="upper center", ncols=3)
