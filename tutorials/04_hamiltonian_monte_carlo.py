@@ -476,7 +476,7 @@ by_walk = ebm.mcmc.sample(
 
 # %% figure="rosenbrock"
 fig, axes = plt.subplots(1, 3, figsize=(11, 4), width_ratios=[1, 1, 1.25])
-xs, ys = np.meshgrid(np.linspace(-9, 9, 300), np.linspace(-8, 75, 300))
+xs, ys = np.meshgrid(np.linspace(-9, 9, 300), np.linspace(-8, 90, 300))
 height = valley.log_prob(np.stack([xs, ys], -1)).numpy()
 per_step = glide.num_leapfrog_steps // every
 for ax, states, first, color, name in [
@@ -487,7 +487,7 @@ for ax, states, first, color, name in [
     ax.plot(*states[:: max(1, len(states) // 400)].T, ".", color=SKY, markersize=4, label="all")
     ax.plot(*states[:first].T, "o", color=color, markersize=7, label="first 10 000 evaluations")
     ax.plot(*far.numpy(), "*", color=ORANGE, markersize=15, markeredgecolor=BLACK, label="start")
-    ax.set(title=name, xlabel="$x$", ylabel="$y$", xlim=(-9, 9), ylim=(-8, 85))
+    ax.set(title=name, xlabel="$x$", ylabel="$y$", xlim=(-9, 9), ylim=(-8, 90))
     ax.legend(loc="upper center", fontsize=10)
 walk_means, glide_means = by_walk[..., 0].mean(1), by_glide[..., 0].mean(1)
 noise = math.sqrt(10 / num_chains)
@@ -523,20 +523,19 @@ print(
 # %% [markdown]
 # The few steps have a limit. The second hundred of chains started high *above* the valley, at $(1, 21)$. A particle
 # there falls in, and in the long time of this trajectory it shoots far up the arms, where the valley is too narrow
-# for the step size: $H$ is not kept, and the step is rejected. Shorter trajectories are accepted, and then each new
-# momentum of the heat bath takes about half of the energy away. So it is not one step but three or four more for each
-# factor of ten that the start is too high.
+# for the step size: $H$ is not kept, and the step is rejected. Shorter trajectories are accepted. They turn potential
+# energy into kinetic energy, which the next momentum of the heat bath replaces by its own: half of the energy goes at
+# each step, or more, and the chain is warm after eight steps, not after one.
 
 # %%
 short_glide = ebm.mcmc.HMC(step_size=0.025, num_leapfrog_steps=400)
 falling = ebm.mcmc.sample(valley.log_prob, starts[num_chains:], short_glide, num_results=20, seed=18)
 top = float(valley.log_prob(tf.constant([1.0, 1.0], tf.float64)))
-excess = top - np.concatenate([[float(valley.log_prob(above))], falling.unnormalized_log_prob.numpy().mean(1)])
+excess = top - np.concatenate([[float(valley.log_prob(above))], np.median(falling.unnormalized_log_prob, 1)])
 accepted_above = [float(np.mean(chains.is_accepted[:10, -num_chains:])) for chains in (both, falling)]
-print(
-    f"accepted of the first ten steps: {accepted_above[0]:.2f} with 2500 leapfrog steps, {accepted_above[1]:.2f} with 400"
-)
-print("mean of U − min U before and after each of the shorter steps:", np.round(excess[:11]))
+for number, share in zip([2500, 400], accepted_above, strict=True):
+    print(f"{number} leapfrog steps: {share:.2f} of the first ten trajectories are accepted")
+print("median of U − min U before and after the shorter steps:", *(f"{value:.0f}" for value in excess[:11]))
 
 # %% [markdown]
 # ## Adaptation
