@@ -306,7 +306,7 @@ for name in learned:
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
-precision = np.linspace(0.4, 5.0, 400)
+precision = np.linspace(0.4, 3.6, 400)
 for step_size, color in ((0.3, GREEN), (0.7, BLUE), (0.95, ORANGE), (1.1, VERMILION)):
     inside = precision[precision < 3.9 / step_size**2]
     variance = 1 / (inside * (1 - inside * step_size**2 / 4))
@@ -325,6 +325,18 @@ axes[1].plot(step_sizes, learned["MALA"], "s", color=BLUE, label="learned with M
 axes[1].set(title="What is learned", xlabel="step size ε, in units of s", ylabel="precision λ")
 axes[1].legend(fontsize=10)
 plt.show()
+
+# %% [markdown]
+# And for $\varepsilon = 1.1\,s$ (red): the expected gradient step $\lambda \leftarrow \lambda +
+# \tfrac12\eta(v(\lambda) - s^2)$, with $v$ the chain's variance, always goes up, until $\lambda\varepsilon^2/4 = 1$,
+# where the chain's steps overshoot for ever.
+
+# %%
+path, step_size, learning_rate = [1.0], 1.1, 0.4
+while path[-1] < 4 / step_size**2:
+    variance = 1 / (path[-1] * (1 - path[-1] * step_size**2 / 4))
+    path.append(path[-1] + 0.5 * learning_rate * (variance - 1.0))
+print(f"ε = 1.1: λ passes {4 / step_size**2:.2f} after {len(path) - 1} steps; smallest step {np.diff(path).min():+.3f}")
 
 # %% [markdown]
 # ## Chains that look right while the density is wrong
@@ -526,7 +538,7 @@ print(f"a digit is {odds:.4f} times as probable as noise; AUROC of the energy, d
 
 figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.9))
 ebm.plotting.image_grid(digits[:64], axes[0], "digits")
-ebm.plotting.image_grid(cold, axes[1], f"chains of the recipe, T = {temperature:.1e}")
+ebm.plotting.image_grid(cold, axes[1], f"chains of the recipe, T = {temperature:.3g}")
 ebm.plotting.image_grid(warm, axes[2], "the same energy, T = 1, from digits")
 plt.show()
 
@@ -547,6 +559,7 @@ for i, step_size in enumerate(step_sizes):
     for name, truth_of in (("Langevin", biased_precision(step_size)), ("MALA", 1.0)):
         error = 4 * learned_error[name][i]
         ledger.equal(f"precision learned with {name}, ε = {step_size:g}", learned[name][i], truth_of, error)
+ledger.at_least("ε = 1.1 s: smallest step of the precision", np.diff(path).min(), 0.0)
 short, calibrated = runs
 ledger.equal("short chains: left share of the chains", chain_share[short], 0.3, 0.05)
 ledger.at_most("short chains: left share of the density", density_share[short], size(0.05, 0.15))
