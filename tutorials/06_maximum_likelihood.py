@@ -35,13 +35,14 @@ tfd = tfp.distributions
 #
 # We have data from $P_{data}$ and a model $P_\theta = e^{-E_\theta}/Z_\theta$. Maximum likelihood maximises (eq. 6)
 #
-# $$\mathbb{L}(\theta) = \mathbb{E}_{P_{data}} \log P_\theta(X)
-#   = -\mathbb{E}_{P_{data}} E_\theta(X) - \log \int e^{-E_\theta(X)} dX,$$
+# $$\mathbb{L}(\theta) = \mathbb{E}_{P_{data}} \log P_\theta(X) =
+# -\mathbb{E}_{P_{data}} E_\theta(X) - \log \int e^{-E_\theta(X)} dX,$$
 #
-# where the second form is eq. 7. Its gradient (eqs. 8 and 9) needs no $Z_\theta$:
+# where the second form is eq. 7. Differentiating under the integral gives $\partial\log Z_\theta/\partial\theta =
+# -\mathbb{E}_{P_\theta}[\partial E_\theta/\partial\theta]$ (eq. 8), so that the gradient needs no $Z_\theta$ (eq. 9):
 #
-# $$\frac{\partial\mathbb{L}}{\partial\theta} = -\mathbb{E}_{P_{data}} \frac{\partial E_\theta}{\partial\theta}(X)
-#   + \mathbb{E}_{P_\theta} \frac{\partial E_\theta}{\partial\theta}(X).$$
+# $$\frac{\partial\mathbb{L}}{\partial\theta} = \mathbb{E}_{P_\theta} \frac{\partial E_\theta}{\partial\theta}(X) -
+# \mathbb{E}_{P_{data}} \frac{\partial E_\theta}{\partial\theta}(X).$$
 #
 # In one dimension every term is known by quadrature. Take the double well $E_\theta(x) = \theta_1 x + \theta_2 x^2 +
 # \theta_3 x^4$, so that $\partial E/\partial\theta = (x, x^2, x^4)$. The data are draws of one such well, the model
@@ -139,9 +140,9 @@ plt.show()
 # %% [markdown]
 # ## Draws in place of the second average
 #
-# The first average of eq. 9 is an average over data (eq. 10). The second needs draws of the model: Markov chains.
-# `losses.MaximumLikelihood` is $E(x) - E(x^-)$ with negatives $x^-$ from chains, held constant, so its gradient is
-# minus eq. 9. Its *value* hovers around 0 and says nothing about the fit.
+# The data's average in eq. 9 is a mean over rows (eq. 10). The model's average needs draws of the model: Markov
+# chains. `losses.MaximumLikelihood` is $E(x) - E(x^-)$ with negatives $x^-$ from chains, held constant, so its
+# gradient is minus eq. 9. Its *value* hovers around 0 and says nothing about the fit.
 #
 # `size(full, smoke)` below takes the first number, or the second in a quick run with `TFP_EBM_SMOKE=1`.
 
@@ -289,7 +290,7 @@ for kernel in (ebm.mcmc.Langevin(step_sizes), ebm.mcmc.MALA(step_sizes)):
         on_train_batch_end=lambda batch, logs, path=path, net=model.network: path.append(net.precisions.numpy())
     )
     batches = tf.data.Dataset.from_tensors(x).repeat(size(700, 300))
-    model.fit(batches, verbose=0, shuffle=False, callbacks=[record])
+    spread = model.fit(batches, verbose=0, shuffle=False, callbacks=[record]).history["energy_spread"][-1]
     name, path = type(kernel).__name__, np.array(path)[size(200, 100) :]
     blocks = path.reshape(10, -1, 5).mean(1)  # means of ten stretches: their spread tells the error of the mean
     learned[name], learned_error[name] = blocks.mean(0), blocks.std(0, ddof=1) / np.sqrt(10)
@@ -468,6 +469,7 @@ guard = ebm.callbacks.DivergenceGuard(max_energy_spread=50.0, max_rollbacks=20, 
 with warnings.catch_warnings(record=True) as caught:  # it warns at each event; we print its list instead
     warnings.simplefilter("always")
     guarded, guarded_spreads = diverging_run([guard])
+print(f"energy_spread of the five Gaussians that MALA trained above: {spread:.2f}; √(5/2) = {np.sqrt(2.5):.2f}")
 for event in guard.events:
     print(event)
 print("the first warning:", caught[0].message if caught else "none")

@@ -86,9 +86,9 @@ plt.show()
 #
 # The data's score is unknown. Expand the square, in one dimension (eq. 42):
 #
-# $$\mathbb{F} = \tfrac12\!\int\! P_{data}\Big(\tfrac{\partial}{\partial x}\log P_{data}\Big)^2
-#   - \int\! P_{data}\,\tfrac{\partial}{\partial x}\log P_{data}\,\tfrac{\partial}{\partial x}\log P_\theta
-#   + \tfrac12\!\int\! P_{data}\Big(\tfrac{\partial}{\partial x}\log P_\theta\Big)^2 .$$
+# $$\mathbb{F} = \tfrac12\!\int\! P_{data}\Big(\tfrac{\partial}{\partial x}\log P_{data}\Big)^2 -
+# \int\! P_{data}\,\tfrac{\partial}{\partial x}\log P_{data}\,\tfrac{\partial}{\partial x}\log P_\theta +
+# \tfrac12\!\int\! P_{data}\Big(\tfrac{\partial}{\partial x}\log P_\theta\Big)^2 .$$
 #
 # **Erratum:** the note's eq. 42 drops the ½ of eq. 40 throughout, and $P_{data}$ in its second line. With the ½ lost
 # the constant would be twice as large; without $P_{data}$ the integral does not even exist, since scores grow
@@ -97,9 +97,9 @@ plt.show()
 # The first term is a constant. In the second, $P_{data}\,\partial\log P_{data} = \partial P_{data}$, and integration
 # by parts (eq. 43) moves the derivative onto the model:
 #
-# $$\int \tfrac{\partial P_{data}}{\partial x}\tfrac{\partial}{\partial x}\log P_\theta
-#   = \Big[P_{data}\,\tfrac{\partial}{\partial x}\log P_\theta\Big]_{-\infty}^{+\infty}
-#   - \int P_{data}\,\tfrac{\partial^2}{\partial x^2}\log P_\theta ,$$
+# $$\int \tfrac{\partial P_{data}}{\partial x}\tfrac{\partial}{\partial x}\log P_\theta =
+# \Big[P_{data}\,\tfrac{\partial}{\partial x}\log P_\theta\Big]_{-\infty}^{+\infty} -
+# \int P_{data}\,\tfrac{\partial^2}{\partial x^2}\log P_\theta ,$$
 #
 # where the boundary term is taken to vanish. What is left needs only draws of the data (eq. 44); in any dimension
 #
@@ -366,11 +366,10 @@ plt.show()
 
 # %% [markdown]
 # **Erratum:** §3 says that the trace alone "requires O(n) operations", and that frameworks happen to need the whole
-# Hessian. Counting in passes of the network is clearer. In reverse mode the trace takes $n$ backward passes, each as
-# dear as the gradient; that is $O(n)$ *times the cost of a gradient*, which itself is one pass. `method="forward"`
-# carries all $n$ directions through the layers in one pass: the same $O(n)$ of arithmetic, but in a few large matrix
-# products instead of $n$ small ones one after the other, and nothing is computed to be thrown away. Only sliced score
-# matching is free of $n$.
+# Hessian. $n$ numbers are summed, but each of them has its price. In reverse mode that is a backward pass: $n$ of
+# them, one after the other, each as dear as the gradient. `method="forward"` gives the trace in *one* pass that
+# carries all $n$ directions through the layers together: still $O(n)$ of arithmetic, but in a few large matrix
+# products, and nothing is computed to be thrown away. Only sliced and denoising score matching are free of $n$.
 #
 # Measured on whole training gradients, loss and parameter gradient, against the dimension:
 
@@ -680,7 +679,7 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# So does a network learn wrong weights? Two modes twelve standard deviations apart, .2 and .8. After exact score
+# Does a network learn wrong weights, then? Two modes twelve standard deviations apart, .2 and .8. After exact score
 # matching its scores are right where the data is, and its weights are an accident of how the network joins the modes.
 # KL and the share of the left mode tell; the Fisher divergence, measured with the true score, does not.
 
@@ -740,7 +739,7 @@ print(f"the energy at the smallest scale alone: share {judged(family.given(noise
 # %% [markdown]
 # ### Cure 2: noise contrastive estimation on top
 #
-# NCE (tutorial 8) compares densities, not slopes. A few hundred steps of it, starting from the score-matched network,
+# NCE (tutorial 8) compares densities, not slopes. Some steps of it, starting from the score-matched network,
 # keep the shapes and set the weights right; it learns $\log Z$ as well.
 
 # %%
