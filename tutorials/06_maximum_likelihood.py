@@ -289,9 +289,9 @@ for kernel in (ebm.mcmc.Langevin(step_sizes), ebm.mcmc.MALA(step_sizes)):
     record = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs, path=path, net=model.network: path.append(net.precisions.numpy())
     )
-    batches = tf.data.Dataset.from_tensors(x).repeat(size(700, 300))
+    batches = tf.data.Dataset.from_tensors(x).repeat(size(700, 200))
     spread = model.fit(batches, verbose=0, shuffle=False, callbacks=[record]).history["energy_spread"][-1]
-    name, path = type(kernel).__name__, np.array(path)[size(200, 100) :]
+    name, path = type(kernel).__name__, np.array(path)[size(200, 50) :]
     blocks = path.reshape(10, -1, 5).mean(1)  # means of ten stretches: their spread tells the error of the mean
     learned[name], learned_error[name] = blocks.mean(0), blocks.std(0, ddof=1) / np.sqrt(10)
 
@@ -360,7 +360,7 @@ def exact_kl(model):
 
 
 def train(loss):
-    network = ebm.networks.mlp([2], units=[128, 128], seed=0)
+    network = ebm.networks.mlp([2], units=size([128, 128], [64, 64]), seed=0)
     model = ebm.EnergyModel(network, seed=0)
     schedule = keras.optimizers.schedules.CosineDecay(2e-3, num_epochs * steps_per_epoch)
     model.compile(keras.optimizers.Adam(schedule), loss, steps_per_execution=steps_per_epoch)

@@ -380,7 +380,7 @@ losses = {
     "sliced": ebm.losses.SlicedScoreMatching(),
     "denoising": ebm.losses.DenoisingScoreMatching(0.1),
 }
-dimensions = size([4, 16, 64, 256], [4, 16, 64])
+dimensions = size([4, 16, 64, 256], [4, 64])
 times = {name: [] for name in losses}
 
 
