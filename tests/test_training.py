@@ -104,6 +104,18 @@ def test_no_host_operation_in_a_step():
     assert names and not {"PyFunc", "EagerPyFunc", "PyFuncStateless"} & names
 
 
+def test_autograph_reads_what_a_loss_calls():
+    """In a `tf.function` of the user's own; a method that is only a docstring would make it warn."""
+    for method in (ebm.losses.ScoreMatching.build, ebm.mcmc.FromData.keep):
+        tf.autograph.to_graph(method)
+
+    def only_a_docstring(x):
+        """Nothing else."""
+
+    with pytest.raises(IndentationError):
+        tf.autograph.to_graph(only_a_docstring)
+
+
 def test_a_run_cut_and_resumed_equals_one_that_was_not(tmp_path):
     """Through a `.keras` file, optimizer, step counter and all. With another counter the bits differ (control)."""
     data = tf.data.Dataset.from_tensor_slices(X).batch(32)
