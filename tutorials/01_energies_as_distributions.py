@@ -321,7 +321,7 @@ print("It warned each time, first with:", caught[0].message)
 # %%
 base = tfd.MultivariateNormalDiag([0.0, 0.0], [1.8, 1.8])
 models = {name: ebm.EnergyModel(network, base_measure=base) for name, network in networks.items()}
-for half_width in (5, 10, 20, 40):
+for half_width in (10, 20, 40):
     value = ebm.evaluation.grid_log_normalizer(models["dense, silu"], -half_width, half_width).value
     print(f"box of ±{half_width:2d}: log Z = {value:.5f}")
 
@@ -343,7 +343,7 @@ plt.show()
 # average over draws of $b$.
 
 # %%
-model = models["Fourier features"]
+model = models["by hand"]
 by_grid = ebm.evaluation.grid_log_normalizer(model, -12, 12)
 by_draws = ebm.evaluation.importance_sampling(ebm.EnergyDistribution(model), num_samples=size(100_000, 20_000), seed=4)
 print(f"log Z by the grid  {by_grid.value:.5f} ± {by_grid.standard_error:.0e}")
@@ -478,7 +478,9 @@ ledger.equal("log Z of the double well: grid, series", log_z.value, exact_log_z,
 ledger.equal("its density integrates to one (eq. 3)", area, 1.0, 1e-5)
 ledger.equal("a constant in E moves log Z by as much", shifted.value - log_z.value, -5.0, 1e-12)
 ledger.equal("mean energy is −∂ log Z/∂β", mean, slope, 1e-5 + step**2 * abs(third_cumulant))
-ledger.equal("log Z of the ring: grid, closed form", ring_log_z.value, exact_ring_log_z, 4 * ring_log_z.standard_error)
+ledger.equal(
+    "log Z of the ring: grid, closed form", ring_log_z.value, exact_ring_log_z, 1e-12 + 4 * ring_log_z.standard_error
+)
 ledger.equal("energies add: mean of the product", product_mean, 1.4, 1e-6)
 ledger.equal("energies add: precision of the product", 1 / product_variance, 5.0, 1e-6)
 ledger.equal("log Z of a network: draws, grid", by_draws.value, by_grid.value, 4 * by_draws.standard_error)
