@@ -149,7 +149,7 @@ for ax, dimension in zip(axes, DIMENSIONS, strict=True):
     ax.set(title=f"d = {dimension}", xlabel="evaluations n", xlim=(2, 3e8), ylim=(1e-9, 2))
     ax.set_xticks([1e2, 1e4, 1e6, 1e8])
 axes[0].set_ylabel("relative error")
-axes[0].legend(fontsize=10, loc="lower left", handlelength=1.5)
+axes[3].legend(fontsize=10, loc="lower left", handlelength=1.5)
 fig.suptitle("Grids fall behind as the dimension grows; draws do not notice it")
 plt.show()
 
@@ -188,8 +188,9 @@ for num in (18, 20, 22, 24, 26):
 
 # %% [markdown]
 # **The rate does not depend on the dimension, but the constant may.** $D f$ is a property of $f$, and $f$ changes
-# with $d$. For $x \sim N(0, I_d)$ take an average of the coordinates, and take $e^{x_1 + \dots + x_d}$, which is what
-# the weights of importance sampling look like. The first is harmless. The second has the relative variance $e^d - 1$:
+# with $d$. For $x \sim N(0, I_d)$ take the mean of the squared coordinates, and take $e^{x_1 + \dots + x_d}$, which
+# is what the weights of importance sampling look like. The first is harmless. The second has the relative variance
+# $e^d - 1$:
 
 # %%
 print("  d   draws needed for 1 %: mean of squares   exp of the sum")
@@ -299,7 +300,7 @@ right_.semilogy(steps, distance, color=BLUE, label="from the stationary law")
 right_.semilogy(steps[1:], 0.5 * np.abs(np.diff(laws, axis=0)).sum(1), color=ORANGE, label="from one step to the next")
 decay = distance[300] * eigenvalues[1] ** (steps - 300.0)
 right_.semilogy(steps, decay, ":", color=BLACK, label=r"slope $|\lambda_2|^n$")
-right_.set(title="Distance, total variation", xlabel="step n", ylabel="total variation", ylim=(1e-5, 2))
+right_.set(title="Distance, total variation", xlabel="step n", ylabel="total variation", ylim=(1e-4, 2))
 right_.legend()
 plt.show()
 
@@ -370,17 +371,19 @@ flow = target[:, None] * matrix
 ring = 0.2 * np.eye(12) + 0.6 * np.roll(np.eye(12), 1, 1) + 0.2 * np.roll(np.eye(12), -1, 1)
 ring_flow = np.full((12, 1), 1 / 12) * ring
 
-fig, axes = plt.subplots(1, 3, figsize=(11, 3.8))
-picture = axes[0].imshow(np.where(flow > 0, flow, np.nan), norm="log", origin="lower", extent=(-2.65, 2.65) * 2)
-fig.colorbar(picture, ax=axes[0], shrink=0.75, label="flow")
-axes[0].set(title="Flows of the walk: symmetric", xlabel="to x'", ylabel="from x")
+fig, axes = plt.subplots(1, 3, figsize=(11, 3.5))
+picture = axes[0].imshow(np.where(flow > 0, flow, np.nan), norm="log", origin="lower")
+axes[0].set_title("Flows F of the walk")
+fig.colorbar(picture, ax=axes[0], fraction=0.046, pad=0.04)
 for ax, values, title in (
-    (axes[1], flow - flow.T, "Walk: $F - F^T$ is zero"),
-    (axes[2], ring_flow - ring_flow.T, "Ring with a current: it is not"),
+    (axes[1], flow - flow.T, "$F - F^T$ of the walk"),
+    (axes[2], ring_flow - ring_flow.T, "$F - F^T$ of the ring"),
 ):
     picture = ax.imshow(values, cmap="PuOr", vmin=-0.04, vmax=0.04, origin="lower")
-    ax.set(title=title, xlabel="to", ylabel="from")
-    fig.colorbar(picture, ax=ax, shrink=0.75)
+    ax.set_title(title)
+    fig.colorbar(picture, ax=ax, fraction=0.046, pad=0.04)
+for ax in axes:
+    ax.set(xlabel="to", ylabel="from")
 plt.show()
 
 for name, law, chain in (("walk", target, matrix), ("ring", np.full(12, 1 / 12), ring)):
@@ -408,25 +411,28 @@ chains = {
     "periodic": around,
     "reducible": np.kron(np.eye(2), np.full((2, 2), 0.5)),
 }
-colors = {"good": BLUE, "periodic": VERMILION, "reducible": GREEN}
-markers = {"good": "o", "periodic": "s", "reducible": "^"}
-fig, (left, right_) = plt.subplots(1, 2, figsize=(9.5, 3.9), width_ratios=(1.5, 1))
+looks = {"good": (BLUE, "o", 0.0), "periodic": (VERMILION, "s", 0.07), "reducible": (GREEN, "^", -0.07)}
+fig, axes = plt.subplots(1, 3, figsize=(11, 3.7))
 limits = {}
 for name, chain in chains.items():
-    law, far = np.eye(4)[0], []
-    for _ in range(31):
-        far.append(0.5 * np.abs(law - 0.25).sum())
-        law = law @ chain
+    color, marker, nudge = looks[name]
+    laws_4 = [np.eye(4)[0]]
+    for _ in range(30):
+        laws_4.append(laws_4[-1] @ chain)
+    laws_4 = np.array(laws_4)
+    far = 0.5 * np.abs(laws_4 - 0.25).sum(1)
     limits[name] = far[-1]
-    left.semilogy(np.maximum(far, 1e-10), marker=markers[name], ms=5, color=colors[name], label=name)
+    axes[0].plot(laws_4[:13, 0], marker=marker, ms=6, color=color, label=name)
+    axes[1].semilogy(far, marker=marker, ms=5, markevery=(1 if nudge > 0 else 0, 2), color=color)
     values = np.linalg.eigvals(chain)
-    nudge = {"good": 0, "periodic": 0.06, "reducible": -0.06}[name]
-    right_.plot(values.real, values.imag + nudge, markers[name], ms=9, color=colors[name], fillstyle="none", mew=2)
-left.set(title="Distance from the uniform law", xlabel="step n", ylabel="total variation", ylim=(1e-10, 2))
-left.legend()
+    axes[2].plot(values.real, values.imag + nudge, marker, ms=9, color=color, fillstyle="none", mew=2)
+axes[0].axhline(0.25, color=BLACK, lw=1, ls=":")
+axes[0].set(title="Probability of place 0", xlabel="step n", ylabel="$P_n(0)$", ylim=(-0.03, 1.05))
+axes[0].legend()
+axes[1].set(title="Distance from the uniform law", xlabel="step n", ylabel="total variation", ylim=(1e-10, 3))
 circle = np.exp(1j * np.linspace(0, 2 * np.pi, 200))
-right_.plot(circle.real, circle.imag, color=BLACK, lw=1)
-right_.set(title="Eigenvalues, unit circle", xlabel="real", ylabel="imaginary", aspect="equal")
+axes[2].plot(circle.real, circle.imag, color=BLACK, lw=1)
+axes[2].set(title="Eigenvalues, unit circle", xlabel="real part", ylabel="imaginary part", aspect="equal")
 plt.show()
 
 # %% [markdown]
