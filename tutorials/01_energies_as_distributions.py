@@ -287,7 +287,7 @@ print(f"by the grid {ring_log_z.value:.10f} ± {ring_log_z.standard_error:.0e}, 
 # %%
 keras.utils.set_random_seed(5)
 inputs = keras.Input((2,))
-hidden = keras.layers.Dense(64, "tanh")(1.5 * inputs)
+hidden = keras.layers.Dense(64, "tanh")(2.0 * inputs)
 hidden = hidden + keras.layers.Dense(64, "tanh")(2.0 * hidden)  # a skip connection
 by_hand = keras.Model(inputs, keras.layers.Dense(1, use_bias=False)(2.0 * hidden))
 
@@ -298,8 +298,8 @@ def louder(network, gain):
 
 
 networks = {
-    "dense, silu": louder(ebm.networks.mlp([2], units=[128, 128], seed=1), 40.0),
-    "Fourier features": louder(ebm.networks.mlp([2], units=[128, 128], fourier_features=32, seed=1), 80.0),
+    "dense, silu": louder(ebm.networks.mlp([2], units=[128, 128], seed=2), 16.0),
+    "Fourier features": louder(ebm.networks.mlp([2], units=[128, 128], fourier_features=32, seed=1), 30.0),
     "by hand": by_hand,
 }
 x = tf.constant([[0.0, 0.0], [1.0, -1.0]])
@@ -332,13 +332,13 @@ for half_width in (10, 20, 40):
     print(f"box of ±{half_width:2d}: log Z = {value:.5f}")
 
 # %%
-axis = np.linspace(-4, 4, 161)
+axis = np.linspace(-5, 5, 161)
 nodes = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2).astype("float32")
 fig, axes = plt.subplots(1, 3, figsize=(10, 4.1), sharey=True)
 for ax, (name, model) in zip(axes, models.items(), strict=True):
     log_normalizer = ebm.evaluation.grid_log_normalizer(model, -10, 10).value
     values = np.exp(model.unnormalized_log_prob(nodes) - log_normalizer).reshape(len(axis), -1)
-    ax.imshow(values, origin="lower", extent=(-4, 4, -4, 4))
+    ax.imshow(values, origin="lower", extent=(-5, 5, -5, 5))
     ax.set(title=name, xlabel="$x_1$", aspect="equal")
 axes[0].set_ylabel("$x_2$")
 fig.suptitle("Densities of three untrained networks on a Gaussian base")
@@ -415,8 +415,8 @@ print(f"now log_prob is {p.log_prob([2.0, 0.0]):.4f}")
 draws = p.sample(size(4_000, 1_000), seed=1).numpy()
 chains = ebm.mcmc.sample(
     p.unnormalized_log_prob,
-    start.sample(100, seed=tfp.random.sanitize_seed(5)),
-    lambda target: tfp.mcmc.HamiltonianMonteCarlo(target, step_size=0.2, num_leapfrog_steps=8),
+    start.sample(100, seed=[0, 5]),
+    lambda target: tfp.mcmc.HamiltonianMonteCarlo(target, step_size=0.15, num_leapfrog_steps=3),
     num_results=size(200, 50),
     num_burnin_steps=100,
     seed=2,
@@ -444,7 +444,7 @@ def posterior(x):
 found = ebm.mcmc.sample(
     posterior,
     tf.random.stateless_normal([200, 2], [0, 6]) + observed,
-    ebm.mcmc.Adaptive(ebm.mcmc.HMC(0.1, num_leapfrog_steps=8)),
+    ebm.mcmc.Adaptive(ebm.mcmc.HMC(0.1, num_leapfrog_steps=3)),
     num_results=size(200, 50),
     num_burnin_steps=150,
     seed=3,

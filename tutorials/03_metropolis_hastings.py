@@ -89,7 +89,7 @@ target = ebm.targets.two_gaussians()
 base = tfd.MultivariateNormalDiag([0.0, 8.0], [0.6, 0.6])
 
 num_chains, num_steps = size(1_000, 300), size(6_000, 3_000)
-start = base.sample(num_chains, seed=tfp.random.sanitize_seed(1))
+start = base.sample(num_chains, seed=[0, 1])
 walk = ebm.mcmc.RandomWalk(scale=2.0)
 chains = ebm.mcmc.sample(target.log_prob, start, walk, num_results=num_steps, seed=1)
 states = np.concatenate([start[None], chains.states], 0)  # [steps + 1, chains, 2], the start included
@@ -101,7 +101,7 @@ nodes = np.stack(np.meshgrid(axis_1, axis_2), -1).astype("float32")
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 6), sharex=True, sharey=True)
 left.contourf(axis_1, axis_2, target.prob(nodes), 12)
 left.contour(axis_1, axis_2, base.prob(nodes), [0.02, 0.1, 0.2, 0.3, 0.4], colors="white", linewidths=1.5)
-left.text(1.3, 8.2, "base $P_0$", color="white")
+left.text(1.8, 8.7, "base $P_0$", color="white")
 left.text(-1.3, 1.6, "target P", color="white")
 left.set(title="Target and base", xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
 right.plot(*states[-1].T, ".", color=BLUE, ms=3, alpha=0.6, label=f"{num_chains} chains, last state")
@@ -453,7 +453,7 @@ samplers = {
     "with global moves": ebm.mcmc.Sequence([local, ebm.mcmc.IndependenceMetropolis(wide)]),
     "tempered": ebm.mcmc.Tempered(local, inverse_temperatures=[1.0, 0.4, 0.15, 0.05]),
 }
-scattered = wide.sample(100, seed=tfp.random.sanitize_seed(9))
+scattered = wide.sample(100, seed=[0, 9])
 scattered = tf.gather(scattered, tf.argsort(scattered[:, 0]))  # chains numbered from left to right
 results = {}
 for name, kernel in samplers.items():
