@@ -360,15 +360,14 @@ print(f"nodes of a grid of 64 along each of 28 × 28 pixels: a number of {len(st
 # ## What the normaliser costs
 #
 # Both roads end early. A grid of 64 nodes on each side has $64^d$ of them, and you saw the number for an image.
-# Averages fare better, and how much better is the subject of tutorial 2. Most of the time $Z$
-# is not needed at all:
+# Averages fare better, and how much better is the subject of tutorial 2. Most of the time $Z$ is not needed at all:
 #
 # - *ratios* $P(x)/P(y) = e^{E(y) - E(x)}$ do not contain it. Samplers live on them (tutorials 2 to 5);
 # - the *score* $\nabla_x \log P(x) = -\nabla_x E(x)$ does not contain it. Score matching lives on it (tutorial 7);
 # - *training by likelihood* needs only the gradient of $\log Z$, which is an average.
 #
-# The last is eqs. 6-10 of the note, the subject of tutorial 6, in short: the log-likelihood of data is $\mathbb
-# L(\theta) = -\mathbb E_{data} E_\theta(x) - \log Z_\theta$ (eqs. 6, 7). Its gradient (eqs. 8, 9) is a difference of
+# The last is eqs. 6-10 of the note, the subject of tutorial 6, in short. The log-likelihood of data (eqs. 6, 7) is
+# $\mathbb L(\theta) = -\mathbb E_{data} E_\theta(x) - \log Z_\theta$. Its gradient (eqs. 8, 9) is a difference of
 # two averages, the first of which is taken over the training set (eq. 10):
 #
 # $$\frac{\partial \mathbb L}{\partial\theta} = -\mathbb E_{data}\frac{\partial E_\theta}{\partial\theta}(x) +
@@ -399,13 +398,13 @@ print(f"∂L/∂θ by a small step {by_difference:.6f}, by two averages {by_aver
 # %%
 start = tfd.MultivariateNormalDiag([0.0, 0.0], [2.0, 2.0])
 p = ebm.EnergyDistribution(ring, event_shape=[2], base=start)
-print(p.unnormalized_log_prob([2.0, 0.0]).numpy() + 0.0)
+print(f"−E is {p.unnormalized_log_prob([2.25, 0.0]):.4f}")
 try:
-    p.log_prob([2.0, 0.0])
+    p.log_prob([2.25, 0.0])
 except NotImplementedError as error:
     print(error)
 p = p.with_log_normalizer(ring_log_z.value)
-print(f"now log_prob is {p.log_prob([2.0, 0.0]):.4f}")
+print(f"now log_prob is {p.log_prob([2.25, 0.0]):.4f}")
 
 # %% [markdown]
 # `sample` runs one Markov chain for each draw, from `base`, and returns where they end; tutorials 2 to 5 open that box.
@@ -487,6 +486,7 @@ ledger.equal("mean energy is −∂ log Z/∂β", mean, slope, 1e-5 + step**2 * 
 ledger.equal(
     "log Z of the ring: grid, closed form", ring_log_z.value, exact_ring_log_z, 1e-12 + 4 * ring_log_z.standard_error
 )
+ledger.equal("mean energy of draws, d = 100", energy_of_draws.mean(), 50.0, 4 * np.sqrt(50 / num_draws))
 ledger.equal("energies add: mean of the product", product_mean, 1.4, 1e-6)
 ledger.equal("energies add: precision of the product", 1 / product_variance, 5.0, 1e-6)
 ledger.equal("log Z of a network: draws, grid", by_draws.value, by_grid.value, 4 * by_draws.standard_error)

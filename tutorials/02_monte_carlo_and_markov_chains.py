@@ -88,8 +88,8 @@ plt.show()
 #
 # **Property 3: the rate does not depend on the dimension.** The note lists how errors fall with the number $n$ of
 # places where $f$ is evaluated: trapezoid rule $n^{-2/d}$, Simpson's rule $n^{-4/d}$, Monte Carlo $n^{-1/2}$. Let us
-# measure that list. Let $P$ be uniform on the cube $[0, 1]^d$ and $f(x) = e^{-x_1 - \dots - x_d}$, so that $I = (1 -
-# 1/e)^d$.
+# measure that list. Let $P$ be uniform on the cube $[0, 1]^d$ and $f(x) = e^{-x_1 - \dots - x_d}$. Then
+# $I = (1 - 1/e)^d$.
 
 
 # %%
@@ -305,7 +305,7 @@ right_.legend()
 plt.show()
 
 # %% [markdown]
-# First the right well fills, within some ten steps. Then walkers leak over the barrier, at a rate that the second
+# First the right well fills, within some twenty steps. Then walkers leak over the barrier, at a rate that the second
 # eigenvalue tells: the distance falls like $|\lambda_2|^n$.
 #
 # Read eq. 14 with this picture. It writes $P_{n-1}$ for the laws of $x_n$, $x_{n+1}$ and $x_{n+2}$ alike. That is not
@@ -470,14 +470,14 @@ for number in range(1, 1_001):
 free_variance, free_error = free.var() / 1_000, np.sqrt(2 / len(free))
 
 # %% [markdown]
-# What is missing is a stationary law in the first place. Detailed balance provides it, by construction, and *then*
-# irreducible and aperiodic suffice.
+# What is missing is a stationary law in the first place. Detailed balance with a $P$ that has a finite $Z$ provides it,
+# by construction, and *then* irreducible and aperiodic suffice.
 #
 # ## What a correlated draw is worth
 #
 # A chain's draws resemble their neighbours, so an average over $n$ of them is worth fewer independent draws. Take a
-# chain whose correlation at lag $k$ is $\rho^k$, namely $x' = \rho x + \sqrt{1 - \rho^2}\,Z$, stationary at $N(0,
-# 1)$. Its effective sample size is
+# chain whose correlation at lag $k$ is $\rho^k$, namely $x' = \rho x + \sqrt{1 - \rho^2}\,Z$. It is stationary at
+# $N(0, 1)$. Its effective sample size is
 #
 # $$\text{ESS} = n\,\frac{1 - \rho}{1 + \rho}, \qquad
 # \text{standard error of the mean} = \frac{\text{sd}}{\sqrt{\text{ESS}}} .$$

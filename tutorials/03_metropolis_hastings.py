@@ -95,10 +95,10 @@ chains = ebm.mcmc.sample(target.log_prob, start, walk, num_results=num_steps, se
 states = np.concatenate([start[None], chains.states], 0)  # [steps + 1, chains, 2], the start included
 
 # %% figure="metropolis_hastings"
-axis_1, axis_2 = np.linspace(-4.5, 4.5, 181), np.linspace(-2.5, 10.5, 261)
+axis_1, axis_2 = np.linspace(-4.5, 4.5, 181), np.linspace(-2.5, 12.5, 301)
 nodes = np.stack(np.meshgrid(axis_1, axis_2), -1).astype("float32")
 
-fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 6), sharex=True, sharey=True)
+fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 6.6), sharex=True, sharey=True)
 left.contourf(axis_1, axis_2, target.prob(nodes), 12)
 left.contour(axis_1, axis_2, base.prob(nodes), [0.02, 0.1, 0.2, 0.3, 0.4], colors="white", linewidths=1.5)
 left.text(1.8, 8.7, "base $P_0$", color="white")
