@@ -354,7 +354,7 @@ plt.show()
 
 
 # %%
-def exact_walk(scale, half_width=7.0, num=501):
+def exact_walk(scale, half_width=7.0, num=401):
     """Acceptance rate and ESS per step of a random walk on N(0, 1), by the matrix of a grid."""
     x, spacing = np.linspace(-half_width, half_width, num, retstep=True)
     law = np.exp(-0.5 * x**2)
@@ -393,7 +393,7 @@ left.semilogx(fine, 2 * normal_cdf(-fine * np.sqrt(10) / 2), color=VERMILION, la
 left.semilogx(scales_10, in_10[:, 0], "s", color=VERMILION, label="measured")
 left.set(title="Acceptance falls with the scale", xlabel="scale of the walk", ylabel="acceptance rate")
 left.legend(fontsize=11)
-curve = np.array([exact_walk(scale) for scale in np.geomspace(0.3, 25, 24)])
+curve = np.array([exact_walk(scale) for scale in np.geomspace(0.3, 25, 20)])
 right.plot(curve[:, 0], curve[:, 1], color=BLUE, label="d = 1, exact")
 right.plot(in_1[:, 0], in_1[:, 1], "o", color=BLUE, label="d = 1, measured")
 right.plot(in_10[:, 0], 10 * in_10[:, 1], "s", color=VERMILION, label="d = 10, measured, × 10")
@@ -458,7 +458,7 @@ scattered = tf.gather(scattered, tf.argsort(scattered[:, 0]))  # chains numbered
 results = {}
 for name, kernel in samplers.items():
     run = ebm.mcmc.sample(
-        target.log_prob, scattered, kernel, num_results=size(4_000, 2_000), num_burnin_steps=500, seed=7
+        target.log_prob, scattered, kernel, num_results=size(4_000, 1_000), num_burnin_steps=500, seed=7
     )
     side = ebm.mcmc.diagnose(tf.cast(run.states[..., 0] < 0, tf.float32), event_ndims=0)
     results[name] = run, side
@@ -530,7 +530,8 @@ ledger.equal("compiled walk: variance", compiled.states[-1].numpy().var(), 1.0, 
 for k in range(2):
     ledger.equal(f"Figure 1: mean of x{k + 1}", judged.mean[k], target.mean()[k], 4 * judged.mcse[k])
 ledger.equal("Figure 1: share of the left mode", share.mean, 0.3, 4 * share.mcse)
-ledger.at_most("Figure 1: R-hat", judged.rhat.max(), 1.05)
+largest_rhat = size(1.05, 1.1)  # of n steps that forget in τ it is about √(1 + τ/n): short runs end above 1
+ledger.at_most("Figure 1: R-hat", judged.rhat.max(), largest_rhat)
 ledger.equal("Z is not needed: states that are equal", same_share, 1.0, 1e-3)
 for name, truth in (("always", 0.6**2 + 400 * 1.5**2), ("with probability α", 0.25)):
     ledger.equal(f"accept {name}: variance", variances[name], truth, 4 * truth * np.sqrt(2 / 1_000))
@@ -561,7 +562,7 @@ ledger.equal("d = 32: ESS per step × d", 32 * efficiency[-1], 0.331, error * 0.
 for name in ("with global moves", "tempered"):
     side = results[name][1]
     ledger.equal(f"{name}: share of the left mode", side.mean, 0.3, 4 * side.mcse)
-    ledger.at_most(f"{name}: R-hat", side.rhat, 1.05)
+    ledger.at_most(f"{name}: R-hat", side.rhat, largest_rhat)
 ledger.at_least("local steps: R-hat", results["local steps"][1].rhat, 1.05)
 for k in range(2):
     ledger.equal(f"network: mean of x{k + 1}", draws[:, k].mean(), network_truth[k], 4 * network_error[k])
