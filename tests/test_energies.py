@@ -80,6 +80,13 @@ def test_event_shape_is_learned_from_the_first_batch():
         assert model.event_shape == (3,) and model.built
 
 
+def test_many_models_are_no_reason_to_warn(caplog):
+    with caplog.at_level("WARNING", "tensorflow"):
+        for _ in range(7):
+            ebm.EnergyModel(ebm.networks.mlp([2], units=[3], seed=0)).energy(np.zeros([1, 2]))
+    assert not caplog.records
+
+
 def test_score_is_minus_the_gradient():
     """Central differences in float64; the planted mistake, the gradient itself, is 2 ‖s‖ away."""
     model = ebm.EnergyModel(functional("float64"))

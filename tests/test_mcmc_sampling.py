@@ -225,6 +225,13 @@ def test_number_of_chains_kept_is_bounded():
     assert len(chains) == driver._MAX_CHAINS
 
 
+def test_many_shapes_in_a_row_are_no_reason_to_warn(caplog):
+    with caplog.at_level("WARNING", "tensorflow"):
+        for num_chains in range(1, 8):
+            graph(normal, tf.zeros([num_chains, 2]), mcmc.RandomWalk(1.0), num_results=2, seed=0)
+    assert not caplog.records
+
+
 def test_targets_without_weak_references():
     class Slotted:
         __slots__ = ()

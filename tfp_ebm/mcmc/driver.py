@@ -299,14 +299,17 @@ def find_compiled(
     return chains[key]
 
 
-def find_chain(target: TargetLogProbFn, kernel: Any, num_results: int, jit_compile: bool) -> Chain:
-    """The chain compiled for an equal target and kernel before, or a new one.
+def find_chain(
+    target: TargetLogProbFn, kernel: Any, num_results: int, jit_compile: bool, shape: Hashable = None
+) -> Chain:
+    """The chain compiled for an equal target, kernel and shape before, or a new one.
 
     Args:
       target: see `find_compiled`.
       kernel: hashable; the chain refers to it strongly.
       num_results: states to keep.
       jit_compile: whether by XLA.
+      shape: of the state. A chain could serve several, but TensorFlow would warn of its fifth.
     """
-    key = (kernel, num_results, jit_compile)
+    key = (kernel, num_results, jit_compile, shape)
     return find_compiled(target, key, lambda resolve: Chain(resolve, kernel, num_results, jit_compile))

@@ -117,7 +117,8 @@ class Run:
         self._bar = keras.utils.Progbar(self.num_steps, unit_name="step") if progress and not self.is_traced else None
 
     def _find(self, jit_compile: Any) -> Chain | Halves:
-        chain = find_chain(self._target, self._kernel, self._capacity, bool(jit_compile))
+        shape = tuple(self.state.shape)
+        chain = find_chain(self._target, self._kernel, self._capacity, bool(jit_compile), shape)
         return Halves(chain) if self._is_halved else chain
 
     def _check_start(self) -> int:
