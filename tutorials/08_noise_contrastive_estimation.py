@@ -329,10 +329,15 @@ for d in dimensions:
 
 figure, axes = plt.subplots(1, 3, figsize=(11.2, 3.6))
 axes[0].loglog(scales, overlaps, "o-", color=BLUE)
-axes[0].set(title="Noise N(0, s²I), pinwheel", xlabel="s", ylabel="overlap ω")
+axes[0].set(title="Noise N(0, s²I), pinwheel", xlabel="s", ylabel="overlap ω", yticks=[0.05, 0.1, 0.2, 0.5])
+axes[0].set_yticklabels([0.05, 0.1, 0.2, 0.5])
 axes[1].loglog(scales, predicted, color=BLACK, label="√((1 + ν)(1/ω − 1))")
 axes[1].errorbar(scales, errors, 2 * error_of_error * np.array(errors), fmt="o", color=VERMILION, label="measured")
-axes[1].set(title="Error of log Z, × √n", xlabel="s", ylabel="√n · s.e.(log Z)")
+axes[1].set(title="Error of log Z, × √n", xlabel="s", ylabel="√n · s.e.(log Z)", yticks=[1, 2, 5, 10])
+axes[1].set_yticklabels([1, 2, 5, 10])
+for ax in axes[:2]:
+    ax.set_xticks(scales, [f"{scale:g}" for scale in scales])
+    ax.minorticks_off()
 axes[1].legend()
 axes[2].semilogy(dimensions, by_dimension, "o-", color=BLUE)
 axes[2].set(title="Noise 1.5 times too wide", xlabel="dimension d", ylabel="overlap ω")
