@@ -234,7 +234,7 @@ plt.show()
 # %%
 target = ebm.targets.pinwheel()
 x = ebm.datasets.pinwheel(size(50_000, 10_000), seed=0)
-steps = size(4000, 400)
+steps = size(3000, 400)
 epochs = steps * 250 // len(x)
 loss = ebm.losses.NoiseContrastiveEstimation(noise_ratio=4.0)
 model = ebm.recipes.low_dimensional(x, loss, num_steps=steps, steps_per_execution=20)
@@ -288,7 +288,7 @@ plt.show()
 # the noise a round Gaussian of growing width.
 
 # %%
-num_rows, repeats, ratio = 2000, size(80, 10), 1.0
+num_rows, repeats, ratio = 2000, size(50, 10), 1.0
 
 
 @tf.function
@@ -362,7 +362,7 @@ noises = {
     "fitted Gaussian": "gaussian",
     "fitted mixture": "gaussian_mixture",
 }
-short = size(1600, 160)
+short = size(1000, 160)
 trained = {}
 for name, kind in noises.items():
     loss = ebm.losses.NoiseContrastiveEstimation(kind, noise_ratio=4.0)
@@ -401,7 +401,7 @@ plt.show()
 # $N(0, 1)$. Each fit is a logistic regression on $(-\frac12x^2, -1)$ with two weights, solved by Newton's method.
 
 # %%
-num_sets, num_rows = size(2000, 500), 500
+num_sets, num_rows = size(1000, 500), 500
 rng = np.random.default_rng(7)
 
 

@@ -132,7 +132,7 @@ for name, value in values.items():
 
 # %%
 targets = {"two moons": ebm.targets.two_moons(), "two Gaussians": ebm.targets.two_gaussians()}
-num_rows, steps, batch = size(50_000, 6000), size(4000, 144), 250
+num_rows, steps, batch = size(50_000, 6000), size(2000, 144), 250
 low, high = [-8, -8], [8, 8]
 METHODS = {
     "Maximum likelihood": (

@@ -108,7 +108,7 @@ print(f"KL(law‖model) {kl.value:.4f} ± {kl.standard_error:.4f} nats")
 wide = tfd.MultivariateNormalTriL(
     tf.zeros(4), tf.linalg.cholesky(tf.constant(1.2 * np.corrcoef(x.T) + 0.05 * np.eye(4), tf.float32))
 )
-local = ebm.mcmc.HMC(0.25, 6)
+local = ebm.mcmc.HMC(0.06, 10)
 found = {}
 for name, kernel in {
     "local": local,
@@ -279,7 +279,9 @@ def posterior(prior, num_chains, num_burnin_steps, num_results):
 
 
 gaussian = ebm.fit_base(train)
-gaussian_prior = ebm.EnergyDistribution(lambda x: -gaussian.log_prob(x), event_shape=[64], base=gaussian)
+gaussian_prior = ebm.EnergyDistribution(
+    lambda x: -gaussian.log_prob(x), event_shape=[64], base=gaussian, num_burnin_steps=0
+)
 samples = posterior(gaussian_prior, size(16, 8), size(200, 150), size(300, 100))
 found_gaussian = ebm.mcmc.diagnose(samples)
 
@@ -296,10 +298,12 @@ print(f"means against the closed form, in s.e.: rms {np.sqrt(np.mean(z**2)):.2f}
 # %% [markdown]
 # ## Inpainting with a learned prior
 #
-# The same lines with the learned energy as the prior.
+# The same lines with the learned energy as the prior. A joint distribution draws once from its parts to learn their
+# shapes. Only the density of the prior is asked for here, so we spare it the chain: with `num_burnin_steps=0` that
+# draw is one of the base.
 
 # %%
-prior = ebm.EnergyDistribution(digit_model)
+prior = ebm.EnergyDistribution(digit_model, num_burnin_steps=0)
 samples = posterior(prior, size(16, 8), size(250, 100), size(150, 40))
 found_learned = ebm.mcmc.diagnose(samples)
 states = samples.states.numpy()
