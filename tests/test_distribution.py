@@ -246,3 +246,11 @@ def test_bad_arguments(name):
 def test_a_state_of_another_dtype_is_refused(p):
     with pytest.raises(TypeError, match="float64"):
         p.unnormalized_log_prob(tf.zeros([3, 2], tf.float64))
+
+
+def test_a_base_may_be_the_energy_itself():
+    """Its bijector remembers what it drew, and a chain that starts there needs the gradient at that very tensor."""
+    base = tfd.MultivariateNormalTriL([1.0, 2.0], tf.linalg.cholesky([[2.0, 0.5], [0.5, 1.0]]))
+    p = ebm.EnergyDistribution(lambda x: -base.log_prob(x), event_shape=[2], base=base, kernel=KERNEL)
+    joint = tfd.JointDistributionNamed({"x": p, "y": lambda x: tfd.Normal(x[..., 0], 1.0)})
+    assert np.isfinite(joint.unnormalized_log_prob(x=tf.zeros([3, 2]), y=tf.zeros([3]))).all()

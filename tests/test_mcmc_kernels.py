@@ -391,3 +391,12 @@ def test_a_target_that_remembers_its_values_has_a_gradient():
     assert moved.shape == [3, 2]
     samples = mcmc.sample(target.log_prob, x, mcmc.MALA(0.1), num_results=1, seed=0, jit_compile=False)
     np.testing.assert_allclose(samples.unnormalized_log_prob[0], target.log_prob(samples.states[0] + 0.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [mcmc.Langevin(0.1), mcmc.MALA(0.1), mcmc.HMC(0.1, 2)])
+def test_targets_of_any_number_of_rows_run_in_graph_mode(kernel):
+    """As an `EnergyModel`'s do: gradients of such a function do not know how many rows they have."""
+    target = tf.function(log_prob, input_signature=[tf.TensorSpec((None, 2), tf.float64)])
+    x = tf.constant(np.random.default_rng(0).normal(size=(5, 2)))
+    states = [mcmc.sample(f, x, kernel, num_results=3, seed=0, jit_compile=False).states for f in (target, log_prob)]
+    np.testing.assert_allclose(*states, rtol=1e-12)

@@ -329,3 +329,11 @@ def test_bad_arguments_are_named():
         p.log_prob(0.0)
     with pytest.raises(TypeError, match="`value` must have the dtype float32 of two_moons, got float64"):
         p.log_prob(tf.zeros([5, 2], tf.float64))
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_far_out_the_density_is_a_number(name):
+    """As noise of noise contrastive estimation has it, which is far wider than the data."""
+    far = np.array([[200.0, 0.0], [0.0, -300.0], [1e3, 1e3]], "float32")
+    log_prob = getattr(targets, name)().log_prob(far).numpy()
+    assert not np.isnan(log_prob).any() and (log_prob < -1.0).all()

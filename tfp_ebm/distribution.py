@@ -227,7 +227,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
     ) -> tuple[Callable[[tf.Tensor], tf.Tensor], tf.Tensor, tf.Tensor]:
         """Target and starts of chains, in standardised units if the energy is a model's, and the chains' seed."""
         start_seed, chain_seed = samplers.split_seed(seed, n=2)
-        start = self.base.sample(num_chains, seed=start_seed)
+        # A new tensor, because TFP's bijectors remember what they drew, and a remembered value has no gradient.
+        start = tf.identity(self.base.sample(num_chains, seed=start_seed))
         if not isinstance(self._energy, EnergyModel):
             return self.unnormalized_log_prob, start, chain_seed
         function = self._energy.energy_function

@@ -190,7 +190,8 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
                 "`target_log_prob_fn` is not differentiable in the state (its gradient is None); "
                 "Langevin dynamics needs the gradient."
             )
-        return value, gradients
+        # A target whose function takes any number of rows tells none of its gradient's, which a loop must know.
+        return value, [tf.ensure_shape(gradient, part.shape) for gradient, part in zip(gradients, parts, strict=True)]
 
 
 def clamped(x: tf.Tensor, low: Any, high: Any) -> tf.Tensor:

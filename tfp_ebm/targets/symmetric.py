@@ -72,7 +72,8 @@ def pinwheel(dtype: Any = tf.float32) -> Target:
 
     def log_prob(x: tf.Tensor) -> tf.Tensor:
         v = x[..., None, :] / 2
-        angle = arms + rate * tf.exp(radius_of(v))
+        # an angle of infinity has no cosine; so far out no density is left to turn
+        angle = arms + rate * tf.exp(tf.minimum(radius_of(v), 80.0))
         r = tf.cos(angle) * v[..., 0] + tf.sin(angle) * v[..., 1]
         t = tf.cos(angle) * v[..., 1] - tf.sin(angle) * v[..., 0]
         return tf.reduce_logsumexp(-(((r - 1) / radial) ** 2 + (t / tangential) ** 2) / 2, axis=-1) - offset

@@ -1,0 +1,352 @@
+# %% [markdown]
+# # 9. Side by side
+#
+# Five ways to train the same network on the same data: what each costs, what each gets right, and which one to take
+# when.
+#
+# **After this you can**
+#
+# - read every line of the note's Table 1 as a loss of this package;
+# - judge a density by its picture, its samples (eq. 65), its Kullback-Leibler divergence and its Fisher divergence, and
+#   know why these may disagree;
+# - choose a loss for your own data.
+#
+# It follows section 3.4 of the note: Table 1 and eq. 65.
+
+# %%
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+from lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Ledger, size, style
+from scipy.ndimage import gaussian_filter
+
+import tfp_ebm as ebm
+
+tfd = tfp.distributions
+style()
+ledger = Ledger()
+
+# %% [markdown]
+# ## Table 1, line by line
+#
+# Each line of Table 1 is a step $\theta^{k+1} = \theta^k - \nabla_\theta(\ldots)$ down an average over a batch. What is
+# averaged, and who computes it here:
+#
+# - maximum likelihood by chains: $E(x) - E(\hat x)$ with $\hat x \sim P_\theta$;
+#   `PersistentContrastiveDivergence`, `ContrastiveDivergence`, `MaximumLikelihood`
+# - score matching: $\frac12\lVert\nabla E(x)\rVert^2 - \operatorname{tr} H_E(x)$; `ScoreMatching`
+# - denoising: $\frac12\lVert z/\sigma - \nabla E(x + \sigma z)\rVert^2$ with $z \sim N(0, I)$; `DenoisingScoreMatching`
+# - sliced: $\frac12\lVert\nabla E(x)\rVert^2 - \nabla(\nabla E(x)\cdot v)\cdot v$ with random $v$;
+#   `SlicedScoreMatching`
+# - noise contrastive: $-\log\frac{P_n(\hat x)}{P_n(\hat x)+P_\theta(\hat x)} -
+#   \log\frac{P_\theta(x)}{P_n(x)+P_\theta(x)}$ with $\hat x \sim P_n$; `NoiseContrastiveEstimation`
+#
+# (The last line of Table 1 is right for as much noise as data only; tutorial 8 shows what changes otherwise.)
+#
+# A loss can be called on any energy. For $E(x) = \frac12 x^T P x$ the gradient is $Px$ and the Hessian $P$, so that
+# Table 1 can be written out in NumPy. Score matching must agree to rounding. The others draw $z$, $v$ or $\hat x$,
+# and must agree within their standard error with the mean over those draws.
+
+# %%
+precision = np.array([[1.5, -0.4], [-0.4, 0.8]])
+covariance = np.linalg.inv(precision)
+n, sigma = size(100_000, 20_000), 0.5
+rng = np.random.default_rng(0)
+rows = rng.normal(size=(n, 2))  # data of another law than the model, so that nothing vanishes
+matrix = tf.Variable(precision)
+
+
+def quadratic(x):
+    """E(x) = ½ xᵀPx."""
+    return 0.5 * tf.reduce_sum(x * tf.linalg.matvec(matrix, x), -1)
+
+
+def log_normal(x, p):
+    """log N(x; 0, P⁻¹)."""
+    return 0.5 * np.linalg.slogdet(p)[1] - 0.5 * np.sum(x * (x @ p), -1) - np.log(2 * np.pi)
+
+
+def softplus(u):
+    """−log σ(−u)."""
+    return np.logaddexp(0, u)
+
+
+gradients, second_moment = rows @ precision, rows.T @ rows / n
+noise_draws = rng.normal(size=(n, 2))
+u_data, u_noise = (log_normal(r, precision) - log_normal(r, np.eye(2)) for r in (rows, noise_draws))
+table = {
+    "score matching": np.mean(0.5 * np.sum(gradients**2, -1) - np.trace(precision)),
+    "denoising": 0.5 * (2 / sigma**2 - 2 * np.trace(precision))
+    + 0.5 * np.trace(precision @ precision @ (second_moment + sigma**2 * np.eye(2))),
+    "sliced": np.mean(0.5 * np.sum(gradients**2, -1)) - np.trace(precision),
+    "noise contrastive": np.mean(softplus(-u_data) + softplus(u_noise)),
+}
+
+losses = {
+    "score matching": ebm.losses.ScoreMatching(),
+    "denoising": ebm.losses.DenoisingScoreMatching(sigma),
+    "sliced": ebm.losses.SlicedScoreMatching(projection="gaussian"),
+    "noise contrastive": ebm.losses.NoiseContrastiveEstimation(
+        tfd.MultivariateNormalDiag(tf.zeros(2, tf.float64), tf.ones(2, tf.float64))
+    ),
+}
+losses["noise contrastive"].build((2,), "float64")
+losses["noise contrastive"].log_normalizer.assign(-log_normal(np.zeros(2), precision))
+values, errors = {}, {}
+for name, loss in losses.items():
+    per_row = loss(quadratic, rows, seed=1).per_example.numpy()
+    values[name] = per_row.mean()
+    errors[name] = per_row.std() / np.sqrt(n)
+errors["score matching"] = 1e-9
+errors["noise contrastive"] = np.std(softplus(u_noise)) * np.sqrt(2 / n)  # two independent sets of noise
+
+# %% [markdown]
+# Of maximum likelihood only the gradient has a meaning. Its negatives come from chains, here 60 steps of HMC from the
+# data. For $\partial/\partial P_{11}$ Table 1 says $\frac12\overline{x_1^2} - \frac12\overline{\hat x_1^2}$, whose
+# mean over exact draws of the model is $\frac12(\overline{x_1^2} - (P^{-1})_{11})$.
+
+# %%
+likelihood = ebm.losses.MaximumLikelihood(ebm.mcmc.HMC(0.5, 3), num_steps=60, chains=ebm.mcmc.FromData())
+with tf.GradientTape() as tape:
+    value = tf.reduce_mean(likelihood(quadratic, rows, seed=2).per_example)
+name = "maximum likelihood, ∂/∂P₁₁"
+values[name] = tape.gradient(value, matrix).numpy()[0, 0]
+table[name] = 0.5 * (second_moment[0, 0] - covariance[0, 0])
+errors[name] = 0.5 * covariance[0, 0] * np.sqrt(2 / n)  # of the mean of n squares
+for name, value in values.items():
+    print(f"{name:28s} package {value:9.5f}   Table 1 {table[name]:9.5f} ± {errors[name]:.5f}")
+
+# %% [markdown]
+# ## One network, five losses
+#
+# Now a network of two hidden layers of 128, with the same initial weights for all, tilted by the Gaussian of the data.
+# `ebm.recipes.low_dimensional` sets a learning rate that suits the loss. (It would also give Fourier features to the
+# losses that bear them, maximum likelihood and noise contrastive estimation, which makes these two better still. Here
+# everybody has the plain network.)
+#
+# Two data sets: the moons, a curved shape in one or two pieces, and two Gaussians of weights .3 and .7 that are eight
+# standard deviations apart. `size(full, smoke)` is `full` here, and `smoke` where the tests run this page quickly.
+
+# %%
+targets = {"two moons": ebm.targets.two_moons(), "two Gaussians": ebm.targets.two_gaussians()}
+num_rows, steps, batch = size(50_000, 6000), size(2000, 144), 250
+low, high = [-8, -8], [8, 8]
+METHODS = {
+    "Maximum likelihood": (
+        BLUE,
+        lambda: ebm.losses.PersistentContrastiveDivergence(None, size(20, 10), size(5000, 500)),
+    ),
+    "Score matching": (VERMILION, ebm.losses.ScoreMatching),
+    "Denoising": (ORANGE, lambda: ebm.losses.DenoisingScoreMatching(sigma=0.1)),
+    "Sliced": (PURPLE, ebm.losses.SlicedScoreMatching),
+    "Noise contrastive": (GREEN, lambda: ebm.losses.NoiseContrastiveEstimation(noise_ratio=4.0)),
+}
+runs, gaussian_kl = {}, {}
+for data_name, target in targets.items():
+    x = target.sample(num_rows, seed=(0, 0)).numpy()
+    gaussian_kl[data_name] = ebm.evaluation.grid_kl_divergence(target, ebm.fit_base(x), low, high).value
+    print(f"{data_name}: KL to the fitted Gaussian {gaussian_kl[data_name]:.3f}")
+    for method, (_, make_loss) in METHODS.items():
+        model = ebm.recipes.low_dimensional(x, make_loss(), steps, fourier_features=0, steps_per_execution=size(40, 24))
+        start = time.perf_counter()
+        model.fit(x, batch_size=batch, epochs=steps * batch // num_rows, verbose=0)
+        seconds = time.perf_counter() - start
+        log_z = ebm.evaluation.grid_log_normalizer(model, low, high).value
+        kl = ebm.evaluation.grid_kl_divergence(target, model, low, high).value
+        fisher = ebm.evaluation.fisher_divergence(target, model, num_samples=20_000).value
+        p = ebm.EnergyDistribution(model, log_normalizer=log_z)
+        runs[data_name, method] = {"p": p, "model": model, "kl": kl, "fisher": fisher, "seconds": seconds}
+        print(f"  {method:20s} KL {kl:8.4f}   Fisher divergence {fisher:8.4f}   {seconds:5.1f} s")
+
+# %% [markdown]
+# ## The densities
+#
+# Each panel shows $e^{-E(x)}/Z$ with $Z$ by the grid, on one scale of colours.
+
+# %% figure="side_by_side"
+axis = np.linspace(-3.2, 3.2, 161, dtype="float32")
+plane = np.stack(np.meshgrid(axis, axis), -1)
+cell = float(axis[1] - axis[0]) ** 2
+
+
+def panels(data_name):
+    """The truth and five densities."""
+    truth = targets[data_name].prob(plane).numpy()
+    _, axes = plt.subplots(2, 3, figsize=(9.6, 6.2), sharex=True, sharey=True)
+    shown = {"Truth": truth} | {m: runs[data_name, m]["p"].prob(plane).numpy() for m in METHODS}
+    for ax, (name, density) in zip(axes.flat, shown.items(), strict=True):
+        ax.pcolormesh(axis, axis, density, vmin=0, vmax=truth.max(), rasterized=True)
+        note = "" if name == "Truth" else f", KL {runs[data_name, name]['kl']:.2g}"
+        ax.set(title=name + note, aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
+        ax.label_outer()
+    plt.show()
+
+
+panels("two moons")
+
+# %%
+panels("two Gaussians")
+
+# %% [markdown]
+# On the moons everybody is near the truth. On the separated Gaussians the three that match scores have the *shapes*
+# of both modes, and their weights are wrong: a score says how the density changes from here to there, and between the
+# modes there is no data to say it. The Fisher divergence, which is what they minimise (eq. 40), is small all the
+# same. The two that compare the density with draws, of chains or of noise, have the weights too. The share of mass on
+# the left:
+
+# %%
+wide = np.linspace(-8, 8, 321, dtype="float32")
+wide_plane = np.stack(np.meshgrid(wide, wide), -1)
+shares, marginals = {}, {}
+for method in METHODS:
+    density = runs["two Gaussians", method]["p"].prob(wide_plane).numpy()
+    marginals[method] = density.sum(0) * (wide[1] - wide[0])
+    left = np.where(wide < 0, 1.0, np.where(wide > 0, 0.0, 0.5))
+    shares[method] = float((marginals[method] * left).sum() * (wide[1] - wide[0]))
+    print(f"{method:20s} left {shares[method]:.3f} (truth .300)")
+
+figure, ax = plt.subplots(figsize=(8, 3.8))
+truth = targets["two Gaussians"].prob(wide_plane).numpy().sum(0) * (wide[1] - wide[0])
+ax.plot(wide, truth, color=BLACK, lw=4, alpha=0.3, label="truth")
+for (method, (color, _)), dash in zip(METHODS.items(), ("-", "--", "-.", ":", "-"), strict=True):
+    ax.plot(wide, marginals[method], color=color, ls=dash, label=f"{method}: {shares[method]:.2f} on the left")
+ax.set(title="Two Gaussians, the first coordinate", xlabel="$x_1$", ylabel="density", xlim=(-4.2, 4.2))
+ax.legend(fontsize=10, loc="upper left")
+plt.show()
+
+# %% [markdown]
+# ## What denoising learns
+#
+# Denoising matches the data *blurred* by noise of $\sigma$ (eqs. 46-52), here a tenth of a standard deviation in each
+# coordinate. Blurring the true density on a grid tells what it can reach at best, and shows that the learned density is
+# nearer to the blurred one than to the data's.
+
+# %%
+fine = np.linspace(-5, 5, 401, dtype="float32")
+fine_plane = np.stack(np.meshgrid(fine, fine), -1)
+step = float(fine[1] - fine[0])
+moons = targets["two moons"].prob(fine_plane).numpy().astype("float64")
+scale = runs["two moons", "Denoising"]["model"].units.scale.numpy()
+blurred = gaussian_filter(moons, 0.1 * scale[::-1] / step)
+learned = runs["two moons", "Denoising"]["p"].log_prob(fine_plane).numpy().astype("float64")
+
+
+def kl_on_grid(p, log_q):
+    """KL of a density on the fine grid."""
+    return float(np.sum(np.where(p > 0, p * (np.log(np.maximum(p, 1e-300)) - log_q), 0)) * step**2)
+
+
+kl_floor = kl_on_grid(moons, np.log(np.maximum(blurred, 1e-300)))
+kl_data, kl_blurred = kl_on_grid(moons, learned), kl_on_grid(blurred, learned)
+print(
+    f"KL(data‖blurred data) {kl_floor:.4f}, KL(data‖learned) {kl_data:.4f}, KL(blurred data‖learned) {kl_blurred:.4f}"
+)
+
+# %% [markdown]
+# ## Samples
+#
+# Whatever trained it, an energy is sampled in the same way. The note's summary gives the Langevin step, eq. 65,
+#
+# $$X^{k+1} = X^k - \frac{\epsilon^2}{2}\nabla_X E_\theta(X^k) + \epsilon Z^k .$$
+#
+# It is `ebm.mcmc.Langevin(step_size=ε)`. With a small $\epsilon$ it is good enough for pictures (tutorial 5 measures
+# its bias, and cures it). Chains run in standardised coordinates and start from the fitted Gaussian.
+
+# %%
+eps, num_samples = 0.05, size(1000, 300)
+figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.6), sharex=True, sharey=True)
+moons_x = targets["two moons"].sample(num_samples, seed=(9, 9)).numpy()
+ebm.plotting.scatter(moons_x, axes[0, 0], "Data")
+langevin_p = {}
+for ax, method in zip(axes.flat[1:], METHODS, strict=True):
+    p = ebm.EnergyDistribution(
+        runs["two moons", method]["model"], kernel=ebm.mcmc.Langevin(eps), num_burnin_steps=size(1500, 200)
+    )
+    draws = p.sample_chains(1, num_samples, seed=3).states[0].numpy()
+    langevin_p[method] = ebm.evaluation.mmd(moons_x, draws, seed=4)
+    ebm.plotting.scatter(draws, ax, method, METHODS[method][0])
+for ax in axes.flat:
+    ax.set(xlim=(-3.2, 3.2), ylim=(-2.2, 2.2))
+    ax.label_outer()
+plt.show()
+for method, result in langevin_p.items():
+    print(f"{method:20s} MMD² {result.value:9.2e} ± {result.standard_error:.1e}, p = {result.p_value:.3f}")
+
+# %% [markdown]
+# Eq. 65 does not carry a chain from one Gaussian to the other: the shares that its samples show are those of the
+# starts, whoever trained the energy, and a picture of them looks right for all five. A Metropolis kernel with global
+# moves knows better: it proposes from a fixed distribution and accepts by the density.
+
+# %%
+start = tfd.MultivariateNormalDiag(tf.zeros(2), 3.0 * tf.ones(2))
+kernel = ebm.mcmc.Sequence([ebm.mcmc.IndependenceMetropolis(start), ebm.mcmc.HMC(0.2, 5)])
+print("share on the left of two Gaussians:")
+by_global_moves = {}
+for method in METHODS:
+    p = runs["two Gaussians", method]["p"]
+    initial = start.sample(size(2000, 500), seed=(1, 2))
+    seen = {}
+    for name, k in (("eq. 65", ebm.mcmc.Langevin(0.1)), ("global", kernel)):
+        draws = ebm.mcmc.sample(p.unnormalized_log_prob, initial, k, num_results=1, num_burnin_steps=300, seed=5)
+        seen[name] = float(np.mean(draws.states.numpy()[0, :, 0] < 0))
+    by_global_moves[method] = seen["global"]
+    print(f"  {method:20s} density {shares[method]:.3f}, eq. 65 {seen['eq. 65']:.3f}, global {seen['global']:.3f}")
+
+# %% [markdown]
+# ## Which one when
+#
+# The divergence from the truth against the time of training, on this machine. Maximum likelihood pays twenty steps of a
+# chain for each step of training.
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), sharey=True)
+for ax, data_name in zip(axes, targets, strict=True):
+    for (method, (color, _)), marker in zip(METHODS.items(), "osD^v", strict=True):
+        run = runs[data_name, method]
+        ax.loglog(run["seconds"], run["kl"], marker, color=color, ms=11, label=method)
+    ax.axhline(gaussian_kl[data_name], color=BLACK, ls="--", lw=1.2, label="the fitted Gaussian")
+    ax.set(title=data_name.capitalize(), xlabel=f"seconds for {steps} steps")
+    ax.xaxis.set_minor_formatter(plt.NullFormatter())
+    ax.set_xticks([5, 10, 20, 40, 80], ["5", "10", "20", "40", "80"])
+axes[0].set_ylabel("KL(data‖model), nats")
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=11)
+plt.show()
+
+# %% [markdown]
+# - **Few dimensions, and the density with its weights:** maximum likelihood by persistent chains. Watch
+#   `acceptance_rate` and `energy_gap`.
+# - **Few dimensions, and $\log Z$ too:** noise contrastive estimation; log-densities at once, and several times
+#   cheaper. Watch `overlap`.
+# - **Connected data in moderate dimension:** score matching; no chain, no noise, no $\sigma$. Make sure that no modes
+#   are apart.
+# - **High dimension:** sliced score matching, whose cost does not grow with the dimension (tutorial 7).
+# - **Images, or data on a thin sheet:** denoising; the cheapest step, and it bears anything. Its density is the
+#   blurred one.
+# - **Modes far apart, and scores all the same:** multi-scale denoising (tutorial 7); large noise joins the modes.
+#
+# ## The numbers beside the truth
+
+# %%
+for name, value in values.items():
+    ledger.equal(f"Table 1, {name}", value, table[name], 4 * errors[name])
+for method in METHODS:
+    ratio = runs["two moons", method]["kl"] / gaussian_kl["two moons"]
+    ledger.at_most(f"moons, {method}: KL / KL of the fitted Gaussian", ratio, size(0.2, 0.8))
+for method in ("Maximum likelihood", "Noise contrastive"):
+    ratio = runs["two Gaussians", method]["kl"] / gaussian_kl["two Gaussians"]
+    ledger.at_most(f"two Gaussians, {method}: KL / KL of the fitted Gaussian", ratio, size(0.05, 0.5))
+ledger.at_most("denoising: KL(blurred‖learned) / KL(data‖learned)", kl_blurred / kl_data, 1)
+best_share = max(abs(shares[m] - 0.3) for m in ("Maximum likelihood", "Noise contrastive"))
+worst_share = max(abs(shares[m] - 0.3) for m in ("Score matching", "Denoising", "Sliced"))
+ledger.at_most("share of the left mode: worst of ML, NCE / worst of scores", best_share / worst_share, 1)
+count = size(2000, 500)
+for method in ("Maximum likelihood", "Noise contrastive"):
+    error = np.sqrt(shares[method] * (1 - shares[method]) / count)
+    name = f"global moves, {method}: share left is the density's"
+    ledger.equal(name, by_global_moves[method], shares[method], 4 * error)
+seconds = {m: sum(runs[d, m]["seconds"] for d in targets) for m in METHODS}
+ledger.at_least("seconds, maximum likelihood / denoising", seconds["Maximum likelihood"] / seconds["Denoising"], 1.5)
+ledger.close()
