@@ -64,6 +64,15 @@ def test_convnet_takes_images_of_any_size(event_shape):
     assert np.all(tape.gradient(energies, x).numpy().any(axis=0)), "a pixel has no influence"
 
 
+def test_strides_are_of_each_convolution_or_of_all_but_the_first():
+    def sides(filters, strides):
+        network = networks.convnet([8, 8, 1], filters=filters, kernel_size=4, strides=strides, units=[3], seed=0)
+        return [layer.output.shape[1] for layer in network.layers if isinstance(layer, theirs.Conv2D)]
+
+    assert sides([2, 2, 2], 2) == sides([2, 2, 2], [1, 2, 2]) == [8, 4, 2]
+    assert sides([2], [2]) == [4] and sides([2, 2], [2, 1]) == [4, 4] and sides([2], 2) == [8]
+
+
 BUILDERS = {
     "mlp": lambda **options: networks.mlp([2, 2, 1], units=[4, 5], **options),
     "fourier": lambda **options: networks.mlp([2, 2, 1], units=[4, 5], fourier_features=3, **options),
@@ -152,6 +161,8 @@ def test_the_energy_has_no_constant_of_its_own():
         (lambda: networks.convnet([8, 8, 1], filters=[]), ValueError, "`filters`.*empty"),
         (lambda: networks.convnet([8, 8, 1], kernel_size=0), ValueError, "`kernel_size`.*got 0"),
         (lambda: networks.convnet([8, 8, 1], strides=1.5), ValueError, "`strides`.*got 1.5"),
+        (lambda: networks.convnet([8, 8, 1], [4, 4], strides=[2]), ValueError, r"`strides`.*2 convolutions, got \[2\]"),
+        (lambda: networks.convnet([8, 8, 1], [4], strides=[0]), ValueError, r"`strides\[0\]`.*got 0"),
         (lambda: networks.FourierFeatures(0), ValueError, "`num_features`.*got 0"),
         (lambda: networks.FourierFeatures(3, stddev=-1.0), ValueError, "`stddev`.*got -1.0"),
     ],

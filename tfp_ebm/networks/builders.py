@@ -90,7 +90,7 @@ def convnet(
     event_shape: Sequence[int],
     filters: Sequence[int] = (32, 64, 64),
     kernel_size: int = 3,
-    strides: int = 2,
+    strides: int | Sequence[int] = 2,
     units: Sequence[int] = (128,),
     activation: Activation = "silu",
     dtype: Any = None,
@@ -100,13 +100,14 @@ def convnet(
 
     Convolutions (the first at full resolution, each later one strided), then dense layers on the flattened result,
     because in centred images such as digits the place of a stroke matters. Zero padding keeps every size legal, odd
-    ones too, down to 1×1.
+    ones too, down to 1×1. Where chains run through the network a first convolution at full resolution is most of the
+    cost: larger kernels, strided from the first (`kernel_size=4, strides=[2]`), take a third of the time.
 
     Args:
       event_shape: `[height, width, channels]`.
       filters: number of channels of each convolution.
       kernel_size: side of the square kernels.
-      strides: stride of every convolution after the first.
+      strides: stride of every convolution after the first; or a list, of each convolution.
       units: width of each dense layer after the convolutions.
       activation: name of a Keras activation, or a callable; see `mlp`.
       dtype: Keras dtype or policy of every layer and of the model; None is Keras's global policy. The energy is
@@ -135,16 +136,16 @@ def convnet(
         raise ValueError("`filters` must name at least one convolution, got an empty list.")
     units = _check_shape("units", units)
     check_count("kernel_size", kernel_size)
-    check_count("strides", strides)
+    strides = _check_strides(strides, len(filters))
     activation = _check_activation(activation)
     policy, seeds = _policy(dtype), _layer_seeds(seed)
 
     x = inputs = keras.Input(event_shape, dtype=policy.variable_dtype)
-    for i, channels in enumerate(filters):
+    for i, (channels, stride) in enumerate(zip(filters, strides, strict=True)):
         x = keras.layers.Conv2D(
             channels,
             kernel_size,
-            strides=1 if i == 0 else strides,
+            strides=stride,
             padding="same",
             activation=activation,
             dtype=policy,
@@ -205,6 +206,16 @@ def _check_shape(name: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
         raise TypeError(f"`{name}` must be a list of whole numbers, got {value!r}.")
     return tuple(check_count(f"{name}[{i}]", entry) for i, entry in enumerate(value))
+
+
+def _check_strides(strides: Any, num_convolutions: int) -> tuple[int, ...]:
+    """The stride of each convolution, or an error that names the argument."""
+    if not hasattr(strides, "__iter__"):
+        return (1, *[check_count("strides", strides)] * (num_convolutions - 1))
+    strides = _check_shape("strides", strides)
+    if len(strides) != num_convolutions:
+        raise ValueError(f"`strides` must be one for each of the {num_convolutions} convolutions, got {list(strides)}.")
+    return strides
 
 
 def _check_activation(activation: Any) -> Any:
