@@ -153,8 +153,11 @@ def run(task):
             energies = trained(nodes)
     except Exception as error:
         return result | {"reason": f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"}
-    result |= judge(log_p, energies, nodes, cell)
-    if np.isfinite(result["kl"]):
+    figures = judge(log_p, energies, nodes, cell)
+    result |= {name: value for name, value in figures.items() if np.isfinite(value)}
+    if "kl" not in result:
+        result["reason"] = "no density, or none where data are"
+    else:
         mine = draws(energies, nodes, cell, NUM_DRAWS, seed)
         theirs = target.sample(NUM_DRAWS, seed=[seed, 1]).numpy()
         result["mmd"] = ebm.evaluation.mmd(theirs, mine, bandwidth=BANDWIDTH, num_permutations=1).value
@@ -163,7 +166,7 @@ def run(task):
             density = np.exp(-energies[shown] - result["log_normalizer"])
             side = int(np.sqrt(shown.sum()))
             np.save(folder / f"{contestant}_{method}_{name}.npy", density.reshape(side, side).astype("float32"))
-    if with_chains and contestant in OURS:
+    if with_chains and contestant in OURS and "kl" in result:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             chains = log_normalizer_by_chains(model, seed)
@@ -196,21 +199,22 @@ def save(path, runs):
 
 
 def of(runs, contestant, method, target, measure):
-    """That figure of all seeds; NaN of a run that failed."""
+    """That figure of all seeds; infinite for a run that failed, or has no density."""
     wanted = (contestant, method, target)
-    return [r.get(measure, float("nan")) for r in runs if (r["contestant"], r["method"], r["target"]) == wanted]
+    found = [r.get(measure, np.inf) for r in runs if (r["contestant"], r["method"], r["target"]) == wanted]
+    return [np.inf if np.isscalar(value) and np.isnan(value) else value for value in found]
 
 
 def median(values):
-    """The median; without a value, or with one that is not a number, NaN."""
-    return statistics.median(values) if values and np.isfinite(values).all() else float("nan")
+    """The median; NaN of nothing."""
+    return statistics.median(values) if values else float("nan")
 
 
 def number(value):
     """Three digits at most."""
     if not np.isfinite(value):
-        return "nan"
-    return f"{value:.4f}".lstrip("0") if abs(value) < 0.1 else f"{value:.3g}"
+        return "∞" if value > 0 else "nan"
+    return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 0.1 else f"{value:.3g}"
 
 
 def table(runs, measure):
@@ -220,7 +224,8 @@ def table(runs, measure):
         cells = []
         for target in TARGETS:
             values = of(runs, contestant, method, target, measure)
-            bound = "≥ " if max(of(runs, contestant, method, target, "at_rim"), default=0) > MAX_AT_RIM else ""
+            rims = of(runs, contestant, method, target, "at_rim")
+            bound = "≥ " if any(MAX_AT_RIM < rim < np.inf for rim in rims) else ""
             spread = f" ({number(min(values))}–{number(max(values))})" if len(values) > 1 else ""
             cells.append(f"{bound}{number(median(values))}{spread}" if values else "")
         if any(cells):
@@ -228,29 +233,29 @@ def table(runs, measure):
     return "\n".join(lines)
 
 
+def best_of(runs, entries, target):
+    """The entry with the least median KL, and that; None and NaN where nobody has run."""
+    medians = {entry: median(of(runs, *entry, target, "kl")) for entry in entries}
+    medians = {entry: value for entry, value in medians.items() if not np.isnan(value)}
+    return min(medians.items(), key=lambda item: item[1]) if medians else (None, float("nan"))
+
+
 def verdicts(runs):
-    """Lines: whether the best of ours is within its aim, and each of our losses no worse than the peers'."""
+    """Lines: whether the best of ours is within its aim, and each of our losses no worse than the peers' same one."""
     lines = []
     for target in TARGETS:
-        ours = {e: median(of(runs, *e, target, "kl")) for e in ENTRIES if e[0] in OURS}
-        ours = {entry: value for entry, value in ours.items() if np.isfinite(value)}
-        if ours:
-            best = min(ours, key=ours.get)
-            holds = "holds" if ours[best] <= AIMS[target] else "FALLS SHORT"
-            lines.append(f"- {target}: {' '.join(best)} {number(ours[best])}, aim {number(AIMS[target])}: {holds}")
+        entry, value = best_of(runs, [entry for entry in ENTRIES if entry[0] in OURS], target)
+        if entry:
+            holds = "holds" if value <= AIMS[target] else "FALLS SHORT"
+            lines.append(f"- {target}: {' '.join(entry)} {number(value)}, aim {number(AIMS[target])}: {holds}")
     for method in LOSSES:
+        peers = [entry for entry in quality_peers.TRAINERS if entry[1].split()[0] == method]
         for target in TARGETS:
-            mine = median(of(runs, "tfp_ebm", method, target, "kl"))
-            theirs = {
-                e: median(of(runs, *e, target, "kl")) for e in quality_peers.TRAINERS if e[1].split()[0] == method
-            }
-            theirs = {entry: value for entry, value in theirs.items() if np.isfinite(value)}
-            if theirs and np.isfinite(mine):
-                best = min(theirs, key=theirs.get)
-                holds = "holds" if mine <= theirs[best] else "FALLS SHORT"
-                lines.append(
-                    f"- {method} on {target}: {number(mine)}, {' '.join(best)} {number(theirs[best])}: {holds}"
-                )
+            entry, theirs = best_of(runs, peers, target)
+            ours = median(of(runs, "tfp_ebm", method, target, "kl"))
+            if entry and not np.isnan(ours):
+                holds = "holds" if ours <= theirs and ours < np.inf else "FALLS SHORT"
+                lines.append(f"- {method} on {target}: {number(ours)}, {' '.join(entry)} {number(theirs)}: {holds}")
     return "\n".join(lines)
 
 

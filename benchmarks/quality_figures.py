@@ -67,7 +67,8 @@ def density_of(folder, contestant, method, target):
 def caption(runs, contestant, method, target):
     """The median KL; as a bound where mass is at the rim of the grid."""
     values = quality.of(runs, contestant, method, target, "kl")
-    bound = max(quality.of(runs, contestant, method, target, "at_rim"), default=0) > quality.MAX_AT_RIM
+    rims = quality.of(runs, contestant, method, target, "at_rim")
+    bound = any(quality.MAX_AT_RIM < rim < np.inf for rim in rims)
     return ("≥ " if bound else "") + quality.number(quality.median(values))
 
 

@@ -112,8 +112,10 @@ def test_what_the_tables_say(quality, tmp_path):
     verdicts = quality.verdicts(ours + theirs)
     assert "DSM on rings: 0.2, ebmkit DSM 0.15: FALLS SHORT" in verdicts
     assert "- rings: tfp_ebm DSM 0.2, aim .0050: FALLS SHORT" in verdicts
-    assert "DSM on rings: 0.2, ebmkit DSM 0.3: holds" in quality.verdicts(ours + [made_up(0.3, "ebmkit")])
-    assert math.isnan(quality.median([0.1, 0.2, float("nan")]))
+    assert "DSM on rings: 0.2, ebmkit DSM 0.3: holds" in quality.verdicts([*ours, made_up(0.3, "ebmkit")])
+    failed = [made_up(float("nan"), seed=seed) for seed in range(2)] + [made_up(0.001, seed=2)]
+    assert "DSM on rings: ∞, ebmkit DSM 0.3: FALLS SHORT" in quality.verdicts([*failed, made_up(0.3, "ebmkit")])
+    assert "| ∞ (.0010–∞) |" in quality.table(failed, "kl")
     quality.save(tmp_path / "runs.json", ours)
     assert json.loads((tmp_path / "runs.json").read_text()) == ours
     assert [path.name for path in tmp_path.iterdir()] == ["runs.json"]
