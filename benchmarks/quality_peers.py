@@ -94,7 +94,7 @@ def torchebm(x, units, num_steps, batch_size, sigma, method):
             buffer_size=CAPACITY,
         ),
         "SM": lambda: torchebm.losses.ScoreMatching(network),
-        "SSM": lambda: torchebm.losses.SlicedScoreMatching(network),
+        "SSM": lambda: torchebm.losses.SlicedScoreMatching(network, n_projections=1),
         "DSM": lambda: torchebm.losses.DenoisingScoreMatching(network, noise_scale=sigma),
     }[method]()
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)

@@ -6,19 +6,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfp_ebm import losses, networks
 from tfp_ebm.arguments import check_count, check_data, check_positive
 from tfp_ebm.base import fit_base
+from tfp_ebm.losses.base import alias
 from tfp_ebm.model import EnergyModel
 
-__all__ = ["low_dimensional", "noise_scale"]
+__all__ = ["loss_for", "low_dimensional", "noise_scale", "settings_for"]
 
 # Batches that one compiled call runs: Keras's own cost per call is then small beside the step's.
 _STEPS_PER_EXECUTION = 100
 
 # In more coordinates, a frequency drawn at random tells little of any of them.
 _MAX_FOURIER_SIZE = 3
+
+# In more coordinates a mixture of Gaussians no longer covers the data: noise and data are told apart too easily.
+_MAX_CONTRASTIVE_SIZE = 3
+_NOISE_RATIO = 4.0
+
+# Of denoising at many scales: how many, and the greatest in terms of the least.
+_NUM_SCALES, _WIDEST = 6, 4.0
 
 # Noise beyond this blurs what the eye sees, and 64 coordinates need no more.
 _MAX_NOISE_SCALE = 0.4
@@ -50,6 +59,46 @@ def noise_scale(x: Any) -> float:
     """
     x = check_data("x", x)
     return min(_MAX_NOISE_SCALE, 0.75 * len(x) ** (-1.0 / (x[0].size + 4)))
+
+
+def loss_for(x: Any, loss: Any = None) -> losses.Loss:
+    """A loss with the arguments that suit the data, for those that need some; any other is left to its defaults.
+
+        noise_contrastive_estimation          8 Gaussians fitted to the data as noise, 4 draws of it for each row
+        denoising_score_matching              σ = `noise_scale(x)`
+        multiscale_denoising_score_matching   6 scales from that σ to 4σ; σ₀ = (mean of σᵢ⁻²)^(−½), the one at which a
+                                              Gaussian is learned with its own width, blurred by σ₀
+
+    Args:
+      x: the data `[rows, *event]`.
+      loss: an alias as above or of `losses.aliases()`, or a loss, which is returned as it is. None: noise contrastive
+        estimation in up to three coordinates, denoising in more.
+
+    Returns:
+      A loss; its noise, where it has one, is fitted to x.
+
+    Raises:
+      TypeError, ValueError: as `losses.get`; for data that is not whole.
+
+    >>> import numpy as np
+    >>> loss_for(np.random.default_rng(0).normal(size=[4500, 5])).sigma < 0.3
+    True
+    """
+    x = check_data("x", x)
+    if loss is None:
+        loss = alias(
+            losses.NoiseContrastiveEstimation if x[0].size <= _MAX_CONTRASTIVE_SIZE else losses.DenoisingScoreMatching
+        )
+    if loss == alias(losses.NoiseContrastiveEstimation):
+        contrastive = losses.NoiseContrastiveEstimation("gaussian_mixture", _NOISE_RATIO)
+        contrastive.adapt(x)
+        return contrastive
+    if loss == alias(losses.DenoisingScoreMatching):
+        return losses.DenoisingScoreMatching(noise_scale(x))
+    if loss == alias(losses.MultiscaleDenoisingScoreMatching):
+        sigmas = noise_scale(x) * np.geomspace(1.0, _WIDEST, _NUM_SCALES)
+        return losses.MultiscaleDenoisingScoreMatching(sigmas.tolist(), float(np.mean(sigmas**-2.0) ** -0.5))
+    return losses.get(loss)
 
 
 def settings_for(loss: losses.Loss, size: int) -> dict[str, Any]:
@@ -92,7 +141,7 @@ def low_dimensional(
 
     Args:
       x: the data `[rows, *event]`.
-      loss: an `ebm.losses.Loss` or its alias; default: denoising score matching at `noise_scale(x)`.
+      loss: an `ebm.losses.Loss`, or an alias, or None: see `loss_for`.
       num_steps: optimizer steps that `fit` will take; the learning rate is zero from there on.
       units: widths of the hidden layers.
       fourier_features: number of random frequencies in front of them. None: as the loss bears them (`settings_for`).
@@ -112,7 +161,7 @@ def low_dimensional(
     >>> history = model.fit(x, batch_size=256, epochs=1, verbose=0)
     """
     x = check_data("x", x)
-    loss = losses.DenoisingScoreMatching(noise_scale(x)) if loss is None else losses.get(loss)
+    loss = loss_for(x, loss)
     preset = settings_for(loss, x[0].size)
     fourier_features = preset["fourier_features"] if fourier_features is None else fourier_features
     learning_rate = preset["learning_rate"] if learning_rate is None else learning_rate
