@@ -42,7 +42,7 @@ def truth(target):
 def square(density):
     """The part within ±SIDE of a density on the square that is kept, given flat or not."""
     side = round(np.sqrt(density.size))
-    axis = np.linspace(-quality.SHOWN, quality.SHOWN, side)
+    axis = 2 * quality.SHOWN * ((np.arange(side) + 0.5) / side - 0.5)
     inside = np.abs(axis) <= SIDE
     return density.reshape(side, side)[np.ix_(inside, inside)]
 

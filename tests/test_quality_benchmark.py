@@ -67,11 +67,12 @@ def test_mass_far_from_the_data_counts(quality, square):
 
 
 def test_the_grid_fits_the_targets(quality):
-    """The checkerboard's edges are nodes, so that its mass is 1 to rounding; so is that of the narrow rings."""
-    _, cell = quality.grid()
+    """No node is on an edge of the checkerboard, whose mass is 1 to rounding; so is that of the narrow rings."""
+    nodes, cell = quality.grid()
     for name in ("checkerboard", "rings"):
         _, log_p = quality.target_of(name)
         assert np.exp(log_p).sum() * cell == pytest.approx(1.0, abs=1e-6)
+    assert not (np.abs(nodes - np.round(nodes)) < 1e-9).any()
 
 
 def test_energies_that_are_no_density(quality, square):
