@@ -73,7 +73,7 @@ print(x.shape, table.columns)
 # tfp_ebm fit lake.csv --out runs/lake` does the like and writes a report.)
 
 # %%
-steps, batch = size(4000, 400), 250
+steps, batch = size(3000, 400), 250
 model = ebm.recipes.low_dimensional(
     x, ebm.losses.NoiseContrastiveEstimation(noise_ratio=4.0), num_steps=steps, steps_per_execution=8
 )
@@ -283,7 +283,7 @@ gaussian_prior = ebm.EnergyDistribution(
     lambda x: -gaussian.log_prob(x), event_shape=[64], base=gaussian, num_burnin_steps=0
 )
 samples = posterior(gaussian_prior, 16, 150, size(400, 150))
-found_gaussian = ebm.mcmc.diagnose(samples)
+found_gaussian = ebm.mcmc.diagnose(samples.states, event_ndims=2)  # each digit has a posterior of its own
 
 m, covariance = gaussian.mean().numpy().astype("float64"), gaussian.covariance().numpy().astype("float64")
 precision = np.linalg.inv(covariance)
@@ -292,7 +292,7 @@ closed_covariance = np.linalg.inv(precision)
 residual = np.concatenate([y - m[:SEEN], np.zeros([len(y), 64 - SEEN])], 1) / NOISE**2
 closed_mean = m + residual @ closed_covariance
 z = (found_gaussian.mean - closed_mean) / found_gaussian.mcse
-print(f"largest R-hat {found_gaussian.rhat.max():.3f}, acceptance {found_gaussian.acceptance_rate:.2f}")
+print(f"largest R-hat {found_gaussian.rhat.max():.3f}, acceptance {np.mean(samples.is_accepted):.2f}")
 print(f"means against the closed form, in s.e.: rms {np.sqrt(np.mean(z**2)):.2f}, largest {np.abs(z).max():.2f}")
 
 # %% [markdown]
@@ -305,7 +305,7 @@ print(f"means against the closed form, in s.e.: rms {np.sqrt(np.mean(z**2)):.2f}
 # %%
 prior = ebm.EnergyDistribution(digit_model, num_burnin_steps=0)
 samples = posterior(prior, 16, size(300, 100), size(200, 40))
-found_learned = ebm.mcmc.diagnose(samples)
+found_learned = ebm.mcmc.diagnose(samples.states, event_ndims=2)
 states = samples.states.numpy()
 reconstruction = states.mean((0, 1))
 
@@ -321,7 +321,7 @@ reconstruction_errors = {
     "learned posterior": error_of(reconstruction),
 }
 print({name: round(value, 4) for name, value in reconstruction_errors.items()})
-print(f"acceptance {found_learned.acceptance_rate:.2f}, median R-hat {np.median(found_learned.rhat):.3f}")
+print(f"acceptance {np.mean(samples.is_accepted):.2f}, median R-hat {np.median(found_learned.rhat):.3f}")
 
 # %% figure="inpainting_digits"
 observed = np.full(shown.shape, np.nan)
