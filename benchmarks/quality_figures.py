@@ -34,9 +34,8 @@ PANEL, TEXT = 1.05, 0.2
 
 def truth(target):
     """The target's density on the square that is drawn."""
-    nodes, _ = quality.grid()
-    _, log_p = quality.target_of(target)
-    return square(np.exp(log_p[np.abs(nodes).max(1) <= quality.SHOWN]))
+    known, _ = quality.target_of(target)
+    return square(np.exp(known.log_prob(quality.centres(quality.SHOWN, quality.NUM_SHOWN)).numpy()))
 
 
 def square(density):

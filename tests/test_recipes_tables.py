@@ -54,28 +54,42 @@ def test_the_energy_is_tilted_by_the_fitted_gaussian(x):
     assert np.abs(model.energy(far) - model.network(z + 10).numpy()[:, 0]).min() > 10
 
 
-def test_the_default_is_noise_contrastive_in_few_coordinates_and_denoising_in_more(x):
-    for size, kind in ((1, "NoiseContrastiveEstimation"), (3, "NoiseContrastiveEstimation")):
-        rows = np.random.default_rng(0).normal(size=(300, size))
-        assert type(recipes.low_dimensional(rows, num_steps=10).loss).__name__ == kind
-    rows = np.random.default_rng(0).normal(size=(300, 4))
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        ((5000, 1), losses.NoiseContrastiveEstimation),
+        ((5000, 3), losses.NoiseContrastiveEstimation),
+        ((4999, 3), losses.DenoisingScoreMatching),
+        ((5000, 4), losses.DenoisingScoreMatching),
+    ],
+)
+def test_the_default_is_noise_contrastive_for_many_rows_of_few_coordinates(shape, kind):
+    rows = np.random.default_rng(0).normal(size=shape)
     loss = recipes.low_dimensional(rows, num_steps=10).loss
-    assert type(loss) is losses.DenoisingScoreMatching and loss.sigma == recipes.noise_scale(rows)
+    assert type(loss) is kind
+    assert getattr(loss, "sigma", None) in (None, recipes.noise_scale(rows))
 
 
-def test_noise_is_the_wide_base(x):
-    """The recipe's own noise contrastive loss trains as it is; its noise is the Gaussian of the data, wider by half."""
-    loss = recipes.loss_for(x)
-    assert (loss.noise, loss.noise_ratio) == (None, 4.0)
+def test_noise_is_a_mixture_and_the_base_is_wide(x):
+    """The recipe's own noise contrastive loss trains as it is: noise fitted to the data, a base of twice its width."""
+    loss = recipes.loss_for(x, "noise_contrastive_estimation")
+    assert (loss.noise, loss.noise_ratio) == ("gaussian_mixture", 4.0)
     model = recipes.low_dimensional(x, loss, num_steps=10)
     moments = Moments.of([x])
     np.testing.assert_allclose(model.base.mean(), moments.mean, rtol=1e-5)
     covariance = moments.comoment / len(x)
-    np.testing.assert_allclose(model.base.covariance(), 1.5**2 * covariance, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(model.base.covariance(), 2**2 * covariance, rtol=1e-4, atol=1e-7)
     metrics = model.train_on_batch(x, return_dict=True)
     assert 0.2 < metrics["overlap"] <= 1.0 and model.log_normalizer is not None
     narrow = recipes.low_dimensional(x, "persistent_contrastive_divergence", num_steps=10)
     np.testing.assert_allclose(narrow.base.covariance(), covariance, rtol=1e-4, atol=1e-7)
+    waves = [made.network.get_layer("fourier_features").kernel.numpy() for made in (model, narrow)]
+    np.testing.assert_allclose(waves[0] / waves[1], 2 / 1.5, rtol=1e-6)
+
+
+def test_few_rows_bear_a_mixture_of_few_gaussians():
+    rows = np.random.default_rng(0).normal(size=(5, 2))
+    assert recipes.loss_for(rows, "noise_contrastive_estimation").num_components == 5
 
 
 def test_scales_are_fitted_to_the_data(x):

@@ -59,7 +59,7 @@ class NoiseContrastiveEstimation(Loss):
         the Gaussian fitted to its data, or its base measure. It must cover the data, and better a little more: where
         its density is zero nothing is learned, and where neither falls nothing holds the energy.
       noise_ratio: ν, draws of noise per row of data, any number > 0.
-      num_components: Gaussians of a "gaussian_mixture", beside the wide one that has a tenth of it.
+      num_components: Gaussians of a "gaussian_mixture", beside the one twice as wide as the data that has a tenth.
       num_centers: rows of the data that a "kernel_density" smooths, at most.
       bandwidth: h of a "kernel_density", in standard deviations of the data; None: Scott's rule.
 

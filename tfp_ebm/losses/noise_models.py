@@ -3,12 +3,14 @@
 The nearer the noise is to the data, the more a classifier between them has to learn. All three have full covariances:
 
     gaussian            N(mean, covariance) of the data
-    gaussian_mixture    .9 Σₖ πₖ N(μₖ, Σₖ), by expectation maximisation (Dempster, Laird & Rubin 1977), + .1 gaussian
+    gaussian_mixture    .9 Σₖ πₖ N(μₖ, Σₖ), by expectation maximisation (Dempster, Laird & Rubin 1977), + .1 wide,
+                        which is the gaussian with twice its standard deviations
     kernel_density      1/m Σⱼ N(cⱼ, h²·covariance), cⱼ rows of the data, h = m^(−1/(d + 4)) (Scott 1992)
 
 A mixture alone is as narrow as the data, and where there is neither data nor noise nothing holds the energy of a
 flexible network down or up: its mass there is found in no loss. The tenth that is wide goes there (a "defensive" part,
-Hesterberg 1995).
+Hesterberg 1995), twice as far out as the moments of the data reach, since a tail may be longer than a Gaussian's: the
+banana had up to .998 of its mass far out on its tail when that part was no wider than the data.
 
 They are fitted in NumPy and float64, and become distributions in the dtype of the energy they are contrasted with.
 """
@@ -34,8 +36,8 @@ __all__ = ["FittedNoise", "GaussianMixture", "expectation_maximisation"]
 _VARIANCE_FLOOR = 1e-4
 # Expectation maximisation stops when a round gains less than this per row, in nats, or after so many rounds.
 _GAIN, _MAX_ROUNDS = 1e-5, 200
-# The share of the wide part in a mixture.
-_WIDE = 0.1
+# The share of the wide part in a mixture, and its standard deviations in those of the data.
+_WIDE, _WIDTH = 0.1, 2.0
 # Rows that a mixture is fitted to; more change little.
 MIXTURE_ROWS = 20_000
 
@@ -158,7 +160,7 @@ class FittedNoise(NamedTuple):
         return cls(
             x.shape[1:],
             np.concatenate([moments.mean + moments.scale * loc, moments.mean[None]]),
-            np.concatenate([scale, moments.cholesky()[None]]),
+            np.concatenate([scale, _WIDTH * moments.cholesky()[None]]),
             np.append((1.0 - _WIDE) * probs, _WIDE),
         )
 
