@@ -263,7 +263,7 @@ y = shown[:, :SEEN] + NOISE * np.random.default_rng(5).normal(size=(len(shown), 
 
 gaussian = ebm.fit_base(train)
 whitening = tfp.bijectors.Shift(gaussian.loc)(tfp.bijectors.ScaleMatvecTriL(gaussian.scale.to_dense()))
-kernel = ebm.mcmc.Transformed(ebm.mcmc.Adaptive(ebm.mcmc.HMC(0.1, 15)), whitening)
+kernel = ebm.mcmc.Transformed(ebm.mcmc.Adaptive(ebm.mcmc.HMC(0.1, 8)), whitening)
 
 
 def posterior(prior, num_chains, num_burnin_steps, num_results):
@@ -282,7 +282,7 @@ def posterior(prior, num_chains, num_burnin_steps, num_results):
 gaussian_prior = ebm.EnergyDistribution(
     lambda x: -gaussian.log_prob(x), event_shape=[64], base=gaussian, num_burnin_steps=0
 )
-samples = posterior(gaussian_prior, 16, 150, size(400, 150))
+samples = posterior(gaussian_prior, 16, 150, size(400, 250))
 found_gaussian = ebm.mcmc.diagnose(samples.states, event_ndims=2)  # each digit has a posterior of its own
 
 m, covariance = gaussian.mean().numpy().astype("float64"), gaussian.covariance().numpy().astype("float64")
