@@ -59,7 +59,8 @@ def snapshot(folder):
 
 def test_the_names_it_offers_are_those_of_the_package():
     assert options.TOYS == datasets.TOY_NAMES
-    assert tuple(sorted(options.LOSSES)) == losses.aliases()
+    # the recipe has arguments for one more, which has no defaults of its own
+    assert sorted(options.LOSSES) == sorted((*losses.aliases(), "multiscale_denoising_score_matching"))
 
 
 def test_a_run_is_complete(run):
@@ -69,13 +70,28 @@ def test_a_run_is_complete(run):
     assert samples.shape == (20, 2) and samples.dtype == np.float32 and np.isfinite(samples).all()
     assert (run / "figure.png").stat().st_size < 300_000
     report = json.loads((run / "report.json").read_text())
-    assert report["settings"]["steps"] == 20 and report["settings"]["sigma"] == pytest.approx(
-        recipes.noise_scale(np.zeros([360, 2]))
-    )
+    assert report["settings"]["steps"] == 20 and report["settings"]["sigma"] is None
+    assert report["settings"]["loss"] == "noise_contrastive_estimation"
+    assert set(report["metrics"]) == {"accuracy", "overlap", "log_normalizer"}
     assert report["data"] == {"rows": 400, "held_out": 40, "event_shape": [2]}
     assert len(report["loss"]["by_epoch"]) == 10 and report["loss"]["held_out"] > 0
     assert set(report["sampling"]) >= {"acceptance_rate", "min_ess", "max_rhat", "num_nonfinite", "num_stuck"}
     assert report["seconds"]["fit"] > 0 and report["seconds"]["sample"] > 0
+
+
+def test_denoising_is_given_its_noise(table, tmp_path, capsys):
+    """By the number of rows, or by `--sigma`, which asks for denoising and refuses any other loss."""
+    assert fit(table, tmp_path / "fitted", "--loss", "denoising_score_matching") == 0
+    assert report_of(tmp_path / "fitted")["settings"]["sigma"] == recipes.noise_scale(np.zeros([360, 2]))
+    assert fit(table, tmp_path / "given", "--sigma", "0.3") == 0
+    settings = report_of(tmp_path / "given")["settings"]
+    assert (settings["loss"], settings["sigma"]) == ("denoising_score_matching", 0.3)
+    assert keras.saving.load_model(tmp_path / "given" / "model.keras").loss.sigma == 0.3
+    for loss in ("score_matching", "multiscale_denoising_score_matching"):
+        assert fit(table, tmp_path / "refused", "--sigma", "0.3", "--loss", loss) == 2
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1 and "`--sigma`" in error and loss in error
+    assert not (tmp_path / "refused").exists()
 
 
 def test_chains_train_from_the_command_line_and_report_themselves(table, tmp_path):

@@ -315,17 +315,3 @@ def test_more_bad_arguments():
         recipes.li_chen_sommer_2019_samples(model, 2, temperatures=[1.0], seed=None)
     with pytest.raises(TypeError, match="`model` must be an EnergyModel compiled with a Multiscale"):
         recipes.li_chen_sommer_2019_samples(recipes.jem(tiny()), 2, seed=0)
-
-
-def test_low_dimensional_suits_the_loss():
-    x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
-
-    def of(**kwargs):
-        model = recipes.low_dimensional(x, num_steps=10, **kwargs)
-        features = any("fourier" in layer.name for layer in model.network.layers)
-        return features, float(model.optimizer._learning_rate.initial_learning_rate)
-
-    assert of() == (False, 2e-3)
-    assert of(loss="persistent_contrastive_divergence") == (True, 1e-3)
-    assert of(loss="persistent_contrastive_divergence", fourier_features=0, learning_rate=0.5) == (False, 0.5)
-    assert recipes.settings_for(ebm.losses.PersistentContrastiveDivergence(), 4)["fourier_features"] == 0

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import inspect
 import json
 import logging
 import math
@@ -39,6 +38,8 @@ __all__ = ["main"]
 
 RUN_FILES = ("model.keras", "saved_model", "samples.npy", "figure.png", "report.json")
 
+# The only loss with a `--sigma`.
+_DENOISING = "denoising_score_matching"
 # Options that decide nothing about a run.
 _NO_SETTINGS = ("command", "out", "overwrite", "quiet")
 # The share of rows kept from training, to report the loss on.
@@ -153,11 +154,15 @@ def _kernel(options: argparse.Namespace) -> mcmc.Kernel:
     return mcmc.Adaptive({"mala": mcmc.MALA, "nuts": mcmc.NUTS, "random_walk": mcmc.RandomWalk}[options.kernel](step))
 
 
-def _loss(options: argparse.Namespace) -> losses.Loss:
-    from tfp_ebm import losses
+def _loss(train: np.ndarray, options: argparse.Namespace) -> losses.Loss:
+    """The loss, whose name and σ are noted among the options."""
+    from tfp_ebm import losses, recipes
 
-    loss = losses.get(options.loss)
-    return loss if options.sigma is None else type(loss)(sigma=options.sigma)
+    if options.sigma is not None:
+        return losses.DenoisingScoreMatching(options.sigma)
+    loss = recipes.loss_for(train, options.loss)
+    options.loss, options.sigma = losses.alias(type(loss)), getattr(loss, "sigma", None)
+    return loss
 
 
 def _load_run(run: pathlib.Path) -> EnergyModel:
@@ -178,7 +183,7 @@ def _fit(options: argparse.Namespace) -> None:
     import keras
     from matplotlib import pyplot
 
-    from tfp_ebm import losses, plotting, recipes
+    from tfp_ebm import plotting, recipes
     from tfp_ebm.arguments import check_count, check_positive
     from tfp_ebm.batches import shuffled_batches
 
@@ -191,11 +196,11 @@ def _fit(options: argparse.Namespace) -> None:
         check_count("--fourier-features", options.fourier_features, minimum=0)
     if options.learning_rate is not None:
         check_positive("--learning-rate", options.learning_rate)
-    takes_sigma = "sigma" in inspect.signature(type(losses.get(options.loss))).parameters
     if options.sigma is not None:
         check_positive("--sigma", options.sigma)
-        if not takes_sigma:
-            raise ValueError(f"`--sigma` must not be given with --loss {options.loss}, which adds no noise.")
+        options.loss = options.loss or _DENOISING
+        if options.loss != _DENOISING:
+            raise ValueError(f"`--sigma` must not be given with --loss {options.loss}, but with {_DENOISING}.")
     kernel = _kernel(options)
     table = _load(options)
     train, held_out = _split(table.values, options.seed)
@@ -205,9 +210,7 @@ def _fit(options: argparse.Namespace) -> None:
             f"{len(table.values)} rows ({len(held_out)} are held out)."
         )
 
-    if options.sigma is None and takes_sigma:
-        options.sigma = recipes.noise_scale(train)
-    loss = _loss(options)
+    loss = _loss(train, options)
     preset = recipes.settings_for(loss, train[0].size)
     if options.fourier_features is None:
         options.fourier_features = preset["fourier_features"]

@@ -16,8 +16,9 @@ TOYS = (
     *("banana", "rosenbrock", "funnel"),
 )
 LOSSES = (
-    *("contrastive_divergence", "denoising_score_matching", "noise_contrastive_estimation"),
-    *("persistent_contrastive_divergence", "score_matching", "sliced_score_matching"),
+    *("contrastive_divergence", "denoising_score_matching", "multiscale_denoising_score_matching"),
+    *("noise_contrastive_estimation", "persistent_contrastive_divergence", "score_matching"),
+    "sliced_score_matching",
 )
 KERNELS = ("hmc", "mala", "nuts", "random_walk", "langevin")
 
@@ -50,8 +51,10 @@ def make_parser() -> argparse.ArgumentParser:
     fit.add_argument("data", help=f"a .npy, .npz or .csv file, digits, or one of {', '.join(TOYS)}")
     fit.add_argument("--out", required=True, type=pathlib.Path, help="directory to write the run to")
     _add_data_options(fit, rows=50_000)
-    fit.add_argument("--loss", choices=LOSSES, default="denoising_score_matching", help="what to minimise")
-    sigma = "noise of denoising, in standard deviations of the data (default: 3/4 of Scott's rule, at most 0.4)"
+    loss = "what to minimise (default: noise contrastive estimation in up to 3 coordinates, denoising in more)"
+    fit.add_argument("--loss", choices=LOSSES, help=loss)
+    sigma = "noise of denoising, which it asks for, in standard deviations of the data (default: 3/4 of Scott's rule, "
+    sigma += "at most 0.4)"
     fit.add_argument("--sigma", type=float, help=sigma)
     fit.add_argument("--units", type=int, nargs="+", default=[128, 128], help="widths of the hidden layers")
     fit.add_argument(

@@ -25,13 +25,14 @@ anew: `EnergyDistribution(model, kernel=model.loss.kernel, base=model.loss.chain
 
 from tfp_ebm.recipes.annealed import li_chen_sommer_2019, li_chen_sommer_2019_samples
 from tfp_ebm.recipes.short_run import du_mordatch_2019, jem, uva_mnist
-from tfp_ebm.recipes.tables import low_dimensional, noise_scale, settings_for
+from tfp_ebm.recipes.tables import loss_for, low_dimensional, noise_scale, settings_for
 
 __all__ = [
     "du_mordatch_2019",
     "jem",
     "li_chen_sommer_2019",
     "li_chen_sommer_2019_samples",
+    "loss_for",
     "low_dimensional",
     "noise_scale",
     "settings_for",
