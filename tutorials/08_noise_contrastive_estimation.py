@@ -228,8 +228,9 @@ plt.show()
 # %% [markdown]
 # ## Energy and log Z learned together
 #
-# Now a network. `ebm.recipes.low_dimensional` is a dense network on standardised data, tilted by the Gaussian fitted to
-# it; with `noise=None` that same Gaussian is the noise. The target is the pinwheel, whose density is known.
+# Now a network. `ebm.recipes.low_dimensional` is a dense network on standardised data, tilted by a Gaussian that is
+# fitted to the data and widened a little; with `noise=None` that base is also the noise. The target is the pinwheel,
+# whose density is known.
 
 # %%
 target = ebm.targets.pinwheel()
@@ -269,7 +270,7 @@ for ax, density, title in ((axes[0], target.prob(plane), "Data"), (axes[1], p.pr
     ax.set(title=title, xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
 axes[2].plot(1 + np.arange(epochs), history["log_normalizer"], color=BLUE, label="learned log Z, by epoch")
 axes[2].axhline(by_grid_2d.value, color=BLACK, ls="--", lw=1.2, label="log ∫exp(−E) of the last, by grid")
-axes[2].set(title="log Z is a weight", xlabel="epoch", ylabel="log Z")
+axes[2].set(title="log Z is a weight", xlabel="epoch", ylabel="log Z", ylim=(learned - 0.1, learned + 0.1))
 axes[2].legend(fontsize=10)
 plt.show()
 
@@ -440,8 +441,9 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# So: noise that is near the data and a little wider, a few times as much of it as data, and an eye on `overlap`. The
-# default of the package is the Gaussian fitted to the data, which is also the base measure of the recipe.
+# So: noise that is near the data and a little wider, a few times as much of it as data, and an eye on `overlap`.
+# Without a `noise` of your own it is the model's base, in the recipe the Gaussian fitted to the data, somewhat
+# widened.
 #
 # ## The numbers beside the truth
 
