@@ -100,8 +100,7 @@ def convnet(
 
     Convolutions (the first at full resolution, each later one strided), then dense layers on the flattened result,
     because in centred images such as digits the place of a stroke matters. Zero padding keeps every size legal, odd
-    ones too, down to 1×1. Where chains run through the network a first convolution at full resolution is most of the
-    cost: larger kernels, strided from the first (`kernel_size=4, strides=[2]`), take a third of the time.
+    ones too, down to 1×1. Larger kernels, strided from the first (`kernel_size=4, strides=[2]`), are cheaper.
 
     Args:
       event_shape: `[height, width, channels]`.

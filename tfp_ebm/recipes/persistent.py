@@ -7,8 +7,8 @@ restarted. What the buffer holds are draws of exp(−E)/Z itself.
 What decides is how sharp the network can be. Dequantised pixels (n + u)/L fill L cells, and half of all pixels of a
 digit lie in the first; the density falls from L to nothing at its end. A network with weights of order one over pixels
 in [0, 1] cannot fall within 1/L, its draws have grey noise where paper should be, and training only slowly sharpens it.
-So here it sees pixels in grey levels, [−L/2, L/2], where one level is one unit. (Around zero: over [0, L] a training
-learns half as fast.)
+So here it sees pixels in grey levels, [−L/2, L/2], where one level is one unit. (Around zero: over [0, L] a
+training of the same length ended far behind.)
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def small_images(
 
     Adam of β₁ = .5, its learning rate falling along a cosine to zero at `num_steps`, compiled by XLA. Batches of 64
     rows are meant. Chains start at uniform noise, and arrive within some hundred training steps; there is no global
-    move, which in so many dimensions none would survive.
+    move.
 
     The draws are `model.units.to_x(model.loss.chains.states)`, at temperature 1.
 
     Args:
       network: any Keras network `[batch, *event] -> [batch]` or `[batch, 1]`; it sees pixels in [−L/2, L/2]. A first
         convolution that is strided, `networks.convnet(shape, [64], kernel_size=4, strides=[2], units=[256])`,
-        is a third of the cost of one at full resolution.
+        is cheaper than one at full resolution.
       pixels: (low, high), the box of your data, which must be dequantised: (n + u)/L of n in 0 … L − 1 is in [0, 1].
       num_levels: L, the number of grey levels.
       num_steps: optimizer steps that `fit` will take.
