@@ -198,8 +198,8 @@ def best(nu, weighted):
         of_data = tf.reduce_sum(weight_p * tf.nn.softplus(-u))
         return (of_noise + nu * of_data) / (1 + nu) if weighted else of_noise + of_data
 
-    start = tf.zeros(3, tf.float64)
-    found = tfp.optimizer.bfgs_minimize(lambda t: tfp.math.value_and_gradient(objective, t), start, tolerance=1e-9)
+    value_and_gradient = tf.function(lambda theta: tfp.math.value_and_gradient(objective, theta), autograph=False)
+    found = tfp.optimizer.bfgs_minimize(value_and_gradient, tf.zeros(3, tf.float64), tolerance=1e-9)
     scale, place, log_z = found.position.numpy()
     return np.exp(-0.5 * scale), place, log_z
 
@@ -248,14 +248,14 @@ print({name: round(values[-1], 4) for name, values in history.items()})
 # annealed importance sampling, which has no bound on the dimension.
 
 # %%
-low, high = [-8, -8], [8, 8]
-by_grid_2d = ebm.evaluation.grid_log_normalizer(p, low, high)
+box = {"low": [-8, -8], "high": [8, 8], "num": 200}
+by_grid_2d = ebm.evaluation.grid_log_normalizer(p, **box)
 by_ais = ebm.evaluation.annealed_importance_sampling(
     p, num_temperatures=size(300, 40), num_chains=size(500, 200), seed=1
 )
 learned = float(p.log_normalizer)
-kl = ebm.evaluation.grid_kl_divergence(target, p, low, high)  # normalised by the grid
-kl_of_noise = ebm.evaluation.grid_kl_divergence(target, model.base, low, high, log_normalizer=0.0)
+kl = ebm.evaluation.grid_kl_divergence(target, p, **box)  # normalised by the grid
+kl_of_noise = ebm.evaluation.grid_kl_divergence(target, model.base, log_normalizer=0.0, **box)
 print(
     f"log Z: learned {learned:.4f}, grid {by_grid_2d.value:.4f}, AIS {by_ais.value:.4f} ± {by_ais.standard_error:.4f}"
 )
@@ -375,8 +375,8 @@ for name, kind in noises.items():
     candidate = ebm.EnergyDistribution(candidate)
     with warnings.catch_warnings():  # where training failed, the grid says that mass is elsewhere: so does the KL
         warnings.simplefilter("ignore")
-        error = ebm.evaluation.grid_kl_divergence(target, candidate, low, high)
-        log_mass = ebm.evaluation.grid_log_normalizer(candidate, low, high).value - float(candidate.log_normalizer)
+        error = ebm.evaluation.grid_kl_divergence(target, candidate, **box)
+        log_mass = ebm.evaluation.grid_log_normalizer(candidate, **box).value - float(candidate.log_normalizer)
     trained[name] = candidate, error.value, log_mass, found["overlap"][-1]
     print(f"{name:24s} overlap {found['overlap'][-1]:.4f}, KL {error.value:.4f}, log of the mass {log_mass:+.3f}")
     for warning in heard:

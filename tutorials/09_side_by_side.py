@@ -134,7 +134,7 @@ for name, value in values.items():
 # %%
 targets = {"Two moons": ebm.targets.two_moons(), "Two Gaussians": ebm.targets.two_gaussians()}
 num_rows, steps, batch = size(50_000, 6000), size(2000, 144), 250
-box = {"low": [-8, -8], "high": [8, 8], "num": 256}
+box = {"low": [-8, -8], "high": [8, 8], "num": size(256, 128)}
 METHODS = {
     "Maximum likelihood": (
         BLUE,
@@ -159,7 +159,7 @@ for data_name, target in targets.items():
         seconds = time.perf_counter() - start
         log_z = ebm.evaluation.grid_log_normalizer(model, **box).value
         kl = ebm.evaluation.grid_kl_divergence(target, model, log_normalizer=log_z, **box).value
-        fisher = ebm.evaluation.fisher_divergence(target, model, num_samples=5000).value
+        fisher = ebm.evaluation.fisher_divergence(target, model, num_samples=size(5000, 1000)).value
         p = ebm.EnergyDistribution(model, log_normalizer=log_z)
         runs[data_name, method] = {"p": p, "model": model, "kl": kl, "fisher": fisher, "seconds": seconds}
         print(f"  {method:20s} KL {kl:8.4f}   Fisher divergence {fisher:8.4f}   {seconds:5.1f} s")
