@@ -51,7 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
     fit.add_argument("data", help=f"a .npy, .npz or .csv file, digits, or one of {', '.join(TOYS)}")
     fit.add_argument("--out", required=True, type=pathlib.Path, help="directory to write the run to")
     _add_data_options(fit, rows=50_000)
-    loss = "what to minimise (default: noise contrastive estimation in up to 3 coordinates, denoising in more)"
+    loss = "what to minimise (default: noise contrastive estimation for 5000 rows and more to train on, of up to 3 "
+    loss += "coordinates, denoising for all else)"
     fit.add_argument("--loss", choices=LOSSES, help=loss)
     sigma = "noise of denoising, which it asks for, in standard deviations of the data (default: 3/4 of Scott's rule, "
     sigma += "at most 0.4)"
