@@ -286,6 +286,7 @@ for method, result in langevin_p.items():
 # %%
 start = tfd.MultivariateNormalDiag(tf.zeros(2), 3.0 * tf.ones(2))
 kernel = ebm.mcmc.Sequence([ebm.mcmc.IndependenceMetropolis(start), ebm.mcmc.HMC(0.2, 5)])
+length = {"num_results": 1, "num_burnin_steps": size(300, 50)}
 print("share on the left of two Gaussians:")
 by_global_moves = {}
 for method in METHODS:
@@ -293,7 +294,7 @@ for method in METHODS:
     initial = start.sample(size(2000, 500), seed=(1, 2))
     seen = {}
     for name, k in (("eq. 65", ebm.mcmc.Langevin(0.1)), ("global", kernel)):
-        draws = ebm.mcmc.sample(p.unnormalized_log_prob, initial, k, num_results=1, num_burnin_steps=300, seed=5)
+        draws = ebm.mcmc.sample(p.unnormalized_log_prob, initial, k, **length, seed=5)
         seen[name] = float(np.mean(draws.states.numpy()[0, :, 0] < 0))
     by_global_moves[method] = seen["global"]
     print(f"  {method:20s} density {shares[method]:.3f}, eq. 65 {seen['eq. 65']:.3f}, global {seen['global']:.3f}")

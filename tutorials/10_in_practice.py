@@ -91,7 +91,7 @@ print({name: round(values[-1], 3) for name, values in history.items()})
 
 # %%
 p = ebm.EnergyDistribution(model)
-log_z = ebm.evaluation.annealed_importance_sampling(p, num_temperatures=size(300, 100), num_chains=500, seed=1)
+log_z = ebm.evaluation.annealed_importance_sampling(p, num_temperatures=size(300, 40), num_chains=500, seed=1)
 held_out = ebm.evaluation.log_likelihood(p, x_test, log_z)
 kl = ebm.evaluation.kl_divergence(law, p, log_z, size(50_000, 10_000))
 best = float(np.mean(law.log_prob(x_test)))
@@ -117,7 +117,7 @@ for name, kernel in {
     "with global moves": ebm.mcmc.Sequence([ebm.mcmc.IndependenceMetropolis(wide), local]),
 }.items():
     p = ebm.EnergyDistribution(model, kernel=kernel)
-    chains = p.sample_chains(num_results=size(800, 400), num_chains=64, seed=2, num_burnin_steps=100)
+    chains = p.sample_chains(num_results=size(800, 300), num_chains=64, seed=2, num_burnin_steps=100)
     found[name] = ebm.mcmc.diagnose(chains)
     summer = float(np.mean(chains.states.numpy()[..., 0] > 12))
     print(
