@@ -186,6 +186,17 @@ def test_images_and_many_coordinates_have_a_base():
     np.testing.assert_allclose(wide.stddev(), 3.0, atol=0.36)
 
 
+@pytest.mark.parametrize("dimension", [2, 600])
+def test_a_base_may_be_wider_than_the_data(dimension):
+    x = np.random.default_rng(0).normal(2.0, 3.0, size=(900, dimension))
+    narrow, wide = ebm.fit_base(x), ebm.fit_base(x, width=2.0)
+    np.testing.assert_array_equal(wide.mean(), narrow.mean())
+    np.testing.assert_allclose(wide.covariance(), 4 * narrow.covariance(), rtol=1e-6)
+    for bad, error in ((0.0, ValueError), ("wide", TypeError), (np.inf, ValueError)):
+        with pytest.raises(error, match="`width` must be a positive number, got"):
+            ebm.fit_base(x, width=bad)
+
+
 @pytest.mark.parametrize("split", [1, 37, 99])
 def test_moments_merge_like_numpy(split):
     x = np.random.default_rng(0).normal(1e5, 1e-2, size=(100, 3))

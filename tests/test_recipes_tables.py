@@ -33,6 +33,8 @@ def test_network_and_learning_rate_suit_the_loss(x, name):
     wide = np.random.default_rng(0).normal(size=(512, 4)).astype("float32")
     assert made(wide, loss=name) == (False, rate)
     assert made(x, loss=name, fourier_features=0 if features else 8, learning_rate=0.5) == (not features, 0.5)
+    memory = recipes.low_dimensional(x, name, 10).optimizer.beta_2
+    assert memory == (0.99 if name in ("score_matching", "sliced_score_matching") else 0.999)
 
 
 def test_the_learning_rate_falls_to_zero_along_a_cosine(x):
@@ -81,8 +83,9 @@ def test_noise_is_a_mixture_and_the_base_is_wide(x):
     np.testing.assert_allclose(model.base.covariance(), 2**2 * covariance, rtol=1e-4, atol=1e-7)
     narrow = recipes.low_dimensional(x, "persistent_contrastive_divergence", num_steps=10)
     np.testing.assert_allclose(narrow.base.covariance(), covariance, rtol=1e-4, atol=1e-7)
-    waves = [made.network.get_layer("fourier_features").kernel.numpy() for made in (model, narrow)]
-    np.testing.assert_allclose(waves[0] / waves[1], 2 / 1.5, rtol=1e-6)
+    waves = [made.network.get_layer("fourier_features") for made in (model, narrow)]
+    assert [layer.stddev for layer in waves] == [2.0, 1.5]
+    np.testing.assert_allclose(waves[0].kernel.numpy() / waves[1].kernel.numpy(), 2 / 1.5, rtol=1e-6)
     metrics = model.train_on_batch(x, return_dict=True)
     assert 0.5 < metrics["overlap"] < 1.2 and model.log_normalizer is not None
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import noise
-from tfp_ebm.arguments import check_data
+from tfp_ebm.arguments import check_data, check_positive
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
@@ -152,12 +152,14 @@ def draw(base: tfp.distributions.Distribution, shape: Any, seed: tf.Tensor) -> t
     return base.sample(shape, seed=seed)
 
 
-def fit_base(x: Any, dtype: tf.DType = tf.float32) -> tfp.distributions.Distribution:
-    """Fits a Gaussian to data: N(mean, covariance) with the 1/n covariance of the rows.
+def fit_base(x: Any, dtype: tf.DType = tf.float32, *, width: float = 1.0) -> tfp.distributions.Distribution:
+    """Fits a Gaussian to data: N(mean, width² covariance) with the 1/n covariance of the rows.
 
     Args:
       x: array `[rows, *event]`.
       dtype: dtype of the distribution.
+      width: standard deviations of the Gaussian in terms of those of the data. Above 1 it covers tails that are
+        heavier than its own.
 
     Returns:
       `tfd.MultivariateNormalTriL` over `[d]`, with full covariance; diagonal above 512 coordinates, and reshaped for
@@ -165,7 +167,7 @@ def fit_base(x: Any, dtype: tf.DType = tf.float32) -> tfp.distributions.Distribu
       says how much; a constant coordinate gets standard deviation 1, like the scale that `EnergyModel.adapt` gives it.
 
     Raises:
-      TypeError, ValueError: if `x` is not a whole array of numbers.
+      TypeError, ValueError: if `x` is not a whole array of numbers, or `width` no positive number.
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).normal([1.0, -2.0], [3.0, 0.5], size=(10_000, 2))
@@ -175,4 +177,5 @@ def fit_base(x: Any, dtype: tf.DType = tf.float32) -> tfp.distributions.Distribu
     x = check_data("x", x)
     moments = Moments.of([x])
     moments.check_varies()
-    return gaussian(tf.constant(moments.mean, dtype), tf.constant(moments.cholesky(), dtype), x.shape[1:])
+    scale = check_positive("width", width) * moments.cholesky()
+    return gaussian(tf.constant(moments.mean, dtype), tf.constant(scale, dtype), x.shape[1:])

@@ -7,11 +7,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tfp_ebm import losses, networks
 from tfp_ebm.arguments import check_count, check_data, check_positive
-from tfp_ebm.base import FULL_COVARIANCE_LIMIT, Moments, gaussian
+from tfp_ebm.base import FULL_COVARIANCE_LIMIT, fit_base
 from tfp_ebm.losses.base import alias
 from tfp_ebm.model import EnergyModel
 
@@ -191,18 +190,10 @@ def low_dimensional(
     schedule = keras.optimizers.schedules.CosineDecay(
         check_positive("learning_rate", learning_rate), check_count("num_steps", num_steps)
     )
-    network = networks.mlp(x.shape[1:], units, fourier_features=fourier_features, seed=seed)
-    if fourier_features:
-        waves = network.get_layer("fourier_features")
-        waves.kernel.assign(waves.kernel.value * (preset["fourier_stddev"] / waves.stddev))
-    moments = Moments.of([x])
-    moments.check_varies()
-    base = gaussian(
-        tf.constant(moments.mean, tf.float32),
-        tf.constant(preset["base_width"] * moments.cholesky(), tf.float32),
-        x.shape[1:],
+    network = networks.mlp(
+        x.shape[1:], units, fourier_features=fourier_features, fourier_stddev=preset["fourier_stddev"], seed=seed
     )
-    model = EnergyModel(network, base_measure=base, seed=seed)
+    model = EnergyModel(network, base_measure=fit_base(x, width=preset["base_width"]), seed=seed)
     model.adapt(x)
     model.compile(
         optimizer=keras.optimizers.Adam(schedule, beta_2=preset["beta_2"]),
