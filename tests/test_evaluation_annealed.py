@@ -228,6 +228,15 @@ def test_one_temperature_is_importance_sampling(gaussian):
     assert plain.value == pytest.approx(LOG_Z, abs=3 * plain.standard_error)
 
 
+def test_many_targets_and_sizes_are_no_reason_to_warn(gaussian, caplog):
+    _, base = gaussian
+    with caplog.at_level("WARNING", "tensorflow"):
+        for i in range(7):
+            importance_sampling(lambda x, i=i: base.log_prob(x) - i, base, 100 + i, seed=0)
+            importance_sampling(base.log_prob, base, 100 + i, seed=0)
+    assert not caplog.records
+
+
 def test_seeds(gaussian):
     log_prob, base = gaussian
 

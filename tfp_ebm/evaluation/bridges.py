@@ -78,7 +78,7 @@ class Bridge:
         Raises:
           TypeError, ValueError: if the target does not fit the base, or has no gradient where it needs one.
         """
-        key: Hashable = ("log_ratio", codec.fingerprint(self.base), needs_gradient)
+        key: Hashable = ("log_ratio", codec.fingerprint(self.base), needs_gradient, states.shape)
         make = functools.partial(_compiled_log_ratio, base_log_prob=self.base_log_prob, needs_gradient=needs_gradient)
         return find_compiled(self.target, key, make)(states).numpy()
 
@@ -147,7 +147,8 @@ def _compiled_log_ratio(
             raise ValueError("`target` must be differentiable for this kernel; RandomWalk needs no gradient.")
         return _difference(value, base_log_prob(states))
 
-    return tf.function(log_ratio, autograph=False)
+    # `partial`, because TensorFlow counts traces by code object and would warn of those of many targets.
+    return tf.function(functools.partial(log_ratio), autograph=False)
 
 
 def _difference(log_target: tf.Tensor, log_base: tf.Tensor) -> tf.Tensor:
