@@ -2,9 +2,10 @@
 
     python benchmarks/quality_figures.py --out runs/quality [--overview tutorials/figures/quality.png]
 
-One figure for each target, contestants by methods, goes to the folder; the overview has all targets, with the columns
-that `OVERVIEW` names. Every panel of a target has the same scale, the square root of the density up to the truth's
-highest, so that a density too sharp, too blurred or in the wrong place looks it. Beneath stands the median KL of seeds.
+One figure for each target goes to the folder, contestants by methods: the energy above its minimum, up to `DEEPEST`
+nats, and draws of the density, beside the truth's energy and the data. The overview has all targets, with the columns
+that `OVERVIEW` names; its panels show the square root of the density up to the truth's highest, so that a density too
+sharp, too blurred or in the wrong place looks it. Beneath stands the median KL of seeds.
 """
 
 import argparse
@@ -19,6 +20,8 @@ import quality
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+import tfp_ebm as ebm
+
 OVERVIEW = (
     *(("preset", method) for method in ("NCE", "PCD")),
     *(("tfp_ebm", method) for method in ("SM", "DSM")),
@@ -28,44 +31,70 @@ OVERVIEW = (
 NAMES = {"preset": "tfp_ebm", "tfp_ebm": "tfp_ebm"}
 # What is drawn of the plane; the densities that are kept reach a little further.
 SIDE = 3.4
+# The highest energy that is told from higher ones, and draws shown.
+DEEPEST, NUM_SHOWN = 10.0, 1500
 # A panel's side and the space for its text, inches.
 PANEL, TEXT = 1.05, 0.2
 
 
 def truth(target):
-    """The target's density on the square that is drawn."""
-    known, _ = quality.target_of(target)
-    return square(np.exp(known.log_prob(quality.centres(quality.SHOWN, quality.NUM_SHOWN)).numpy()))
+    """The target's density on the square that is kept."""
+    side = quality.NUM_SHOWN
+    nodes = quality.centres(quality.SHOWN, side).astype("float32")
+    return getattr(ebm.targets, target)().prob(nodes).numpy().reshape(side, side)
 
 
-def square(density):
-    """The part within ±SIDE of a density on the square that is kept, given flat or not."""
-    side = round(np.sqrt(density.size))
-    axis = 2 * quality.SHOWN * ((np.arange(side) + 0.5) / side - 0.5)
-    inside = np.abs(axis) <= SIDE
-    return density.reshape(side, side)[np.ix_(inside, inside)]
+def within(density):
+    """The part within ±SIDE."""
+    inside = np.abs(quality.centres(quality.SHOWN, len(density))[:: len(density), 0]) <= SIDE
+    return density[np.ix_(inside, inside)]
 
 
-def panel(ax, density, highest):
-    """One density; x₁ to the right, x₂ upwards."""
+def empty(ax, text):
+    """A panel without a picture."""
+    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, fontsize=9, color="0.3")
+    ax.set_aspect("equal", "box")
+
+
+def bare(ax):
+    """A panel without ticks."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_color("0.8")
-    if density is None:
-        ax.text(0.5, 0.5, "no\ndensity", ha="center", va="center", transform=ax.transAxes, fontsize=9, color="0.3")
-        return
-    shade = np.sqrt(np.clip(density / highest, 0.0, 1.0))
-    ax.imshow(shade.T, origin="lower", cmap="cividis", vmin=0.0, vmax=1.0, interpolation="bilinear")
+
+
+def image(ax, values, highest, colours):
+    """Values from 0 to `highest`; x₁ to the right, x₂ upwards."""
+    ax.imshow(values.T, origin="lower", cmap=colours, vmin=0.0, vmax=highest, interpolation="bilinear")
+
+
+def energy(ax, density):
+    """−log p above its minimum."""
+    with np.errstate(divide="ignore"):
+        values = np.log(density.max()) - np.log(within(density))
+    image(ax, np.minimum(values, DEEPEST), DEEPEST, "cividis_r")
+
+
+def scatter(ax, density):
+    """Draws of a density that is given on the square."""
+    nodes = quality.centres(quality.SHOWN, len(density))
+    cell = (2 * quality.SHOWN / len(density)) ** 2
+    with np.errstate(divide="ignore"):
+        x = quality.draws(-np.log(density.ravel()), nodes, cell, NUM_SHOWN, seed=0)
+    ax.scatter(*x.T, s=1.0, lw=0, color="0.1", rasterized=True)
+    ax.set(xlim=(-SIDE, SIDE), ylim=(-SIDE, SIDE), aspect="equal")
 
 
 def density_of(folder, contestant, method, target):
-    """What a run has left, if it had a density."""
+    """What the run of the first seed has left, if it had a density."""
     path = folder / f"{contestant}_{method}_{target}.npy"
-    return square(np.load(path)) if path.exists() else None
+    return np.load(path) if path.exists() else None
 
 
 def caption(runs, contestant, method, target):
     """The median KL; as a bound where mass is at the rim of the grid."""
     values = quality.of(runs, contestant, method, target, "kl")
+    if not values:
+        return "not run"
     rims = quality.of(runs, contestant, method, target, "at_rim")
     bound = any(quality.MAX_AT_RIM < rim < np.inf for rim in rims)
     return ("≥ " if bound else "") + quality.number(quality.median(values))
@@ -77,13 +106,20 @@ def overview(runs, folder, path):
     size = (shape[1] * PANEL + 0.2, shape[0] * (PANEL + TEXT) + 0.4)
     figure, axes = plt.subplots(*shape, figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    for ax in axes.flat:
+        bare(ax)
     for row, target in enumerate(quality.TARGETS):
-        density = truth(target)
-        panel(axes[row, 0], density, density.max())
+        known = truth(target)
+        highest = known.max()
+        image(axes[row, 0], np.sqrt(within(known)), np.sqrt(highest), "cividis")
         axes[row, 0].set_ylabel(target.replace("_", " "), fontsize=9)
         for column, (contestant, method) in enumerate(OVERVIEW, 1):
             ax = axes[row, column]
-            panel(ax, density_of(folder, contestant, method, target), density.max())
+            density = density_of(folder, contestant, method, target)
+            if density is None:
+                empty(ax, "no\ndensity")
+            else:
+                image(ax, np.sqrt(within(density)), np.sqrt(highest), "cividis")
             text = caption(runs, contestant, method, target)
             ax.set_xlabel(text, fontsize=10, labelpad=2, fontweight="bold" if contestant in quality.OURS else "normal")
     axes[0, 0].set_title("truth", fontsize=10)
@@ -95,25 +131,33 @@ def overview(runs, folder, path):
 
 
 def of_target(runs, folder, target, path):
-    """One target: contestants by methods, and the truth."""
+    """One target: contestants by methods, each with its energy and draws; the truth and data at the top left."""
     methods, contestants = list(quality.LOSSES), list(dict.fromkeys(entry[0] for entry in quality.ENTRIES))
-    shape = (len(contestants), 1 + len(methods))
-    size = (shape[1] * 1.5, shape[0] * 1.75)
+    shape = (len(contestants), 2 * (1 + len(methods)))
+    size = (shape[1] * PANEL, shape[0] * (PANEL + 2 * TEXT) + 0.2)
     figure, axes = plt.subplots(*shape, figsize=size, layout="constrained")
-    density = truth(target)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0.01, hspace=0.02)
+    pairs = axes.reshape(len(contestants), -1, 2)
+    cells = {(0, 0): (truth(target), f"{target.replace('_', ' ')}: energy, data", "")}
     for row, contestant in enumerate(contestants):
         for column, method in enumerate(methods, 1):
-            ax = axes[row, column]
-            if (contestant, method) not in quality.ENTRIES:
+            if (contestant, method) in quality.ENTRIES:
+                text = f"KL {caption(runs, contestant, method, target)}"
+                cells[row, column] = (density_of(folder, contestant, method, target), f"{contestant} {method}", text)
+    for place in np.ndindex(pairs.shape[:2]):
+        if place not in cells:
+            for ax in pairs[place]:
                 ax.axis("off")
-                continue
-            panel(ax, density_of(folder, contestant, method, target), density.max())
-            ax.set_title(f"{contestant} {method}", fontsize=9)
-            ax.set_xlabel(f"KL {caption(runs, contestant, method, target)}", fontsize=9)
-        axes[row, 0].axis("off")
-    axes[0, 0].axis("on")
-    panel(axes[0, 0], density, density.max())
-    axes[0, 0].set_title(target.replace("_", " "), fontsize=9)
+            continue
+        density, title, text = cells[place]
+        for draw, ax in zip((energy, scatter), pairs[place], strict=True):
+            bare(ax)
+            if density is None:
+                empty(ax, "no density")
+            else:
+                draw(ax, density)
+        pairs[place][0].set_title(title, fontsize=9, loc="left")
+        pairs[place][0].set_xlabel(text, fontsize=9, loc="left")
     write(figure, path)
 
 
