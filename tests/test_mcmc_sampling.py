@@ -220,7 +220,7 @@ def test_nothing_keeps_the_target_alive(jit_compile):
 def test_number_of_chains_kept_is_bounded():
     energy = Energy()
     for num_results in range(1, driver._MAX_CHAINS + 4):
-        driver.find_chain(energy.log_prob, mcmc.MALA(1.0), num_results, False)
+        driver.find_chain(energy.log_prob, mcmc.MALA(1.0), num_results, False, (5, 2))
     _, chains = driver._CHAINS[id(energy), Energy.log_prob]
     assert len(chains) == driver._MAX_CHAINS
 

@@ -317,7 +317,7 @@ def test_more_bad_arguments():
         recipes.li_chen_sommer_2019_samples(recipes.jem(tiny()), 2, seed=0)
 
 
-def test_small_images_see_grey_levels():
+def test_small_images_see_grey_levels(tmp_path):
     """Pixels in [−L/2, L/2], one level a unit; chains in the open box, exact for E = 0: uniform by a KS test of 6400
     numbers (false alarm 10⁻⁴), which notices chains in a narrower box."""
     from scipy import stats
@@ -335,5 +335,10 @@ def test_small_images_see_grey_levels():
     states = model.units.to_x(model.loss.chains.states.value).numpy().ravel()
     assert states.min() > 0 and states.max() < 16 and model.loss.chains.ages.numpy().min() == 3
     assert stats.kstest(states / 16, "uniform").pvalue > 1e-4 > stats.kstest(states / 17, "uniform").pvalue
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert json.dumps(loaded.loss.get_config()) == json.dumps(model.loss.get_config())
+    for a, b in zip(loaded.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="`num_levels`"):
         recipes.small_images(tiny(), num_levels=0)
