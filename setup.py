@@ -19,7 +19,7 @@ TEST = [
     "jupytext>=1.16",
     *ARVIZ,
 ]
-TUTORIALS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6", "scikit-learn>=1.4"]
+TUTORIALS = ["jupytext>=1.16", "nbclient>=0.10.1", "ipykernel>=6", "scikit-learn>=1.4"]
 BENCH = ["torch", "torchebm", "jax", "folx", "optax", "blackjax", "numpyro"]  # ebmkit is not on the index
 
 setup(

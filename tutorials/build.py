@@ -88,7 +88,11 @@ def render(source):
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     start = time.perf_counter()
     nbclient.NotebookClient(
-        notebook, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}
+        notebook,
+        timeout=LIMIT,
+        kernel_name="python3",
+        coalesce_streams=True,  # else outputs are cut where the clock happened to
+        resources={"metadata": {"path": str(HERE)}},
     ).execute()
     seconds = time.perf_counter() - start
     if seconds > LIMIT:
