@@ -299,9 +299,7 @@ def find_compiled(
     return chains[key]
 
 
-def find_chain(
-    target: TargetLogProbFn, kernel: Any, num_results: int, jit_compile: bool, shape: Hashable
-) -> Chain:
+def find_chain(target: TargetLogProbFn, kernel: Any, num_results: int, jit_compile: bool, shape: Hashable) -> Chain:
     """The chain compiled for an equal target, kernel and shape before, or a new one.
 
     Args:

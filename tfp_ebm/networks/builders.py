@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.arguments import check_count, check_positive, stateless_seed
+from tfp_ebm.arguments import check_count, stateless_seed
 from tfp_ebm.networks.fourier import FourierFeatures
 
 __all__ = ["convnet", "mlp"]
@@ -39,8 +39,6 @@ def mlp(
     fourier_features: int = 0,
     dtype: Any = None,
     seed: Any = None,
-    *,
-    fourier_stddev: float = 1.5,
 ) -> keras.Model:
     """A dense network `[batch, *event]` -> `[batch, 1]`, initialised for low dimensions.
 
@@ -57,7 +55,6 @@ def mlp(
       dtype: Keras dtype or policy of every layer and of the model; None is Keras's global policy. The energy is
         computed in float32 at least.
       seed: an int or a pair of ints that fixes the initial weights; None follows `keras.utils.set_random_seed`.
-      fourier_stddev: standard deviation of the waves' initial frequencies; see `FourierFeatures`.
 
     Returns:
       A functional `keras.Model`.
@@ -76,13 +73,12 @@ def mlp(
     units = _check_shape("units", units)
     activation = _check_activation(activation)
     check_count("fourier_features", fourier_features, minimum=0)
-    check_positive("fourier_stddev", fourier_stddev)
     policy, seeds = _policy(dtype), _layer_seeds(seed)
 
     inputs = keras.Input(event_shape, dtype=policy.variable_dtype)
     x = inputs if len(event_shape) == 1 else keras.layers.Flatten(dtype=policy)(inputs)
     if fourier_features:
-        x = FourierFeatures(fourier_features, fourier_stddev, next(seeds), dtype=policy, name="fourier_features")(x)
+        x = FourierFeatures(fourier_features, seed=next(seeds), dtype=policy, name="fourier_features")(x)
     gain = 1.0 if fourier_features else _FIRST_LAYER_GAIN
     for i, width in enumerate(units):
         weights = _uniform(x.shape[-1], seeds, gain if i == 0 else 1.0)

@@ -190,9 +190,11 @@ def low_dimensional(
     schedule = keras.optimizers.schedules.CosineDecay(
         check_positive("learning_rate", learning_rate), check_count("num_steps", num_steps)
     )
-    network = networks.mlp(
-        x.shape[1:], units, fourier_features=fourier_features, fourier_stddev=preset["fourier_stddev"], seed=seed
-    )
+    network = networks.mlp(x.shape[1:], units, fourier_features=fourier_features, seed=seed)
+    if fourier_features:
+        waves = network.get_layer("fourier_features")
+        waves.kernel.assign(waves.kernel.value * (preset["fourier_stddev"] / waves.stddev))
+        waves.stddev = preset["fourier_stddev"]  # so that the layer's configuration tells what it has
     model = EnergyModel(network, base_measure=fit_base(x, width=preset["base_width"]), seed=seed)
     model.adapt(x)
     model.compile(
