@@ -79,8 +79,15 @@ class Bridge:
           TypeError, ValueError: if the target does not fit the base, or has no gradient where it needs one.
         """
         key: Hashable = ("log_ratio", codec.fingerprint(self.base), needs_gradient, states.shape)
-        make = functools.partial(_compiled_log_ratio, base_log_prob=self.base_log_prob, needs_gradient=needs_gradient)
-        return find_compiled(self.target, key, make)(states).numpy()
+        compiled = find_compiled(
+            self.target,
+            key,
+            # `partial`, because TensorFlow counts traces by code object and would warn of those of many targets
+            lambda resolve: tf.function(
+                functools.partial(_log_ratio, resolve, self.base_log_prob, needs_gradient), autograph=False
+            ),
+        )
+        return compiled(states).numpy()
 
     def run(
         self, kernel: Any, states: tf.Tensor, moves: Moves, seed: tf.Tensor, jit_compile: bool | str
@@ -126,29 +133,23 @@ def _advanced(given: tuple[Any, ...], loop: _Loop) -> Any:
     return loop.advance(*given)
 
 
-def _compiled_log_ratio(
-    resolve: Callable[[], TargetLogProbFn], base_log_prob: TargetLogProbFn, needs_gradient: bool
-) -> Callable[[tf.Tensor], tf.Tensor]:
-    def log_ratio(states: tf.Tensor) -> tf.Tensor:
-        states = tf.identity(states)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(states)
-            value = tf.convert_to_tensor(resolve()(states))
-        if value.dtype != states.dtype:
-            raise TypeError(
-                f"`target` must return values of the base's dtype {states.dtype.name}, got {value.dtype.name}."
-            )
-        if value.shape != states.shape[:1]:
-            raise ValueError(
-                f"`target` must return one number per state, shape {tuple(states.shape[:1])}, for states of shape "
-                f"{tuple(states.shape)}, got {tuple(value.shape)}."
-            )
-        if needs_gradient and tape.gradient(value, states) is None:
-            raise ValueError("`target` must be differentiable for this kernel; RandomWalk needs no gradient.")
-        return _difference(value, base_log_prob(states))
-
-    # `partial`, because TensorFlow counts traces by code object and would warn of those of many targets.
-    return tf.function(functools.partial(log_ratio), autograph=False)
+def _log_ratio(
+    resolve: Callable[[], TargetLogProbFn], base_log_prob: TargetLogProbFn, needs_gradient: bool, states: tf.Tensor
+) -> tf.Tensor:
+    states = tf.identity(states)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(states)
+        value = tf.convert_to_tensor(resolve()(states))
+    if value.dtype != states.dtype:
+        raise TypeError(f"`target` must return values of the base's dtype {states.dtype.name}, got {value.dtype.name}.")
+    if value.shape != states.shape[:1]:
+        raise ValueError(
+            f"`target` must return one number per state, shape {tuple(states.shape[:1])}, for states of shape "
+            f"{tuple(states.shape)}, got {tuple(value.shape)}."
+        )
+    if needs_gradient and tape.gradient(value, states) is None:
+        raise ValueError("`target` must be differentiable for this kernel; RandomWalk needs no gradient.")
+    return _difference(value, base_log_prob(states))
 
 
 def _difference(log_target: tf.Tensor, log_base: tf.Tensor) -> tf.Tensor:
