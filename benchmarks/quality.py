@@ -248,6 +248,14 @@ def number(value):
     return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 0.1 else f"{value:.3g}"
 
 
+def typical(runs, contestant, method, target, measure):
+    """The median as text, as a bound where mass is at the rim of the grid; empty of nothing."""
+    values = of(runs, contestant, method, target, measure)
+    rims = of(runs, contestant, method, target, "at_rim")
+    bound = "≥ " if any(MAX_AT_RIM < rim < np.inf for rim in rims) else ""
+    return f"{bound}{number(median(values))}" if values else ""
+
+
 def table(runs, measure):
     """Markdown: a row for each contestant and method, a column for each target; median, least and greatest of seeds."""
     lines = [f"| {measure} | {' | '.join(TARGETS)} |", "|---" * (len(TARGETS) + 1) + "|"]
@@ -255,10 +263,8 @@ def table(runs, measure):
         cells = []
         for target in TARGETS:
             values = of(runs, contestant, method, target, measure)
-            rims = of(runs, contestant, method, target, "at_rim")
-            bound = "≥ " if any(MAX_AT_RIM < rim < np.inf for rim in rims) else ""
             spread = f" ({number(min(values))}–{number(max(values))})" if len(values) > 1 else ""
-            cells.append(f"{bound}{number(median(values))}{spread}" if values else "")
+            cells.append(typical(runs, contestant, method, target, measure) + spread)
         if any(cells):
             lines.append(f"| {contestant} {method} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -28,11 +28,10 @@ OVERVIEW = (
     *(("ebmkit", method) for method in ("NCE", "PCD", "SM", "DSM")),
     *(("torchebm", method) for method in ("PCD", "SM", "DSM")),
 )
-NAMES = {"preset": "tfp_ebm", "tfp_ebm": "tfp_ebm"}
 # What is drawn of the plane; the densities that are kept reach a little further.
 SIDE = 3.4
 # The highest energy that is told from higher ones, and draws shown.
-DEEPEST, NUM_SHOWN = 10.0, 1500
+DEEPEST, NUM_DRAWN = 10.0, 1500
 # A panel's side and the space for its text, inches.
 PANEL, TEXT = 1.05, 0.2
 
@@ -79,7 +78,7 @@ def scatter(ax, density):
     nodes = quality.centres(quality.SHOWN, len(density))
     cell = (2 * quality.SHOWN / len(density)) ** 2
     with np.errstate(divide="ignore"):
-        x = quality.draws(-np.log(density.ravel()), nodes, cell, NUM_SHOWN, seed=0)
+        x = quality.draws(-np.log(density.ravel()), nodes, cell, NUM_DRAWN, seed=0)
     ax.scatter(*x.T, s=1.0, lw=0, color="0.1", rasterized=True)
     ax.set(xlim=(-SIDE, SIDE), ylim=(-SIDE, SIDE), aspect="equal")
 
@@ -92,12 +91,7 @@ def density_of(folder, contestant, method, target):
 
 def caption(runs, contestant, method, target):
     """The median KL; as a bound where mass is at the rim of the grid."""
-    values = quality.of(runs, contestant, method, target, "kl")
-    if not values:
-        return "not run"
-    rims = quality.of(runs, contestant, method, target, "at_rim")
-    bound = any(quality.MAX_AT_RIM < rim < np.inf for rim in rims)
-    return ("≥ " if bound else "") + quality.number(quality.median(values))
+    return quality.typical(runs, contestant, method, target, "kl") or "not run"
 
 
 def overview(runs, folder, path):
@@ -125,7 +119,7 @@ def overview(runs, folder, path):
     axes[0, 0].set_title("truth", fontsize=10)
     for column, (contestant, method) in enumerate(OVERVIEW, 1):
         ours = contestant in quality.OURS
-        title = f"{NAMES.get(contestant, contestant)}\n{method}"
+        title = f"{'tfp_ebm' if ours else contestant}\n{method}"
         axes[0, column].set_title(title, fontsize=10, fontweight="bold" if ours else "normal")
     write(figure, path)
 
