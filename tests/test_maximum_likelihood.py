@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 import tfp_ebm as ebm
 from tfp_ebm.arguments import fold_in, stateless_seed
 from tfp_ebm.losses import MaximumLikelihood
+from tfp_ebm.mcmc.moves import move, move_by_xla
 from tfp_ebm.noise import normal
 
 tfd = tfp.distributions
@@ -274,6 +275,79 @@ def test_uncalibrated_chains_get_no_global_move_unless_asked():
     )._moves_globally
 
 
+@pytest.mark.parametrize("number", [1, 7, 200])
+@pytest.mark.parametrize("kernel", [ebm.mcmc.MALA(0.9), ebm.mcmc.Langevin(0.3)])
+def test_compiled_chains_are_those_of_their_halves(kernel, number):
+    """Their twin: each half by itself; the mean acceptance is that of all chains, for one chain too.
+
+    Both by XLA, where TFP's Metropolis step draws other numbers than in graph mode.
+    """
+    states, seed = data(number, 2), tf.constant([4, 2])
+    built = kernel(lambda x: -tf.reduce_sum(x**4, -1))
+    run = tf.function(lambda half, seed: move(built, half, 6, seed), jit_compile=True)
+    halved = tf.function(lambda states, seed: move_by_xla(built, states, 6, seed, halve=True))(states, seed)
+    parts = (states[: number // 2], states[number // 2 :])
+    moved = [run(part, fold_in(seed, i)) for i, part in enumerate(parts) if len(part)]
+    np.testing.assert_allclose(halved.states, tf.concat([each.states for each in moved], 0), rtol=1e-9)
+    np.testing.assert_allclose(halved.log_prob, tf.concat([each.log_prob for each in moved], 0), rtol=1e-9)
+    total = sum(float(each.accept_prob) * len(each.states) for each in moved)
+    assert float(halved.accept_prob) == pytest.approx(total / number, rel=1e-12)
+    whole = tf.function(lambda states, seed: move_by_xla(built, states, 6, seed, halve=False))(states, seed)
+    np.testing.assert_allclose(whole.states, run(states, seed).states, rtol=1e-9)
+    assert number == 1 or not np.allclose(whole.states[: number // 2], halved.states[: number // 2])
+
+
+def test_gradient_of_a_step_with_compiled_chains():
+    """The energy's with the negatives as numbers, though a tape watches the compiled chains."""
+    layer, x, seed = Scale(1.3), data(101, 2), fold_in(stateless_seed(3), 1)
+
+    def drawn(**options):
+        loss = ebm.losses.ContrastiveDivergence(ebm.mcmc.MALA(0.5), num_steps=3, **options)
+        loss.build((2,), "float64")
+        negatives = tf.function(lambda: loss.negatives(layer, x, seed, training=False)[0])()
+        return loss, negatives
+
+    loss, negatives = drawn(jit_compile=True)
+    (gradient,) = tf.function(lambda: gradient_of(loss, layer, x, seed=3))()
+    explicit = 0.5 * tf.reduce_mean(tf.reduce_sum(tf.square(x) - tf.square(negatives), -1))
+    np.testing.assert_allclose(gradient, explicit, rtol=1e-9)
+    # it does compile: without, the numbers are others, and so is the gradient
+    others = 0.5 * tf.reduce_mean(tf.reduce_sum(tf.square(x) - tf.square(drawn()[1]), -1))
+    assert abs(others - explicit) > 0.01
+
+
+@pytest.mark.parametrize("as_a_whole", [False, True])
+def test_fit_with_compiled_chains(as_a_whole):
+    """Batches of two sizes, the last one of 3 rows, are traced in the first epoch only, and the same seed gives the
+    same bits, though two threads make them; also in a step that XLA compiles as a whole."""
+    x = np.random.default_rng(0).normal(size=[64 if as_a_whole else 67, 2]).astype("float32")
+    traces = []
+
+    class Counted(keras.layers.Layer):
+        def call(self, x):
+            traces.append(x.shape)
+            return x
+
+    def trained():
+        network = keras.Sequential([keras.Input((2,)), Counted(), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)])
+        rng = np.random.default_rng(1)
+        network.set_weights([rng.normal(size=w.shape) for w in network.get_weights()])
+        model = ebm.EnergyModel(network, base_measure=ebm.fit_base(x), seed=0)
+        loss = ebm.losses.PersistentContrastiveDivergence(num_steps=3, capacity=64, jit_compile=True)
+        model.compile("sgd", loss, jit_compile=as_a_whole)
+        model.fit(x, batch_size=32, epochs=1, verbose=0, shuffle=False)
+        count = len(traces)
+        history = model.fit(x, batch_size=32, epochs=2, verbose=0, shuffle=False).history
+        assert len(traces) == count > 0
+        assert np.isfinite(history["loss"]).all() and max(history["num_restarted"]) == 0.0
+        return model
+
+    model = trained()
+    if not as_a_whole:
+        for one, other in zip(model.get_weights(), trained().get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -284,6 +358,7 @@ def test_uncalibrated_chains_get_no_global_move_unless_asked():
         ({"global_move": "jump"}, ValueError, "'independence'"),
         ({"energy_penalty": -1.0}, ValueError, "`energy_penalty`"),
         ({"data_noise": float("nan")}, ValueError, "`data_noise`"),
+        ({"jit_compile": "auto"}, ValueError, "`jit_compile` must be True or False, got 'auto'"),
         ({"kernel": ebm.mcmc.RandomWalk(1.0), "kl_weight": 1.0}, ValueError, "`kl_weight`"),
     ],
 )

@@ -82,6 +82,7 @@ def test_noise_is_a_mixture_and_the_base_is_wide(x):
     covariance = moments.comoment / len(x)
     np.testing.assert_allclose(model.base.covariance(), 2**2 * covariance, rtol=1e-4, atol=1e-7)
     narrow = recipes.low_dimensional(x, "persistent_contrastive_divergence", num_steps=10)
+    assert narrow.loss.jit_compile
     np.testing.assert_allclose(narrow.base.covariance(), covariance, rtol=1e-4, atol=1e-7)
     waves = [made.network.get_layer("fourier_features") for made in (model, narrow)]
     assert [layer.stddev for layer in waves] == [2.0, 1.5]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_ebm.arguments import fold_in
 from tfp_ebm.mcmc.driver import chain_key
 from tfp_ebm.mcmc.results import accept_prob, find
 
-__all__ = ["Moved", "move"]
+__all__ = ["Moved", "move", "move_by_xla"]
 
 
 class Moved(NamedTuple):
@@ -55,3 +57,29 @@ def move(kernel: tfp.mcmc.TransitionKernel, states: tf.Tensor, num_steps: int, s
     _, states, results, total = tf.while_loop(lambda count, *_: count < num_steps, step, start, parallel_iterations=1)
     log_prob = find(results, "target_log_prob")
     return Moved(states, log_prob, total / num_steps)
+
+
+def move_by_xla(
+    kernel: tfp.mcmc.TransitionKernel, states: tf.Tensor, num_steps: int, seed: tf.Tensor, *, halve: bool
+) -> Moved:
+    """`move`, compiled by XLA inside a function that is not.
+
+    Args:
+      kernel, states, num_steps, seed: as for `move`.
+      halve: whether the two halves of the chains become calls that the outer function can make at the same time, each
+        on a core of its own; the kernel must then move every chain by itself. Draws are others than those of `move`.
+    """
+    # `partial`, because TensorFlow counts traces by code object and would warn of those of many losses.
+    compiled = functools.partial(move, kernel, num_steps=num_steps)
+    if not tf.executing_eagerly():  # where every call would be compiled anew
+        compiled = tf.function(compiled, autograph=False, jit_compile=True)
+    if not halve:
+        return compiled(states, seed=seed)
+    number = tf.shape(states)[0]
+    half = number // 2
+    first, second = (compiled(part, seed=fold_in(seed, i)) for i, part in enumerate((states[:half], states[half:])))
+    states, log_prob = tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), first[:2], second[:2])
+    sizes = tf.cast(tf.stack([half, number - half]), states.dtype)
+    # the first half of one chain is empty, and its mean NaN
+    total = tf.reduce_sum(tf.math.multiply_no_nan(tf.stack([first.accept_prob, second.accept_prob]), sizes))
+    return Moved(states, log_prob, total / tf.reduce_sum(sizes))

@@ -71,6 +71,7 @@ def loss_for(x: Any, loss: Any = None) -> losses.Loss:
         denoising_score_matching              σ = `noise_scale(x)`
         multiscale_denoising_score_matching   6 scales from that σ to 4σ; σ₀ = (mean of σᵢ⁻²)^(−½), the one at which a
                                               Gaussian is learned with its own width, blurred by σ₀
+        persistent_contrastive_divergence     chains compiled by XLA
 
     Args:
       x: the data `[rows, *event]`.
@@ -103,6 +104,8 @@ def loss_for(x: Any, loss: Any = None) -> losses.Loss:
     if loss == alias(losses.MultiscaleDenoisingScoreMatching):
         sigmas = noise_scale(x) * np.geomspace(1.0, _WIDEST, _NUM_SCALES)
         return losses.MultiscaleDenoisingScoreMatching(sigmas.tolist(), float(np.mean(sigmas**-2.0) ** -0.5))
+    if loss == alias(losses.PersistentContrastiveDivergence):
+        return losses.PersistentContrastiveDivergence(jit_compile=True)
     return losses.get(loss)
 
 
