@@ -72,7 +72,7 @@ def tfp_ebm(case, objective, mode):
         keras.optimizers.Adam(LEARNING_RATE), loss, steps_per_execution=unit, jit_compile=mode.endswith("XLA")
     )
     if mode.startswith("fit"):
-        batches = tf.data.Dataset.from_tensor_slices(case.batches()).repeat()
+        batches = case.dataset()
         return lambda num_steps: model.fit(batches, steps_per_epoch=num_steps, verbose=0, shuffle=False).history[
             "loss"
         ][0]

@@ -55,6 +55,14 @@ class Case:
         """Standard normal rows, `[count, batch, *event]`."""
         return np.random.default_rng(1).standard_normal((count, self.batch, *self.event_shape), "float32")
 
+    def dataset(self):
+        """`batches` over and over for Keras's `fit`, which at its end may wait for TensorFlow's tuning of a dataset."""
+        import tensorflow as tf
+
+        untuned = tf.data.Options()
+        untuned.autotune.enabled = False
+        return tf.data.Dataset.from_tensor_slices(self.batches()).repeat().with_options(untuned)
+
     def flops(self, objective):
         """Floating-point operations that a step cannot do without, those of matrix products alone.
 

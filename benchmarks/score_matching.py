@@ -53,7 +53,7 @@ def tfp_ebm(case, objective, mode):
     model = ebm.EnergyModel(network)
     model.compile(keras.optimizers.Adam(LEARNING_RATE), loss, steps_per_execution=100 if mode == "fit" else 1)
     if mode == "fit":
-        batches = tf.data.Dataset.from_tensor_slices(case.batches()).repeat()
+        batches = case.dataset()
         return lambda num_steps: model.fit(batches, steps_per_epoch=num_steps, verbose=0, shuffle=False).history[
             "loss"
         ][0]

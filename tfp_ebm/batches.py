@@ -104,4 +104,8 @@ def shuffled_batches(x: np.ndarray, batch_size: int, seed: Any) -> tf.data.Datas
         return tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
 
     indices = tf.data.Dataset.counter().flat_map(epoch)
-    return indices.map(lambda batch: tf.gather(rows, batch)).prefetch(tf.data.AUTOTUNE)
+    # TensorFlow's tuning thread sleeps for 10, 20, 40, … ms, and one `fit` in five waited at its end until it woke up,
+    # which can take as long again as the training
+    untuned = tf.data.Options()
+    untuned.autotune.enabled = False
+    return indices.map(lambda batch: tf.gather(rows, batch)).prefetch(16).with_options(untuned)
