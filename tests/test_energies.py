@@ -247,6 +247,11 @@ def test_bad_networks(name):
         ebm.EnergyModel(make())
 
 
+def test_dtype_is_the_networks():
+    with pytest.raises(TypeError, match="`dtype` is that of the network's layers: build those with dtype='float64'"):
+        ebm.EnergyModel(functional(), dtype="float64")
+
+
 BAD_DATA = {
     "nan": (np.array([[0.0, np.nan], [1.0, 2.0]]), ValueError, r"`x` must be finite: 1 of its 4 .* index \(0, 1\)"),
     "inf": (np.array([[0.0, 1.0], [-np.inf, np.inf]]), ValueError, r"2 of its 4 .* index \(1, 0\) \(-inf\)"),

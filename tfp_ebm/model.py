@@ -61,7 +61,7 @@ class EnergyModel(EnergyTrainer):
       seed: int or two ints; with the model's step counter it decides all noise of training.
 
     Raises:
-      TypeError: if `network` is not a Keras layer, or the base measure has another dtype.
+      TypeError: if `network` is not a Keras layer, the base measure has another dtype, or a `dtype` is given.
       ValueError: if the network does not return one number per row, or takes more than x and one number.
 
     The network sees z = (x − loc)/scale as `adapt` learned them, and losses and noise scales work in z; everything
@@ -94,6 +94,10 @@ class EnergyModel(EnergyTrainer):
             raise TypeError(
                 f"`network` must be a Keras model or layer, got {type(network).__name__}; a function goes into "
                 "keras.layers.Lambda, or a layer of its own."
+            )
+        if "dtype" in kwargs:
+            raise TypeError(
+                f"`dtype` is that of the network's layers: build those with dtype={kwargs['dtype']!r} and pass none here."
             )
         # The policy is that of the states, not the network's: in half precision the data would lose its digits before
         # it is standardised. The network's layers still compute in their own.
