@@ -160,7 +160,7 @@ def write(figure, path):
     from PIL import Image
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110)
+    figure.savefig(buffer, dpi=105)
     plt.close(figure)
     Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 

@@ -97,7 +97,7 @@ class EnergyModel(EnergyTrainer):
             )
         if "dtype" in kwargs:
             raise TypeError(
-                f"`dtype` is that of the network's layers: build those with dtype={kwargs['dtype']!r} and pass none here."
+                f"`dtype` is that of the network's layers: build them with dtype={kwargs['dtype']!r}, and pass none here."
             )
         # The policy is that of the states, not the network's: in half precision the data would lose its digits before
         # it is standardised. The network's layers still compute in their own.
