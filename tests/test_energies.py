@@ -248,7 +248,7 @@ def test_bad_networks(name):
 
 
 def test_dtype_is_the_networks():
-    with pytest.raises(TypeError, match="`dtype` is that of the network's layers: build them with dtype='float64'"):
+    with pytest.raises(TypeError, match="`dtype` is that of the network's layers: give dtype='float64' to them"):
         ebm.EnergyModel(functional(), dtype="float64")
 
 

@@ -152,3 +152,27 @@ def test_what_is_no_energy_or_target():
         grid_log_normalizer(3, -1.0, 1.0)
     with pytest.raises(TypeError, match="`target`"):
         grid_kl_divergence(lambda x: x, normal(2, 1.0), -1.0, 1.0)
+
+
+@pytest.mark.parametrize("measure", [grid_kl_divergence, total_variation])
+def test_a_target_of_another_shape_than_the_grid_is_refused(measure):
+    """A callable energy takes any x, and a target of three coordinates would be seen along its diagonal."""
+    energy = lambda x: 0.5 * tf.reduce_sum(x**2, -1)  # noqa: E731
+    gaussian = lambda size: tfd.MultivariateNormalDiag(tf.zeros(size), tf.ones(size))  # noqa: E731
+    with pytest.raises(ValueError, match=r"events of shape \[1\] or \[2\], got \[3\]"):
+        measure(gaussian(3), energy, -9, 9)
+    with pytest.raises(ValueError, match=r"must have the target's event shape \(2,\), got \(1,\)"):
+        measure(gaussian(2), gaussian(1), -9, 9)
+    with pytest.raises(ValueError, match="`target` must be over vectors or arrays"):
+        measure(tfd.Normal(0.0, 1.0), energy, -9, 9)
+    with pytest.raises(ValueError, match="`target` must have an exact log_prob, got one that knows no log Z"):
+        measure(ebm.EnergyDistribution(ebm.EnergyModel(ebm.networks.mlp([2], [4]))), energy, -9, 9)
+    assert measure(gaussian(2), energy, -9, 9).value == pytest.approx(0.0, abs=1e-6)
+
+
+def test_where_a_narrow_target_underflows_a_model_without_density_costs_nothing():
+    narrow = tfd.MultivariateNormalDiag([0.0], [0.1])
+    energy = lambda x: tf.where(tf.abs(x[:, 0]) < 5.0, 50.0 * x[:, 0] ** 2, np.inf)  # noqa: E731
+    assert grid_kl_divergence(narrow, energy, -6, 6).value == pytest.approx(0.0, abs=1e-6)
+    wide = tfd.MultivariateNormalDiag([0.0], [2.0])
+    assert grid_kl_divergence(wide, energy, -6, 6, log_normalizer=0.0).value == np.inf

@@ -128,10 +128,10 @@ def gaussian(loc: Any, scale: Any, event_shape: tuple[int, ...]) -> tfp.distribu
 
 
 def draw(base: tfp.distributions.Distribution, shape: Any, seed: tf.Tensor) -> tf.Tensor:
-    """Independent draws `[*shape, *event]`, the same in graph mode and XLA for Gaussians and uniform laws.
+    """Independent draws `[*shape, *batch, *event]`, the same in graph mode and XLA for Gaussians and uniform laws.
 
     Args:
-      base: any distribution.
+      base: any distribution, `[*batch, *event]`.
       shape: of the draws; a tensor or a sequence of sizes.
       seed: int32[2].
 
@@ -139,10 +139,10 @@ def draw(base: tfp.distributions.Distribution, shape: Any, seed: tf.Tensor) -> t
     >>> draw(base, [1000], tf.constant([0, 1])).numpy().mean(0).round().tolist()
     [5.0, 1.0]
     """
-    if type(base) is tfd.TransformedDistribution:
+    if type(base) is tfd.TransformedDistribution and base.distribution.batch_shape == base.batch_shape:
         return base.bijector.forward(draw(base.distribution, shape, seed))
     if type(base) in (tfd.MultivariateNormalTriL, tfd.MultivariateNormalDiag):
-        z = noise.normal(tf.concat([shape, base.event_shape], 0), seed, base.dtype)
+        z = noise.normal(tf.concat([shape, base.batch_shape, base.event_shape], 0), seed, base.dtype)
         return base.bijector.forward(z)
     if type(base) is tfd.Independent:
         return draw(base.distribution, shape, seed)

@@ -96,9 +96,7 @@ class EnergyModel(EnergyTrainer):
                 "keras.layers.Lambda, or a layer of its own."
             )
         if "dtype" in kwargs:
-            raise TypeError(
-                f"`dtype` is that of the network's layers: build them with dtype={kwargs['dtype']!r}, and pass none here."
-            )
+            raise TypeError(f"`dtype` is that of the network's layers: give dtype={kwargs['dtype']!r} to them instead.")
         # The policy is that of the states, not the network's: in half precision the data would lose its digits before
         # it is standardised. The network's layers still compute in their own.
         super().__init__(dtype=state_dtype(network), **kwargs)

@@ -12,6 +12,7 @@ Adams 2015). At K = 1 the first is importance sampling.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ from tfp_ebm.mcmc.kernels import Kernel
 from tfp_ebm.model import EnergyModel
 
 __all__ = ["annealed_importance_sampling", "importance_sampling", "reverse_annealed_importance_sampling"]
+
+# Draws of the base that tell whether the target has density wherever the base has.
+_NUM_LOOKS = 1000
 
 
 def annealed_importance_sampling(
@@ -47,8 +51,8 @@ def annealed_importance_sampling(
     has found is missing from log Z and from its error; the reverse direction, from draws that know it, shows that.
 
     Args:
-      target: an `EnergyModel`, an `EnergyDistribution`, any `tfd.Distribution`, or a callable
-        log density `[chains, *event] -> [chains]`, up to the constant that is asked for.
+      target: an `EnergyModel`, an `EnergyDistribution`, any `tfd.Distribution`, a Keras network, which is an energy, or
+        a callable log density `[chains, *event] -> [chains]`, up to the constant that is asked for.
       base: a `tfd.Distribution` with exact draws and density, wider than the target; default: the target's.
       kernel: a calibrated kernel of `ebm.mcmc`, one step of which is made at each temperature; `Adaptive` of one has a
         step size for each temperature. Default: adaptive HMC of 10 leapfrog steps.
@@ -112,10 +116,11 @@ def reverse_annealed_importance_sampling(
     Returns:
       An `Estimate` of log Z with `log_weights`, whose mean is an upper bound of log Z in expectation if the samples are
       exact; `is_approximate` says where they may not be. The weights 1/w have the heavier tail of the two directions:
-      rely on the bound before the value.
+      rely on the bound before the value. Chains never leave where the target has density, which must be where the base
+      has: else the value is log Z less the log of the base's share of mass there, still a bound, but too large.
 
     Warns:
-      UserWarning: as `annealed_importance_sampling`.
+      UserWarning: as `annealed_importance_sampling`; where some of 1000 draws of the base have no density.
 
     Raises:
       TypeError, ValueError: as `annealed_importance_sampling`; if a callable target comes without samples.
@@ -140,7 +145,18 @@ def reverse_annealed_importance_sampling(
             raise ValueError("`samples` must be given: a callable target draws none.")
         is_exact = not isinstance(target, EnergyDistribution)
         samples = target.sample(num_chains, seed=fold_in(stateless_seed(seed), 3))
-    samples = check_data("samples", samples, tuple(bridge.base.event_shape))
+    if tuple(bridge.base.event_shape) == ():
+        samples = check_data("samples", np.asarray(samples)[..., None], (1,))[:, 0]
+    else:
+        samples = check_data("samples", samples, tuple(bridge.base.event_shape))
+    looks = bridge.log_ratio(bridge.draw_base(_NUM_LOOKS, fold_in(stateless_seed(seed), 4)))
+    if (share := np.mean(looks > -np.inf)) < 1.0:
+        excess = f"some {-np.log(share):.2g}" if share > 0 else "more than can be seen"
+        warnings.warn(
+            f"the target has no density at {1.0 - share:.1%} of the base's draws, where no chain from the target "
+            f"arrives: the value is too large by {excess}. Take the forward direction, or a base within the target.",
+            stacklevel=2,
+        )
     check_count("the number of `samples`", len(samples), minimum=2)
     start = bridge.inward(tf.constant(samples, bridge.base.dtype))
     log_weights = _run(bridge, start, kernel, num_temperatures, schedule, seed, jit_compile, is_reverse=True)

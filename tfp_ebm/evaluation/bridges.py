@@ -15,6 +15,7 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -22,6 +23,7 @@ import tensorflow_probability as tfp
 from tfp_ebm import codec
 from tfp_ebm.base import check_base, draw
 from tfp_ebm.distribution import EnergyDistribution
+from tfp_ebm.evaluation import densities
 from tfp_ebm.mcmc.driver import chain_key, find_compiled
 from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
 from tfp_ebm.mcmc.results import accept_prob
@@ -233,6 +235,9 @@ def make_bridge(target: Any, base: Any) -> Bridge:
         if not callable(target):
             raise TypeError(f"`target` must be a model, a distribution or a callable log density, got {target!r}.")
         check_base("base", base)
+        if isinstance(target, keras.layers.Layer):  # an energy, as in all of this package
+            energy_of = densities.energy_of(target)
+            return Bridge(lambda x: -energy_of(x), base, base.log_prob, lambda x: x)
         return Bridge(target, base, base.log_prob, lambda x: x)
     if tuple(target.batch_shape) != ():
         raise ValueError(f"`target` must be one distribution, got a batch of shape {tuple(target.batch_shape)}.")

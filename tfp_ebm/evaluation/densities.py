@@ -12,6 +12,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import derivatives
 from tfp_ebm.arguments import check_data, stateless_seed
+from tfp_ebm.distribution import EnergyDistribution
 from tfp_ebm.energy import one_per_row
 from tfp_ebm.model import EnergyModel
 
@@ -127,6 +128,14 @@ def check_target(target: Any, name: str = "target") -> tfp.distributions.Distrib
         raise TypeError(f"`{name}` must be a tfp.distributions.Distribution with an exact log_prob, got {target!r}.")
     if tuple(target.batch_shape) != ():
         raise ValueError(f"`{name}` must be one distribution, got a batch of shape {tuple(target.batch_shape)}.")
+    if tuple(target.event_shape) == ():
+        raise ValueError(
+            f"`{name}` must be over vectors or arrays, got one over numbers: tfd.Sample({name}, 1) makes one."
+        )
+    if isinstance(target, EnergyDistribution) and target.log_normalizer is None:
+        raise ValueError(
+            f"`{name}` must have an exact log_prob, got one that knows no log Z: {name}.with_log_normalizer."
+        )
     return target
 
 

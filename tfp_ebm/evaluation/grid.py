@@ -42,7 +42,9 @@ class _Grid(NamedTuple):
         for stride, share in ((2, 1.0), (3, 1 / 3)):
             for starts in itertools.product(range(stride), repeat=len(self.shape)):
                 part = weighted[tuple(slice(start, None, stride) for start in starts)]
-                error = max(error, share * abs(stride ** len(self.shape) * self.cell * np.sum(part) - whole))
+                with np.errstate(invalid="ignore"):  # ∞ − ∞, where the whole is infinite
+                    difference = abs(stride ** len(self.shape) * self.cell * np.sum(part) - whole)
+                error = max(error, share * difference)
         return float(whole), float(error)
 
     @staticmethod
@@ -68,13 +70,19 @@ class _Grid(NamedTuple):
         return outer * ratio / (1 - ratio) / total
 
 
-def _make_grid(energy_fn: Any, low: Any, high: Any, num: Any) -> _Grid:
+def _make_grid(energy_fn: Any, low: Any, high: Any, num: Any, event_shape: tuple[int, ...] | None) -> _Grid:
     known = densities.event_shape_of(energy_fn)
-    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    if event_shape is not None and known not in (None, event_shape):
+        raise ValueError(f"`energy_fn` must have the target's event shape {event_shape}, got {known}.")
+    known = known if event_shape is None else event_shape
+    try:
+        low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`low` and `high` must be numbers or vectors, got {low!r} and {high!r}.") from error
     if low.ndim > 1 or high.ndim > 1:
         raise ValueError(f"`low` and `high` must be numbers or vectors, got shapes {low.shape} and {high.shape}.")
     size = known[0] if known is not None and len(known) == 1 else max(low.size, high.size)
-    if (known is not None and len(known) != 1) or size > 2:
+    if (known is not None and len(known) != 1) or not 1 <= size <= 2:
         raise ValueError(
             f"a grid is for events of shape [1] or [2], got {list(known) if known is not None else [size]}: "
             "annealed_importance_sampling has no such bound."
@@ -97,9 +105,17 @@ class _OnGrid(NamedTuple):
     log_normalizer: Estimate
 
 
-def _on_grid(energy_fn: Any, low: Any, high: Any, num: Any, dtype: Any) -> _OnGrid:
-    grid = _make_grid(energy_fn, low, high, num)
-    nodes = grid.nodes.astype(tf.as_dtype(dtype).as_numpy_dtype)
+def _on_grid(
+    energy_fn: Any, low: Any, high: Any, num: Any, dtype: Any, event_shape: tuple[int, ...] | None = None
+) -> _OnGrid:
+    grid = _make_grid(energy_fn, low, high, num, event_shape)
+    try:
+        dtype = tf.as_dtype(dtype)
+    except TypeError as unknown:
+        raise TypeError(f"`dtype` must be a floating type, got {dtype!r}.") from unknown
+    if not dtype.is_floating:
+        raise TypeError(f"`dtype` must be a floating type, got {dtype.name}.")
+    nodes = grid.nodes.astype(dtype.as_numpy_dtype)
     values = densities.energies(energy_fn, nodes)
     if np.isnan(values).any() or (values == -np.inf).any() or (values == np.inf).all():
         raise ValueError(
@@ -172,7 +188,7 @@ def _compared(
 ) -> tuple[Estimate, float]:
     """∫ terms(log p, log q), its error, and the mass of p that the grid misses."""
     densities.check_target(target)
-    on_grid = _on_grid(energy_fn, *box, target.dtype)
+    on_grid = _on_grid(energy_fn, *box, target.dtype, tuple(target.event_shape))
     log_p = densities.known_log_prob(target, on_grid.grid.nodes)
     log_q, error = _model_log_prob(on_grid, log_normalizer)
     value, difference = on_grid.grid.integral(terms(log_p, log_q))
@@ -205,7 +221,7 @@ def grid_kl_divergence(
 
     def terms(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
-            return np.where(log_p > -np.inf, np.exp(log_p) * (log_p - log_q), 0.0)
+            return np.where(np.exp(log_p) > 0, np.exp(log_p) * (log_p - log_q), 0.0)  # 0 log 0, or nearly
 
     return _compared(target, energy_fn, (low, high, num), log_normalizer, terms, 1.0)[0]
 
