@@ -342,6 +342,8 @@ def annealed(**arguments):
         ({"num_chains": 1}, ValueError, "num_chains"),
         ({"schedule": "geometric"}, ValueError, "schedule"),
         ({"schedule": [0.0, 0.7, 0.5, 1.0]}, ValueError, "schedule"),
+        ({"schedule": ["sigmoid", "linear"]}, ValueError, "schedule"),
+        ({"schedule": [[0.0, 1.0], [1.0]]}, ValueError, "schedule"),
         ({"seed": None}, TypeError, "seed"),
         ({"jit_compile": "yes"}, ValueError, "jit_compile"),
     ],

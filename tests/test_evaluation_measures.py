@@ -270,7 +270,7 @@ def test_bad_rows(call, bad):
         (lambda: evaluation.mmd(np.ones([5, 2]), np.ones([4, 2]), 1.0), ValueError, "all 9 rows are equal"),
         (lambda: evaluation.kernel_stein_discrepancy(energy, np.ones([4, 2])), ValueError, "all 4 rows are equal"),
         (lambda: evaluation.mmd(rows(3), rows(3, d=3)), ValueError, "one event shape"),
-        (lambda: evaluation.mmd(rows(1), rows(3)), ValueError, "rows of `x`"),
+        (lambda: evaluation.mmd(rows(1), rows(3)), ValueError, "`x` must have at least 2 rows, got 1"),
         (lambda: evaluation.mmd(rows(3), rows(3, seed=1), 0.0), ValueError, "`bandwidth`"),
         (lambda: evaluation.mmd(rows(3), rows(3, seed=1), seed=None), TypeError, "`seed`"),
         (
@@ -288,7 +288,7 @@ def test_bad_rows(call, bad):
         (lambda: evaluation.kl_divergence(normal(1.0), energy, 0.0, num_samples=0), ValueError, "`num_samples`"),
         (lambda: evaluation.fisher_divergence(targets.checkerboard(), energy), ValueError, "checkerboard"),
         (lambda: evaluation.ood_auroc(energy, rows(3), rows(3, d=3)), ValueError, "one event shape"),
-        (lambda: evaluation.ood_auroc(energy, rows(3), rows(1)), ValueError, "rows of `x_out`"),
+        (lambda: evaluation.ood_auroc(energy, rows(3), rows(1)), ValueError, "`x_out` must have at least 2 rows"),
         (lambda: evaluation.ood_auroc(lambda x: tf.math.log(x[:, 0]), rows(9), rows(9)), ValueError, "NaN"),
         (lambda: evaluation.ood_scores(energy, rows(3), "entropy"), ValueError, "`score`"),
         (lambda: evaluation.ood_scores(energy, rows(3), "class_probability"), ValueError, "logits"),

@@ -244,6 +244,22 @@ def test_sample_weights_weigh_the_data_alone():
     np.testing.assert_allclose(weighted, output[0], rtol=1e-12)
 
 
+class Density(tfd.Distribution):
+    """The unit normal law, without draws."""
+
+    def __init__(self):
+        super().__init__(tf.float32, tfd.NOT_REPARAMETERIZED, validate_args=False, allow_nan_stats=True)
+
+    def _event_shape(self):
+        return tf.TensorShape([1])
+
+    def _batch_shape(self):
+        return tf.TensorShape([])
+
+    def _log_prob(self, x):
+        return -0.5 * (x[..., 0] ** 2 + np.log(2 * np.pi).astype("float32"))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -258,6 +274,12 @@ def test_sample_weights_weigh_the_data_alone():
             lambda: NCE(ebm.EnergyDistribution(lambda x: x[:, 0] ** 2, event_shape=[1])),
             ValueError,
             "`noise` must have a log_prob, got EnergyDistribution: log_prob needs log Z",
+        ),
+        (lambda: NCE(Density()), ValueError, "`noise` must have a sample that works in a graph, got Density: sample_n"),
+        (
+            lambda: NCE(ebm.EnergyDistribution(lambda x: x[:, 0] ** 2, event_shape=[1], log_normalizer=0.6)),
+            ValueError,
+            "`noise` must have a sample that works in a graph, got EnergyDistribution: `num_chains`",
         ),
         (lambda: NCE(num_components=0), ValueError, "`num_components` must be a whole number"),
         (lambda: NCE(bandwidth=0.0), ValueError, "`bandwidth` must be a positive number"),

@@ -119,17 +119,18 @@ def check_weights(name: str, weights: Any, num_rows: int) -> np.ndarray:
     return array
 
 
-def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None) -> np.ndarray:
+def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None, min_rows: int = 1) -> np.ndarray:
     """Returns `x` as a numeric array `[rows, *event]` if it is whole: not empty, every number finite.
 
     Args:
       name: the argument's name, for the errors.
       x: array-like of numbers.
       event_shape: the shape of one row; unchecked if None, but a row must have one.
+      min_rows: rows that it must have.
 
     Raises:
       TypeError: if `x` holds strings or objects.
-      ValueError: if it is empty, has the wrong rank or shape, or holds NaN or infinities
+      ValueError: if it is empty, has too few rows, has the wrong rank or shape, or holds NaN or infinities
         (the error says how many, and where the first one is).
     """
     try:
@@ -145,6 +146,8 @@ def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None) ->
         raise ValueError(f"`{name}` must have shape [rows, *event], at least two axes, got shape {array.shape}.")
     if array.size == 0:
         raise ValueError(f"`{name}` must not be empty, got shape {array.shape}.")
+    if len(array) < min_rows:
+        raise ValueError(f"`{name}` must have at least {min_rows} rows, got {len(array)}.")
     finite = np.isfinite(array)
     if not finite.all():
         bad = np.argwhere(~finite)

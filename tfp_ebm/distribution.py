@@ -104,6 +104,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
         if kernel is not None and not callable(kernel):
             raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
         if log_normalizer is not None:
+            if isinstance(log_normalizer, tuple):
+                raise TypeError(f"`log_normalizer` must be a number, as an estimate's value is, got {log_normalizer}.")
             log_normalizer = tf.convert_to_tensor(log_normalizer, dtype)
             if log_normalizer.shape.rank != 0:
                 raise ValueError(f"`log_normalizer` must be a number, got shape {tuple(log_normalizer.shape)}.")

@@ -201,7 +201,7 @@ def _run(
     """The log weights of chains that start there."""
     seed = stateless_seed(seed)
     num_temperatures = check_count("num_temperatures", num_temperatures)
-    schedule = check_schedule(schedule, num_temperatures)
+    schedule = check_schedule(schedule)
     kernel, adapts = check_kernel(DEFAULT_KERNEL if kernel is None else kernel)
     if jit_compile not in (True, False, "auto"):
         raise ValueError(f"`jit_compile` must be True, False or 'auto', got {jit_compile!r}.")

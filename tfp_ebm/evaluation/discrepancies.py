@@ -72,11 +72,9 @@ def mmd(x: Any, y: Any, bandwidth: float | None = None, num_permutations: int = 
     >>> near.p_value > 0.05, far.p_value < 0.01, abs(near.value) < 4 * near.standard_error < far.value
     (True, True, True)
     """
-    x, y = check_data("x", x), check_data("y", y)
+    x, y = check_data("x", x, min_rows=2), check_data("y", y, min_rows=2)
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(f"`x` and `y` must have one event shape, got {x.shape[1:]} and {y.shape[1:]}.")
-    for name, rows in (("x", x), ("y", y)):
-        check_count(f"the number of rows of `{name}`", len(rows), minimum=2)
     num_permutations = check_count("num_permutations", num_permutations)
     n, m = len(x), len(y)
     rows = np.concatenate([x.reshape(n, -1), y.reshape(m, -1)]).astype(np.float64)
@@ -131,8 +129,8 @@ def kernel_stein_discrepancy(
     >>> right.p_value > 0.05, wrong.p_value < 0.01
     (True, True)
     """
-    x = check_data("x", x)
-    num = check_count("the number of rows of `x`", len(x), minimum=2)
+    x = check_data("x", x, min_rows=2)
+    num = len(x)
     num_bootstraps = check_count("num_bootstraps", num_bootstraps)
     score = densities.scores(energy_fn, x)
     if not np.isfinite(score).all():

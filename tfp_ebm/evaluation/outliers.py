@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tfp_ebm.arguments import check_choice, check_count, check_data
+from tfp_ebm.arguments import check_choice, check_data
 from tfp_ebm.evaluation import densities
 from tfp_ebm.evaluation.estimate import Estimate
 
@@ -81,11 +81,9 @@ def ood_auroc(energy_fn: Any, x_in: Any, x_out: Any, score: str = "log_prob") ->
     >>> abs(auroc.value - 2 * np.arctan(2) / np.pi) < 4 * auroc.standard_error < 0.1
     True
     """
-    x_in, x_out = check_data("x_in", x_in), check_data("x_out", x_out)
+    x_in, x_out = check_data("x_in", x_in, min_rows=2), check_data("x_out", x_out, min_rows=2)
     if x_in.shape[1:] != x_out.shape[1:]:
         raise ValueError(f"`x_in` and `x_out` must have one event shape, got {x_in.shape[1:]} and {x_out.shape[1:]}.")
-    for name, rows in (("x_in", x_in), ("x_out", x_out)):
-        check_count(f"the number of rows of `{name}`", len(rows), minimum=2)
     inside, outside = ood_scores(energy_fn, x_in, score), ood_scores(energy_fn, x_out, score)
     num_nan = int(np.isnan(inside).sum() + np.isnan(outside).sum())
     if num_nan:

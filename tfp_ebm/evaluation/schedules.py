@@ -64,11 +64,14 @@ def inverse_temperatures(schedule: str, num_temperatures: int) -> np.ndarray:
     return betas
 
 
-def check_schedule(schedule: Any, num_temperatures: int) -> str | np.ndarray:
+def check_schedule(schedule: Any) -> str | np.ndarray:
     """`schedule` if it is a name, or β₀ … β_K as an array."""
     if isinstance(schedule, str):
         return check_choice("schedule", schedule, SCHEDULES)
-    betas = np.asarray(schedule, np.float64)
+    try:
+        betas = np.asarray(schedule, np.float64)
+    except (TypeError, ValueError):  # words, or rows of several lengths
+        betas = np.empty(0)
     if betas.ndim != 1 or len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or not (np.diff(betas) > 0).all():
         raise ValueError(
             f"`schedule` must be one of {SCHEDULES}, or numbers that increase from 0 to 1, got {schedule!r}."

@@ -86,7 +86,7 @@ def get(identifier: Any) -> Loss:
             f"of type {type(identifier).__name__}."
         )
     if identifier not in _CLASSES:
-        raise ValueError(f"`loss` must be one of {', '.join(aliases())}, or a Loss, got {identifier!r}.")
+        raise ValueError(f"`loss` must be one of {', '.join(sorted(_CLASSES))}, or a Loss, got {identifier!r}.")
     loss_class = _CLASSES[identifier]
     missing = _missing(loss_class)
     if missing:

@@ -76,8 +76,9 @@ class NoiseContrastiveEstimation(Loss):
     `uncovered`, the share of rows where a given noise has no density, of which it warns too.
 
     Raises:
-      TypeError, ValueError: for noise that is no single distribution, has no `log_prob`, or another event shape or
-        dtype than the energy, for a ratio that is not positive, or noise that was never fitted.
+      TypeError, ValueError: for noise that is no single distribution, has no `log_prob`, no `sample` that works in a
+        graph, or another event shape or dtype than the energy; for a ratio that is not positive, or noise that was
+        never fitted.
 
     Reference: M. Gutmann, A. Hyvärinen, Noise-contrastive estimation of unnormalized statistical models, 2012.
 
@@ -107,7 +108,7 @@ class NoiseContrastiveEstimation(Loss):
             check_choice("noise", noise, NOISES)
         elif noise is not None:
             check_base("noise", noise)
-            _check_log_prob(noise)
+            _check_usable(noise)
         self.noise_ratio = check_positive("noise_ratio", noise_ratio)
         self.num_components = check_count("num_components", num_components)
         self.num_centers = check_count("num_centers", num_centers)
@@ -307,11 +308,18 @@ class NoiseContrastiveEstimation(Loss):
         return loss
 
 
-def _check_log_prob(noise: tfp.distributions.Distribution) -> None:
-    """Raises ValueError if the density of `noise` cannot be evaluated."""
+def _check_usable(noise: tfp.distributions.Distribution) -> None:
+    """Raises ValueError unless `noise` has a density, and gives as many draws as a step asks for."""
     try:
         noise.log_prob(tf.zeros(noise.event_shape, noise.dtype))
     except NotImplementedError as error:
         raise ValueError(f"`noise` must have a log_prob, got {type(noise).__name__}: {error}") from error
     except tf.errors.InvalidArgumentError:
         pass  # zero is not in its support, and it says so
+    number, seed = tf.TensorSpec([1], tf.int32), tf.TensorSpec([2], tf.int32)
+    try:  # traced as a step is, and not run
+        tf.function(lambda n, s: draw(noise, n, s), autograph=False).get_concrete_function(number, seed)
+    except (NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"`noise` must have a sample that works in a graph, got {type(noise).__name__}: {error}"
+        ) from error
