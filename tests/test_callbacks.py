@@ -166,3 +166,5 @@ def test_bad_arguments(arguments, name):
         ebm.callbacks.DivergenceGuard().set_model(keras.Sequential())
     with pytest.raises(ValueError, match="`num_samples`"):
         ebm.callbacks.SampleSnapshots("x", num_samples=0)
+    with pytest.raises(TypeError, match="`directory` must be a path, got 3"):
+        ebm.callbacks.SampleSnapshots(3)

@@ -199,7 +199,7 @@ class SampleSnapshots(keras.callbacks.Callback):
       **kwargs: further arguments of `EnergyDistribution`, such as `kernel`.
 
     Raises:
-      TypeError, ValueError: for counts below 1.
+      TypeError, ValueError: for counts below 1; for a `directory` that is no path.
 
     >>> SampleSnapshots("no/such/directory", num_samples=64).num_samples
     64
@@ -214,6 +214,8 @@ class SampleSnapshots(keras.callbacks.Callback):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        if not isinstance(directory, str | os.PathLike):
+            raise TypeError(f"`directory` must be a path, got {directory!r}.")
         self.directory = pathlib.Path(directory)
         self.num_samples = check_count("num_samples", num_samples)
         self.every = check_count("every", every)
