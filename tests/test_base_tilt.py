@@ -10,12 +10,17 @@ from tfp_ebm.derivatives import energy_score_laplacian
 from tfp_ebm.derivatives.forward_laplacian import NoForwardRule
 
 tfd = tfp.distributions
-RNG = np.random.default_rng(0)
+
+
+def rng():
+    """The same numbers in every test, in whatever order they run."""
+    return np.random.default_rng(0)
+
 
 GAUSSIANS = {
-    "full": lambda: ebm.fit_base(RNG.normal(size=(50, 4)) @ RNG.normal(size=(4, 4)), tf.float64),
-    "diagonal": lambda: tfd.MultivariateNormalDiag(RNG.normal(size=4), RNG.uniform(0.5, 2.0, size=4)),
-    "image": lambda: ebm.fit_base(RNG.normal(size=(50, 2, 2, 1)), tf.float64),
+    "full": lambda: ebm.fit_base(rng().normal(size=(50, 4)) @ rng().normal(size=(4, 4)), tf.float64),
+    "diagonal": lambda: tfd.MultivariateNormalDiag(rng().normal(size=4), rng().uniform(0.5, 2.0, size=4)),
+    "image": lambda: ebm.fit_base(rng().normal(size=(50, 2, 2, 1)), tf.float64),
 }
 
 
@@ -23,8 +28,8 @@ def model_of(base):
     shape = tuple(base.event_shape)
     network = ebm.networks.mlp(shape, units=[6], dtype="float64", seed=0)
     model = ebm.EnergyModel(network, base_measure=base)
-    model.adapt(RNG.normal(2.0, 3.0, size=(100, *shape)))
-    return model, tf.constant(RNG.normal(size=(5, *shape)))
+    model.adapt(rng().normal(2.0, 3.0, size=(100, *shape)))
+    return model, tf.constant(rng().normal(size=(5, *shape)))
 
 
 @pytest.mark.parametrize("name", GAUSSIANS)

@@ -24,7 +24,10 @@ from tfp_ebm.energy import EnergyFunction
 from tfp_ebm.model import EnergyModel
 from tfp_ebm.units import Units
 
-RNG = np.random.default_rng(0)
+
+def rng():
+    """The same numbers in every test, in whatever order they run."""
+    return np.random.default_rng(0)
 
 
 def mlp(size=5, activation="silu", dtype="float64", units=8):
@@ -64,7 +67,7 @@ class Subclassed(keras.Model):
 
 def quadratic(size):
     """½ xᵀPx with a random symmetric P, over any leading dimensions."""
-    root = RNG.normal(size=(size, size))
+    root = rng().normal(size=(size, size))
     precision = root @ root.T + np.eye(size)
     return precision, lambda x: 0.5 * tf.einsum("...i,ij,...j->...", x, precision, x)
 
@@ -73,7 +76,7 @@ def quadratic(size):
 @pytest.mark.parametrize("leading", [(4,), (2, 3), ()])
 def test_closed_forms_of_a_quadratic(size, leading):
     precision, energy = quadratic(size)
-    x, v = RNG.normal(size=(2, *leading, size))
+    x, v = rng().normal(size=(2, *leading, size))
     np.testing.assert_allclose(score(energy, x), -x @ precision, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(hvp(energy, x, v), v @ precision, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(laplacian(energy, x), np.full(leading, np.trace(precision)), rtol=1e-12)
@@ -86,14 +89,14 @@ def test_closed_forms_of_a_quadratic(size, leading):
 def test_slips_of_sign_and_scale_would_show():
     """Negative control of the closed forms: the usual slips are far outside the tolerance."""
     precision, energy = quadratic(3)
-    trace = laplacian(energy, RNG.normal(size=(4, 3)))
+    trace = laplacian(energy, rng().normal(size=(4, 3)))
     for slip in (-np.trace(precision), 0.5 * np.trace(precision), np.trace(precision) / 3, 2 * np.trace(precision)):
         assert np.min(np.abs(trace - slip)) > 0.1
 
 
 @pytest.mark.parametrize("method", ["forward", "reverse", "auto"])
 def test_networks_take_leading_dimensions(network, method):
-    x, v = RNG.normal(size=(2, 2, 3, 5))
+    x, v = rng().normal(size=(2, 2, 3, 5))
     flat = energy_score_laplacian(network, x.reshape(6, 5), method=method)
     for part, whole in zip(flat, energy_score_laplacian(network, x, method=method), strict=True):
         np.testing.assert_allclose(np.reshape(whole, part.shape), part, rtol=1e-12)
@@ -109,7 +112,7 @@ def test_networks_take_leading_dimensions(network, method):
 
 def test_subclassed_network_takes_the_reverse_road(network):
     hidden = as_float64(lambda: Subclassed(network))
-    x, v = RNG.normal(size=(2, 4, 5))
+    x, v = rng().normal(size=(2, 4, 5))
     for ours, twin in zip(energy_score_laplacian(hidden, x), energy_score_laplacian(network, x), strict=True):
         np.testing.assert_allclose(ours, twin, rtol=1e-9)
     np.testing.assert_allclose(hvp(hidden, x, v), hvp(network, x, v), rtol=1e-9)
@@ -119,7 +122,7 @@ def test_subclassed_network_takes_the_reverse_road(network):
 
 def test_unbuilt_networks_are_built_by_the_first_call():
     unbuilt = keras.Sequential([layers.Dense(4, "tanh"), layers.Dense(1)])
-    x = tf.constant(RNG.normal(size=(3, 2)), tf.float32)
+    x = tf.constant(rng().normal(size=(3, 2)), tf.float32)
     np.testing.assert_allclose(laplacian(unbuilt, x, "forward"), laplacian(unbuilt, x, "reverse"), rtol=1e-4, atol=1e-6)
 
 
@@ -132,7 +135,7 @@ def parameter_gradient(energy_fn, weights, x, **options):
 
 @pytest.mark.parametrize("method", ["forward", "reverse"])
 def test_chunks_and_compilation_change_nothing(network, method):
-    x = tf.constant(RNG.normal(size=(3, 5)))
+    x = tf.constant(rng().normal(size=(3, 5)))
     weights = [variable.value for variable in network.trainable_variables]
     expected = parameter_gradient(network, weights, x, method="reverse")
     for chunk_size in (None, 1, 2, 5, 100):
@@ -221,7 +224,7 @@ def test_hutchinson():
 
 
 def test_hutchinson_is_stateless_and_chunks_agree(network):
-    x = tf.constant(RNG.normal(size=(3, 5)))
+    x = tf.constant(rng().normal(size=(3, 5)))
     options = {"method": "hutchinson", "num_probes": 5, "seed": 7}
     first = energy_score_laplacian(network, x, **options)
     for part, again in zip(first, energy_score_laplacian(network, x, chunk_size=2, **options), strict=True):
@@ -234,7 +237,7 @@ def test_hutchinson_is_stateless_and_chunks_agree(network):
 
 def model_with_units(base):
     model = EnergyModel(mlp(2, dtype="float32"), base_measure=base)
-    model.adapt((RNG.normal(size=(500, 2)) * [0.1, 30.0] + [5.0, -3.0]).astype("float32"))
+    model.adapt((rng().normal(size=(500, 2)) * [0.1, 30.0] + [5.0, -3.0]).astype("float32"))
     return model
 
 
@@ -259,7 +262,7 @@ def test_energy_model_and_its_tilt(tilted):
 
 def test_training_mode_is_respected():
     noisy = keras.Sequential([keras.Input((3,)), layers.Dense(4, "tanh"), layers.Dropout(0.5), layers.Dense(1)])
-    x = tf.constant(RNG.normal(size=(6, 3)), tf.float32)
+    x = tf.constant(rng().normal(size=(6, 3)), tf.float32)
     still, training = energy_function(noisy, 3), energy_function(noisy, 3, training=True)
     np.testing.assert_allclose(laplacian(still, x, "forward"), laplacian(noisy, x, "reverse"), rtol=1e-4)
     assert not np.allclose(laplacian(training, x), laplacian(still, x))
@@ -273,7 +276,7 @@ def test_half_precision_networks():
     half = mlp(dtype="mixed_bfloat16")
     exact = mlp(dtype="float32")
     exact.set_weights(half.get_weights())
-    x = tf.constant(RNG.normal(size=(4, 5)), tf.float32)
+    x = tf.constant(rng().normal(size=(4, 5)), tf.float32)
     ours, twin = laplacian(energy_function(half, 5), x, method="forward"), laplacian(exact, x)
     assert ours.dtype == tf.float32
     np.testing.assert_allclose(ours, twin, atol=0.1 * np.max(np.abs(twin)))
@@ -297,7 +300,7 @@ def test_rules_can_be_added(monkeypatch):
     forward_laplacian_rule(Wave)(lambda layer, jet: jet.elementwise(tf.sin) * jet)
     forward_laplacian_rule(bump)(lambda function, jet: jet.elementwise(function))
     assert explain(network).method == "forward"
-    x = RNG.normal(size=(4, 3))
+    x = rng().normal(size=(4, 3))
     np.testing.assert_allclose(laplacian(network, x, "forward"), laplacian(network, x, "reverse"), rtol=1e-9)
     with pytest.raises(TypeError, match="`targets` must be layer classes or functions, got 'silu'"):
         forward_laplacian_rule("silu")
@@ -328,7 +331,7 @@ def test_a_subclass_of_a_known_layer_is_not_that_layer():
 
     network = keras.Sequential([keras.Input((3,)), Doubled(4, "tanh"), layers.Dense(1)])
     assert explain(network).method == "reverse"
-    x = tf.constant(RNG.normal(size=(4, 3)), tf.float32)
+    x = tf.constant(rng().normal(size=(4, 3)), tf.float32)
     np.testing.assert_allclose(laplacian(network, x), laplacian(network, x, method="reverse"), rtol=1e-6)
 
 
@@ -377,7 +380,7 @@ def test_gradients_reach_tensors_that_a_callable_captures():
 )
 def test_bad_input_is_named(network, call, error, message):
     with pytest.raises(error, match=message):
-        call(network, RNG.normal(size=(3, 5)))
+        call(network, rng().normal(size=(3, 5)))
 
 
 def test_nothing_is_hidden(network):

@@ -9,7 +9,12 @@ import tfp_ebm as ebm
 from tfp_ebm.base import Moments, draw
 from tfp_ebm.losses.noise_models import FittedNoise, GaussianMixture, expectation_maximisation
 
-RNG = np.random.default_rng(0)
+
+def rng():
+    """The same numbers in every test, in whatever order they run."""
+    return np.random.default_rng(0)
+
+
 PROBS = np.array([0.2, 0.5, 0.3])
 
 
@@ -25,7 +30,7 @@ def mixture(d, shared, dtype=tf.float64):
 @pytest.mark.parametrize("d", [1, 3])
 def test_density_is_scipys(d, shared):
     p = mixture(d, shared)
-    x = 3 * RNG.normal(size=(2, 5, d))
+    x = 3 * rng().normal(size=(2, 5, d))
     scale = np.broadcast_to(p.parameters["scale_tril"], (3, d, d))
     parts = [
         w * scipy.stats.multivariate_normal(m, s @ s.T).pdf(x)
@@ -126,7 +131,7 @@ def test_expectation_maximisation_bears_duplicates_and_empty_components():
 
 def test_kernel_density_is_scipys():
     """Scott's rule, with all rows as centres; and h as given."""
-    x = RNG.normal(size=(200, 2)) @ [[2.0, 1.0], [0.0, 0.3]] + [100.0, -5.0]
+    x = rng().normal(size=(200, 2)) @ [[2.0, 1.0], [0.0, 0.3]] + [100.0, -5.0]
     y = x[:20] + 0.1
     unbiased = (len(x) - 1) / len(x)  # SciPy's covariance is that of a sample
     twin = scipy.stats.gaussian_kde(x.T, lambda kde: kde.scotts_factor() * np.sqrt(unbiased))
@@ -142,7 +147,7 @@ def test_kernel_density_is_scipys():
 
 
 def test_gaussian_is_that_of_fit_base_and_images_keep_their_shape():
-    x = RNG.normal(size=(100, 2, 2, 1)).astype("float32")
+    x = rng().normal(size=(100, 2, 2, 1)).astype("float32")
     base = ebm.fit_base(x)
     gaussian = FittedNoise.gaussian(Moments.of([x]), (2, 2, 1)).distribution(tf.float32)
     np.testing.assert_array_equal(gaussian.log_prob(x), base.log_prob(x))
