@@ -89,7 +89,7 @@ def train(seed, options):
 
 def chains(model):
     """The chains of the buffer, in x."""
-    return model.units.to_x(model.loss.chains.states.value).numpy()
+    return model.standardization.to_x(model.loss.chains.states.value).numpy()
 
 
 def cold(model, temperature, num_steps, seed):

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfp_ebm as ebm
-from tfp_ebm.batches import shuffled_batches
+from tfp_ebm.energy.data import shuffled_batches
 
 BATCH = 256
 

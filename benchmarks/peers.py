@@ -40,7 +40,7 @@ class Case:
             side = shape[0] if i == 0 else -(-shape[0] // 2)
             layers.append(((3, 3, shape[-1], channels), side**2))
             shape = (side, side, channels)
-        widths = [math.prod(shape), *self.units, 1]
+        widths = [math.prod(shape), *self.standardization, 1]
         return layers + [((m, n), 1) for m, n in itertools.pairwise(widths)]
 
     def weights(self):

@@ -100,12 +100,12 @@ def judge(log_p, energies, nodes, cell):
     """How far exp(−E)/Z is from p, by their values at the nodes of a grid whose cells have these areas.
 
     Returns:
-      `kl`, KL(p‖model); `total_variation`; `log_normalizer`, log Z; `at_rim`, the model's mass beyond `RIM`. NaN where
-      an energy is NaN or −∞, which is no density.
+      `kl`, KL(p‖model); `grid_total_variation`; `log_normalizer`, log Z; `at_rim`, the model's mass beyond
+      `RIM`. NaN where an energy is NaN or −∞, which is no density.
     """
     energies = np.asarray(energies, np.float64)
     if np.isnan(energies).any() or energies.min() == -np.inf:
-        return dict.fromkeys(("kl", "total_variation", "log_normalizer", "at_rim"), float("nan"))
+        return dict.fromkeys(("kl", "grid_total_variation", "log_normalizer", "at_rim"), float("nan"))
     lowest = energies.min()
     log_z = np.log(np.sum(np.exp(lowest - energies) * cell)) - lowest
     log_q = -energies - log_z
@@ -114,7 +114,7 @@ def judge(log_p, energies, nodes, cell):
     kl = np.sum(np.exp(log_p[seen]) * (log_p[seen] - log_q[seen]) * cell[seen])
     return {
         "kl": float(kl),
-        "total_variation": float(0.5 * np.sum(np.abs(np.exp(log_p) - q) * cell)),
+        "grid_total_variation": float(0.5 * np.sum(np.abs(np.exp(log_p) - q) * cell)),
         "log_normalizer": float(log_z),
         "at_rim": float(np.sum((q * cell)[np.abs(nodes).max(1) > RIM])),
     }
@@ -134,7 +134,7 @@ def train_ours(contestant, method, x, num_steps, seed):
     import keras
 
     import tfp_ebm as ebm
-    from tfp_ebm.batches import shuffled_batches
+    from tfp_ebm.energy.data import shuffled_batches
 
     if method == "DSM":
         loss = ebm.losses.DenoisingScoreMatching(SIGMA)
@@ -339,7 +339,7 @@ def main():
             what = result.get("reason") or f"KL {number(result['kl'])}, {result['seconds']:.0f} s"
             print(f"{count}/{len(tasks)}", *key(result)[:4], what, flush=True)
     runs = [each for each in runs if each["num_steps"] == options.num_steps]
-    parts = [table(runs, measure) for measure in ("kl", "total_variation", "mmd", "seconds")]
+    parts = [table(runs, measure) for measure in ("kl", "grid_total_variation", "mmd", "seconds")]
     text = "\n\n".join([*parts, chains_table(runs), verdicts(runs)]) + "\n"
     (options.out / "tables.md").write_text(text)
     print(text)

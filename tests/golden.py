@@ -44,7 +44,7 @@ def network():
 def kernels():
     m = ebm.mcmc
     sequential = getattr(m, "Sequential", None) or m.Sequence
-    exchange = getattr(m, "ReplicaExchange", None) or m.Tempered
+    exchange = getattr(m, "ReplicaExchange", None) or m.ReplicaExchange
     return {
         "random_walk": m.RandomWalk(0.7),
         "hmc": m.HMC(0.3, 4, mass=[1.0, 2.0]),
@@ -65,13 +65,25 @@ def runs():
     for name, kernel in kernels().items():
         for num_chains in (6, 130) if name in ("hmc", "mala", "random_walk") else (6,):
             samples = ebm.mcmc.sample(
-                log_prob, starts(num_chains), kernel, num_results=4, num_burnin_steps=5, num_steps_between_results=1,
-                seed=3, jit_compile=name == "nuts",
+                log_prob,
+                starts(num_chains),
+                kernel,
+                num_results=4,
+                num_burnin_steps=5,
+                num_steps_between_results=1,
+                seed=3,
+                jit_compile=name == "nuts",
             )
             result[f"{name}_{num_chains}"] = samples.states.numpy()[:, :6]
     for num_chains in (6, 130):
         summary = ebm.mcmc.summarize(
-            log_prob, starts(num_chains), ebm.mcmc.MALA(0.4), num_results=20, num_burnin_steps=5, seed=4, jit_compile=False
+            log_prob,
+            starts(num_chains),
+            ebm.mcmc.MALA(0.4),
+            num_results=20,
+            num_burnin_steps=5,
+            seed=4,
+            jit_compile=False,
         )
         result[f"summarize_{num_chains}"] = np.stack([summary.mean, summary.sd])
     model = ebm.EnergyModel(network(), base_measure=BASE)

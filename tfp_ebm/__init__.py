@@ -17,6 +17,7 @@ __all__ = [
     "mcmc",
     "networks",
     "plotting",
+    "random",
     "recipes",
     "targets",
 ]
@@ -26,7 +27,19 @@ __all__ = [
 _IS_COMMAND = sys.orig_argv[1:3] == ["-m", "tfp_ebm"] or pathlib.Path(sys.argv[0]).name == "tfp-ebm"
 
 if not _IS_COMMAND:
-    from tfp_ebm import callbacks, datasets, derivatives, evaluation, losses, mcmc, networks, plotting, recipes, targets
-    from tfp_ebm.base import fit_base
-    from tfp_ebm.distribution import EnergyDistribution
-    from tfp_ebm.model import EnergyModel
+    from tfp_ebm import (
+        callbacks,
+        datasets,
+        derivatives,
+        evaluation,
+        losses,
+        mcmc,
+        networks,
+        plotting,
+        random,
+        recipes,
+        targets,
+    )
+    from tfp_ebm.energy.base import fit_base
+    from tfp_ebm.model.distribution import EnergyDistribution
+    from tfp_ebm.model.energy_model import EnergyModel

@@ -10,22 +10,6 @@ import numbers
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-
-__all__ = [
-    "check_choice",
-    "check_count",
-    "check_data",
-    "check_event_shape",
-    "check_finite",
-    "check_nonnegative",
-    "check_positive",
-    "check_probability",
-    "check_sigmas",
-    "check_weights",
-    "fold_in",
-    "stateless_seed",
-]
 
 
 def _real(name: str, value: Any, expected: str) -> float:
@@ -157,56 +141,3 @@ def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None, mi
             f"the first at index {first} ({array[first]})."
         )
     return array
-
-
-def stateless_seed(seed: Any, name: str = "seed") -> tf.Tensor:
-    """Turns a public seed into the int32[2] tensor that TensorFlow's stateless operations take.
-
-    TFP treats an int seed as *stateful* (two calls differ); here the same seed always gives the same bits.
-
-    Args:
-      seed: an int (any size), a pair of ints, or an integer tensor of shape [2].
-      name: the argument's name, for the errors.
-
-    Returns:
-      int32 tensor of shape [2].
-
-    Raises:
-      TypeError: if `seed` is None or not made of integers.
-      ValueError: if it is an array of another shape.
-
-    >>> stateless_seed(3).numpy().tolist()
-    [0, 3]
-    """
-    expected = f"`{name}` must be an int or two ints (int32[2])"
-    if tf.is_tensor(seed):
-        if not seed.dtype.is_integer:
-            raise TypeError(f"{expected}, got a tensor of dtype {seed.dtype.name}.")
-        if seed.shape.rank == 1 and seed.shape[0] == 2:
-            return tf.cast(seed, tf.int32)
-        if seed.shape.rank == 0:
-            words = tf.bitcast(tf.cast(seed, tf.int64), tf.int32)  # low word first
-            return tf.stack([words[1], words[0]])
-        raise ValueError(f"{expected}, got a tensor of shape {tuple(seed.shape)}.")
-    if isinstance(seed, int) and not isinstance(seed, bool):
-        seed = np.uint64(seed % 2**64)  # TFP's own joint distributions derive seeds of hundreds of bits
-    array = np.asarray(seed)
-    if seed is None or array.dtype.kind not in "iu":
-        raise TypeError(f"{expected}, got {seed!r}.")
-    if array.shape not in ((), (2,)):
-        raise ValueError(f"{expected}, got an array of shape {array.shape}.")
-    if array.ndim == 0:
-        value = int(array)
-        words = [value >> 32, value]
-    else:
-        words = [int(word) for word in array]
-    return tf.constant([((word + 2**31) % 2**32) - 2**31 for word in words], tf.int32)
-
-
-def fold_in(seed: tf.Tensor, number: Any) -> tf.Tensor:
-    """A new seed from a seed and a number, the same in graph mode and under XLA.
-
-    >>> fold_in(stateless_seed(0), 1).numpy().tolist() != fold_in(stateless_seed(0), 2).numpy().tolist()
-    True
-    """
-    return tf.random.experimental.stateless_fold_in(seed, number, alg="philox")

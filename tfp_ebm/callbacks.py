@@ -19,10 +19,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfp_ebm.arguments import check_count, check_positive, fold_in, stateless_seed
-from tfp_ebm.distribution import EnergyDistribution
+from tfp_ebm.arguments import check_count, check_positive
 from tfp_ebm.files import written_atomically
-from tfp_ebm.trainer import EnergyTrainer
+from tfp_ebm.model.distribution import EnergyDistribution
+from tfp_ebm.model.trainer import EnergyTrainer
+from tfp_ebm.random import fold_in, stateless_seed
 
 __all__ = ["DivergenceGuard", "SampleSnapshots"]
 

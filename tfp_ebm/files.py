@@ -9,8 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-__all__ = ["written_atomically"]
-
 
 @contextlib.contextmanager
 def written_atomically(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:

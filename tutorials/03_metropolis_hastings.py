@@ -442,16 +442,16 @@ plt.show()
 # balance:
 #
 # - a *global move* now and then: `IndependenceMetropolis(base)` proposes from a fixed, wide law, wherever the chain
-#   is, with $q(x^*|x) = b(x^*)$, asymmetric, corrected. `Sequence` does one after the other;
-# - *tempering*: `Tempered` runs copies at higher temperatures, which cross with ease, and lets neighbours trade places.
+#   is, with $q(x^*|x) = b(x^*)$, asymmetric, corrected. `Sequential` does one after the other;
+# - *tempering*: `ReplicaExchange` runs copies at higher temperatures, which cross with ease, and swaps neighbours.
 
 # %%
 wide = tfd.MultivariateNormalDiag([0.0, 0.0], [3.0, 2.0])
 local = ebm.mcmc.RandomWalk(0.3)
 samplers = {
     "local steps": local,
-    "with global moves": ebm.mcmc.Sequence([local, ebm.mcmc.IndependenceMetropolis(wide)]),
-    "tempered": ebm.mcmc.Tempered(local, inverse_temperatures=[1.0, 0.4, 0.15, 0.05]),
+    "with global moves": ebm.mcmc.Sequential([local, ebm.mcmc.IndependenceMetropolis(wide)]),
+    "tempered": ebm.mcmc.ReplicaExchange(local, inverse_temperatures=[1.0, 0.4, 0.15, 0.05]),
 }
 scattered = wide.sample(100, seed=[0, 9])
 scattered = tf.gather(scattered, tf.argsort(scattered[:, 0]))  # chains numbered from left to right

@@ -609,7 +609,7 @@ left_starts = tf.constant([[-3.0, 0.0]] * 4, tf.float64)
 both_starts = tf.constant([[-3.0, 0.0], [3.0, 0.0]] * 2, tf.float64)
 local = ebm.mcmc.HMC(step_size=0.25, num_leapfrog_steps=3)
 base = tfp.distributions.MultivariateNormalDiag(tf.zeros(2, tf.float64), tf.constant([3.5, 1.0], tf.float64))
-with_jumps = ebm.mcmc.Sequence([local, ebm.mcmc.IndependenceMetropolis(base)])
+with_jumps = ebm.mcmc.Sequential([local, ebm.mcmc.IndependenceMetropolis(base)])
 runs = {
     "HMC from both sides": (local, both_starts),
     "HMC, all from the left": (local, left_starts),
@@ -633,7 +633,7 @@ plt.show()
 
 # %% [markdown]
 # The cure is a global move that keeps detailed balance: `ebm.mcmc.IndependenceMetropolis` proposes from a wide base,
-# and one accepted proposal in a while is enough. `ebm.mcmc.Sequence` joins it to HMC.
+# and one accepted proposal in a while is enough. `ebm.mcmc.Sequential` joins it to HMC.
 #
 # ## A network as the potential
 #

@@ -410,7 +410,7 @@ ebm.plotting.scatter(x[:1000], axes[0, 0], "data: left .30")
 show_density(axes[1, 0], np.exp(target.log_prob(plane)), "true density: left .30")
 for column, (name, (model, _, _)) in zip(axes.T[1:], runs.items(), strict=True):
     used = model.loss.chains.ages.numpy() > 0
-    chains = model.units.to_x(model.loss.chains.states.value).numpy()[used]
+    chains = model.standardization.to_x(model.loss.chains.states.value).numpy()[used]
     chain_share[name], density_share[name] = np.mean(chains[:, 0] < 0), left_share(model)
     ebm.plotting.scatter(chains[:1000], column[0], f"{name}\nchains: left {chain_share[name]:.2f}", VERMILION)
     show_density(column[1], density_of(model), f"density: left {density_share[name]:.2f}")

@@ -729,7 +729,7 @@ family.compile(keras.optimizers.Adam(schedule), loss, steps_per_execution=50)
 batches = tf.data.Dataset.from_tensor_slices(x).shuffle(len(x), seed=0).repeat().batch(256)
 family.fit(batches, steps_per_epoch=num_steps, verbose=0, shuffle=False)
 starts = np.random.default_rng(0).normal(size=(size(4000, 2000), 2)).astype("float32")
-starts = family.units.to_x(np.sqrt(1 + noise_scales[0] ** 2) * starts)
+starts = family.standardization.to_x(np.sqrt(1 + noise_scales[0] ** 2) * starts)
 levels = ebm.mcmc.annealed_langevin(family, starts, noise_scales, num_steps=size(100, 50), seed=0).states.numpy()
 annealed = levels[-1]
 annealed_share = np.mean(annealed[:, 0] < 0)

@@ -232,7 +232,7 @@ fine = np.linspace(-5, 5, 301, dtype="float32")
 fine_plane = np.stack(np.meshgrid(fine, fine), -1)
 step = float(fine[1] - fine[0])
 moons = targets["Two moons"].prob(fine_plane).numpy().astype("float64")
-scale = runs["Two moons", "Denoising"]["model"].units.scale.numpy()
+scale = runs["Two moons", "Denoising"]["model"].standardization.scale.numpy()
 blurred = gaussian_filter(moons, 0.1 * scale[::-1] / step)
 learned = runs["Two moons", "Denoising"]["p"].log_prob(fine_plane).numpy().astype("float64")
 
@@ -285,7 +285,7 @@ for method, result in langevin_p.items():
 
 # %%
 start = tfd.MultivariateNormalDiag(tf.zeros(2), 3.0 * tf.ones(2))
-kernel = ebm.mcmc.Sequence([ebm.mcmc.IndependenceMetropolis(start), ebm.mcmc.HMC(0.2, 5)])
+kernel = ebm.mcmc.Sequential([ebm.mcmc.IndependenceMetropolis(start), ebm.mcmc.HMC(0.2, 5)])
 length = {"num_results": 1, "num_burnin_steps": size(300, 50)}
 print("share on the left of two Gaussians:")
 by_global_moves = {}

@@ -114,7 +114,7 @@ local = ebm.mcmc.HMC(0.06, 10)
 found = {}
 for name, kernel in {
     "local": local,
-    "with global moves": ebm.mcmc.Sequence([ebm.mcmc.IndependenceMetropolis(wide), local]),
+    "with global moves": ebm.mcmc.Sequential([ebm.mcmc.IndependenceMetropolis(wide), local]),
 }.items():
     p = ebm.EnergyDistribution(model, kernel=kernel)
     chains = p.sample_chains(num_results=size(800, 300), num_chains=64, seed=2, num_burnin_steps=100)
@@ -170,7 +170,7 @@ print("mean of served draws", np.round(served["draws"].mean(0), 2), "of held-out
 # ## Rows that do not belong
 #
 # A sensor fails, and oxygen values end up with other rows. Each number is as usual as before; only together they make
-# no sense. `ood_scores` says how much a row looks like the data, and `ood_auroc` how often a good row scores above a
+# no sense. `ood_statistic` says how much a row looks like the data, and `ood_auroc` how often a good row scores above a
 # bad one: one half is chance. A perfect model scores as the true density does, so that is the mark. Even that is not
 # the best score there can be: who knew how the sensor fails would take the ratio of both densities (Neyman and
 # Pearson), $p(x)/(p(x_{oxygen})\,p(x_{others}))$, which here can be written down too.
@@ -210,7 +210,7 @@ axes[0].scatter(broken[:600, 0], broken[:600, 1], s=5, color=VERMILION, alpha=0.
 axes[0].set(title="Two of the four columns", xlabel="temperature, °C", ylabel="oxygen, mg/l")
 bins = np.linspace(-25, 0, 61)
 for values, color, label in ((x_test, BLUE, "held-out rows"), (broken, VERMILION, "oxygen shuffled")):
-    scores = np.clip(ebm.evaluation.ood_scores(model, values), bins[0], None)
+    scores = np.clip(ebm.evaluation.ood_statistic(model, values), bins[0], None)
     axes[1].hist(scores, bins, color=color, alpha=0.6, label=label)
 axes[1].set(title="Their scores (all below −25 in the first bin)", xlabel="−E(x)", ylabel="rows")
 axes[1].legend(loc="upper center", title="in both panels")
@@ -249,7 +249,7 @@ for name, images in others.items():
     )
 
 # %%
-scores = ebm.evaluation.ood_scores(digit_model, test)
+scores = ebm.evaluation.ood_statistic(digit_model, test)
 order = np.argsort(scores)
 figure, axes = plt.subplots(1, 3, figsize=(11.2, 3.4), width_ratios=[1, 1, 1.6])
 figure.get_layout_engine().set(wspace=0.08)
@@ -259,7 +259,7 @@ middle, spread = np.median(scores), np.std(scores)
 bins = np.linspace(middle - 8 * spread, middle + 4 * spread, 61)
 sets = {"held-out digits": test} | others
 for (name, images), color in zip(sets.items(), (BLUE, ORANGE, VERMILION, BLACK), strict=True):
-    shown = np.clip(ebm.evaluation.ood_scores(digit_model, images), bins[0], None)
+    shown = np.clip(ebm.evaluation.ood_statistic(digit_model, images), bins[0], None)
     axes[2].hist(shown, bins, color=color, alpha=0.6, label=name)
 axes[2].set(title="Scores (far lower ones in the first bin)", xlabel="−E(x)", ylabel="images", ylim=(0, 120))
 axes[2].legend(fontsize=10, loc="upper center")

@@ -9,24 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm import targets
-from tfp_ebm.arguments import check_count, stateless_seed
-
-__all__ = [
-    "TOYS",
-    "TOY_NAMES",
-    "banana",
-    "checkerboard",
-    "dequantize_whole",
-    "digits",
-    "eight_gaussians",
-    "funnel",
-    "pinwheel",
-    "rings",
-    "rosenbrock",
-    "swiss_roll",
-    "two_gaussians",
-    "two_moons",
-]
+from tfp_ebm.arguments import check_count
+from tfp_ebm.random import stateless_seed
 
 
 def _draws_of(make_target: Callable[[], targets.Target]) -> Callable[..., np.ndarray]:

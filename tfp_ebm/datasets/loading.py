@@ -10,9 +10,7 @@ import numpy as np
 
 from tfp_ebm.arguments import check_data
 from tfp_ebm.datasets.draws import TOY_NAMES, TOYS, dequantize_whole, digits
-from tfp_ebm.datasets.files import read_csv, read_numpy
-
-__all__ = ["Table", "load", "load_table"]
+from tfp_ebm.datasets.readers import read_csv, read_numpy
 
 
 class Table(NamedTuple):

@@ -15,8 +15,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-__all__ = ["ELEMENTWISE", "PIECEWISE_LINEAR", "value_slope_bend"]
-
 Elementwise = Callable[[tf.Tensor], tf.Tensor]
 Derivatives = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]]
 

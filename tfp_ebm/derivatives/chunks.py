@@ -12,8 +12,6 @@ from typing import Any
 
 import tensorflow as tf
 
-__all__ = ["sum_over_chunks"]
-
 Chunk = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 

@@ -14,8 +14,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-__all__ = ["Energy", "Term", "as_energy", "as_state", "as_vector"]
-
 EnergyCallable = Callable[[tf.Tensor], tf.Tensor]
 
 
@@ -102,12 +100,14 @@ def as_energy(energy_fn: Any, x: tf.Tensor) -> Energy:
 
 def _of_model(model: Any, x: tf.Tensor) -> Energy:
     """An `EnergyModel`: E(x) = E_z(z) + Σ log scale with z = (x − loc)/scale, which is arithmetic for jets as well."""
-    inner, units = as_energy(model.energy_function, x), model.units
+    inner, standardization = as_energy(model.energy_function, x), model.standardization
 
     def in_x(term: Term) -> Term:
-        return dataclasses.replace(term, function=lambda x: term.function(units.to_z(x)), inward=units.to_z)
+        return dataclasses.replace(
+            term, function=lambda x: term.function(standardization.to_z(x)), inward=standardization.to_z
+        )
 
-    return dataclasses.replace(inner, terms=tuple(map(in_x, inner.terms)), offset=units.log_scale_sum)
+    return dataclasses.replace(inner, terms=tuple(map(in_x, inner.terms)), offset=standardization.log_scale_sum)
 
 
 def as_state(energy_fn: Any, x: Any) -> tf.Tensor:

@@ -21,8 +21,6 @@ from tfp_ebm.derivatives.forward_laplacian import NoForwardRule, no_rule, propag
 from tfp_ebm.derivatives.jet import Jet, derivatives_along
 from tfp_ebm.derivatives.reverse import reverse_jet
 
-__all__ = ["Problem", "along", "pose", "random_signs", "trace_in_chunks", "unit_directions"]
-
 
 class Problem(NamedTuple):
     """An energy at flat states `[batch, *event]` (a plain callable's keep their leading dimensions)."""

@@ -13,8 +13,6 @@ from tfp_ebm.derivatives.activations import PIECEWISE_LINEAR
 from tfp_ebm.derivatives.forward_laplacian import NoForwardRule, graph_of, has_rule, name_of, propagate
 from tfp_ebm.derivatives.jet import derivatives_along
 
-__all__ = ["Explanation", "explain"]
-
 _FLAT_LAYERS = ("ReLU", "LeakyReLU", "PReLU", "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "Maximum", "Minimum")
 _FLAT_OPERATIONS = ("Relu", "Relu6", "LeakyRelu", "HardSigmoid", "HardTanh", "Absolute", "Maximum", "Minimum")
 

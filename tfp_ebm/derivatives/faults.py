@@ -18,8 +18,6 @@ from typing import Any
 
 import keras
 
-__all__ = ["refuse_faulty_layers"]
-
 
 @dataclasses.dataclass(frozen=True)
 class _Fault:

@@ -25,8 +25,6 @@ import tensorflow as tf
 from tfp_ebm.derivatives.activations import ELEMENTWISE
 from tfp_ebm.derivatives.jet import Jet
 
-__all__ = ["NoForwardRule", "activate", "forward_laplacian_rule", "graph_of", "has_rule", "propagate", "weight"]
-
 Rule = Callable[..., Jet]
 RULES: dict[Any, Rule] = {}
 # Layers whose rule holds only where they behave as in inference.

@@ -24,8 +24,6 @@ import tensorflow as tf
 
 from tfp_ebm.derivatives.activations import value_slope_bend
 
-__all__ = ["Jet", "derivatives_along"]
-
 LinearMap = Callable[[tf.Tensor], tf.Tensor]
 
 

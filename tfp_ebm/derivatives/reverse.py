@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-__all__ = ["gradient_of_energy", "reverse_jet"]
-
 # Up to so many directions the backward passes are written out one after the other instead of looped over.
 UNROLLED = 8
 

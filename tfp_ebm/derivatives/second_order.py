@@ -14,20 +14,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfp_ebm.arguments import check_choice, check_count, stateless_seed
+from tfp_ebm.arguments import check_choice, check_count
 from tfp_ebm.derivatives.energies import as_energy, as_state
 from tfp_ebm.derivatives.engine import Problem, along, pose, random_signs, trace_in_chunks, unit_directions
 from tfp_ebm.derivatives.faults import refuse_faulty_layers
 from tfp_ebm.derivatives.reverse import gradient_of_energy
-
-__all__ = [
-    "directional_derivatives",
-    "energy_score_curvature",
-    "energy_score_laplacian",
-    "hvp",
-    "laplacian",
-    "score",
-]
+from tfp_ebm.random import stateless_seed
 
 METHODS = ("auto", "forward", "reverse", "hutchinson")
 

@@ -9,16 +9,16 @@ samples alone, and `ood_auroc`, by order alone.
 Everything returned has a `value` and a `standard_error`, and whatever cannot be trusted warns.
 """
 
-from tfp_ebm.evaluation.annealed import (
+from tfp_ebm.evaluation.discrepancies import Discrepancy, kernel_stein_discrepancy, mmd
+from tfp_ebm.evaluation.estimate import Estimate
+from tfp_ebm.evaluation.grid import grid_kl_divergence, grid_log_normalizer, grid_total_variation
+from tfp_ebm.evaluation.importance import (
     annealed_importance_sampling,
     importance_sampling,
     reverse_annealed_importance_sampling,
 )
-from tfp_ebm.evaluation.discrepancies import Discrepancy, kernel_stein_discrepancy, mmd
-from tfp_ebm.evaluation.estimate import Estimate
-from tfp_ebm.evaluation.grid import grid_kl_divergence, grid_log_normalizer, total_variation
 from tfp_ebm.evaluation.likelihood import bits_per_dimension, fisher_divergence, kl_divergence, log_likelihood
-from tfp_ebm.evaluation.outliers import ood_auroc, ood_scores
+from tfp_ebm.evaluation.out_of_distribution import ood_auroc, ood_statistic
 
 __all__ = [
     "Discrepancy",
@@ -28,13 +28,13 @@ __all__ = [
     "fisher_divergence",
     "grid_kl_divergence",
     "grid_log_normalizer",
+    "grid_total_variation",
     "importance_sampling",
     "kernel_stein_discrepancy",
     "kl_divergence",
     "log_likelihood",
     "mmd",
     "ood_auroc",
-    "ood_scores",
+    "ood_statistic",
     "reverse_annealed_importance_sampling",
-    "total_variation",
 ]

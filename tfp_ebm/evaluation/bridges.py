@@ -20,17 +20,15 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm import codec
-from tfp_ebm.base import check_base, draw
-from tfp_ebm.distribution import EnergyDistribution
+from tfp_ebm import serialization
+from tfp_ebm.energy.base import check_base, draw
 from tfp_ebm.evaluation import densities
-from tfp_ebm.mcmc.driver import chain_key, find_compiled
-from tfp_ebm.mcmc.kernels import Kernel, TargetLogProbFn
+from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
 from tfp_ebm.mcmc.results import accept_prob
-from tfp_ebm.mcmc.run import find_loop, run_or_fall_back, xla_pays
-from tfp_ebm.model import EnergyModel
-
-__all__ = ["Bridge", "Moves", "make_bridge"]
+from tfp_ebm.mcmc.running.compiled import find_compiled, find_loop, run_or_fall_back, xla_pays
+from tfp_ebm.model.distribution import EnergyDistribution
+from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.random import chain_key
 
 # Moves of one call of the compiled loop: between two calls an interrupt is heard.
 _STRETCH = 100
@@ -80,7 +78,7 @@ class Bridge:
         Raises:
           TypeError, ValueError: if the target does not fit the base, or has no gradient where it needs one.
         """
-        key: Hashable = ("log_ratio", codec.fingerprint(self.base), needs_gradient, states.shape)
+        key: Hashable = ("log_ratio", serialization.fingerprint(self.base), needs_gradient, states.shape)
         compiled = find_compiled(
             self.target,
             key,
@@ -126,7 +124,7 @@ class Bridge:
         return carried[0], carried[1].numpy(), np.concatenate(notes)
 
     def _find(self, kernel: Any, jit_compile: bool) -> _Loop:
-        key: Hashable = ("annealed", kernel, codec.fingerprint(self.base), jit_compile)
+        key: Hashable = ("annealed", kernel, serialization.fingerprint(self.base), jit_compile)
         base_log_prob = self.base_log_prob
         return find_compiled(self.target, key, lambda resolve: _Loop(resolve, base_log_prob, kernel, jit_compile))
 
@@ -246,9 +244,9 @@ def make_bridge(target: Any, base: Any) -> Bridge:
     if not isinstance(energy, EnergyModel):
         return Bridge(target.unnormalized_log_prob, base, base.log_prob, lambda x: x)
     function = energy.energy_function
-    units = function.units
+    standardization = function.standardization
 
     def base_log_prob(z: tf.Tensor) -> tf.Tensor:
-        return base.log_prob(units.to_x(z)) + units.log_scale_sum()
+        return base.log_prob(standardization.to_x(z)) + standardization.log_scale_sum()
 
-    return Bridge(function.unnormalized_log_prob, base, base_log_prob, units.to_z)
+    return Bridge(function.unnormalized_log_prob, base, base_log_prob, standardization.to_z)

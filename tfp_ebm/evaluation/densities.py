@@ -11,21 +11,11 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import derivatives
-from tfp_ebm.arguments import check_data, stateless_seed
-from tfp_ebm.distribution import EnergyDistribution
-from tfp_ebm.energy import one_per_row
-from tfp_ebm.model import EnergyModel
-
-__all__ = [
-    "check_target",
-    "class_probabilities",
-    "draws",
-    "energies",
-    "energy_of",
-    "event_shape_of",
-    "known_log_prob",
-    "scores",
-]
+from tfp_ebm.arguments import check_data
+from tfp_ebm.energy.shapes import one_per_row
+from tfp_ebm.model.distribution import EnergyDistribution
+from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.random import stateless_seed
 
 # Rows per evaluation: large enough for both cores, small enough for the activations of a wide network.
 BLOCK = 16_384

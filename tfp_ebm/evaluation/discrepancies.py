@@ -22,10 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfp_ebm.arguments import check_count, check_data, check_positive, stateless_seed
+from tfp_ebm.arguments import check_count, check_data, check_positive
 from tfp_ebm.evaluation import densities
-
-__all__ = ["Discrepancy", "kernel_stein_discrepancy", "mmd"]
+from tfp_ebm.random import stateless_seed
 
 # Rows of the kernel matrix held at a time, as numbers.
 _BLOCK_NUMBERS = 4_000_000

@@ -22,8 +22,6 @@ import tensorflow as tf
 
 from tfp_ebm.arguments import check_finite, check_nonnegative
 
-__all__ = ["Estimate", "combined", "mean_estimate", "of_log_weights", "pareto_shape", "value_and_error"]
-
 # Below this share of the weights, or this number, the effective sample size is too small for the error to be believed.
 MIN_ESS_SHARE, MIN_ESS = 0.05, 5.0
 # The shape beyond which the mean of so few weights is not to be trusted; with fewer weights its own error is as large.

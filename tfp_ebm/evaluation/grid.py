@@ -23,8 +23,6 @@ from tfp_ebm.arguments import check_count
 from tfp_ebm.evaluation import densities
 from tfp_ebm.evaluation.estimate import Estimate, value_and_error
 
-__all__ = ["grid_kl_divergence", "grid_log_normalizer", "total_variation"]
-
 # A share of mass outside the box beyond which the user must hear of it; the width of a frame, as a share of the box.
 _MAX_OUTSIDE, _FRAME = 1e-3, 1 / 32
 _MIN_CELLS = 16
@@ -226,7 +224,7 @@ def grid_kl_divergence(
     return _compared(target, energy_fn, (low, high, num), log_normalizer, terms, 1.0)[0]
 
 
-def total_variation(
+def grid_total_variation(
     target: Any, energy_fn: Any, low: Any, high: Any, num: int = 512, log_normalizer: Any = None
 ) -> Estimate:
     """The total variation ½ ∫ |p(x) − exp(−E(x))/Z| dx: the share of mass that is in the wrong place, from 0 to 1.
@@ -239,7 +237,7 @@ def total_variation(
 
     >>> from tfp_ebm import targets
     >>> p = targets.two_gaussians()
-    >>> total_variation(p, lambda x: -p.log_prob(x), [-6, -6], [6, 6], num=128).value < 1e-4
+    >>> grid_total_variation(p, lambda x: -p.log_prob(x), [-6, -6], [6, 6], num=128).value < 1e-4
     True
     """
 

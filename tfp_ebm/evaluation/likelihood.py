@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 
 from tfp_ebm.arguments import check_count, check_data, check_positive
-from tfp_ebm.distribution import EnergyDistribution
 from tfp_ebm.evaluation import densities
 from tfp_ebm.evaluation.estimate import Estimate, combined, mean_estimate, value_and_error
-
-__all__ = ["bits_per_dimension", "fisher_divergence", "kl_divergence", "log_likelihood"]
+from tfp_ebm.model.distribution import EnergyDistribution
 
 
 def log_likelihood(energy_fn: Any, x: Any, log_normalizer: Any) -> Estimate:

@@ -17,14 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.arguments import check_choice, fold_in
+from tfp_ebm.arguments import check_choice
 from tfp_ebm.evaluation.bridges import Bridge, Moves
-from tfp_ebm.mcmc.adaptation import Adaptive
-from tfp_ebm.mcmc.kernels import Kernel
-from tfp_ebm.mcmc.tempering import Tempered
-from tfp_ebm.mcmc.wrapping import is_calibrated
-
-__all__ = ["SCHEDULES", "Plan", "check_kernel", "check_schedule", "inverse_temperatures", "make_plan"]
+from tfp_ebm.mcmc.kernels.adaptive import Adaptive
+from tfp_ebm.mcmc.kernels.kernel import Kernel, is_calibrated
+from tfp_ebm.mcmc.kernels.replica_exchange import ReplicaExchange
+from tfp_ebm.random import fold_in
 
 SCHEDULES = ("sigmoid", "linear", "adaptive")
 
@@ -93,8 +91,8 @@ def check_kernel(kernel: Any) -> tuple[Any, bool]:
     inner = kernel.kernel if isinstance(kernel, Adaptive) else kernel
     if isinstance(inner, Kernel) and inner.unadapted != inner:
         raise ValueError(f"`kernel` must be Adaptive as a whole or have fixed step sizes, got {kernel!r}.")
-    if isinstance(inner, Tempered):
-        raise ValueError("`kernel` must not be Tempered: its replicas would start anew at each temperature.")
+    if isinstance(inner, ReplicaExchange):
+        raise ValueError("`kernel` must not be ReplicaExchange: its replicas would start anew at each temperature.")
     if not is_calibrated(inner):
         raise ValueError(f"`kernel` must leave each density exact, or the weights are biased, got {kernel!r}.")
     return inner, adapts

@@ -9,9 +9,12 @@ import keras
 
 from tfp_ebm.losses.base import Loss, LossOutput, alias
 from tfp_ebm.losses.contrastive_divergence import ContrastiveDivergence, PersistentContrastiveDivergence
-from tfp_ebm.losses.denoising import DenoisingScoreMatching, MultiscaleDenoisingScoreMatching
+from tfp_ebm.losses.denoising import (
+    DenoisingScoreMatching,
+    MultiscaleDenoisingScoreMatching,
+    NoiseConditionalDenoisingScoreMatching,
+)
 from tfp_ebm.losses.maximum_likelihood import MaximumLikelihood
-from tfp_ebm.losses.noise_conditional import NoiseConditionalDenoisingScoreMatching
 from tfp_ebm.losses.noise_contrastive import NoiseContrastiveEstimation
 from tfp_ebm.losses.score_matching import ScoreMatching
 from tfp_ebm.losses.sliced import SlicedScoreMatching

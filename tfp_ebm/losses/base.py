@@ -19,11 +19,9 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfp_ebm.arguments import stateless_seed
 from tfp_ebm.derivatives import explain
 from tfp_ebm.derivatives.faults import refuse_faulty_layers
-
-__all__ = ["Loss", "LossOutput", "alias"]
+from tfp_ebm.random import stateless_seed
 
 # Networks whose activations a loss has looked at; each is warned of once.
 _looked_at: weakref.WeakSet[keras.layers.Layer] = weakref.WeakSet()
@@ -139,7 +137,7 @@ class Loss(keras.layers.Layer):
         """log Z of the energy as it is now, for a loss that learns it, once it has begun to; None for others."""
         return None
 
-    def complaint(self, metrics: Mapping[str, float]) -> str:
+    def training_warning(self, metrics: Mapping[str, float]) -> str:
         """What is wrong with a training whose metrics are these, means over an epoch, in words; empty if nothing is.
 
         `fit` warns with them, once.

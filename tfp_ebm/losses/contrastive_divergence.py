@@ -7,11 +7,9 @@ from typing import Any
 import keras
 import tensorflow_probability as tfp
 
-from tfp_ebm import codec, mcmc
+from tfp_ebm import mcmc, serialization
 from tfp_ebm.losses.maximum_likelihood import MaximumLikelihood
-from tfp_ebm.mcmc.chains import FromData, ReplayBuffer
-
-__all__ = ["ContrastiveDivergence", "PersistentContrastiveDivergence"]
+from tfp_ebm.mcmc.starts import FromData, ReplayBuffer
 
 # In standardised units a step of .1 is a safe start for any energy; adaptation takes it from there.
 _DEFAULT_KERNEL = mcmc.Adaptive(mcmc.MALA(0.1))
@@ -51,7 +49,7 @@ class PersistentContrastiveDivergence(MaximumLikelihood):
 
     By default its negatives are calibrated: MALA, its step size adapted to its acceptance, and at the start of every
     training step one independence-Metropolis move from the base, which carries mass between modes that local moves do
-    not connect. Chains start at the base.
+    not connect. ChainStart start at the base.
 
     In few dimensions `recipes.low_dimensional(x, loss="persistent_contrastive_divergence")` is a preset that trains
     well: the base as base measure too, Fourier features, a learning rate of 10⁻³ that decays.
@@ -91,10 +89,10 @@ class PersistentContrastiveDivergence(MaximumLikelihood):
             **config,
             "capacity": self.chains.capacity,
             "restart_probability": self.chains.restart_probability,
-            "base": codec.encode(self.chains.base, "base"),
+            "base": serialization.encode(self.chains.base, "base"),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PersistentContrastiveDivergence:
         """The inverse of `get_config`."""
-        return super().from_config({**config, "base": codec.decode(config["base"])})
+        return super().from_config({**config, "base": serialization.decode(config["base"])})

@@ -20,13 +20,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_ebm.arguments import check_positive, check_sigmas, fold_in
+from tfp_ebm.arguments import check_positive, check_sigmas
 from tfp_ebm.derivatives import score
 from tfp_ebm.losses.base import Loss, LossOutput
-from tfp_ebm.losses.scales import scale_of_rows
-from tfp_ebm.noise import normal
+from tfp_ebm.random import fold_in, normal
 
-__all__ = ["DenoisingScoreMatching", "MultiscaleDenoisingScoreMatching"]
+
+def scale_of_rows(sigmas: Sequence[float], x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """One of `sigmas` for each row, `[batch, 1, ...]`: all in turn from a random first one: equal shares."""
+    first = tf.random.stateless_uniform([], seed, 0, len(sigmas), tf.int32, alg="philox")
+    indices = (first + tf.range(tf.shape(x)[0])) % len(sigmas)
+    return tf.reshape(tf.gather(tf.constant(sigmas, x.dtype), indices), [-1] + [1] * (x.shape.rank - 1))
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
@@ -126,3 +130,57 @@ class MultiscaleDenoisingScoreMatching(Loss):
     def get_config(self) -> dict[str, Any]:
         """The arguments, for Keras."""
         return {**super().get_config(), "sigmas": list(self.sigmas), "sigma0": self.sigma0}
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class NoiseConditionalDenoisingScoreMatching(Loss):
+    """Denoising of a network of (x, σ): per row ½‖σ s(x + σε; σ) + ε‖², s = −∇E, σ drawn for each row (eq. 52 × σ²).
+
+    Each row draws one scale, so that a batch holds all of them in equal shares. The energy function is called as
+    `energy_fn(x, sigma)` with x `[batch, *event]` and sigma `[batch]`. `EnergyModel.given(sigma)` is the model of the
+    data blurred by one scale, and `ebm.mcmc.annealed_langevin` samples from the largest scale to the smallest.
+
+    Args:
+      sigmas: the scales, positive and sorted, in the units of x that the loss is given; in an adapted `EnergyModel`
+        those are standard deviations of the data. Usually geometric, from about the distance of the data's modes down
+        to the finest detail wanted.
+
+    Raises:
+      TypeError, ValueError: if the scales are empty, unsorted or not positive.
+
+    Reference: Y. Song, S. Ermon, Generative modeling by estimating gradients of the data distribution, 2019,
+    arXiv:1907.05600.
+
+    >>> import tensorflow as tf
+    >>> loss = NoiseConditionalDenoisingScoreMatching(sigmas=[1.0, 0.5, 0.25])
+    >>> blurred = lambda x, sigma: 0.5 * tf.reduce_sum(x**2, -1) / (1 + sigma**2)  # N(0, I) blurred by sigma
+    >>> loss(blurred, tf.zeros([6, 2]), seed=0).per_example.shape
+    TensorShape([6])
+    """
+
+    differentiates_score = True
+    gives_condition = True
+
+    def __init__(self, sigmas: Sequence[float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.sigmas = check_sigmas("sigmas", sigmas)
+
+    def call(
+        self,
+        energy_fn: Callable[..., tf.Tensor],
+        x: tf.Tensor,
+        condition: tf.Tensor | None,
+        *,
+        seed: tf.Tensor,
+        training: bool,
+    ) -> LossOutput:
+        """½‖σ s(x + σε; σ) + ε‖² of each row."""
+        sigma = scale_of_rows(self.sigmas, x, seed)
+        epsilon = normal(tf.shape(x), fold_in(seed, 1), x.dtype)
+        rows = tf.reshape(sigma, [-1])
+        residual = sigma * score(lambda y: energy_fn(y, rows), x + sigma * epsilon) + epsilon
+        return LossOutput(0.5 * tf.reduce_sum(tf.square(residual), axis=list(range(1, x.shape.rank))))
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for Keras."""
+        return {**super().get_config(), "sigmas": list(self.sigmas)}

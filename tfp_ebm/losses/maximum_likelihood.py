@@ -6,12 +6,12 @@ The gradient of the mean log-likelihood needs no normaliser, only draws of the m
 
 so the loss is E(x) − E(x⁻), its *value* means little (it hovers around 0), and the negatives x⁻ are constants.
 
-Everything depends on their law. Chains that have not arrived, or whose law a discretisation has shifted, are learned
-into the energy, which then looks right *through those chains* and is wrong as a density: an unadjusted Langevin chain
-(`mcmc.Langevin`) of step ε on N(0, s²) teaches a precision of 2(1 − √(1 − ε²/s²))/ε² instead of 1/s². Metropolis
-kernels have no such shift; what remains is that local moves do not carry chains from mode to mode. One *global move* at
-the start of each training step does: a draw of the base distribution, accepted by Metropolis' rule, where the base does
-not overlap with the model led to it through tempered densities.
+Everything depends on their distribution. Errors of chains that have not converged, or that a discretisation biases,
+are learned by the energy, which then looks right *through those chains* and is wrong as a density: an unadjusted
+Langevin chain (`mcmc.Langevin`) of step ε on N(0, s²) teaches a precision of 2(1 − √(1 − ε²/s²))/ε² instead of 1/s².
+Metropolis kernels have no such bias; what remains is that local moves do not cross between modes. One *global
+move* at the start of each training step does: a draw of the base distribution, accepted by Metropolis' rule, or a
+tempered transition where the base does not overlap with the model.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm import mcmc, noise
-from tfp_ebm.arguments import check_choice, check_count, check_nonnegative, fold_in
-from tfp_ebm.base import check_base, draw
+from tfp_ebm import mcmc, random
+from tfp_ebm.arguments import check_choice, check_count, check_nonnegative
+from tfp_ebm.energy.base import check_base, draw
 from tfp_ebm.losses.base import Loss, LossOutput
-from tfp_ebm.mcmc.chains import Chains
-from tfp_ebm.mcmc.finite import is_finite
-from tfp_ebm.mcmc.langevin import clamped
-from tfp_ebm.mcmc.moves import Moved, move, move_by_xla
-from tfp_ebm.mcmc.wrapping import is_calibrated
-
-__all__ = ["MaximumLikelihood"]
+from tfp_ebm.mcmc.kernels.kernel import is_calibrated
+from tfp_ebm.mcmc.kernels.langevin import clamped
+from tfp_ebm.mcmc.running.finite import is_finite
+from tfp_ebm.mcmc.running.steps import Moved, move, move_by_xla
+from tfp_ebm.mcmc.starts import ChainStart
+from tfp_ebm.random import fold_in
 
 FORMS = ("difference", "softplus", "logsumexp")
 GLOBAL_MOVES = ("auto", "independence", "tempered")
@@ -50,7 +49,7 @@ class MaximumLikelihood(Loss):
 
     Each training step takes as many chains as the batch has rows, restarts those that are not finite, makes one global
     move and `num_steps` steps of the kernel, and keeps the chains if they are persistent. No gradient flows through
-    them. Chains run in standardised coordinates.
+    them. ChainStart run in standardised coordinates.
 
     Args:
       kernel: a kernel of `ebm.mcmc`, or any callable `target -> tfp.mcmc.TransitionKernel`. The step size of an
@@ -99,7 +98,7 @@ class MaximumLikelihood(Loss):
         self,
         kernel: Any,
         num_steps: int,
-        chains: Chains,
+        chains: ChainStart,
         *,
         global_move: str | None = "auto",
         num_temperatures: int = 10,
@@ -113,7 +112,7 @@ class MaximumLikelihood(Loss):
         super().__init__(**kwargs)
         if not callable(kernel):
             raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
-        if not isinstance(chains, Chains):
+        if not isinstance(chains, ChainStart):
             raise TypeError(f"`chains` must be mcmc.FromData(), FromBase() or ReplayBuffer(capacity), got {chains!r}.")
         if global_move is not None:
             check_choice("global_move", global_move, GLOBAL_MOVES)
@@ -183,7 +182,7 @@ class MaximumLikelihood(Loss):
     ) -> LossOutput:
         """E(x) − E(x⁻) of each row, in the form asked for."""
         if self.data_noise > 0.0:
-            x += self.data_noise * noise.normal(tf.shape(x), fold_in(seed, 0), x.dtype)
+            x += self.data_noise * random.normal(tf.shape(x), fold_in(seed, 0), x.dtype)
             box = getattr(self.kernel, "clamp", None)
             x = x if box is None else clamped(x, *box)
         negatives, weights, metrics = self.negatives(energy_fn, x, fold_in(seed, 1), training)
@@ -286,8 +285,8 @@ class MaximumLikelihood(Loss):
             base = energy_fn.base
         else:
             raise ValueError(f"`base` must be given to {type(self.chains).__name__} for an energy that has none.")
-        units = getattr(energy_fn, "units", None)
-        return base if units is None else units.standardized(base)
+        standardization = getattr(energy_fn, "standardization", None)
+        return base if standardization is None else standardization.standardized(base)
 
     def _kl_term(self, energy_fn: Callable[..., tf.Tensor], negatives: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """sg(E)(x') − log min_j ‖x' − x⁻_j‖ with x' = x⁻ − ½ε²∇E(x⁻) + εZ, of each row."""
@@ -297,7 +296,7 @@ class MaximumLikelihood(Loss):
             total = tf.reduce_sum(energy_fn(negatives))
         slope = tape.gradient(total, negatives)
         after = (
-            negatives - 0.5 * epsilon**2 * slope + epsilon * noise.normal(tf.shape(negatives), seed, negatives.dtype)
+            negatives - 0.5 * epsilon**2 * slope + epsilon * random.normal(tf.shape(negatives), seed, negatives.dtype)
         )
         fixed = tf.stop_gradient(after)
         with tf.GradientTape() as tape:

@@ -25,14 +25,14 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm import codec
-from tfp_ebm.arguments import check_choice, check_count, check_positive, fold_in
-from tfp_ebm.base import Moments, check_base, draw
-from tfp_ebm.batches import first_rows, row_blocks
+from tfp_ebm import serialization
+from tfp_ebm.arguments import check_choice, check_count, check_positive
+from tfp_ebm.energy.base import check_base, draw
+from tfp_ebm.energy.data import first_rows, row_blocks
+from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.losses.base import Loss, LossOutput
 from tfp_ebm.losses.noise_models import MIXTURE_ROWS, FittedNoise
-
-__all__ = ["NoiseContrastiveEstimation"]
+from tfp_ebm.random import fold_in
 
 NOISES = ("gaussian", "gaussian_mixture", "kernel_density")
 
@@ -147,7 +147,7 @@ class NoiseContrastiveEstimation(Loss):
         if self.noise in (None, "gaussian"):
             blocks = iter(row_blocks(x))
             first = list(itertools.islice(blocks, 1))
-            moments = Moments.of(itertools.chain(first, blocks))
+            moments = DataMoments.of(itertools.chain(first, blocks))
             self._given.fitted = FittedNoise.gaussian(moments, first[0].shape[1:])
         elif self.noise == "gaussian_mixture":
             rows, _ = first_rows(x, MIXTURE_ROWS, None)
@@ -228,8 +228,8 @@ class NoiseContrastiveEstimation(Loss):
                 + (", for an energy that has no base." if self.noise is None else f": {self.noise!r} is not yet.")
             )
         check_base("noise", noise, x.dtype, tuple(x.shape[1:]))
-        units = getattr(energy_fn, "units", None)
-        return noise if units is None else units.standardized(noise)
+        standardization = getattr(energy_fn, "standardization", None)
+        return noise if standardization is None else standardization.standardized(noise)
 
     def _begin(self, log_ratio: tf.Tensor, num_rows: tf.Tensor) -> None:
         """Starts log Z, in the first training step that can, at the minimum of this batch's loss over log Z alone."""
@@ -267,8 +267,8 @@ class NoiseContrastiveEstimation(Loss):
             has_begun = bool(self._begun.value.numpy())
         return tf.identity(self.log_normalizer.value) if has_begun else None
 
-    def complaint(self, metrics: Mapping[str, float]) -> str:
-        """See `Loss.complaint`: noise that is too easy, or does not cover the data."""
+    def training_warning(self, metrics: Mapping[str, float]) -> str:
+        """See `Loss.training_warning`: noise that is too easy, or does not cover the data."""
         if metrics.get("uncovered", 0.0) > 0.0:
             return (
                 f"the noise has no density at {metrics['uncovered']:.2%} of the data, where nothing is learned: take "
@@ -287,12 +287,12 @@ class NoiseContrastiveEstimation(Loss):
         fitted = self._given.fitted
         return {
             **super().get_config(),
-            "noise": codec.encode(self.noise, "noise"),
+            "noise": serialization.encode(self.noise, "noise"),
             "noise_ratio": self.noise_ratio,
             "num_components": self.num_components,
             "num_centers": self.num_centers,
             "bandwidth": self.bandwidth,
-            "fitted": None if fitted is None else [codec.encode(value, "noise") for value in fitted],
+            "fitted": None if fitted is None else [serialization.encode(value, "noise") for value in fitted],
         }
 
     @classmethod
@@ -300,9 +300,9 @@ class NoiseContrastiveEstimation(Loss):
         """The inverse of `get_config`."""
         config = dict(config)
         fitted = config.pop("fitted")
-        loss = cls(**{**config, "noise": codec.decode(config["noise"])})
+        loss = cls(**{**config, "noise": serialization.decode(config["noise"])})
         if fitted is not None:
-            shape, loc, scale, probs = (codec.decode(value) for value in fitted)
+            shape, loc, scale, probs = (serialization.decode(value) for value in fitted)
             probs = None if probs is None else probs.numpy()
             loss._given.fitted = FittedNoise(tuple(shape), loc.numpy(), scale.numpy(), probs)
         return loss

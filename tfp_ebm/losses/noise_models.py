@@ -24,13 +24,12 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm import noise
-from tfp_ebm.arguments import fold_in
-from tfp_ebm.base import FULL_COVARIANCE_LIMIT, Moments, gaussian
+from tfp_ebm import random
+from tfp_ebm.energy.base import gaussian
+from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT, DataMoments
+from tfp_ebm.random import fold_in
 
 tfb, tfd = tfp.bijectors, tfp.distributions
-
-__all__ = ["FittedNoise", "GaussianMixture", "expectation_maximisation"]
 
 # Added to the variances of a mixture's components, in variances of the data: none shrinks to a point.
 _VARIANCE_FLOOR = 1e-4
@@ -107,9 +106,9 @@ class GaussianMixture(tfp.distributions.Distribution):
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
         seed = tfp.random.sanitize_seed(seed)
-        u = noise.uniform([n], fold_in(seed, 0), self.dtype)
+        u = random.uniform([n], fold_in(seed, 0), self.dtype)
         component = tf.searchsorted(tf.constant(self._below), u)
-        z = noise.normal([n, self._loc.shape[1]], fold_in(seed, 1), self.dtype)
+        z = random.normal([n, self._loc.shape[1]], fold_in(seed, 1), self.dtype)
         if self._scale.ndim == 2:
             return tf.gather(self._loc, component) + tf.tensordot(z, self._scale.T, 1)
         return tf.gather(self._loc, component) + tf.linalg.matvec(tf.gather(self._scale, component), z)
@@ -145,7 +144,7 @@ class FittedNoise(NamedTuple):
     probs: np.ndarray | None = None
 
     @classmethod
-    def gaussian(cls, moments: Moments, event_shape: tuple[int, ...]) -> FittedNoise:
+    def gaussian(cls, moments: DataMoments, event_shape: tuple[int, ...]) -> FittedNoise:
         """The Gaussian of these moments: what `fit_base` makes."""
         moments.check_varies()
         return cls(event_shape, moments.mean, moments.cholesky())
@@ -185,7 +184,7 @@ class FittedNoise(NamedTuple):
         return tfd.TransformedDistribution(flat, tfb.Reshape(self.event_shape))
 
 
-def _rows(x: np.ndarray, minimum: int, name: str) -> tuple[np.ndarray, Moments]:
+def _rows(x: np.ndarray, minimum: int, name: str) -> tuple[np.ndarray, DataMoments]:
     """`x` as float64 `[rows, d]`, and its moments."""
     rows = np.asarray(x, np.float64).reshape(len(x), -1)
     if len(rows) < minimum:
@@ -195,7 +194,7 @@ def _rows(x: np.ndarray, minimum: int, name: str) -> tuple[np.ndarray, Moments]:
             f"`noise` with full covariances takes at most {FULL_COVARIANCE_LIMIT} coordinates, got {rows.shape[1]}: "
             "use the default, which is diagonal there."
         )
-    moments = Moments.of([rows])
+    moments = DataMoments.of([rows])
     moments.check_varies()
     return rows, moments
 

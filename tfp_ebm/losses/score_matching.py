@@ -20,8 +20,6 @@ from tfp_ebm.arguments import check_choice, check_count
 from tfp_ebm.derivatives import energy_score_laplacian
 from tfp_ebm.losses.base import Loss, LossOutput
 
-__all__ = ["ScoreMatching"]
-
 
 @keras.saving.register_keras_serializable("tfp_ebm")
 class ScoreMatching(Loss):

@@ -18,12 +18,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_ebm import noise
+from tfp_ebm import random
 from tfp_ebm.arguments import check_choice, check_count
 from tfp_ebm.derivatives import energy_score_curvature
 from tfp_ebm.losses.base import Loss, LossOutput
-
-__all__ = ["SlicedScoreMatching"]
 
 PROJECTIONS = ("gaussian", "rademacher", "sphere")
 
@@ -91,9 +89,9 @@ class SlicedScoreMatching(Loss):
         """Directions `[num_projections, batch, *event]` for the rows of x."""
         shape = tf.concat([[self.num_projections], tf.shape(x)], 0)
         if self.projection == "rademacher":
-            v = noise.rademacher(shape, seed, x.dtype)
+            v = random.rademacher(shape, seed, x.dtype)
         else:
-            v = noise.normal(shape, seed, x.dtype)
+            v = random.normal(shape, seed, x.dtype)
         v = tf.ensure_shape(v, [self.num_projections, *x.shape])
         if self.projection == "sphere":
             axes = list(range(2, v.shape.rank))

@@ -21,14 +21,14 @@ from typing import Any
 import tensorflow as tf
 
 from tfp_ebm import arguments
-from tfp_ebm.energy import as_state
-from tfp_ebm.mcmc.driver import Chain, chain_key, find_compiled
-from tfp_ebm.mcmc.finite import count_nonfinite
-from tfp_ebm.mcmc.kernels import Langevin, TargetLogProbFn
-from tfp_ebm.mcmc.run import check_state, find_loop, run_or_fall_back, xla_pays
+from tfp_ebm.energy.shapes import as_state
+from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
+from tfp_ebm.mcmc.kernels.langevin import Langevin
+from tfp_ebm.mcmc.running.compiled import check_state, find_compiled, find_loop, run_or_fall_back, xla_pays
+from tfp_ebm.mcmc.running.finite import count_nonfinite
+from tfp_ebm.mcmc.running.loop import Chain
 from tfp_ebm.mcmc.sampling import Samples
-
-__all__ = ["annealed_langevin"]
+from tfp_ebm.random import chain_key, stateless_seed
 
 # In units of the smallest noise scale; Song & Ermon's own is .45 (α = 2·10⁻⁵ at σ = .01).
 _STEP_SIZE = 0.4
@@ -88,7 +88,7 @@ def annealed_langevin(
     scales = sorted(arguments.check_sigmas("sigmas", sigmas), reverse=True)
     num_steps = arguments.check_count("num_steps", num_steps)
     smallest = _STEP_SIZE * scales[-1] if step_size is None else arguments.check_positive("step_size", step_size)
-    seed = arguments.stateless_seed(seed)
+    seed = stateless_seed(seed)
     if jit_compile not in (True, False, "auto"):
         raise ValueError(f"`jit_compile` must be True, False or 'auto', got {jit_compile!r}.")
     energy_function = getattr(target_log_prob_fn, "energy_function", None)
@@ -101,14 +101,14 @@ def annealed_langevin(
             raise ValueError("`target_log_prob_fn` must be a model of (x, sigma), got one whose network takes x alone.")
         target = energy_function.unnormalized_log_prob
         x = as_state(initial_state, energy_function.dtype, energy_function.event_shape, "initial_state")
-        state = check_state(energy_function.units.to_z(x))
+        state = check_state(energy_function.standardization.to_z(x))
     levels = tf.constant(scales, state.dtype)
     samples = _run(target, state, levels, smallest * levels / levels[-1], num_steps, seed, jit_compile)
     if energy_function is None:
         return samples
     return samples._replace(
-        states=energy_function.units.to_x(samples.states),
-        unnormalized_log_prob=samples.unnormalized_log_prob - energy_function.units.log_scale_sum(),
+        states=energy_function.standardization.to_x(samples.states),
+        unnormalized_log_prob=samples.unnormalized_log_prob - energy_function.standardization.log_scale_sum(),
     )
 
 

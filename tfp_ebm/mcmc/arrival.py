@@ -26,13 +26,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.mcmc import moments as moments_of
-from tfp_ebm.mcmc.kernels import TargetLogProbFn
-from tfp_ebm.mcmc.moments import Moments
-from tfp_ebm.mcmc.run import Run
+from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
+from tfp_ebm.mcmc.running import moments as moments_of
+from tfp_ebm.mcmc.running.moments import Moments
+from tfp_ebm.mcmc.running.stretches import Run
 from tfp_ebm.mcmc.summary import reduce
-
-__all__ = ["MAX_RHAT", "MIN_CHAINS", "Arrival", "judge", "last_states"]
 
 MAX_RHAT = 1.05
 # With fewer chains a covariance over them says little.

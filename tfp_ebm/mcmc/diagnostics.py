@@ -24,10 +24,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm import arguments
-from tfp_ebm.mcmc.finite import count_nonfinite
+from tfp_ebm.mcmc.running.finite import count_nonfinite
 from tfp_ebm.mcmc.sampling import Samples
-
-__all__ = ["Diagnostics", "diagnose"]
 
 # R̂ needs a variance in each half of a chain.
 _MIN_RESULTS = 4

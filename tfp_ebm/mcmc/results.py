@@ -12,10 +12,10 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-__all__ = ["POINT", "accept_prob", "find", "is_accepted", "refreshed", "replaced"]
-
 # Fields that speak of the current point and of nothing else.
 POINT = ("target_log_prob", "grads_target_log_prob", "transformed_state")
+
+
 _NESTED = ("inner_results", "accepted_results")
 
 

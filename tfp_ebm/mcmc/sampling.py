@@ -15,16 +15,17 @@ are arguments.
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.mcmc.driver import Chain, Rows
-from tfp_ebm.mcmc.finite import count_nonfinite
-from tfp_ebm.mcmc.kernels import TargetLogProbFn
-from tfp_ebm.mcmc.run import Run
-
-__all__ = ["Samples", "sample"]
+from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
+from tfp_ebm.mcmc.running.finite import count_nonfinite
+from tfp_ebm.mcmc.running.loop import Chain, Rows
+from tfp_ebm.mcmc.running.stretches import Run
 
 
 class Samples(NamedTuple):
@@ -36,7 +37,7 @@ class Samples(NamedTuple):
       is_accepted: whether the step that led to the state was accepted, `[num_results, *chains]`. All True for kernels
         that accept everything; for a kernel whose results do not tell, whether the chain moved.
       step_size: the kernel's step size (the scale of a random walk) after the last step, adapted if the kernel adapts;
-        a tuple for a `Sequence` with several; None for a kernel that has none, or is not one of this package's.
+        a tuple for a `Sequential` with several; None for a kernel that has none, or is not one of this package's.
       num_nonfinite: int32, the number of chains with a NaN or an infinity in any kept state, or with a kept log density
         that is NaN or infinite. Metropolis kernels never leave a point of log density −inf or NaN once there.
       evaluations_per_result: how often each chain evaluates the target, with its gradient if the kernel needs it, from
@@ -51,10 +52,39 @@ class Samples(NamedTuple):
     evaluations_per_result: int | None = None
 
     def to_arviz(self) -> Any:
-        """These draws in ArviZ's form; see `ebm.mcmc.to_arviz`."""
-        from tfp_ebm.mcmc.arviz import to_arviz
+        """Converts the draws to ArviZ's `InferenceData`, or to `xarray.DataTree` from ArviZ 1 on.
 
-        return to_arviz(self)
+        The group `posterior` holds `x` `[chain, draw, *event]`, with all chain axes joined; `sample_stats` holds `lp`,
+        the unnormalised log density, and `accepted`, both `[chain, draw]`. `arviz.summary` of it gives the figures of
+        `diagnose`: `sd`, `mcse_mean`, `ess_bulk`, and as `r_hat` its `rhat_rank`.
+
+        Raises:
+          ImportError: if ArviZ is not installed (`pip install "tfp_ebm[arviz]"`).
+        """
+        try:
+            import arviz
+        except ImportError as error:
+            raise ImportError('to_arviz needs ArviZ: pip install "tfp_ebm[arviz]".') from error
+
+        rank = np.ndim(self.is_accepted)
+
+        def by_chain(values: Any) -> np.ndarray:
+            """`[draw, *chains, ...]` as `[chain, draw, ...]`."""
+            array = np.asarray(values)
+            return np.moveaxis(array.reshape(len(array), -1, *array.shape[rank:]), 0, 1)
+
+        groups = {
+            "posterior": {"x": by_chain(self.states)},
+            "sample_stats": {"lp": by_chain(self.unnormalized_log_prob), "accepted": by_chain(self.is_accepted)},
+        }
+        with warnings.catch_warnings():
+            # ArviZ suspects swapped axes where there are more chains than draws; here that is usual.
+            for message in ("More chains .* than draws", "Found chain dimension to be longer than draw dimension"):
+                warnings.filterwarnings("ignore", message)
+            from_dict: Any = arviz.from_dict
+            if "posterior" in inspect.signature(from_dict).parameters:
+                return from_dict(**groups)
+            return from_dict(groups)  # from release 1 on: all groups in one dictionary
 
 
 def sample(

@@ -17,12 +17,10 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfp_ebm.mcmc import moments as moments_of
-from tfp_ebm.mcmc.kernels import TargetLogProbFn
-from tfp_ebm.mcmc.moments import Moments
-from tfp_ebm.mcmc.run import Run
-
-__all__ = ["Summary", "reduce", "summarize"]
+from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
+from tfp_ebm.mcmc.running import moments as moments_of
+from tfp_ebm.mcmc.running.moments import Moments
+from tfp_ebm.mcmc.running.stretches import Run
 
 # R̂ needs a variance in each half of a chain.
 _MIN_RESULTS = 4

@@ -22,10 +22,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.arguments import check_count, stateless_seed
+from tfp_ebm.arguments import check_count
 from tfp_ebm.networks.fourier import FourierFeatures
-
-__all__ = ["convnet", "mlp"]
+from tfp_ebm.random import stateless_seed
 
 Activation = str | Callable[[Any], Any]
 

@@ -1,8 +1,8 @@
 """Networks of (x, condition): a family of energies E(x; c), one for each value of a number c, such as a noise scale.
 
 Keras has two ways to write such a network, a functional model with two inputs and a subclass whose `call` takes two
-tensors; here both are called in one way. With c held fixed by `Given` the network is an ordinary one, and nothing
-that takes networks of x alone has to know of conditions.
+tensors; here both are called in one way. With c held fixed by `FixedCondition` the network is an ordinary one,
+and nothing that takes networks of x alone has to know of conditions.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import tensorflow as tf
 
 from tfp_ebm.arguments import check_finite
 from tfp_ebm.derivatives.forward_laplacian import graph_of
-
-__all__ = ["Given", "call_network", "serialized", "takes_condition"]
 
 
 def takes_condition(network: Any) -> bool:
@@ -76,7 +74,7 @@ def serialized(network: keras.layers.Layer) -> dict[str, Any]:
     Keras notes the shape of the first argument alone, and warns at loading if it cannot build a subclassed network from
     that; a network of two has to be built by who calls it.
 
-    >>> sorted(serialized(Given(keras.Model([x := keras.Input((2,)), keras.Input(())], x), 1.0))["config"])[:2]
+    >>> sorted(serialized(FixedCondition(keras.Model([x := keras.Input((2,)), keras.Input(())], x), 1.0))["config"])[:2]
     ['condition', 'dtype']
     """
     config = keras.saving.serialize_keras_object(network)
@@ -86,7 +84,7 @@ def serialized(network: keras.layers.Layer) -> dict[str, Any]:
 
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
-class Given(keras.layers.Layer):
+class FixedCondition(keras.layers.Layer):
     """A network of (x, condition) with the condition held fixed: a network of x alone, with the same weights.
 
     Args:
@@ -101,7 +99,7 @@ class Given(keras.layers.Layer):
 
     >>> x, sigma = keras.Input((2,)), keras.Input(())
     >>> network = keras.Model([x, sigma], x * keras.ops.expand_dims(sigma, -1))
-    >>> Given(network, 3.0)(tf.ones([1, 2])).numpy().tolist()
+    >>> FixedCondition(network, 3.0)(tf.ones([1, 2])).numpy().tolist()
     [[3.0, 3.0]]
     """
 
@@ -133,7 +131,7 @@ class Given(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Given:
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> FixedCondition:
         """Rebuilds the layer from `get_config`."""
         network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
         return cls(**{**config, "network": network})

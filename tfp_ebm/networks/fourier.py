@@ -21,8 +21,6 @@ import tensorflow as tf
 from tfp_ebm.arguments import check_count, check_positive
 from tfp_ebm.networks.precision import at_least_float32
 
-__all__ = ["FourierFeatures"]
-
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 class FourierFeatures(keras.layers.Layer):

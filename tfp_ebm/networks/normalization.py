@@ -20,8 +20,6 @@ import tensorflow as tf
 
 from tfp_ebm.networks.precision import at_least_float32
 
-__all__ = ["GroupNormalization", "LayerNormalization"]
-
 
 def _standardize(x: tf.Tensor, axes: list[int], epsilon: float) -> tf.Tensor:
     """(x − m)/√(v + ε) over `axes`, with the gradient of m kept in v."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-__all__ = ["at_least_float32"]
-
 
 def at_least_float32(x: tf.Tensor) -> tf.Tensor:
     """Returns `x` in float32 if it came in a half precision, else as it is.

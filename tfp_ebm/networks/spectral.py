@@ -23,8 +23,6 @@ import tensorflow as tf
 from tfp_ebm.arguments import check_count
 from tfp_ebm.networks.precision import at_least_float32
 
-__all__ = ["SpectralNormalization"]
-
 _OUTPUTS_LAST = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _OUTPUTS_SECOND_LAST = (
     keras.layers.Conv1DTranspose,

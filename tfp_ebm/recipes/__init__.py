@@ -19,14 +19,15 @@ is an energy whose *cold, short* chains give pictures, not the density exp(−E)
 `losses.PersistentContrastiveDivergence`. In other units, z = (x − loc)/s, the same step has ε/s, τ/s, a gradient clip
 of c·s and the box moved alike, since ∇_z E = s∇_x E.
 
-Draws of the three are in the buffer, `model.units.to_x(model.loss.chains.states)`, or come from the same chains run
-anew: `EnergyDistribution(model, kernel=model.loss.kernel, base=model.loss.chains.base, num_burnin_steps=...)`.
+Draws of the three are in the buffer, `model.standardization.to_x(model.loss.chains.states)`, or come from the same
+chains run again:
+`EnergyDistribution(model, kernel=model.loss.kernel, base=model.loss.chains.base, num_burnin_steps=...)`.
 `li_chen_sommer_2019_samples` draws from the fourth.
 """
 
-from tfp_ebm.recipes.annealed import li_chen_sommer_2019, li_chen_sommer_2019_samples
-from tfp_ebm.recipes.persistent import small_images
+from tfp_ebm.recipes.li_chen_sommer import li_chen_sommer_2019, li_chen_sommer_2019_samples
 from tfp_ebm.recipes.short_run import du_mordatch_2019, jem, uva_mnist
+from tfp_ebm.recipes.small_images import small_images
 from tfp_ebm.recipes.tables import loss_for, low_dimensional, noise_scale, settings_for
 
 __all__ = [

@@ -10,9 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm.arguments import check_finite
-from tfp_ebm.model import EnergyModel
-
-__all__ = ["adam", "model_of_pixels", "uniform_base"]
+from tfp_ebm.model.energy_model import EnergyModel
 
 tfd = tfp.distributions
 
@@ -27,8 +25,8 @@ def model_of_pixels(network: Any, pixels: Any, box: tuple[float, float], event_s
     model = EnergyModel(network, event_shape=event_shape, seed=seed)
     shape = model.event_shape  # an error that names `event_shape`, where it is unknown
     scale = (high - low) / (box[1] - box[0])
-    model.units.loc.assign(np.full(shape, low - box[0] * scale))
-    model.units.scale.assign(np.full(shape, scale))
+    model.standardization.loc.assign(np.full(shape, low - box[0] * scale))
+    model.standardization.scale.assign(np.full(shape, scale))
     return model
 
 

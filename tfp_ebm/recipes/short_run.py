@@ -27,11 +27,9 @@ import tensorflow as tf
 
 from tfp_ebm import losses, mcmc
 from tfp_ebm.arguments import check_count
-from tfp_ebm.energy import input_event_shape
-from tfp_ebm.model import EnergyModel
+from tfp_ebm.energy.shapes import input_event_shape
+from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.recipes.pixels import adam, model_of_pixels, uniform_base
-
-__all__ = ["DuMordatchAdam", "du_mordatch_2019", "jem", "uva_mnist"]
 
 
 def du_mordatch_2019(

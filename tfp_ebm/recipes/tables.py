@@ -10,11 +10,10 @@ import numpy as np
 
 from tfp_ebm import losses, networks
 from tfp_ebm.arguments import check_count, check_data, check_positive
-from tfp_ebm.base import FULL_COVARIANCE_LIMIT, fit_base
+from tfp_ebm.energy.base import fit_base
+from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT
 from tfp_ebm.losses.base import alias
-from tfp_ebm.model import EnergyModel
-
-__all__ = ["loss_for", "low_dimensional", "noise_scale", "settings_for"]
+from tfp_ebm.model.energy_model import EnergyModel
 
 # Batches that one compiled call runs: Keras's own cost per call is then small beside the step's.
 _STEPS_PER_EXECUTION = 100

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.noise import normal, uniform
+from tfp_ebm.random import normal, uniform
 from tfp_ebm.targets.target import Sampler, Target, component, split
-
-__all__ = ["banana", "eight_gaussians", "funnel", "rosenbrock", "swiss_roll", "two_gaussians", "two_moons"]
 
 
 def _round_gaussians(

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.noise import normal, uniform
+from tfp_ebm.random import normal, uniform
 from tfp_ebm.targets.target import Target, component, radius_of, split
-
-__all__ = ["checkerboard", "pinwheel", "rings"]
 
 
 def rings(dtype: Any = tf.float32) -> Target:

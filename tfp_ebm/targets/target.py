@@ -12,11 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm.arguments import stateless_seed
-from tfp_ebm.noise import uniform
-
-__all__ = ["Target"]
-
+from tfp_ebm.random import stateless_seed, uniform
 
 LogProb = Callable[[tf.Tensor], tf.Tensor]
 Sampler = Callable[[Any, tf.Tensor, tf.DType], tf.Tensor]

@@ -1,0 +1,181 @@
+"""What an energy is: E(x) with p(x) = exp(−E(x)) / Z (eqs. 1-2), as a function of standardised coordinates.
+
+A network sees z = (x − loc) / scale. Losses, kernels and noise scales work in z; everything public speaks x, with
+
+    E(x) = E_z(z) + Σ log scale,        so that  p(x) = p_z(z) / Π scale  and  log Z is the same in both.
+
+`EnergyFunction` is E_z: what a loss, a sampler or the derivative engine receives. It is a sum of terms, the
+network and, where there is a base measure, the tilt −log base, each a plain callable `[batch, *event] -> [batch]`.
+
+A network may take a condition beside x, one number per row: then E_z(z; c) is a family of energies, one for each c.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm.derivatives.forward_laplacian import forward_laplacian_rule, no_rule
+from tfp_ebm.derivatives.jet import Jet
+from tfp_ebm.networks.conditional import call_network, takes_condition
+
+if TYPE_CHECKING:
+    from tfp_ebm.energy.base import GaussianBase
+    from tfp_ebm.energy.standardization import Standardization
+from tfp_ebm.energy.shapes import as_state, one_per_row, over_leading_dimensions, state_dtype
+
+
+class BaseTilt:
+    """The tilt −log base_z(z) = −log base(x) − Σ log scale of a base measure, `[batch, *event] -> [batch]`."""
+
+    def __init__(self, base_measure: tfp.distributions.Distribution, standardization: Standardization) -> None:
+        self.base_measure, self.standardization = base_measure, standardization
+
+    def __call__(self, z: tf.Tensor) -> tf.Tensor:
+        """The tilt of states in standardised coordinates."""
+        return -self.base_measure.log_prob(self.standardization.to_x(z)) - self.standardization.log_scale_sum()
+
+
+@forward_laplacian_rule(BaseTilt)
+def _gaussian_tilt(tilt: BaseTilt, jet: Jet) -> Jet:
+    """½‖L⁻¹(x − μ)‖² + log det L + ½d log 2π, for the Gaussians that `fit_base` makes; others take the reverse road."""
+    base = tilt.base_measure
+    if isinstance(base, tfp.distributions.TransformedDistribution) and isinstance(base.bijector, tfp.bijectors.Reshape):
+        base = base.distribution
+    if type(base) not in (tfp.distributions.MultivariateNormalTriL, tfp.distributions.MultivariateNormalDiag):
+        raise no_rule(tilt, f"has a base measure, {type(base).__name__}, that is not a multivariate normal")
+    size = base.event_shape[0]
+    centred = tilt.standardization.to_x(jet).linear(lambda t: tf.reshape(t, [-1, size])) - base.loc
+    squares = centred.linear(base.scale.solvevec).elementwise(tf.square).sum(-1)
+    constant = (
+        base.scale.log_abs_determinant() + 0.5 * size * math.log(2.0 * math.pi) - tilt.standardization.log_scale_sum()
+    )
+    return squares * 0.5 + constant
+
+
+class EnergyFunction:
+    """E_z, the energy in standardised coordinates: network(z), tilted by −log base_z(z) where there is a base measure.
+
+    Args:
+      network: any Keras layer `[batch, *event] -> [batch]` or `[batch, 1]`; it may take a condition `[batch]` beside z.
+      event_shape: shape of one state.
+      standardization: the standardisation z = (x − loc)/scale.
+      base_measure: a distribution in x, or None.
+      training: the mode in which the network's layers run (dropout and the like) unless a call says otherwise.
+      fitted_base: the Gaussian that stands in as base where there is no base measure.
+
+    Attributes:
+      network: the Keras layer, whose graph the derivative engine reads.
+      event_shape: tuple of ints.
+      dtype: dtype of states and energies, float32 or float64.
+      is_conditional: whether the network takes a condition.
+    """
+
+    def __init__(
+        self,
+        network: keras.layers.Layer,
+        event_shape: tuple[int, ...],
+        standardization: Standardization,
+        base_measure: tfp.distributions.Distribution | None = None,
+        training: bool = False,
+        fitted_base: GaussianBase | None = None,
+    ) -> None:
+        self.training = training
+        self.fitted_base = fitted_base
+        self.network = network
+        self.event_shape = tuple(event_shape)
+        self.dtype = state_dtype(network)
+        self.is_conditional = takes_condition(network)
+        self.standardization = standardization
+        self.base_measure = base_measure
+        self.tilt = None if base_measure is None else BaseTilt(base_measure, standardization)
+
+    @property
+    def terms(self) -> tuple[Callable[[tf.Tensor], tf.Tensor], ...]:
+        """Callables `[batch, *event] -> [batch]` whose sum is E_z; the first is the network's."""
+        return (self.network_term,) if self.tilt is None else (self.network_term, self.tilt)
+
+    def check_network(self) -> None:
+        """Builds the network if it is not yet, and raises ValueError if it does not return one number per row."""
+        condition = keras.KerasTensor((None,), dtype=self.dtype) if self.is_conditional else None
+        output = call_network(self.network, keras.KerasTensor((None, *self.event_shape), dtype=self.dtype), condition)
+        shape = getattr(output, "shape", None)
+        if shape is None or len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] not in (1, None)):
+            raise ValueError(
+                "`network` must return one energy per row, shape [batch] or [batch, 1], "
+                f"got {shape if shape is not None else type(output).__name__} for input (None, {self.event_shape})."
+            )
+
+    def in_mode(self, training: bool) -> EnergyFunction:
+        """The same energy with its network's layers in training or in inference mode."""
+        twin = copy.copy(self)
+        twin.training = training
+        return twin
+
+    @property
+    def base(self) -> tfp.distributions.Distribution:
+        """The base distribution, over x: the base measure, else the Gaussian fitted to the data.
+
+        Raises:
+          ValueError: if there is none yet.
+        """
+        if self.base_measure is not None:
+            return self.base_measure
+        if self.fitted_base is None or not self.fitted_base.is_fitted:
+            raise ValueError(
+                "the model has no base distribution yet: call `adapt(x)` or `fit`, or pass `base_measure`."
+            )
+        return self.fitted_base.distribution()
+
+    def network_term(self, z: tf.Tensor, condition: tf.Tensor | None = None, training: bool | None = None) -> tf.Tensor:
+        """The network's energies `[batch]`, in the state's dtype whatever precision it computes in."""
+        mode = self.training if training is None else training
+        return one_per_row(tf.cast(call_network(self.network, z, condition, training=mode), self.dtype), z)
+
+    def condition_of_rows(self, condition: Any, z: tf.Tensor) -> tf.Tensor | None:
+        """`condition`, a scalar or of the leading shape of z, as `[batch]`, batch running over all leading dimensions.
+
+        Raises:
+          TypeError: for a tensor of another dtype than the states'.
+          ValueError: if it is missing, does not fit z, or is given where the network takes none.
+        """
+        if not self.is_conditional:
+            if condition is not None:
+                raise ValueError("`condition` must not be given: the network takes x alone.")
+            return None
+        if condition is None:
+            raise ValueError(
+                "`condition` must be given: the network takes (x, condition). `model.given(condition)` is a model with "
+                "the condition held fixed."
+            )
+        condition = as_state(condition, self.dtype, (), "condition")
+        leading = z.shape.rank - len(self.event_shape)
+        if condition.shape.rank == leading + 1 and condition.shape[-1] == 1:  # a column, as Keras makes of vectors
+            condition = tf.squeeze(condition, -1)
+        if condition.shape.rank and not condition.shape.is_compatible_with(z.shape[:leading]):
+            raise ValueError(
+                f"`condition` must be a number or have the leading shape of x, {tuple(z.shape[:leading])}, got shape "
+                f"{tuple(condition.shape)}."
+            )
+        return tf.reshape(tf.broadcast_to(condition, tf.shape(z)[:leading]), [-1])
+
+    def __call__(self, z: tf.Tensor, condition: Any = None, training: bool | None = None) -> tf.Tensor:
+        """E_z of states `[..., *event]`, shape `[...]`; `condition` is a scalar or of that shape."""
+        rows = self.condition_of_rows(condition, z)
+
+        def energies(flat: tf.Tensor) -> tf.Tensor:
+            total = self.network_term(flat, rows, training)
+            return total if self.tilt is None else total + self.tilt(flat)
+
+        return over_leading_dimensions(energies, z, len(self.event_shape))
+
+    def unnormalized_log_prob(self, z: tf.Tensor, condition: Any = None) -> tf.Tensor:
+        """−E_z: what a kernel that works in standardised coordinates takes as its target."""
+        z = as_state(z, self.dtype, self.event_shape, "z")
+        return -self(z, condition)

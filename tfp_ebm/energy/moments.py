@@ -1,0 +1,92 @@
+"""Mean and covariance of data, in float64, in one pass that merges blocks (Chan, Golub & LeVeque 1979)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_probability as tfp
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+
+
+# Above this many coordinates the covariance is diagonal: a full factor would outweigh the network.
+FULL_COVARIANCE_LIMIT = 512
+
+
+# Smallest eigenvalue of a correlation matrix that is kept as it is: float32 solves well down to there.
+SMALLEST_EIGENVALUE = 1e-4
+
+
+class DataMoments(NamedTuple):
+    """Mean and centred sums of squares of the rows seen, in float64; `comoment` is `[d, d]`, or its diagonal `[d]`."""
+
+    num_rows: int
+    mean: np.ndarray
+    comoment: np.ndarray
+
+    @classmethod
+    def of(cls, blocks: Iterable[np.ndarray]) -> DataMoments:
+        """DataMoments of all rows of `blocks`, arrays `[rows, *event]`."""
+        total: DataMoments | None = None
+        for block in blocks:
+            rows = np.asarray(block, np.float64).reshape(len(block), -1)
+            mean = rows.mean(0)
+            centred = rows - mean
+            full = rows.shape[1] <= FULL_COVARIANCE_LIMIT
+            part = cls(len(rows), mean, centred.T @ centred if full else np.square(centred).sum(0))
+            total = part if total is None else total.merged(part)
+        if total is None:
+            raise ValueError("`x` must not be empty, but gave no rows.")
+        return total
+
+    def merged(self, other: DataMoments) -> DataMoments:
+        """DataMoments of the rows of both."""
+        num_rows = self.num_rows + other.num_rows
+        shift = other.mean - self.mean
+        squares = np.outer(shift, shift) if self.comoment.ndim == 2 else np.square(shift)
+        comoment = self.comoment + other.comoment + (self.num_rows * other.num_rows / num_rows) * squares
+        return DataMoments(num_rows, self.mean + (other.num_rows / num_rows) * shift, comoment)
+
+    @property
+    def is_constant(self) -> np.ndarray:
+        """`[d]`, where the data does not vary beyond the rounding of its mean."""
+        return np.sqrt(self._variance) <= 1e-12 * np.abs(self.mean)
+
+    @property
+    def scale(self) -> np.ndarray:
+        """Standard deviations (1/n) `[d]`, with 1 where a coordinate is constant."""
+        return np.where(self.is_constant, 1.0, np.sqrt(self._variance))
+
+    @property
+    def _variance(self) -> np.ndarray:
+        return (np.diag(self.comoment) if self.comoment.ndim == 2 else self.comoment) / self.num_rows
+
+    def check_varies(self) -> None:
+        """Raises ValueError if every coordinate is constant."""
+        if self.is_constant.all():
+            raise ValueError(f"`x` must vary, but all its {len(self.mean)} coordinates are constant.")
+
+    def cholesky(self) -> np.ndarray:
+        """Lower factor `[d, d]` of the covariance (1/n), or standard deviations `[d]` if only its diagonal is kept.
+
+        A singular covariance is shrunk towards its diagonal as little as gives every correlation eigenvalue
+        `SMALLEST_EIGENVALUE`, with a warning that says how much. A constant coordinate gets standard deviation 1.
+        """
+        if self.comoment.ndim == 1:
+            return self.scale
+        correlation = self.comoment / self.num_rows / np.outer(self.scale, self.scale)
+        correlation[self.is_constant, :] = correlation[:, self.is_constant] = 0.0
+        np.fill_diagonal(correlation, 1.0)
+        smallest = np.linalg.eigvalsh(correlation)[0]
+        if smallest < SMALLEST_EIGENVALUE:
+            amount = (SMALLEST_EIGENVALUE - smallest) / (1.0 - smallest)
+            warnings.warn(
+                "the covariance is singular to working precision (smallest eigenvalue of the correlations "
+                f"{smallest:.1e}): shrunk by {amount:.1e} towards its diagonal.",
+                stacklevel=4,
+            )
+            correlation = (1.0 - amount) * correlation + amount * np.eye(len(correlation))
+        return self.scale[:, None] * np.linalg.cholesky(correlation)

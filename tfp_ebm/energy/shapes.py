@@ -1,0 +1,101 @@
+"""Shapes and dtypes of states and energies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+if TYPE_CHECKING:
+    pass
+
+
+def input_event_shape(network: keras.layers.Layer) -> tuple[int, ...] | None:
+    """Shape of one input, the first if there are two, if the network is a model that knows it, else None."""
+    shape = getattr(network, "input_shape", None)
+    if isinstance(shape, list):
+        shape = shape[0]
+    if not isinstance(shape, tuple) or len(shape) < 2 or any(not isinstance(size, int) for size in shape[1:]):
+        return None
+    return shape[1:]
+
+
+def state_dtype(network: keras.layers.Layer) -> str:
+    """The dtype of an energy and its states: float64 if the network has float64 weights, else float32.
+
+    Mixed precision computes inside the network in half precision, but energies, whose differences decide
+    Metropolis steps and log-weights, are never reduced in less than float32.
+    """
+    dtypes = {weight.dtype for weight in network.weights}
+    if not dtypes:
+        dtypes = {layer.variable_dtype for layer in (network, *getattr(network, "layers", ()))}
+    return "float64" if "float64" in dtypes else "float32"
+
+
+def as_state(x: Any, dtype: str | tf.DType, event_shape: tuple[int, ...], name: str = "x") -> tf.Tensor:
+    """Returns `x` as a tensor `[..., *event]` of `dtype`.
+
+    Arrays and lists of numbers are converted; a *tensor* of another dtype is the state of somebody's chain or
+    graph and converting it would hide a mistake.
+
+    Raises:
+      TypeError: for a tensor of another dtype, or something that holds no numbers.
+      ValueError: if the last axes are not the event shape.
+    """
+    dtype = tf.as_dtype(dtype)
+    if tf.is_tensor(x):
+        x = tf.convert_to_tensor(x)
+        if x.dtype != dtype:
+            raise TypeError(f"`{name}` must be a tensor of dtype {dtype.name} like the energy, got {x.dtype.name}.")
+    else:
+        array = np.asarray(x)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"`{name}` must hold real numbers, got {type(x).__name__} of dtype {array.dtype}.")
+        x = tf.convert_to_tensor(array.astype(dtype.as_numpy_dtype))
+    rank = len(event_shape)
+    known = x.shape.rank is not None
+    if not known or x.shape.rank < rank or not x.shape[x.shape.rank - rank :].is_compatible_with(event_shape):
+        expected = ", ".join(["...", *map(str, event_shape)])
+        raise ValueError(
+            f"`{name}` must have shape [{expected}], got {tuple(x.shape) if known else 'a tensor of unknown rank'}."
+        )
+    return x
+
+
+def one_per_row(energies: Any, x: tf.Tensor) -> tf.Tensor:
+    """Energies `[batch]` or `[batch, 1]` of states `[batch, *event]`, as `[batch]`.
+
+    Raises:
+      ValueError: for any other shape.
+    """
+    energies = tf.convert_to_tensor(energies)
+    shape = energies.shape
+    is_column = shape.rank == 2 and shape[1] in (1, None)
+    if not (shape.rank == 1 or is_column) or not shape[:1].is_compatible_with(x.shape[:1]):
+        raise ValueError(
+            f"the energy must be one number per row, shape [batch] or [batch, 1], got {tuple(shape)} "
+            f"for states of shape {tuple(x.shape)}."
+        )
+    # reshaped to the batch of x, not to [-1], so that what mixes up rows fails where shapes are known only then
+    return tf.ensure_shape(tf.reshape(energies, tf.shape(x)[:1]), x.shape[:1])
+
+
+def over_leading_dimensions(
+    function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, event_rank: int, keeps_event: bool = False
+) -> tf.Tensor:
+    """Applies `function`, which takes `[batch, *event]`, to `[..., *event]` of any number of leading dimensions.
+
+    TFP's replica exchange, for one, calls its target with `[replica, chain, *event]`, which a Keras network
+    refuses. The function's result is `[batch]`, or `[batch, *event]` if `keeps_event`.
+    """
+    if x.shape.rank == event_rank + 1:
+        return function(x)
+    shape = tf.shape(x)
+    leading = x.shape.rank - event_rank
+    result = function(tf.reshape(x, tf.concat([[-1], shape[leading:]], 0)))
+    if keeps_event:
+        return tf.ensure_shape(tf.reshape(result, shape), x.shape)
+    return tf.ensure_shape(tf.reshape(result, shape[:leading]), x.shape[:leading])

@@ -1,0 +1,218 @@
+"""The normaliser by annealed importance sampling, from both sides.
+
+Forward (Neal 2001): x ~ b, led through p_{β₁}, …, p_{β_{K−1}} by kernels that leave each unchanged; with
+h = log f − log b,
+
+    log w = Σ_k (β_k − β_{k−1}) h(x_{k−1}),    E w = Z for any number of temperatures and any mixing,
+
+so log w̄ estimates log Z, and E log w ≤ log Z. Backward: x ~ p exactly, led the other way; then E (1/w) = 1/Z and
+E log w ≥ log Z. The two means enclose log Z and tell how far the bridges are from reversible (Grosse, Ghahramani &
+Adams 2015). At K = 1 the first is importance sampling.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm.arguments import check_count, check_data
+from tfp_ebm.evaluation.bridges import Bridge, Moves, make_bridge
+from tfp_ebm.evaluation.estimate import Estimate, of_log_weights
+from tfp_ebm.evaluation.schedules import check_kernel, check_schedule, make_plan
+from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
+from tfp_ebm.mcmc.kernels.kernel import Kernel
+from tfp_ebm.model.distribution import EnergyDistribution
+from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.random import fold_in, stateless_seed
+
+# Draws of the base that tell whether the target has density wherever the base has.
+_NUM_LOOKS = 1000
+
+
+def annealed_importance_sampling(
+    target: Any,
+    base: tfp.distributions.Distribution | None = None,
+    kernel: Any = None,
+    num_temperatures: int = 1000,
+    num_chains: int = 64,
+    schedule: Any = "sigmoid",
+    seed: Any = 0,
+    jit_compile: bool | str = "auto",
+) -> Estimate:
+    """log Z of an energy (eq. 2) by annealed importance sampling, with its standard error.
+
+    Chains of a model run in standardised units, in the precision of the energy; the weights are summed in float64.
+    Where kernel or schedule adapt, a pilot run of 64 chains with another seed settles them first. A mode that no chain
+    has found is missing from log Z and from its error; the reverse direction, from draws that know it, shows that.
+
+    Args:
+      target: an `EnergyModel`, an `EnergyDistribution`, any `tfd.Distribution`, a Keras network, which is an energy, or
+        a callable log density `[chains, *event] -> [chains]`, up to the constant that is asked for.
+      base: a `tfd.Distribution` with exact draws and density, wider than the target; default: the target's.
+      kernel: a calibrated kernel of `ebm.mcmc`, one step of which is made at each temperature; `Adaptive` of one has a
+        step size for each temperature. Default: adaptive HMC of 10 leapfrog steps.
+      num_temperatures: K, the number of steps in β from base to target.
+      num_chains: n, at least 2.
+      schedule: "sigmoid", "linear", "adaptive" (steps of equal difficulty), or the numbers 0 = β₀ < … < β_K = 1.
+      seed: int or int32[2].
+      jit_compile: as in `ebm.mcmc.sample`.
+
+    Returns:
+      An `Estimate` of log Z with `log_weights` `[num_chains]`, whose mean is a lower bound of log Z in expectation.
+
+    Warns:
+      UserWarning: where the effective sample size is below 5 % of the chains: then a few chains carry the estimate; or
+        where the weights have too heavy a tail. Of 64 chains, two standard errors held the truth in 95 % of trials at
+        an effective sample size of 25 and more, in 83 % at 13.
+
+    Raises:
+      TypeError, ValueError: if target, base and kernel do not fit together, or the kernel would bias the weights.
+
+    References:
+      R. M. Neal, Annealed importance sampling, Statistics and Computing 11, 2001.
+
+    >>> from tfp_ebm import mcmc
+    >>> base = tfp.distributions.MultivariateNormalDiag([0.0, 0.0], [2.0, 2.0])
+    >>> log_prob = lambda x: -0.5 * tf.reduce_sum(x**2, -1)
+    >>> log_z = annealed_importance_sampling(log_prob, base, mcmc.HMC(0.5, 4), num_temperatures=20, num_chains=200)
+    >>> abs(log_z.value - np.log(2 * np.pi)) < 4 * log_z.standard_error < 0.2
+    True
+    """
+    num_chains = check_count("num_chains", num_chains, minimum=2)
+    bridge = make_bridge(target, base)
+    start = bridge.draw_base(num_chains, fold_in(stateless_seed(seed), 2))
+    log_weights = _run(bridge, start, kernel, num_temperatures, schedule, seed, jit_compile, is_reverse=False)
+    return of_log_weights(log_weights)
+
+
+def reverse_annealed_importance_sampling(
+    target: Any,
+    samples: Any = None,
+    base: tfp.distributions.Distribution | None = None,
+    kernel: Any = None,
+    num_temperatures: int = 1000,
+    num_chains: int = 64,
+    schedule: Any = "sigmoid",
+    seed: Any = 0,
+    is_exact: bool = False,
+    jit_compile: bool | str = "auto",
+) -> Estimate:
+    """log Z from the other side: chains that start at draws of the target and end at the base.
+
+    Args:
+      target, base, kernel, num_temperatures, schedule, seed, jit_compile: as for `annealed_importance_sampling`, which
+        with the same seed has the same temperatures and step sizes.
+      samples: draws of the target `[num_chains, *event]`, independent of each other; default: `num_chains` draws by
+        `target.sample`, which an `EnergyDistribution` takes from chains of its own.
+      num_chains: how many, where `samples` are not given.
+      is_exact: whether the `samples` given are exact draws. Where they come from a chain the method is approximate: if
+        the chain misses a mode, so does the estimate, and falls short of log Z.
+
+    Returns:
+      An `Estimate` of log Z with `log_weights`, whose mean is an upper bound of log Z in expectation if the samples are
+      exact; `is_approximate` says where they may not be. The weights 1/w have the heavier tail of the two directions:
+      rely on the bound before the value. Chains never leave where the target has density, which must be where the base
+      has: else the value is log Z less the log of the base's share of mass there, still a bound, but too large.
+
+    Warns:
+      UserWarning: as `annealed_importance_sampling`; where some of 1000 draws of the base have no density.
+
+    Raises:
+      TypeError, ValueError: as `annealed_importance_sampling`; if a callable target comes without samples.
+
+    References:
+      R. B. Grosse, Z. Ghahramani & R. P. Adams, Sandwiching the marginal likelihood using bidirectional Monte Carlo,
+      arXiv:1511.02543.
+
+    >>> from tfp_ebm import mcmc
+    >>> tfd = tfp.distributions
+    >>> target, base = (tfd.MultivariateNormalDiag([0.0, 0.0], [sd, sd]) for sd in (1.0, 2.0))
+    >>> log_z = reverse_annealed_importance_sampling(target, None, base, mcmc.HMC(0.5, 4), 20, num_chains=200)
+    >>> abs(log_z.value) < 4 * log_z.standard_error < 0.2, log_z.is_approximate
+    (True, False)
+    """
+    bridge = make_bridge(target, base)
+    if samples is None:
+        num_chains = check_count("num_chains", num_chains, minimum=2)
+        if isinstance(target, EnergyModel):
+            target = EnergyDistribution(target)
+        if not isinstance(target, tfp.distributions.Distribution):
+            raise ValueError("`samples` must be given: a callable target draws none.")
+        is_exact = not isinstance(target, EnergyDistribution)
+        samples = target.sample(num_chains, seed=fold_in(stateless_seed(seed), 3))
+    if tuple(bridge.base.event_shape) == ():
+        samples = check_data("samples", np.asarray(samples)[..., None], (1,))[:, 0]
+    else:
+        samples = check_data("samples", samples, tuple(bridge.base.event_shape))
+    looks = bridge.log_ratio(bridge.draw_base(_NUM_LOOKS, fold_in(stateless_seed(seed), 4)))
+    if (share := np.mean(looks > -np.inf)) < 1.0:
+        excess = f"some {-np.log(share):.2g}" if share > 0 else "more than can be seen"
+        warnings.warn(
+            f"the target has no density at {1.0 - share:.1%} of the base's draws, where no chain from the target "
+            f"arrives: the value is too large by {excess}. Take the forward direction, or a base within the target.",
+            stacklevel=2,
+        )
+    check_count("the number of `samples`", len(samples), minimum=2)
+    start = bridge.inward(tf.constant(samples, bridge.base.dtype))
+    log_weights = _run(bridge, start, kernel, num_temperatures, schedule, seed, jit_compile, is_reverse=True)
+    return of_log_weights(log_weights, is_reverse=True, is_approximate=not is_exact)
+
+
+def importance_sampling(
+    target: Any, base: tfp.distributions.Distribution | None = None, num_samples: int = 10_000, seed: Any = 0
+) -> Estimate:
+    """log Z by importance sampling, log (1/n) Σ f(xᵢ)/b(xᵢ) with xᵢ ~ b: annealing over a single temperature.
+
+    Enough where the base is a good model already; its error grows exponentially with the distance from it.
+
+    Args:
+      target, base, seed: as for `annealed_importance_sampling`; the base must be wider than the target.
+      num_samples: n, at least 2.
+
+    Returns, Warns, Raises:
+      as `annealed_importance_sampling`.
+
+    >>> base = tfp.distributions.Normal(0.0, 2.0)
+    >>> base = tfp.distributions.Sample(base, 1)
+    >>> log_z = importance_sampling(lambda x: -0.5 * x[:, 0] ** 2, base)
+    >>> abs(log_z.value - 0.5 * np.log(2 * np.pi)) < 4 * log_z.standard_error < 0.1
+    True
+    """
+    bridge = make_bridge(target, base)
+    num_samples = check_count("num_samples", num_samples, minimum=2)
+    return of_log_weights(bridge.log_ratio(bridge.draw_base(num_samples, fold_in(stateless_seed(seed), 2))))
+
+
+def _run(
+    bridge: Bridge,
+    start: tf.Tensor,
+    kernel: Any,
+    num_temperatures: Any,
+    schedule: Any,
+    seed: Any,
+    jit_compile: bool | str,
+    is_reverse: bool,
+) -> np.ndarray:
+    """The log weights of chains that start there."""
+    seed = stateless_seed(seed)
+    num_temperatures = check_count("num_temperatures", num_temperatures)
+    schedule = check_schedule(schedule)
+    kernel, adapts = check_kernel(DEFAULT_KERNEL if kernel is None else kernel)
+    if jit_compile not in (True, False, "auto"):
+        raise ValueError(f"`jit_compile` must be True, False or 'auto', got {jit_compile!r}.")
+    if isinstance(kernel, Kernel):
+        kernel.check_event(tuple(bridge.base.event_shape))
+    uses_gradient = isinstance(kernel, Kernel) and kernel.uses_gradient
+    bridge.log_ratio(start, uses_gradient)  # says what does not fit before the loop is compiled
+    plan = make_plan(bridge, kernel, adapts, schedule, num_temperatures, fold_in(seed, 0), jit_compile)
+    betas, weights, steps = plan.betas[1:-1], np.diff(plan.betas), plan.steps
+    if is_reverse:
+        betas, weights = betas[::-1], weights[::-1]
+        steps = tf.nest.map_structure(lambda step: step[::-1], steps)
+    moves = Moves(betas, weights[:-1], steps, np.zeros(len(betas)))
+    states, log_weights, _ = bridge.run(kernel, start, moves, fold_in(seed, 1), jit_compile)
+    return log_weights + weights[-1] * bridge.log_ratio(states, uses_gradient)

@@ -1,0 +1,308 @@
+"""Langevin dynamics as a TFP transition kernel (eq. 65 of the note).
+
+The overdamped Langevin equation dX = ½∇log p(X) dt + dB leaves p unchanged. One Euler-Maruyama step of dt = ε² is
+
+    x' = x + ½ε²∇log p(x) + τZ,    Z ~ N(0, I),    τ = ε.                                                        (65)
+
+The discretisation is biased (on N(0, 1) its stationary variance is 1/(1 − ε²/4)); Metropolis-Hastings removes the bias,
+which makes it MALA. The proposal density is q(x'|x) = N(x + ½ε²g, τ²I) with g = ∇log p(x). Seen from the other end the
+same move needs the noise −Z', with Z' = Z + ½(ε²/τ)(g + g'), so that
+
+    log q(x|x') − log q(x'|x) = ½‖Z‖² − ½‖Z'‖².
+
+For τ = ε, Z and Z' are the first and last momentum of one leapfrog step: MALA(ε) *is* HMC(ε, one leapfrog step).
+This form also subtracts no nearly equal positions, as the quotient of the two densities would. It holds for any drift
+that is a function of the position alone, so also where g is clipped.
+
+Short-run samplers (Du & Mordatch 2019, arXiv:1903.08689) vary the step: the gradient is taken where the noise has
+already moved the state, x̃ = x + τZ, x' = x̃ + ½ε²∇log p(x̃), and x' (in some x̃ too) is clamped to the box of the
+pixels. Their laws are not known in closed form; none of them is made calibrated by Metropolis-Hastings here.
+
+TFP has this kernel too; it is not used because it differentiates its (constant) volatility in every step, in a loop
+over the coordinates. Its `step_size` is ε².
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import arguments, random
+from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn, _box, _check_broadcast, _positive
+
+
+@keras.saving.register_keras_serializable(package="tfp_ebm")
+@dataclasses.dataclass(frozen=True)
+class MALA(Kernel):
+    """Metropolis-adjusted Langevin: the step of eq. 65, x* = x − ½ε²∇E(x) + εZ, accepted or rejected.
+
+    The same proposals and acceptance ratios as `HMC(step_size, num_leapfrog_steps=1)`. Best at an acceptance of .574
+    (Roberts & Rosenthal 1998). `tfp.mcmc.MetropolisHastings` around this package's `UncalibratedLangevin`; the step
+    size of TFP's own MALA would be ε².
+
+    Args:
+      step_size: ε; a number, or an array that broadcasts to the event.
+
+    Raises:
+      TypeError, ValueError: if `step_size` is not made of positive numbers.
+
+    >>> MALA(step_size=0.1) == MALA(step_size=np.array(0.1))
+    True
+    """
+
+    step_size: Any
+    optimal_accept_prob: ClassVar[float | None] = 0.574
+    moves_chains_alone: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self._normalize(step_size=_positive("step_size", self.step_size))
+
+    def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
+        """See `Kernel.build`."""
+        return tfp.mcmc.MetropolisHastings(UncalibratedLangevin(target_log_prob_fn, step_size))
+
+
+@keras.saving.register_keras_serializable(package="tfp_ebm")
+@dataclasses.dataclass(frozen=True)
+class Langevin(Kernel):
+    """Unadjusted Langevin dynamics (eq. 65): x' = x − ½ε²∇E(x) + τZ, nothing rejected.
+
+    Not calibrated: on N(0, 1) and with τ = ε the stationary variance is 1/(1 − ε²/4), not 1. With another τ the chain
+    has the temperature T = τ²/ε² as ε → 0 (it samples p^(1/T)), and the variance T/(1 − ε²/4) on N(0, 1): the small
+    noise of short-run samplers (Du & Mordatch 2019, arXiv:1903.08689) makes cold chains.
+
+    The last four options are those of such samplers. With them the chain has another law, for small ε too: clipping
+    and clamping break detailed balance at every step size, and a clamp gathers chains on the faces of its box;
+    `Transformed` keeps a box and the law.
+
+    Args:
+      step_size: ε; a number, or an array that broadcasts to the event. TFP's own Langevin calls ε² the step size.
+      noise_scale: τ; None means ε, temperature 1. Zero is gradient descent.
+      gradient_clip: c; each coordinate of ∇log p is clipped to [−c, c]. None: it is not.
+      noise_first: the order of Du & Mordatch's code, x̃ = x + τZ, then x' = x̃ − ½ε²∇E(x̃).
+      clamp: (low, high), numbers or arrays that broadcast to the event; x' is clamped to that box. None: it is not.
+      clamp_noised: with the two before it, x̃ too is clamped, before the gradient is taken there.
+
+    Raises:
+      TypeError, ValueError: if an argument is not of the form above.
+
+    >>> Langevin(step_size=0.1)(lambda x: -0.5 * x**2).is_calibrated
+    False
+    """
+
+    step_size: Any
+    noise_scale: float | None = None
+    gradient_clip: float | None = None
+    noise_first: bool = False
+    clamp: tuple[Any, Any] | None = None
+    clamp_noised: bool = False
+    moves_chains_alone: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        scale, clip = self.noise_scale, self.gradient_clip
+        for name in ("noise_first", "clamp_noised"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+        if self.clamp_noised and not (self.noise_first and self.clamp is not None):
+            raise ValueError("`clamp_noised` must not be True without `noise_first` and `clamp`.")
+        self._normalize(
+            step_size=_positive("step_size", self.step_size),
+            noise_scale=None if scale is None else arguments.check_nonnegative("noise_scale", scale),
+            gradient_clip=None if clip is None else arguments.check_positive("gradient_clip", clip),
+            clamp=None if self.clamp is None else _box("clamp", self.clamp),
+        )
+
+    def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
+        """See `Kernel.build`."""
+        return UncalibratedLangevin(
+            target_log_prob_fn,
+            step_size,
+            self.noise_scale,
+            compute_acceptance=False,
+            gradient_clip=self.gradient_clip,
+            noise_first=self.noise_first,
+            clamp=self.clamp,
+            clamp_noised=self.clamp_noised,
+        )
+
+    def check_event(self, event_shape: tuple[int, ...]) -> None:
+        """See `Kernel.check_event`."""
+        super().check_event(event_shape)
+        for bound in self.clamp or ():
+            _check_broadcast("clamp", np.asarray(bound), event_shape)
+
+
+class UncalibratedLangevinResults(NamedTuple):
+    """What a Langevin step leaves behind; the fields that `tfp.mcmc.MetropolisHastings` reads.
+
+    Attributes:
+      log_acceptance_correction: log q(x|x') − log q(x'|x), shape `[*chains]`; zeros where it is not asked for. This and
+        the next two are () for a kernel that takes the gradient after the noise, and so knows nothing of x'.
+      target_log_prob: log p at the new state, `[*chains]`.
+      grads_target_log_prob: list with ∇log p at the new state, one per part of the state.
+      seed: the seed of the step.
+    """
+
+    log_acceptance_correction: Any
+    target_log_prob: Any
+    grads_target_log_prob: Any
+    seed: Any
+
+
+class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
+    """One step x' = x + ½ε²∇log p(x) + τZ, without acceptance (eq. 65).
+
+    `tfp.mcmc.MetropolisHastings(UncalibratedLangevin(...))` is MALA.
+
+    Args:
+      target_log_prob_fn: log p up to a constant; takes the state, or its parts if the state is a list.
+      step_size: ε, a number or tensor that broadcasts with the state.
+      noise_scale: τ; None means ε.
+      compute_acceptance: whether `log_acceptance_correction` is computed; a chain that is never accepted or rejected
+        saves that work.
+      gradient_clip: bound c on each coordinate of ∇log p in the step, which is clipped to ±c; None is none.
+      noise_first: whether the noise is added first and the gradient taken there.
+      clamp: (low, high) to which the new state is clamped, numbers or tensors that broadcast with it; None is none.
+      clamp_noised: whether the noised state, too, is clamped before the gradient is taken there.
+      name: of the operations.
+
+    Raises:
+      ValueError: if `noise_first` or `clamp` is asked for together with `compute_acceptance`: no proposal density of
+        the form above belongs to them.
+
+    >>> normal = lambda x: -0.5 * tf.reduce_sum(x**2, -1)
+    >>> kernel = UncalibratedLangevin(normal, step_size=0.5)
+    >>> x = tf.ones([3, 2])
+    >>> x_next, results = kernel.one_step(x, kernel.bootstrap_results(x), seed=tf.constant([0, 1]))
+    >>> x_next.shape, results.target_log_prob.shape, kernel.is_calibrated
+    (TensorShape([3, 2]), TensorShape([3]), False)
+    """
+
+    def __init__(
+        self,
+        target_log_prob_fn: Callable[..., tf.Tensor],
+        step_size: Any,
+        noise_scale: Any = None,
+        compute_acceptance: bool = True,
+        gradient_clip: Any = None,
+        noise_first: bool = False,
+        clamp: Any = None,
+        clamp_noised: bool = False,
+        name: str | None = None,
+    ) -> None:
+        if compute_acceptance and (noise_first or clamp is not None):
+            raise ValueError(
+                "`compute_acceptance` must be False with `noise_first` or `clamp`: Metropolis-Hastings has no proposal "
+                "density for such steps."
+            )
+        self._parameters = {
+            "target_log_prob_fn": target_log_prob_fn,
+            "step_size": step_size,
+            "noise_scale": noise_scale,
+            "compute_acceptance": compute_acceptance,
+            "gradient_clip": gradient_clip,
+            "noise_first": noise_first,
+            "clamp": clamp,
+            "clamp_noised": clamp_noised,
+            "name": name,
+        }
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The arguments of `__init__`, as TFP's wrappers expect."""
+        return self._parameters
+
+    @property
+    def is_calibrated(self) -> bool:
+        """False: the chain's limit is not quite the target."""
+        return False
+
+    def bootstrap_results(self, init_state: Any) -> UncalibratedLangevinResults:
+        """Log density and gradient at `init_state`; nothing where the gradient is taken after the noise."""
+        if self._parameters["noise_first"]:
+            return UncalibratedLangevinResults((), (), (), tf.zeros([2], tf.int32))
+        parts = _parts(init_state)
+        target_log_prob, gradients = self._value_and_gradients(parts)
+        return UncalibratedLangevinResults(
+            tf.zeros_like(target_log_prob), target_log_prob, gradients, tf.zeros([2], tf.int32)
+        )
+
+    def one_step(
+        self, current_state: Any, previous_kernel_results: UncalibratedLangevinResults, seed: Any = None
+    ) -> tuple[Any, UncalibratedLangevinResults]:
+        """Moves every chain once.
+
+        Args:
+          current_state: tensor `[*chains, *event]`, or a list of such.
+          previous_kernel_results: of the step before, or of `bootstrap_results`.
+          seed: int32[2].
+
+        Returns:
+          The next state and its results.
+        """
+        seed = tfp.random.sanitize_seed(seed)
+        parts = _parts(current_state)
+        seeds = tf.unstack(tfp.random.split_seed(seed, n=len(parts))) if len(parts) > 1 else [seed]
+        steps = [self._step_size_and_noise_scale(x.dtype) for x in parts]
+        draws = [random.normal(tf.shape(x), part_seed, x.dtype) for x, part_seed in zip(parts, seeds, strict=True)]
+        noised = [x + tau * z for x, z, (_, tau) in zip(parts, draws, steps, strict=True)]
+        if self._parameters["clamp_noised"]:
+            noised = [clamped(x, *self._parameters["clamp"]) for x in noised]
+        noise_first = self._parameters["noise_first"]
+        gradients = previous_kernel_results.grads_target_log_prob
+        drifts = [self._clipped(g) for g in (self._value_and_gradients(noised)[1] if noise_first else gradients)]
+        moved = [x + 0.5 * epsilon**2 * g for x, g, (epsilon, _) in zip(noised, drifts, steps, strict=True)]
+        if self._parameters["clamp"] is not None:
+            moved = [clamped(x, *self._parameters["clamp"]) for x in moved]
+        next_state = moved if isinstance(current_state, list | tuple) else moved[0]
+        if noise_first:
+            return next_state, UncalibratedLangevinResults((), (), (), seed)
+        target_log_prob, gradients = self._value_and_gradients(moved)
+        correction = tf.zeros_like(target_log_prob)
+        if self._parameters["compute_acceptance"]:
+            for z, before, after, (epsilon, tau) in zip(draws, drifts, gradients, steps, strict=True):
+                back = z + 0.5 * epsilon * (epsilon / tau) * (before + self._clipped(after))
+                axes = tf.range(tf.rank(target_log_prob), tf.rank(z))
+                correction += 0.5 * tf.reduce_sum(z**2 - back**2, axes)
+        return next_state, UncalibratedLangevinResults(correction, target_log_prob, gradients, seed)
+
+    def _step_size_and_noise_scale(self, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+        epsilon = tf.convert_to_tensor(self._parameters["step_size"], dtype)
+        tau = self._parameters["noise_scale"]
+        return epsilon, epsilon if tau is None else tf.convert_to_tensor(tau, dtype)
+
+    def _clipped(self, gradient: tf.Tensor) -> tf.Tensor:
+        bound = self._parameters["gradient_clip"]
+        return gradient if bound is None else clamped(gradient, -bound, bound)
+
+    def _value_and_gradients(self, parts: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        # New tensors, because TFP's bijectors remember values by tensor, and a remembered value has no gradient here.
+        parts = [tf.identity(part) for part in parts]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(parts)
+            value = self._parameters["target_log_prob_fn"](*parts)
+        gradients = tape.gradient(value, parts)
+        if any(gradient is None for gradient in gradients):
+            raise ValueError(
+                "`target_log_prob_fn` is not differentiable in the state (its gradient is None); "
+                "Langevin dynamics needs the gradient."
+            )
+        # A target whose function takes any number of rows tells none of its gradient's, which a loop must know.
+        return value, [tf.ensure_shape(gradient, part.shape) for gradient, part in zip(gradients, parts, strict=True)]
+
+
+def clamped(x: tf.Tensor, low: Any, high: Any) -> tf.Tensor:
+    """`x` held between `low` and `high`; a NaN stays one, which it need not in `tf.clip_by_value`."""
+    low, high = tf.convert_to_tensor(low, x.dtype), tf.convert_to_tensor(high, x.dtype)
+    return tf.where(x < low, low, tf.where(x > high, high, x))
+
+
+def _parts(state: Any) -> list[tf.Tensor]:
+    """The parts of a state; TFP's kernels take one tensor or a list of tensors."""
+    return [tf.convert_to_tensor(part) for part in (state if isinstance(state, list | tuple) else [state])]

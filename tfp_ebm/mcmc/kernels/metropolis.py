@@ -1,0 +1,317 @@
+"""Metropolis-Hastings with any proposal (§2.1.2 of the note).
+
+A state x* ~ q(x*|x) is proposed and accepted with
+
+    α(x, x*) = min(1, p(x*)q(x|x*) / (p(x)q(x*|x))),
+
+so that P(x)·q(x*|x)·α(x, x*) = P(x*)·q(x|x*)·α(x*, x): detailed balance (eq. 15), whatever q is. Only ratios occur, so
+Z does not. A symmetric q drops out; an asymmetric one whose ratio is left out has another limit than p.
+
+The independence sampler proposes from one fixed distribution q(x*) = b(x*), wherever the chain is. Its moves are
+global: they carry a chain between modes that local moves never connect. Its acceptance is high where b is near p, and
+falls with the dimension; a rejected move costs one evaluation and does no harm.
+
+Both are `tfp.mcmc.MetropolisHastings` around `UncalibratedProposal`, which TFP lacks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from typing import Any, ClassVar, NamedTuple
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import serialization
+from tfp_ebm.energy.base import check_base, draw
+from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn, _positive
+
+
+@keras.saving.register_keras_serializable(package="tfp_ebm")
+@dataclasses.dataclass(frozen=True)
+class RandomWalk(Kernel):
+    """Random-walk Metropolis (§2.1.2): propose x* = x + scale·Z, accept with min(1, p(x*)/p(x)). No gradient needed.
+
+    `tfp.mcmc.RandomWalkMetropolis` with normal steps. Roberts, Gelman & Gilks (1997) advise an acceptance of .234 in
+    many dimensions, .44 in one.
+
+    Args:
+      scale: standard deviation of the proposed step; a number, or an array that broadcasts to the event.
+
+    Raises:
+      TypeError, ValueError: if `scale` is not made of positive numbers.
+
+    >>> kernel = RandomWalk(scale=0.5)
+    >>> type(kernel(lambda x: -0.5 * x**2)).__name__
+    'RandomWalkMetropolis'
+    """
+
+    scale: Any
+    tuned: ClassVar[str | None] = "scale"
+    moves_chains_alone: ClassVar[bool] = True
+    optimal_accept_prob: ClassVar[float | None] = 0.234
+
+    def __post_init__(self) -> None:
+        self._normalize(scale=_positive("scale", self.scale))
+
+    def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
+        """See `Kernel.build`."""
+        return tfp.mcmc.RandomWalkMetropolis(
+            target_log_prob_fn, new_state_fn=tfp.mcmc.random_walk_normal_fn(scale=step_size)
+        )
+
+    @property
+    def uses_gradient(self) -> bool:
+        """False."""
+        return False
+
+
+Propose = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+LogRatio = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+class UncalibratedProposalResults(NamedTuple):
+    """The fields that `tfp.mcmc.MetropolisHastings` reads.
+
+    Attributes:
+      log_acceptance_correction: log q(x|x*) − log q(x*|x), shape `[*chains]`.
+      target_log_prob: log p at the proposed state, `[*chains]`.
+      seed: the seed of the step.
+    """
+
+    log_acceptance_correction: Any
+    target_log_prob: Any
+    seed: Any
+
+
+class UncalibratedProposal(tfp.mcmc.TransitionKernel):
+    """Moves to x* = propose(x, seed), without acceptance.
+
+    Args:
+      target_log_prob_fn: log p up to a constant, `[*chains, *event] -> [*chains]`.
+      propose: maps a state and a seed, int32[2], to a state of the same shape and dtype.
+      log_proposal_ratio: maps (x, x*) to log q(x|x*) − log q(x*|x), `[*chains]`; None is zero.
+
+    >>> kernel = UncalibratedProposal(lambda x: -(x**2), lambda x, seed: x + 1.0)
+    >>> x = tf.zeros([3])
+    >>> kernel.one_step(x, kernel.bootstrap_results(x), seed=tf.constant([0, 1]))[0].numpy().tolist()
+    [1.0, 1.0, 1.0]
+    """
+
+    def __init__(
+        self, target_log_prob_fn: TargetLogProbFn, propose: Propose, log_proposal_ratio: LogRatio | None = None
+    ) -> None:
+        self._parameters: dict[str, Any] = {
+            "target_log_prob_fn": target_log_prob_fn,
+            "propose": propose,
+            "log_proposal_ratio": log_proposal_ratio,
+        }
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The arguments of `__init__`, as TFP's wrappers expect."""
+        return self._parameters
+
+    @property
+    def is_calibrated(self) -> bool:
+        """False."""
+        return False
+
+    def bootstrap_results(self, init_state: Any) -> UncalibratedProposalResults:
+        """Log density at `init_state`."""
+        log_prob = self._parameters["target_log_prob_fn"](_only_part(init_state))
+        return UncalibratedProposalResults(tf.zeros_like(log_prob), log_prob, tf.zeros([2], tf.int32))
+
+    def one_step(
+        self, current_state: Any, previous_kernel_results: UncalibratedProposalResults, seed: Any = None
+    ) -> tuple[Any, UncalibratedProposalResults]:
+        """Proposes once.
+
+        Raises:
+          TypeError, ValueError: if `propose` changes dtype or shape, the ratio is not one number per chain, or the
+            state has several parts.
+        """
+        seed = tfp.random.sanitize_seed(seed)
+        x = _only_part(current_state)
+        proposed = _checked(
+            "propose(x, seed)", self._parameters["propose"](x, seed), x.dtype, x.shape, "like the state"
+        )
+        log_prob = self._parameters["target_log_prob_fn"](proposed)
+        correction = tf.zeros_like(log_prob)
+        if self._parameters["log_proposal_ratio"] is not None:
+            ratio = self._parameters["log_proposal_ratio"](x, proposed)
+            correction = _checked("log_proposal_ratio(x, x*)", ratio, x.dtype, log_prob.shape, "one number per chain")
+        next_state = [proposed] if isinstance(current_state, list | tuple) else proposed
+        return next_state, UncalibratedProposalResults(correction, log_prob, seed)
+
+
+def _only_part(state: Any) -> tf.Tensor:
+    """The state as one tensor; TFP's replica exchange hands over a list of one."""
+    if isinstance(state, list | tuple):
+        if len(state) != 1:
+            raise ValueError(f"`current_state` must be one tensor [*chains, *event], got {len(state)} parts.")
+        state = state[0]
+    return tf.convert_to_tensor(state)
+
+
+def _checked(name: str, value: Any, dtype: tf.DType, shape: tf.TensorShape, what: str) -> tf.Tensor:
+    value = tf.convert_to_tensor(value)
+    if value.dtype != dtype:
+        raise TypeError(f"`{name}` must have the state's dtype {dtype.name}, got {value.dtype.name}.")
+    if value.shape.rank != shape.rank or not value.shape.is_compatible_with(shape):
+        raise ValueError(f"`{name}` must have shape {tuple(shape)}, {what}, got {value.shape}.")
+    return tf.ensure_shape(value, shape)
+
+
+@keras.saving.register_keras_serializable(package="tfp_ebm")
+@dataclasses.dataclass(frozen=True)
+class MetropolisHastings(Kernel):
+    """Metropolis-Hastings with a proposal of your own: accept x* with min(1, p(x*)q(x|x*)/(p(x)q(x*|x))) (§2.1.2).
+
+    Metropolis et al. (1953); Hastings (1970). Kernels are equal if their functions are. Keras saves one whose functions
+    are registered with `keras.saving.register_keras_serializable`.
+
+    Args:
+      propose: maps the state `[*chains, *event]` and a seed, int32[2], to x* of the same shape and dtype.
+      log_proposal_ratio: maps (x, x*) to log q(x|x*) − log q(x*|x), `[*chains]`. None: q is symmetric,
+        q(x*|x) = q(x|x*).
+
+    Raises:
+      TypeError: if an argument is not callable; when a chain runs, if a function's values have another dtype than the
+        state.
+      ValueError: when a chain runs, if they have another shape than they should.
+
+    >>> from tfp_ebm import mcmc, noise
+    >>> def stretch(x, seed):  # x* = x·exp(.5 Z) on the half line: q(x|x*)/q(x*|x) = x*/x
+    ...     return x * tf.exp(0.5 * random.normal(tf.shape(x), seed, x.dtype))
+    >>> kernel = MetropolisHastings(stretch, lambda x, x_new: tf.math.log(x_new / x))
+    >>> samples = mcmc.sample(lambda x: -x, tf.ones([100]), kernel, num_results=5, seed=0)
+    >>> samples.states.shape
+    TensorShape([5, 100])
+    """
+
+    propose: Propose
+    log_proposal_ratio: LogRatio | None = None
+    tuned: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.propose):
+            raise TypeError(f"`propose` must be callable, propose(x, seed) -> x*, got {self.propose!r}.")
+        if not (self.log_proposal_ratio is None or callable(self.log_proposal_ratio)):
+            raise TypeError(
+                f"`log_proposal_ratio` must be callable, log_proposal_ratio(x, x*), or None for a symmetric proposal, "
+                f"got {self.log_proposal_ratio!r}."
+            )
+
+    def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
+        """See `Kernel.build`; there is no step size."""
+        del step_size
+        return tfp.mcmc.MetropolisHastings(
+            UncalibratedProposal(target_log_prob_fn, self.propose, self.log_proposal_ratio)
+        )
+
+    @property
+    def uses_gradient(self) -> bool:
+        """False."""
+        return False
+
+    def get_config(self) -> dict[str, Any]:
+        """The registered names of the functions.
+
+        Raises:
+          TypeError: if a function is not registered with Keras.
+        """
+        return {name: _registered(name, function) for name, function in super().get_config().items()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> MetropolisHastings:
+        """The inverse of `get_config`."""
+        functions: dict[str, Any] = {
+            name: None if registered is None else keras.saving.get_registered_object(registered)
+            for name, registered in config.items()
+        }
+        return cls(**functions)
+
+
+def _registered(name: str, function: Any) -> str | None:
+    if function is None:
+        return None
+    registered = keras.saving.get_registered_name(function)
+    if keras.saving.get_registered_object(registered) is not function:
+        raise TypeError(
+            f"`{name}` cannot be saved: {function!r} is not registered; decorate it with "
+            "keras.saving.register_keras_serializable()."
+        )
+    return registered
+
+
+@keras.saving.register_keras_serializable(package="tfp_ebm")
+@dataclasses.dataclass(frozen=True)
+class IndependenceMetropolis(Kernel):
+    """A global move: propose y ~ b, accept with min(1, p(y)b(x)/(p(x)b(y))) (§2.1.2, with q(x*|x) = b(x*)).
+
+    Composed with a local kernel by `Sequential`, it lets chains change modes without losing detailed balance (Tierney
+    1994). One step evaluates the target once, without gradient, and the base at two points.
+
+    Kernels are equal if their bases are made of the same classes, equal constants and the very same variables; a base
+    that reads variables, such as `EnergyModel.base`, is followed as they change.
+
+    Args:
+      base: b, one `tfd.Distribution` over states in the coordinates in which the chain runs, with `sample` and
+        `log_prob`. A chain outside its support is never moved.
+
+    Raises:
+      TypeError: if `base` is no distribution.
+      ValueError: if it is a batch of distributions, or, when a chain runs, has another event shape than the state.
+
+    >>> base = tfp.distributions.MultivariateNormalDiag([0.0, 0.0], [2.0, 2.0])
+    >>> kernel = IndependenceMetropolis(base)
+    >>> kernel.uses_gradient, kernel(base.log_prob).is_calibrated
+    (False, True)
+    """
+
+    base: tfp.distributions.Distribution = dataclasses.field(compare=False)
+    _key: Hashable = dataclasses.field(init=False, repr=False)
+    tuned: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        check_base("base", self.base)
+        self._normalize(_key=serialization.fingerprint(self.base))
+
+    def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
+        """See `Kernel.build`; there is no step size."""
+        del step_size
+
+        def propose(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+            return draw(self.base, tf.shape(x)[: x.shape.rank - self.base.event_shape.rank], seed)
+
+        def log_proposal_ratio(x: tf.Tensor, proposed: tf.Tensor) -> tf.Tensor:
+            return self.base.log_prob(x) - self.base.log_prob(proposed)
+
+        return tfp.mcmc.MetropolisHastings(UncalibratedProposal(target_log_prob_fn, propose, log_proposal_ratio))
+
+    @property
+    def uses_gradient(self) -> bool:
+        """False."""
+        return False
+
+    def check_event(self, event_shape: tuple[int, ...]) -> None:
+        """Raises ValueError if the base has another event shape."""
+        if tuple(self.base.event_shape) != tuple(event_shape):
+            raise ValueError(
+                f"`base` must have the event shape {tuple(event_shape)} of the chain, got "
+                f"{tuple(self.base.event_shape)}."
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """The base by our codec for TFP distributions."""
+        return {"base": serialization.encode(self.base, "base")}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> IndependenceMetropolis:
+        """The inverse of `get_config`."""
+        return cls(serialization.decode(config["base"]))

@@ -1,0 +1,157 @@
+"""ReplicaExchange transitions: a global move that anneals on the way (Neal 1996).
+
+A draw of the base is accepted as a move of the chain only where base and target overlap, which in many dimensions they
+never do. The same draw can be led to the target through bridging densities
+
+    p_β ∝ b^(1−β) p^β,    1 = β₀ > β₁ > … > β_K = 0,
+
+by a step T_k at each. So that the move is reversible the present state is led up to the base likewise:
+
+    x = x̂₀ → T₁ → x̂₁ → … → x̂_{K−1},    y ~ b = x̌_{K−1} → T_{K−1} → … → T₁ → x̌₀ = x*,
+
+accepted with min(1, exp Σ_k (β_k − β_{k+1}) (h(x̌_k) − h(x̂_k))), h = log p − log b. At K = 1 it is the independence
+sampler; the more bridges, the nearer the ratio is to one. Any T_k that is reversible for p_{β_k} will do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import serialization
+from tfp_ebm.arguments import check_count
+from tfp_ebm.energy.base import check_base, draw
+from tfp_ebm.mcmc.kernels.kernel import Kernel, LateKernel, TargetLogProbFn, Wrapper, is_calibrated
+from tfp_ebm.random import fold_in
+
+
+@keras.saving.register_keras_serializable(package="tfp_ebm")
+@dataclasses.dataclass(frozen=True)
+class TemperedTransition(Wrapper):
+    """A global move for many dimensions: a draw of the base, led to the target through `num_temperatures` densities.
+
+    `tfp.mcmc.MetropolisHastings` around the annealed proposal. One move costs 4 evaluations per temperature, half of
+    them with gradient for gradient kernels.
+
+    Args:
+      kernel: what moves at each temperature, at one step size for all: a calibrated, reversible kernel such as `MALA`
+        or `HMC`.
+      base: one `tfd.Distribution` over states in the coordinates in which the chain runs.
+      num_temperatures: K, the number of steps in β from the target to the base.
+
+    Raises:
+      TypeError: if `kernel` is no kernel of ebm.mcmc or `base` no distribution.
+      ValueError: if the kernel is not calibrated, or the count below 1.
+
+    Reference: R. M. Neal, Sampling from multimodal distributions using tempered transitions, Statistics and Computing
+    6, 1996.
+
+    >>> from tfp_ebm.mcmc.kernels import MALA
+    >>> base = tfp.distributions.MultivariateNormalDiag([0.0, 0.0], [3.0, 3.0])
+    >>> TemperedTransition(MALA(0.5), base, num_temperatures=4)(base.log_prob).is_calibrated
+    True
+    """
+
+    kernel: Kernel
+    base: tfp.distributions.Distribution = dataclasses.field(compare=False)
+    num_temperatures: int = 10
+    _key: Hashable = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kernel, Kernel):
+            raise TypeError(f"`kernel` must be a kernel of ebm.mcmc, got {self.kernel!r}.")
+        if not is_calibrated(self.kernel):
+            raise ValueError(f"`kernel` must leave each density exact, got {self.kernel!r}.")
+        check_base("base", self.base)
+        self._normalize(
+            num_temperatures=check_count("num_temperatures", self.num_temperatures),
+            _key=serialization.fingerprint(self.base),
+        )
+
+    def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
+        """See `Kernel.build`."""
+        return tfp.mcmc.MetropolisHastings(_UncalibratedTransition(self, target_log_prob_fn, step_size))
+
+    @property
+    def evaluations_per_step(self) -> int:
+        """Up and down, a bootstrap and a step at each temperature."""
+        return 4 * self.num_temperatures * self.kernel.evaluations_per_step
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for Keras."""
+        return {
+            "kernel": keras.saving.serialize_keras_object(self.kernel),
+            "base": serialization.encode(self.base, "base"),
+            "num_temperatures": self.num_temperatures,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> TemperedTransition:
+        """The inverse of `get_config`."""
+        return cls(
+            keras.saving.deserialize_keras_object(config["kernel"]),
+            serialization.decode(config["base"]),
+            config["num_temperatures"],
+        )
+
+
+class _Results(NamedTuple):
+    log_acceptance_correction: Any
+    target_log_prob: Any
+    seed: Any
+
+
+class _UncalibratedTransition(LateKernel):
+    @property
+    def is_calibrated(self) -> bool:
+        return False
+
+    def bootstrap_results(self, init_state: tf.Tensor) -> _Results:
+        log_prob = self._parameters["target_log_prob_fn"](init_state)
+        return _Results(tf.zeros_like(log_prob), log_prob, tf.zeros([2], tf.int32))
+
+    def one_step(
+        self, current_state: tf.Tensor, previous_kernel_results: _Results, seed: Any = None
+    ) -> tuple[tf.Tensor, _Results]:
+        seed = tfp.random.sanitize_seed(seed)
+        recipe, target = self._parameters["kernel"], self._parameters["target_log_prob_fn"]
+        last = recipe.num_temperatures - 1
+        rank = current_state.shape.rank - recipe.base.event_shape.rank
+        # up to the last temperature above the base
+        _, log_weight = self._led(current_state, tf.range(1, last + 1), fold_in(seed, 0))
+        proposed = draw(recipe.base, tf.shape(current_state)[:rank], fold_in(seed, 1))
+        proposed = tf.ensure_shape(tf.cast(proposed, current_state.dtype), current_state.shape)
+        # and down from there to the target; the weights count the states before each step up, after each step down
+        proposed, weight = self._led(proposed, tf.range(last, 0, -1), fold_in(seed, 2))
+        log_prob = target(proposed)
+        log_ratio = weight - log_weight
+        correction = log_ratio - (log_prob - previous_kernel_results.target_log_prob)
+        return proposed, _Results(correction, log_prob, seed)
+
+    def _led(self, state: tf.Tensor, levels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The state after a step at each of the temperatures 1 − level/K, and Σ h/K over it before and after them."""
+        recipe, target = self._parameters["kernel"], self._parameters["target_log_prob_fn"]
+        share = 1.0 / recipe.num_temperatures
+
+        def log_weight(x: tf.Tensor) -> tf.Tensor:
+            return share * (target(x) - recipe.base.log_prob(x))
+
+        def step(i: tf.Tensor, state: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            beta = 1.0 - share * tf.cast(tf.gather(levels, i), state.dtype)
+
+            def bridge(x: tf.Tensor) -> tf.Tensor:
+                return beta * target(x) + (1.0 - beta) * recipe.base.log_prob(x)
+
+            kernel = recipe.kernel.build(bridge, self._parameters["step_size"])
+            moved, _ = kernel.one_step(state, kernel.bootstrap_results(state), seed=fold_in(seed, i))
+            moved = tf.ensure_shape(moved, state.shape)
+            return i + 1, moved, total + log_weight(moved)
+
+        start = (tf.constant(0), state, log_weight(state))
+        _, state, total = tf.while_loop(lambda i, *_: i < tf.size(levels), step, start, parallel_iterations=1)
+        return state, total

@@ -1,0 +1,239 @@
+"""Where the chains of a training step start, and what becomes of them.
+
+Maximum likelihood needs draws of the model in every step (eq. 10), and chains differ in where they begin. From the data
+it is contrastive divergence (Hinton 2002), from the base distribution short-run sampling (Nijkamp et al. 2019). Chains
+that go on where they stopped (Tieleman 2008) stay near the model's law as long as that changes slowly: a buffer holds
+many more of them than a batch has rows, and each step moves a few (Du & Mordatch 2019).
+
+A slot of the buffer is a chain: what is drawn from a slot is written back to that slot, so a chain keeps its identity.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import random, serialization
+from tfp_ebm.arguments import check_count, check_probability
+from tfp_ebm.energy.base import check_base
+from tfp_ebm.random import fold_in
+
+# Strides from one drawn slot to the next that a buffer chooses from; each visits every slot once.
+_MAX_STRIDES = 512
+
+
+class Start(NamedTuple):
+    """Where the chains of a step begin.
+
+    Attributes:
+      states: `[num_chains, *event]`.
+      slots: int32 `[num_chains]`, the places they came from, or () if they have none.
+      restarted: bool `[num_chains]`, chains that had a state and were given a new one.
+    """
+
+    states: tf.Tensor
+    slots: Any
+    restarted: tf.Tensor
+
+
+class ChainStart(keras.layers.Layer):
+    """Base class of `FromData`, `FromBase` and `ReplayBuffer`; a Keras layer, so that what it keeps is saved.
+
+    Args:
+      base: a `tfd.Distribution` over x where chains start and restart; None for the model's.
+
+    Attributes:
+      is_persistent: whether chains go on in the next step.
+      needs_base: whether chains start from the base.
+
+    >>> issubclass(ReplayBuffer, ChainStart), FromData().is_persistent
+    (True, False)
+    """
+
+    is_persistent = False
+    needs_base = True
+
+    def __init__(self, base: tfp.distributions.Distribution | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if base is not None:
+            check_base("base", base)
+        # Out of Keras's and TensorFlow's sight, which would track all that a distribution is made of.
+        self._given = types.SimpleNamespace(base=base)
+
+    @property
+    def base(self) -> tfp.distributions.Distribution | None:
+        """The distribution over x that was given."""
+        return self._given.base
+
+    def build(self, event_shape: tuple[int, ...], dtype: str = "float32") -> None:
+        """Creates the weights, if there are any."""
+        self.built = True
+
+    def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor) -> Start:
+        """As many chains as x has rows, in standardised coordinates.
+
+        Args:
+          x: the batch, `[batch, *event]`.
+          fresh: independent draws of the base, `[batch, *event]`.
+          seed: int32[2].
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement `start`.")
+
+    def keep(self, start: Start, states: tf.Tensor) -> None:
+        """Remembers where the chains have come to, `[batch, *event]`; all of it finite."""
+        del start, states  # a body: AutoGraph cannot read a method that is only a docstring
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for Keras."""
+        return {**super().get_config(), "base": serialization.encode(self.base, "base")}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ChainStart:
+        """The inverse of `get_config`."""
+        return cls(**{**config, "base": serialization.decode(config["base"])})
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class FromData(ChainStart):
+    """ChainStart start at the rows of the batch: contrastive divergence.
+
+    Reference: G. E. Hinton, Training products of experts by minimizing contrastive divergence, 2002.
+
+    >>> x = tf.zeros([4, 2])
+    >>> FromData().start(x, tf.ones([4, 2]), tf.constant([0, 0])).states is x
+    True
+    """
+
+    needs_base = False
+
+    def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor) -> Start:
+        """See `ChainStart.start`."""
+        return Start(x, (), tf.zeros(tf.shape(x)[:1], tf.bool))
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class FromBase(ChainStart):
+    """ChainStart start at independent draws of the base distribution: short-run sampling.
+
+    Args:
+      base: a `tfd.Distribution` over x; None for the model's.
+
+    Reference: E. Nijkamp, M. Hill, S.-C. Zhu, Y. N. Wu, Learning non-convergent non-persistent short-run MCMC toward
+    energy-based model, 2019, arXiv:1904.09770.
+
+    >>> fresh = tf.ones([4, 2])
+    >>> FromBase().start(tf.zeros([4, 2]), fresh, tf.constant([0, 0])).states is fresh
+    True
+    """
+
+    def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor) -> Start:
+        """See `ChainStart.start`."""
+        return Start(fresh, (), tf.zeros(tf.shape(x)[:1], tf.bool))
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class ReplayBuffer(ChainStart):
+    """Persistent chains: each step draws some of `capacity`, without replacement, and writes them back to their slots.
+
+    Args:
+      capacity: number of chains; at least the rows of a batch. Each is moved every `capacity / batch` steps.
+      restart_probability: chance per chain and step that it starts anew from the base. Zero keeps the chains' law
+        right: a restarted chain has not reached the model's, and the model learns to make up for it. (.05 in Du &
+        Mordatch 2019.)
+      base: a `tfd.Distribution` over x; None for the model's. A slot that was never used starts there.
+
+    Attributes:
+      states: weight `[capacity, *event]`, in standardised coordinates.
+      ages: weight `[capacity]`, training steps since the chain of that slot started; 0 for a slot that was never used.
+
+    Raises:
+      TypeError, ValueError: for a capacity below 1 or a probability outside [0, 1].
+
+    References: T. Tieleman, Training restricted Boltzmann machines using approximations to the likelihood gradient,
+    2008. Y. Du, I. Mordatch, Implicit generation and modeling with energy-based models, 2019, arXiv:1903.08689.
+
+    >>> buffer = ReplayBuffer(capacity=8)
+    >>> buffer.build((2,))
+    >>> start = buffer.start(tf.zeros([4, 2]), tf.ones([4, 2]), tf.constant([0, 0]))
+    >>> buffer.keep(start, start.states + 1.0)
+    >>> len(set(start.slots.numpy().tolist())), int(tf.reduce_sum(buffer.ages.value))
+    (4, 4)
+    """
+
+    is_persistent = True
+
+    def __init__(
+        self,
+        capacity: int,
+        restart_probability: float = 0.0,
+        base: tfp.distributions.Distribution | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(base, **kwargs)
+        self.capacity = check_count("capacity", capacity)
+        self.restart_probability = check_probability("restart_probability", restart_probability)
+        strides = [stride for stride in range(1, max(2, self.capacity)) if math.gcd(stride, self.capacity) == 1]
+        self._strides = tuple(strides[:: math.ceil(len(strides) / _MAX_STRIDES)])
+
+    def build(self, event_shape: tuple[int, ...], dtype: str = "float32") -> None:
+        """Creates `states` and `ages`."""
+        shape = (self.capacity, *event_shape)
+        self.states = self.add_weight(
+            shape=shape, dtype=dtype, initializer="zeros", trainable=False, autocast=False, name="states"
+        )
+        self.ages = self.add_weight(
+            shape=shape[:1], dtype="int32", initializer="zeros", trainable=False, autocast=False, name="ages"
+        )
+        self.built = True
+
+    def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor) -> Start:
+        """See `ChainStart.start`."""
+        num_chains = tf.shape(x)[0]
+        message = f"`capacity` must be at least the number of rows in a batch, got {self.capacity}"
+        if x.shape[0] is not None and x.shape[0] > self.capacity:
+            raise ValueError(f"{message} for {x.shape[0]} rows.")
+        with tf.control_dependencies([tf.debugging.assert_less_equal(num_chains, self.capacity, message)]):
+            slots = self._slots(num_chains, seed)
+        if self.restart_probability > 0.0:
+            draws = random.uniform([num_chains], fold_in(seed, 1), x.dtype)
+            restarted = draws < tf.constant(self.restart_probability, x.dtype)
+        else:
+            restarted = tf.zeros([num_chains], tf.bool)
+        is_used = tf.gather(self.ages.value, slots) > 0
+        goes_on = tf.reshape(is_used & ~restarted, [-1] + [1] * (x.shape.rank - 1))
+        states = tf.ensure_shape(tf.where(goes_on, tf.gather(self.states.value, slots), fresh), x.shape)
+        return Start(states, slots, is_used & restarted)
+
+    def _slots(self, num_chains: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Slots without repetition: an arithmetic progression modulo the capacity, its stride prime to that.
+
+        A permutation of all slots would be sorted for in each step, which costs more than a small network.
+        """
+        draws = tf.random.stateless_uniform([2], seed, None, None, tf.int32, alg="philox")
+        strides = tf.constant(self._strides, tf.int64)
+        first, choice = tf.unstack(tf.cast(draws, tf.int64))
+        # `gather`, because XLA takes the index of a slice for a constant, and compiles anew for each
+        stride = tf.gather(strides, tf.math.floormod(choice, len(self._strides)))
+        slots = tf.math.floormod(first + stride * tf.range(num_chains, dtype=tf.int64), self.capacity)
+        return tf.cast(slots, tf.int32)
+
+    def keep(self, start: Start, states: tf.Tensor) -> None:
+        """See `ChainStart.keep`."""
+        ages = tf.where(start.restarted, 0, tf.gather(self.ages.value, start.slots)) + 1
+        slots = start.slots[:, None]
+        # in place: assigning the whole buffer would copy it in every step
+        self.states.value.scatter_nd_update(slots, tf.cast(states, self.states.dtype))
+        self.ages.value.scatter_nd_update(slots, ages)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for Keras."""
+        return {
+            **super().get_config(),
+            "capacity": self.capacity,
+            "restart_probability": self.restart_probability,
+        }

@@ -1,0 +1,376 @@
+"""`EnergyModel`: a Keras model whose output is an energy.
+
+    p(x) = exp(−E(x)) / Z        (eqs. 1-2)
+
+It is a plain `keras.Model`: `fit` with every callback, `save`, `predict`, `export`. What it adds to a network are the
+units of the data, a base distribution, scores, and (in `trainer.py`) a training step for energy functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import types
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import serialization
+from tfp_ebm.arguments import check_event_shape
+from tfp_ebm.derivatives import score
+from tfp_ebm.energy.base import GaussianBase, check_base
+from tfp_ebm.energy.data import row_blocks
+from tfp_ebm.energy.function import EnergyFunction
+from tfp_ebm.energy.moments import DataMoments
+from tfp_ebm.energy.shapes import as_state, input_event_shape, over_leading_dimensions, state_dtype
+from tfp_ebm.energy.standardization import Standardization
+from tfp_ebm.files import written_atomically
+from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
+from tfp_ebm.model.export import exported_sampler, replaceable_directory, write_saved_model
+from tfp_ebm.model.trainer import EnergyTrainer
+from tfp_ebm.networks.conditional import FixedCondition, serialized, takes_condition
+from tfp_ebm.random import stateless_seed
+
+Function: TypeAlias = tf.types.experimental.PolymorphicFunction
+
+
+@dataclasses.dataclass(frozen=True)
+class _Endpoints:
+    """Compiled functions of states `[batch, *event]`, and of conditions `[batch]` where the network takes them."""
+
+    energy: Function
+    score: Function
+    unnormalized_log_prob: Function
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class EnergyModel(EnergyTrainer):
+    """An energy-based model p(x) = exp(−E(x))/Z around any Keras network (eq. 1).
+
+    Args:
+      network: any Keras model or layer `[batch, *event] -> [batch]` or `[batch, 1]`. A network of (x, condition), the
+        condition one number per row, such as a noise scale, makes a conditional model: a functional model with a second
+        input of shape () or (1,), or a layer whose `call` has a second required argument.
+      base_measure: a `tfd.Distribution` over x that tilts the energy, E(x) = network − log base(x), which keeps Z
+        finite in every direction; None for the bare network.
+      event_shape: shape of one x. Needed only if the network does not know its input shape and the model is used before
+        it has seen a batch.
+      seed: int or two ints; with the model's step counter it decides all noise of training.
+
+    Raises:
+      TypeError: if `network` is not a Keras layer, the base measure has another dtype, or a `dtype` is given.
+      ValueError: if the network does not return one number per row, or takes more than x and one number.
+
+    The network sees z = (x − loc)/scale as `adapt` learned them, and losses and noise scales work in z; everything
+    public (`energy`, `score`, `base`, `predict`, the exported model) speaks x, with E(x) = E_z(z) + Σ log scale. A
+    condition reaches the network as it is: a noise scale is one in z, in standard deviations of the data.
+
+    A conditional model trains on x alone, by a loss that draws conditions. `energy`, `score`, `unnormalized_log_prob`
+    take the condition as second argument, Keras's own doors as second input: `model([x, condition])`,
+    `model.predict([x, condition])`. Everything else asks for one density: `model.given(condition)` is a model of x.
+
+    >>> import keras, numpy as np, tfp_ebm as ebm
+    >>> x = np.random.default_rng(0).normal(5.0, 2.0, size=(512, 2)).astype("float32")
+    >>> model = ebm.EnergyModel(ebm.networks.mlp([2], units=[16], seed=0))
+    >>> model.adapt(x)
+    >>> model.compile(optimizer=keras.optimizers.Adam(1e-2), loss="denoising_score_matching")
+    >>> history = model.fit(x, batch_size=128, epochs=2, verbose=0)
+    >>> model.energy(x).shape, model.score(x).shape
+    (TensorShape([512]), TensorShape([512, 2]))
+    """
+
+    def __init__(
+        self,
+        network: keras.layers.Layer,
+        base_measure: tfp.distributions.Distribution | None = None,
+        event_shape: tuple[int, ...] | list[int] | None = None,
+        seed: int | tuple[int, int] = 0,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(network, keras.layers.Layer):
+            raise TypeError(
+                f"`network` must be a Keras model or layer, got {type(network).__name__}; a function goes into "
+                "keras.layers.Lambda, or a layer of its own."
+            )
+        if "dtype" in kwargs:
+            raise TypeError(f"`dtype` is that of the network's layers: give dtype={kwargs['dtype']!r} to them instead.")
+        # The policy is that of the states, not the network's: in half precision the data would lose its digits before
+        # it is standardised. The network's layers still compute in their own.
+        super().__init__(dtype=state_dtype(network), **kwargs)
+        self.network = network
+        self.seed = tuple(stateless_seed(seed).numpy().tolist())
+        # Out of TensorFlow's sight, which would track all that a distribution is made of as part of every export.
+        self._given = types.SimpleNamespace(base_measure=base_measure)
+        known = input_event_shape(network)
+        if base_measure is not None:
+            check_base("base_measure", base_measure, self.dtype)
+            known = tuple(base_measure.event_shape) if known is None else known
+        if event_shape is not None:
+            event_shape = check_event_shape(event_shape)
+            if known is not None and known != event_shape:
+                raise ValueError(f"`event_shape` must be that of the network's input, {known}, got {event_shape}.")
+            known = event_shape
+        if known is not None:
+            self.build((None, *known))
+
+    # --- what the model is made of ---------------------------------------------------------------------------------
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Creates all weights for inputs `[batch, *event]`; happens by itself as soon as the event shape is known."""
+        if self._energy_function is not None:
+            return
+        if input_shape and isinstance(input_shape[0], list | tuple):  # of [x, condition]
+            input_shape = input_shape[0]
+        event_shape = tuple(size for size in input_shape[1:] if size is not None)
+        if not event_shape or len(event_shape) < len(input_shape) - 1:
+            raise ValueError(f"the event shape must be known and not empty, got input shape {tuple(input_shape)}.")
+        if self.base_measure is not None and tuple(self.base_measure.event_shape) != event_shape:
+            raise ValueError(
+                f"`base_measure` must have the event shape {event_shape}, got {tuple(self.base_measure.event_shape)}."
+            )
+        if self._standardization is None:
+            self._standardization = Standardization(event_shape, self.dtype)
+            self._fitted_base = GaussianBase(event_shape, self.dtype) if self.base_measure is None else None
+        energy_function = EnergyFunction(
+            self.network, event_shape, self._standardization, self.base_measure, fitted_base=self._fitted_base
+        )
+        energy_function.check_network()
+        self._energy_function = energy_function
+        self._build_training()
+
+        # The very functions that `export` writes, so that a served model gives the same bits.
+        signature = [tf.TensorSpec((None, *event_shape), self.dtype, name="x")]
+        if energy_function.is_conditional:
+            signature.append(tf.TensorSpec((None,), self.dtype, name="condition"))
+
+        def compiled(function: Callable[..., tf.Tensor]) -> Function:
+            of_x = function if energy_function.is_conditional else lambda x: function(x, None)
+            # `partial`, because TensorFlow counts traces by code object and would warn of the fifth model
+            return tf.function(functools.partial(of_x), input_signature=signature)
+
+        def energy(x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+            return self._energy(x, condition, training=False)
+
+        self._endpoints = _Endpoints(
+            energy=compiled(energy),
+            score=compiled(lambda x, condition: score(lambda x: energy(x, condition), x)),
+            unnormalized_log_prob=compiled(lambda x, condition: -energy(x, condition)),
+        )
+
+    def _energy(self, x: tf.Tensor, condition: tf.Tensor | None, training: bool) -> tf.Tensor:
+        """E(x) = E_z(z) + Σ log scale of `[..., *event]`."""
+        z = self.standardization.to_z(x)
+        return self.energy_function(z, condition, training=training) + self.standardization.log_scale_sum()
+
+    def call(self, x: Any, training: bool = False) -> tf.Tensor:
+        """Energies of x `[..., *event]`, or of [x, condition] for a conditional network; shape `[...]`."""
+        condition = None
+        if isinstance(x, list | tuple):
+            if len(x) != 2:
+                raise ValueError(f"`x` must be one tensor, or [x, condition], got {len(x)} tensors.")
+            x, condition = x[0], tf.cast(x[1], self.dtype)
+        x = as_state(tf.cast(x, self.dtype), self.dtype, self.energy_function.event_shape)
+        if condition is not None and condition.shape.rank is None:  # Keras has seen both vectors and columns
+            condition = tf.reshape(condition, tf.shape(x)[: x.shape.rank - len(self.event_shape)])
+        return self._energy(x, condition, training)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the network takes a condition beside x."""
+        return takes_condition(self.network)
+
+    def given(self, condition: float) -> EnergyModel:
+        """The model of x at one value of the condition: an ordinary `EnergyModel`, for all that works on a density.
+
+        It shares network, units and base with this one, so that what is trained or adapted there is trained or adapted
+        here. Saved, it is a model of its own.
+
+        Args:
+          condition: a number; a noise scale is in standardised units, as in training.
+
+        Raises:
+          TypeError, ValueError: if the condition is not a finite number, or the network takes none.
+
+        >>> import keras, tfp_ebm as ebm
+        >>> inputs = [keras.Input((2,)), keras.Input((1,))]
+        >>> hidden = keras.layers.Dense(8, "silu")(keras.layers.Concatenate()(inputs))
+        >>> model = ebm.EnergyModel(keras.Model(inputs, keras.layers.Dense(1)(hidden)))
+        >>> x = tf.zeros([3, 2])
+        >>> sharp = model.given(0.1)
+        >>> bool(tf.reduce_all(sharp.energy(x) == model.energy(x, 0.1)))
+        True
+        """
+        if not self.is_conditional:
+            raise ValueError("`condition` must not be given: the network takes x alone.")
+        energy_function = self.energy_function
+        model = EnergyModel(FixedCondition(self.network, condition), seed=self.seed)
+        # A layer does not tell its input shape, so that nothing is built yet, and what is there already is not made.
+        model._given.base_measure = self.base_measure
+        model._standardization, model._fitted_base = self._standardization, self._fitted_base
+        model.build((None, *energy_function.event_shape))
+        return model
+
+    @property
+    def standardization(self) -> Standardization:
+        """The standardisation that `adapt` learned."""
+        return self.energy_function.standardization
+
+    @property
+    def base_measure(self) -> tfp.distributions.Distribution | None:
+        """The distribution over x that tilts the energy, if there is one."""
+        return self._given.base_measure
+
+    @property
+    def base(self) -> tfp.distributions.Distribution:
+        """The base distribution, over x: the base measure, else the Gaussian that `adapt` or the first `fit` fitted.
+
+        Raises:
+          ValueError: if there is none yet.
+        """
+        return self.energy_function.base if self.base_measure is None else self.base_measure
+
+    @property
+    def _has_base(self) -> bool:
+        return self.base_measure is not None or (self._fitted_base is not None and self._fitted_base.is_fitted)
+
+    # --- energies --------------------------------------------------------------------------------------------------
+
+    # A condition is a number, or one for each state, `[...]`; only networks that take one are given one.
+
+    def energy(self, x: Any, condition: Any = None) -> tf.Tensor:
+        """E(x) (eq. 1) of states `[..., *event]`, shape `[...]`; −E is the log-density up to log Z."""
+        return self._evaluate("energy", x, condition)
+
+    def score(self, x: Any, condition: Any = None) -> tf.Tensor:
+        """The score ∇ₓ log p(x) = −∇ₓE(x) of states `[..., *event]`, same shape as x."""
+        return self._evaluate("score", x, condition, keeps_event=True)
+
+    def unnormalized_log_prob(self, x: Any, condition: Any = None) -> tf.Tensor:
+        """−E(x) of states `[..., *event]`, shape `[...]`: a target for any `tfp.mcmc` kernel."""
+        return self._evaluate("unnormalized_log_prob", x, condition)
+
+    def _evaluate(self, name: str, x: Any, condition: Any, keeps_event: bool = False) -> tf.Tensor:
+        if not self.built:
+            self.build(np.shape(x))
+        x = as_state(x, self.dtype, self.event_shape)
+        function = getattr(self._endpoints, name)
+        rows = self.energy_function.condition_of_rows(condition, x)
+        if rows is not None:
+            function = functools.partial(function, condition=rows)
+        return over_leading_dimensions(function, x, len(self.event_shape), keeps_event)
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    def adapt(self, x: Any) -> None:
+        """Learns the units of the data, location and scale per coordinate, and fits the base distribution to it.
+
+        Constant coordinates keep scale 1 and are named in one warning. Where there is a base measure, that stays the
+        base.
+
+        Args:
+          x: array `[rows, *event]`, or anything that yields batches of it, such as a `tf.data.Dataset`.
+
+        Raises:
+          TypeError, ValueError: if `x` is not numeric, not finite, empty, all constant, or of another event shape.
+        """
+        shape = self.event_shape if self.built else None
+        moments = None
+        for block in row_blocks(x, shape):
+            self.build((None, *block.shape[1:]))
+            shape = self.event_shape
+            part = DataMoments.of([block])
+            moments = part if moments is None else moments.merged(part)
+        if moments is None:
+            raise ValueError("`x` must not be empty, but gave no rows.")
+        self.standardization.assign(moments)
+        if self._fitted_base is not None:
+            self._fitted_base.assign(moments)
+
+    # --- files -----------------------------------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for Keras; the base measure by our codec for TFP distributions."""
+        return {
+            "network": serialized(self.network),
+            "base_measure": serialization.encode(self.base_measure),
+            "event_shape": None if self._energy_function is None else list(self.event_shape),
+            "seed": list(self.seed),
+            "name": self.name,
+            "trainable": self.trainable,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> EnergyModel:
+        """Rebuilds the model from `get_config`."""
+        network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
+        base_measure = serialization.decode(config["base_measure"])
+        return cls(**{**config, "network": network, "base_measure": base_measure})
+
+    def save(self, filepath: str | os.PathLike[str], overwrite: bool = True, **kwargs: Any) -> None:
+        """Keras's `save`, but atomic: an interrupted save leaves the file that was there."""
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                f"`filepath` must end in .keras, got {filepath}: the old HDF5 format cannot hold an energy model. "
+                "(`save_weights` writes .weights.h5.)"
+            )
+        exists = os.path.exists(filepath)
+        if os.path.isdir(filepath) or (exists and not overwrite) or not str(filepath).endswith(".keras"):
+            super().save(filepath, overwrite=overwrite, **kwargs)  # Keras asks, or explains
+            return
+        with written_atomically(filepath) as temporary:
+            super().save(temporary, **kwargs)
+
+    def export(
+        self,
+        filepath: str | os.PathLike[str],
+        kernel: Any = None,
+        jit_compile: bool = False,
+        format: str = "tf_saved_model",
+        verbose: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Writes a SavedModel that a process with TensorFlow alone loads.
+
+        Its endpoints, for states x `[batch, *event]` of any batch size:
+          energy(x), serve(x): E(x) `[batch]`.
+          score(x): ∇ log p(x) = −∇E(x) `[batch, *event]`.
+          unnormalized_log_prob(x): −E(x) `[batch]`.
+          sample(initial_state, seed, num_steps): the states after `num_steps` steps of the kernel; seed is int32[2]. An
+            optional `step_size` replaces the one built in.
+
+        Args:
+          filepath: the directory. If it exists it must be empty or hold a SavedModel, which is replaced in one step.
+          kernel: what `sample` runs, in standardised units; default: HMC. An adaptive kernel is adapted now, from the
+            base distribution, and exported with the step size that it finds.
+          jit_compile: whether `sample` is compiled by XLA, for each batch size anew.
+          format: "tf_saved_model"; any other goes to Keras, which exports the energy alone.
+          verbose: whether Keras lists the endpoints.
+          **kwargs: for Keras, with other formats.
+
+        Raises:
+          ValueError: if there is something else than a SavedModel at `filepath`, the event shape is unknown, or the
+            network takes a condition, which `model.given(condition)` holds fixed.
+          TypeError: if the kernel is none, or an argument unknown.
+        """
+        if self.is_conditional:
+            raise ValueError("a conditional model cannot be exported: export `model.given(condition)`.")
+        if format != "tf_saved_model":
+            super().export(filepath, format=format, verbose=verbose, **kwargs)
+            return
+        if kwargs:
+            raise TypeError(f"export takes no argument {', '.join(map(repr, kwargs))} with format 'tf_saved_model'.")
+        if kernel is not None and not callable(kernel):
+            raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
+        path = replaceable_directory(filepath)
+        energy_function = self.energy_function
+        # TensorFlow Serving looks for `serve`, and for the first endpoint.
+        endpoints = {"serve": self._endpoints.energy, **vars(self._endpoints)}
+        base = self.base if self._has_base else None
+        sampler = exported_sampler(energy_function, base, DEFAULT_KERNEL if kernel is None else kernel, jit_compile)
+        with written_atomically(path) as temporary:
+            write_saved_model(self, {**endpoints, "sample": sampler}, temporary, verbose)

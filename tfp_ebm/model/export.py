@@ -1,0 +1,113 @@
+"""Writing a model as a SavedModel that a process with TensorFlow alone loads: energies, scores and a sampler.
+
+The exported sampler is the package's own chain with its kernel built in and its step size an argument. It is in graph
+mode unless asked otherwise, since XLA would compile it anew for every batch size.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import mcmc
+from tfp_ebm.energy.function import EnergyFunction
+from tfp_ebm.mcmc.running.loop import Chain
+
+# Chains and steps of the run that settles the step size of an adaptive kernel.
+_ADAPTATION_CHAINS, _ADAPTATION_STEPS = 32, 120
+# What TensorFlow writes as a SavedModel.
+_SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
+
+
+def replaceable_directory(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns `path`, made absolute, if a SavedModel may be written there: nothing else must be lost.
+
+    >>> replaceable_directory("no/such/directory").is_absolute()
+    True
+    """
+    path = pathlib.Path(path).resolve()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"`filepath` must be a directory, but {path} is a file.")
+    others = {entry.name for entry in path.iterdir()} - _SAVED_MODEL if path.is_dir() else set()
+    if others:
+        raise ValueError(
+            f"`filepath` {path} holds something else than a SavedModel ({', '.join(sorted(others)[:3])}); it is not "
+            "replaced."
+        )
+    return path
+
+
+def write_saved_model(
+    model: keras.Model,
+    endpoints: Mapping[str, tf.types.experimental.PolymorphicFunction],
+    path: str | os.PathLike[str],
+    verbose: bool,
+) -> None:
+    """Writes compiled functions of a model, by name, to the directory `path`; the first is the default signature."""
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    for name, function in endpoints.items():
+        archive.add_endpoint(name, function)
+    archive.write_out(str(path), verbose=verbose)
+
+
+def exported_sampler(
+    energy_function: EnergyFunction, base: tfp.distributions.Distribution | None, kernel: Any, jit_compile: bool
+) -> tf.types.experimental.PolymorphicFunction:
+    """sample(initial_state, seed, num_steps, step_size=...), traced with the step size as it stands and as an argument.
+
+    Args:
+      energy_function: E_z, with its units.
+      base: where an adaptive kernel is adapted from, now; None leaves its step size where it starts.
+      kernel: a kernel of `ebm.mcmc`, or any callable `target -> tfp.mcmc.TransitionKernel`.
+      jit_compile: whether by XLA.
+    """
+    standardization, dtype = energy_function.standardization, energy_function.dtype
+    settled: Any = ()
+    if isinstance(kernel, mcmc.Kernel):
+        settled = kernel.step
+        if kernel.unadapted != kernel:
+            if base is not None:
+                settled = _adapted_step_size(energy_function, base, kernel)
+            kernel = kernel.unadapted
+        settled, kernel = tf.nest.map_structure(lambda step: np.asarray(step, dtype), settled), kernel.structure
+
+    def sample(initial_state: tf.Tensor, seed: tf.Tensor, num_steps: tf.Tensor, step_size: Any = None) -> tf.Tensor:
+        step_size = tf.nest.map_structure(tf.constant, settled) if step_size is None else step_size
+        chain = Chain(lambda: energy_function.unnormalized_log_prob, kernel, num_results=1)
+        return standardization.to_x(chain.last_state(standardization.to_z(initial_state), step_size, seed, num_steps))
+
+    function = tf.function(sample, jit_compile=jit_compile, autograph=False)
+    arguments = (
+        tf.TensorSpec((None, *energy_function.event_shape), dtype, name="initial_state"),
+        tf.TensorSpec((2,), tf.int32, name="seed"),
+        tf.TensorSpec((), tf.int32, name="num_steps"),
+    )
+    function.get_concrete_function(*arguments)
+    if tf.nest.flatten(settled):
+        steps = tf.nest.map_structure(lambda step: tf.TensorSpec(step.shape, dtype, name="step_size"), settled)
+        function.get_concrete_function(*arguments, step_size=steps)
+    return function
+
+
+def _adapted_step_size(
+    energy_function: EnergyFunction, base: tfp.distributions.Distribution, kernel: mcmc.Kernel
+) -> Any:
+    start = base.sample(_ADAPTATION_CHAINS, seed=tf.constant([0, 0]))
+    samples = mcmc.sample(
+        energy_function.unnormalized_log_prob,
+        energy_function.standardization.to_z(start),
+        kernel,
+        num_results=1,
+        num_burnin_steps=_ADAPTATION_STEPS,
+        seed=1,
+        jit_compile=False,
+    )
+    return samples.step_size

@@ -1,0 +1,150 @@
+"""Random numbers that are the same in graph mode and under XLA, and cost little under either.
+
+TensorFlow's stateless generator makes the same *bits* on both roads once it is told to use Philox, but turns them into
+floating-point numbers in different ways; and XLA's Philox takes longer on a CPU than the matrix products of a small
+network. So only a key comes from it, 128 bits for each seed. From there number j is the j-th of the counter-based
+generator SplitMix64 (Steele, Lea & Flood 2014), the second half of the key entered between its two multiplications,
+
+    z = k₁ + jγ,   z ← (z ⊕ z/2³⁰)·m₁ ⊕ k₂,   z ← (z ⊕ z/2²⁷)·m₂,   z ← z ⊕ z/2³¹    (mod 2⁶⁴, quotients cut)
+
+so that streams with neighbouring k₁ have nothing in common. A dozen operations that know nothing of each other's
+numbers: XLA fuses them into what uses them. A normal is √2·erf⁻¹(u) of a u uniform on (−1, 1).
+
+Reference: G. Steele, D. Lea, C. Flood, Fast splittable pseudorandom number generators, 2014 (OOPSLA).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+__all__ = ["fold_in", "normal", "rademacher", "stateless_seed", "uniform"]
+
+
+def stateless_seed(seed: Any, name: str = "seed") -> tf.Tensor:
+    """Turns a public seed into the int32[2] tensor that TensorFlow's stateless operations take.
+
+    TFP treats an int seed as *stateful* (two calls differ); here the same seed always gives the same bits.
+
+    Args:
+      seed: an int (any size), a pair of ints, or an integer tensor of shape [2].
+      name: the argument's name, for the errors.
+
+    Returns:
+      int32 tensor of shape [2].
+
+    Raises:
+      TypeError: if `seed` is None or not made of integers.
+      ValueError: if it is an array of another shape.
+
+    >>> stateless_seed(3).numpy().tolist()
+    [0, 3]
+    """
+    expected = f"`{name}` must be an int or two ints (int32[2])"
+    if tf.is_tensor(seed):
+        if not seed.dtype.is_integer:
+            raise TypeError(f"{expected}, got a tensor of dtype {seed.dtype.name}.")
+        if seed.shape.rank == 1 and seed.shape[0] == 2:
+            return tf.cast(seed, tf.int32)
+        if seed.shape.rank == 0:
+            words = tf.bitcast(tf.cast(seed, tf.int64), tf.int32)  # low word first
+            return tf.stack([words[1], words[0]])
+        raise ValueError(f"{expected}, got a tensor of shape {tuple(seed.shape)}.")
+    if isinstance(seed, int) and not isinstance(seed, bool):
+        seed = np.uint64(seed % 2**64)  # TFP's own joint distributions derive seeds of hundreds of bits
+    array = np.asarray(seed)
+    if seed is None or array.dtype.kind not in "iu":
+        raise TypeError(f"{expected}, got {seed!r}.")
+    if array.shape not in ((), (2,)):
+        raise ValueError(f"{expected}, got an array of shape {array.shape}.")
+    if array.ndim == 0:
+        value = int(array)
+        words = [value >> 32, value]
+    else:
+        words = [int(word) for word in array]
+    return tf.constant([((word + 2**31) % 2**32) - 2**31 for word in words], tf.int32)
+
+
+def fold_in(seed: tf.Tensor, number: Any) -> tf.Tensor:
+    """A new seed from a seed and a number, the same in graph mode and under XLA.
+
+    >>> fold_in(stateless_seed(0), 1).numpy().tolist() != fold_in(stateless_seed(0), 2).numpy().tolist()
+    True
+    """
+    return tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
+
+
+@tf.function(autograph=False)  # a dozen operations, which one by one take milliseconds
+def chain_key(seed: tf.Tensor) -> tf.Tensor:
+    """The hash of the seed that stands beside the step's number in the seed of each step."""
+    return tf.random.stateless_uniform([], seed, None, None, tf.int32, alg="philox")
+
+
+_GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def _bits(shape: Any, seed: tf.Tensor) -> tf.Tensor:
+    """64 random bits each, as int64."""
+    shape = tf.convert_to_tensor(shape, tf.int32)
+    keys = tf.random.stateless_uniform([2], seed, None, None, tf.int64, alg="philox")
+    first, second = tf.unstack(tf.bitcast(keys, tf.uint64))
+    counts = tf.cast(tf.range(tf.reduce_prod(shape)), tf.uint64)
+    z = first + counts * tf.constant(_GAMMA, tf.uint64)
+    z = tf.bitwise.bitwise_xor(_shifted_in(z, 30) * tf.constant(_FIRST, tf.uint64), second)
+    z = _shifted_in(_shifted_in(z, 27) * tf.constant(_SECOND, tf.uint64), 31)
+    return tf.reshape(tf.bitcast(z, tf.int64), shape)
+
+
+def _shifted_in(z: tf.Tensor, digits: int) -> tf.Tensor:
+    return tf.bitwise.bitwise_xor(z, tf.bitwise.right_shift(z, tf.constant(digits, tf.uint64)))
+
+
+def _grid(shape: Any, seed: tf.Tensor, dtype: tf.DType, digits: int) -> tf.Tensor:
+    """Whole numbers, equally likely, from −2^(digits − 1) to 2^(digits − 1) − 1, in a dtype that holds them."""
+    # an arithmetic shift: the sign stays
+    whole = tf.bitwise.right_shift(_bits(shape, seed), tf.constant(64 - digits, tf.int64))
+    # int32 where it is wide enough, because that becomes a float in one instruction
+    return tf.cast(whole if digits > 32 else tf.cast(whole, tf.int32), dtype)
+
+
+def normal(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
+    """Standard normal numbers.
+
+    Args:
+      shape: of the result.
+      seed: int32[2].
+      dtype: float32 or float64.
+
+    >>> x = normal([10_000], tf.constant([0, 1]))
+    >>> abs(float(tf.reduce_mean(x))) < 0.05, abs(float(tf.math.reduce_std(x)) - 1) < 0.05
+    (True, True)
+    """
+    dtype = tf.as_dtype(dtype)
+    digits = 53 if dtype == tf.float64 else 24
+    # midpoints of a grid over (−1, 1) as fine as the mantissa, so that neither ±1 nor 0 ever comes
+    u = (_grid(shape, seed, dtype, digits) + 0.5) * 2.0 ** (1 - digits)
+    # erfinv of the negative half: TensorFlow's goes through (u + 1)/2, which rounds to 1, and so to infinity, at +1
+    return -math.sqrt(2.0) * tf.sign(u) * tf.math.erfinv(-tf.abs(u))
+
+
+def uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
+    """Uniform numbers on (0, 1): odd multiples of 2⁻²⁴ (float32) or 2⁻⁵³ (float64), so neither end ever comes.
+
+    >>> bool(tf.reduce_all(uniform([100], tf.constant([0, 1])) > 0))
+    True
+    """
+    dtype = tf.as_dtype(dtype)
+    digits = 52 if dtype == tf.float64 else 23
+    return (_grid(shape, seed, dtype, digits) + (2.0 ** (digits - 1) + 0.5)) * 2.0**-digits
+
+
+def rademacher(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
+    """−1 and +1, each with probability ½.
+
+    >>> sorted(set(rademacher([100], tf.constant([0, 1])).numpy().tolist()))
+    [-1.0, 1.0]
+    """
+    return 2 * _grid(shape, seed, tf.as_dtype(dtype), 1) + 1
