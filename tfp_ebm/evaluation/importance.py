@@ -205,6 +205,7 @@ def _run(
     if jit_compile not in (True, False, "auto"):
         raise ValueError(f"`jit_compile` must be True, False or 'auto', got {jit_compile!r}.")
     if isinstance(kernel, Kernel):
+        kernel = kernel if bridge.standardization is None else kernel.in_coordinates(bridge.standardization)
         kernel.check_event(tuple(bridge.base.event_shape))
     uses_gradient = isinstance(kernel, Kernel) and kernel.uses_gradient
     bridge.log_ratio(start, uses_gradient)  # says what does not fit before the loop is compiled

@@ -30,6 +30,7 @@ from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running import moments as moments_of
 from tfp_ebm.mcmc.running.moments import Moments
 from tfp_ebm.mcmc.running.stretches import Run
+from tfp_ebm.mcmc.running.trouble import never_moved
 from tfp_ebm.mcmc.summary import reduce
 
 MAX_RHAT = 1.05
@@ -90,7 +91,10 @@ def last_states(
     for begin, end in itertools.pairwise((0, first + window, last, num_steps)):
         reduce(run, parts, begin, end)
     windows = [moments for moments, _ in parts]
-    run.warn_of_nonfinite(int(tf.reduce_sum(tf.cast(~moments_of.join(windows).is_finite, tf.int32))))
+    every = moments_of.join(windows)
+    run.warn_of_nonfinite(int(tf.reduce_sum(tf.cast(~every.is_finite, tf.int32))))
+    stuck = never_moved(run.start, run.state[None], every.num_accepted[None] > 0)
+    run.warn_of_trouble(stuck, every.num_accepted / every.number)
     return tf.stop_gradient(run.state), judge(windows[0], windows[2])
 
 

@@ -26,6 +26,7 @@ from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running.finite import count_nonfinite
 from tfp_ebm.mcmc.running.loop import Chain, Rows
 from tfp_ebm.mcmc.running.stretches import Run
+from tfp_ebm.mcmc.running.trouble import never_moved
 
 
 class Samples(NamedTuple):
@@ -40,6 +41,9 @@ class Samples(NamedTuple):
         a tuple for a `Sequential` with several; None for a kernel that has none, or is not one of this package's.
       num_nonfinite: int32, the number of chains with a NaN or an infinity in any kept state, or with a kept log density
         that is NaN or infinite. Metropolis kernels never leave a point of log density −inf or NaN once there.
+      num_stuck: int32, the number of chains that never moved from where they started, in the burn-in either.
+      num_bad_gradients: int32, the number of chains that met a NaN or infinite gradient at a point of finite log
+        density, from where every proposal is rejected; None for a kernel that does not record it.
       evaluations_per_result: how often each chain evaluates the target, with its gradient if the kernel needs it, from
         one result to the next; at most, for a kernel such as NUTS whose steps differ. None where it is not known.
     """
@@ -50,6 +54,8 @@ class Samples(NamedTuple):
     step_size: Any
     num_nonfinite: tf.Tensor
     evaluations_per_result: int | None = None
+    num_stuck: tf.Tensor | None = None
+    num_bad_gradients: tf.Tensor | None = None
 
     def to_arviz(self) -> Any:
         """Converts the draws to ArviZ's `InferenceData`, or to `xarray.DataTree` from ArviZ 1 on.
@@ -171,9 +177,15 @@ def sample(
         if num_kept == 0:
             raise
         run.warn_of_interrupt(num_kept)
-    samples = _samples(run.chain, Rows.join(stretches))._replace(evaluations_per_result=run.evaluations_per_result)
+    samples = _samples(run.chain, Rows.join(stretches))
+    stuck = never_moved(run.start, samples.states, samples.is_accepted)
     run.warn_of_nonfinite(samples.num_nonfinite)
-    return samples
+    run.warn_of_trouble(stuck, tf.reduce_mean(tf.cast(samples.is_accepted, tf.float64), 0))
+    return samples._replace(
+        evaluations_per_result=run.evaluations_per_result,
+        num_stuck=tf.reduce_sum(tf.cast(stuck, tf.int32)),
+        num_bad_gradients=run.num_bad_gradients,
+    )
 
 
 def _samples(chain: Chain, rows: Rows) -> Samples:

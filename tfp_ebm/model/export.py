@@ -72,6 +72,7 @@ def exported_sampler(
     standardization, dtype = energy_function.standardization, energy_function.dtype
     settled: Any = ()
     if isinstance(kernel, mcmc.Kernel):
+        kernel = kernel.in_coordinates(standardization)
         settled = kernel.step
         if kernel.unadapted != kernel:
             if base is not None:

@@ -1,4 +1,4 @@
-"""ReplicaExchange transitions: a global move that anneals on the way (Neal 1996).
+"""Tempered transitions: a global move that anneals on the way (Neal 1996).
 
 A draw of the base is accepted as a move of the chain only where base and target overlap, which in many dimensions they
 never do. The same draw can be led to the target through bridging densities
@@ -27,6 +27,7 @@ from tfp_ebm import serialization
 from tfp_ebm.arguments import check_count
 from tfp_ebm.energy.base import check_base, draw
 from tfp_ebm.mcmc.kernels.kernel import Kernel, LateKernel, TargetLogProbFn, Wrapper, is_calibrated
+from tfp_ebm.mcmc.kernels.metropolis import base_in_coordinates
 from tfp_ebm.random import fold_in
 
 
@@ -41,8 +42,9 @@ class TemperedTransition(Wrapper):
     Args:
       kernel: what moves at each temperature, at one step size for all: a calibrated, reversible kernel such as `MALA`
         or `HMC`.
-      base: one `tfd.Distribution` over states in the coordinates in which the chain runs.
+      base: one `tfd.Distribution` over states. In an `EnergyDistribution` of a model it is over the model's x.
       num_temperatures: K, the number of steps in β from the target to the base.
+      standardization: set by `in_coordinates`.
 
     Raises:
       TypeError: if `kernel` is no kernel of ebm.mcmc or `base` no distribution.
@@ -60,6 +62,7 @@ class TemperedTransition(Wrapper):
     kernel: Kernel
     base: tfp.distributions.Distribution = dataclasses.field(compare=False)
     num_temperatures: int = 10
+    standardization: Any = dataclasses.field(default=None, repr=False)
     _key: Hashable = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -120,11 +123,12 @@ class _UncalibratedTransition(LateKernel):
     ) -> tuple[tf.Tensor, _Results]:
         seed = tfp.random.sanitize_seed(seed)
         recipe, target = self._parameters["kernel"], self._parameters["target_log_prob_fn"]
+        base = base_in_coordinates(recipe)
         last = recipe.num_temperatures - 1
-        rank = current_state.shape.rank - recipe.base.event_shape.rank
+        rank = current_state.shape.rank - base.event_shape.rank
         # up to the last temperature above the base
         _, log_weight = self._led(current_state, tf.range(1, last + 1), fold_in(seed, 0))
-        proposed = draw(recipe.base, tf.shape(current_state)[:rank], fold_in(seed, 1))
+        proposed = draw(base, tf.shape(current_state)[:rank], fold_in(seed, 1))
         proposed = tf.ensure_shape(tf.cast(proposed, current_state.dtype), current_state.shape)
         # and down from there to the target; the weights count the states before each step up, after each step down
         proposed, weight = self._led(proposed, tf.range(last, 0, -1), fold_in(seed, 2))
@@ -136,16 +140,16 @@ class _UncalibratedTransition(LateKernel):
     def _led(self, state: tf.Tensor, levels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The state after a step at each of the temperatures 1 − level/K, and Σ h/K over it before and after them."""
         recipe, target = self._parameters["kernel"], self._parameters["target_log_prob_fn"]
-        share = 1.0 / recipe.num_temperatures
+        base, share = base_in_coordinates(recipe), 1.0 / recipe.num_temperatures
 
         def log_weight(x: tf.Tensor) -> tf.Tensor:
-            return share * (target(x) - recipe.base.log_prob(x))
+            return share * (target(x) - base.log_prob(x))
 
         def step(i: tf.Tensor, state: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             beta = 1.0 - share * tf.cast(tf.gather(levels, i), state.dtype)
 
             def bridge(x: tf.Tensor) -> tf.Tensor:
-                return beta * target(x) + (1.0 - beta) * recipe.base.log_prob(x)
+                return beta * target(x) + (1.0 - beta) * base.log_prob(x)
 
             kernel = recipe.kernel.build(bridge, self._parameters["step_size"])
             moved, _ = kernel.one_step(state, kernel.bootstrap_results(state), seed=fold_in(seed, i))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow as tf
 
+from tfp_ebm.caller import warn
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
 from tfp_ebm.mcmc.running.loop import Chain
 
@@ -106,7 +106,7 @@ def run_or_fall_back(
     loop.xla_failed = True
     loop = find(False)
     result = run(loop)
-    warnings.warn(f"The chain runs in graph mode, because XLA failed on it: {reason}", stacklevel=4)
+    warn(f"The chain runs in graph mode, because XLA failed on it: {reason}")
     return loop, result
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -19,6 +18,8 @@ import keras
 import tensorflow as tf
 
 from tfp_ebm import arguments
+from tfp_ebm.caller import warn
+from tfp_ebm.mcmc.kernels.acceptance import gradient_failed
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
 from tfp_ebm.mcmc.running.compiled import (
     check_state,
@@ -30,6 +31,7 @@ from tfp_ebm.mcmc.running.compiled import (
 from tfp_ebm.mcmc.running.finite import count_nonfinite
 from tfp_ebm.mcmc.running.halves import Halves, can_halve
 from tfp_ebm.mcmc.running.loop import Chain
+from tfp_ebm.mcmc.running.trouble import warn_of_gradients, warn_of_stuck
 from tfp_ebm.random import chain_key, stateless_seed
 
 # Seconds that a stretch should take, and by how much one may be longer than the one before it.
@@ -51,6 +53,7 @@ class Run:
 
     Attributes:
       chain, state, results, log_prob: the chain, where it is, its kernel's results, and the log density of its start.
+      start: where it started.
       is_traced: whether it becomes part of a function that is being traced.
       num_results, num_steps: kept, and in all.
       evaluations_per_result: of the target, from one result to the next; None for a foreign kernel.
@@ -83,7 +86,7 @@ class Run:
             raise TypeError(
                 f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, and have a hash, got {kernel!r}."
             )
-        self.state = check_state(initial_state)
+        self.state = self.start = check_state(initial_state)
         step_size: Any = ()
         if isinstance(kernel, Kernel):
             kernel = kernel.with_burnin(self._burnin if num_settling_steps is None else num_settling_steps)
@@ -124,27 +127,46 @@ class Run:
         rank = self.log_prob.shape.rank
         num_bad = int(count_nonfinite(self.state[None], rank + 1, self.log_prob[None]))
         if num_bad > 0:
-            warnings.warn(
+            warn(
                 f"{num_bad} of {self.log_prob.shape.num_elements()} chains start at a state where the state or its log "
                 "density is NaN or infinite; Metropolis kernels never leave it.",
-                stacklevel=4,
             )
         return num_bad
 
     def warn_of_nonfinite(self, num_nonfinite: Any) -> None:
         """Says how many chains went wrong on the way, if any did."""
         if not self.is_traced and num_nonfinite > self._num_bad_starts:
-            warnings.warn(
+            warn(
                 f"{num_nonfinite} of {self.log_prob.shape.num_elements()} chains went to a NaN or an infinity; a "
                 "smaller step size, or a Metropolis kernel, keeps chains finite.",
-                stacklevel=3,
             )
+
+    @property
+    def num_bad_gradients(self) -> tf.Tensor | None:
+        """The number of chains that met a gradient that was not finite; None if the kernel does not record it."""
+        parts = self.results if isinstance(self.chain, Halves) else (self.results,)
+        failed = [gradient_failed(part) for part in parts]
+        if failed[0] is None:
+            return None
+        return tf.add_n([tf.reduce_sum(tf.cast(flags, tf.int32)) for flags in failed])
+
+    def warn_of_trouble(self, stuck: tf.Tensor, acceptance_rate: tf.Tensor) -> None:
+        """Warns of chains that never moved, and of gradients that are not finite.
+
+        Args:
+          stuck: which chains never moved, bool `[*chains]`.
+          acceptance_rate: of each chain, `[*chains]`.
+        """
+        if self.is_traced:
+            return
+        num_bad_gradients = self.num_bad_gradients
+        if num_bad_gradients is not None:
+            warn_of_gradients(int(num_bad_gradients), stuck.shape.num_elements())
+        warn_of_stuck(stuck, acceptance_rate, self.num_steps, self._num_bad_starts, self._target, self.start)
 
     def warn_of_interrupt(self, num_results: int) -> None:
         """Says how many results there are instead of all."""
-        warnings.warn(
-            f"Interrupted: {num_results} of {self.num_results} results were drawn, and are returned.", stacklevel=3
-        )
+        warn(f"Interrupted: {num_results} of {self.num_results} results were drawn, and are returned.")
 
     def steps_until(self, number: int) -> int:
         """How many steps it takes to have so many results."""
