@@ -94,7 +94,8 @@ def last_states(
     every = moments_of.join(windows)
     run.warn_of_nonfinite(int(tf.reduce_sum(tf.cast(~every.is_finite, tf.int32))))
     stuck = never_moved(run.start, run.state[None], every.num_accepted[None] > 0)
-    run.warn_of_trouble(stuck, every.num_accepted / every.number)
+    if run.warn_of_trouble(stuck, every.num_accepted / every.number):  # R-hat is about the others
+        windows = [moments._replace(is_finite=moments.is_finite & ~stuck) for moments in windows]
     return tf.stop_gradient(run.state), judge(windows[0], windows[2])
 
 

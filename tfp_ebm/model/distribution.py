@@ -122,6 +122,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
         else:
             dtype = dtype or getattr(base, "dtype", tf.float32)
         dtype = tf.as_dtype(dtype)
+        if tf.is_tensor(event_shape):
+            event_shape = tf.get_static_value(event_shape).tolist()
         event_shape = check_event_shape(event_shape)
         if base is not None:
             check_base("base", base, dtype, event_shape)
@@ -291,7 +293,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         # A new tensor, because TFP's bijectors remember what they drew, and a remembered value has no gradient.
         start = tf.identity(self.base.sample(num_chains, seed=seed))
         start = tf.ensure_shape(start, [tf.get_static_value(num_chains), *self._event])
-        for number in range(0 if tf.inside_function() else _MAX_REDRAWS):
+        for number in range(_MAX_REDRAWS if tf.executing_eagerly() else 0):
             usable = is_finite(start, 1, self.negative_energy(start))
             if tf.reduce_all(usable):
                 break
@@ -311,8 +313,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
         static = tf.get_static_value(n)
         num_chains = n if static is None else int(static)
         if isinstance(seed, int) and seed.bit_length() > 64:
-            if tf.inside_function() and num_chains == 1:
-                drawn = next_draw(self._last_states, stateless_seed(seed), self.dtype, self._event)
+            if not tf.executing_eagerly() and num_chains == 1:
+                drawn = next_draw(self._last_states, seed, self.dtype, self._event)
                 if drawn is not None:
                     return drawn
             return self._last_states(num_chains, tfp.random.sanitize_seed(seed))
@@ -322,7 +324,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         """The last states of as many chains, `[num_chains, *event]`."""
         if isinstance(num_chains, int) and num_chains < _FEW_CHAINS:
             return self.sample_chains(1, num_chains, seed, jit_compile=False).states[0]
-        if self._num_burnin_steps == 0 or tf.inside_function():
+        if self._num_burnin_steps == 0 or not tf.executing_eagerly():
             return self.sample_chains(1, num_chains, seed).states[0]
         target, start, kernel, seed = self._chains(num_chains, seed)
         states, arrival = last_states(target, start, kernel, num_burnin_steps=self._num_burnin_steps, seed=seed)

@@ -9,11 +9,10 @@ they are outside of joints, and the vectorised program takes one draw after the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
-from tfp_ebm.random import fold_in
+from tfp_ebm.random import fold_in, stateless_seed
 
 # Chains that are run at once: enough to be judged, and not much slower than one.
 _NUM_CHAINS = 64
@@ -39,22 +38,22 @@ class _Pool:
         return self._left.pop()
 
 
-def next_draw(draw: Draw, seed: Any, dtype: tf.DType, event_shape: tuple[int, ...]) -> tf.Tensor | None:
+def next_draw(draw: Draw, seed: int, dtype: tf.DType, event_shape: tuple[int, ...]) -> tf.Tensor | None:
     """Returns one draw `[1, *event]` as part of the function that is being traced; None where that is not possible.
 
     It is not possible where the energy depends on tensors of that function, such as other parts of the joint.
 
     Args:
       draw: maps a number and a seed, int32[2], to independent draws `[number, *event]`.
-      seed: int32[2] known now, the seed of all draws.
+      seed: of all draws.
       dtype, event_shape: of a draw.
     """
     with tf.init_scope():
         if not tf.executing_eagerly():
             return None
         try:
-            pool = _Pool(draw, seed)
+            pool = _Pool(draw, stateless_seed(seed))
         except Exception:  # tensors of the outer function are out of scope, or the error comes again where it is traced
             return None
-    drawn = tf.py_function(pool.next, [], dtype)
+    drawn = tf.py_function(pool.next, [], dtype)  # holds the pool
     return tf.reshape(drawn, [1, *event_shape])

@@ -16,25 +16,33 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+# Difference of log densities beyond which a proposal is hopeless, as in TFP's No-U-Turn Sampler.
+_MAX_DIFFERENCE = 1000.0
+
 # Fields of kernel results that hold the results of another kernel for the state that the chain is in.
 _NESTED = ("accepted_results", "inner_results", "post_swap_replica_results", "part_results")
 
 
-def is_bad_gradient(log_prob: tf.Tensor, gradients: list[tf.Tensor]) -> tf.Tensor:
-    """Returns whether the gradient is NaN or infinite although the log density is finite, bool `[*chains]`.
+def is_bad_gradient(log_prob: tf.Tensor, gradients: list[tf.Tensor], current: tf.Tensor) -> tf.Tensor:
+    """Returns whether the gradient is NaN or infinite at a point that the chain could visit, bool `[*chains]`.
+
+    A point whose log density is not finite, or lower than the chain's by more than 1000, is rejected in any case:
+    there a gradient may overflow.
 
     Args:
-      log_prob: `[*chains]`.
-      gradients: of each part of the state, `[*chains, *event]`.
+      log_prob: of the point, `[*chains]`.
+      gradients: there, of each part of the state, `[*chains, *event]`.
+      current: the log density where the chain is, `[*chains]`.
 
-    >>> is_bad_gradient(tf.constant([0.0, 0.0, -float("inf")]), [tf.constant([[1.0], [float("nan")], [0.0]])]).numpy()
-    array([False,  True, False])
+    >>> gradient = tf.constant([[1.0], [float("nan")], [float("nan")]])
+    >>> is_bad_gradient(tf.constant([0.0, 0.0, -1e6]), [gradient], tf.zeros([3])).numpy().tolist()
+    [False, True, False]
     """
-    finite = tf.math.is_finite(log_prob)
-    bad = tf.zeros_like(finite)
+    near = tf.math.is_finite(log_prob) & (log_prob > current - _MAX_DIFFERENCE)
+    bad = tf.zeros_like(near)
     for gradient in gradients:
         axes = list(range(log_prob.shape.rank, gradient.shape.rank))
-        bad |= finite & ~tf.reduce_all(tf.math.is_finite(gradient), axes)
+        bad |= near & ~tf.reduce_all(tf.math.is_finite(gradient), axes)
     return bad
 
 

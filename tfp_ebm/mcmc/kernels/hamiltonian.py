@@ -152,7 +152,7 @@ class HamiltonianResults(NamedTuple):
       step_size: as stored by an adapting kernel of TFP's; else empty.
       num_leapfrog_steps: empty.
       seed: the seed of the step.
-      gradient_failed: whether the gradient was NaN or infinite where the log density was finite, bool `[*chains]`.
+      gradient_failed: whether the gradient was NaN or infinite at a point that the chain could visit, `[*chains]`.
     """
 
     log_acceptance_correction: Any
@@ -175,9 +175,7 @@ class _Trajectory(tfp.mcmc.UncalibratedHamiltonianMonteCarlo):
     def bootstrap_results(self, init_state: Any) -> HamiltonianResults:
         """The results at the start of a chain."""
         results = super().bootstrap_results(init_state)
-        return HamiltonianResults(
-            *results, gradient_failed=is_bad_gradient(results.target_log_prob, results.grads_target_log_prob)
-        )
+        return HamiltonianResults(*results, gradient_failed=tf.zeros_like(results.target_log_prob, tf.bool))
 
     def one_step(
         self, current_state: tf.Tensor, previous_kernel_results: Any, seed: Any = None
@@ -194,7 +192,7 @@ class _Trajectory(tfp.mcmc.UncalibratedHamiltonianMonteCarlo):
             jitter_seed = random.fold_in(seed, _JITTER)
             num_leapfrog_steps = tf.random.stateless_uniform([], jitter_seed, low, high + 1, tf.int32, alg="philox")
         (gradient,) = previous_kernel_results.grads_target_log_prob
-        log_prob = previous_kernel_results.target_log_prob
+        log_prob = current = previous_kernel_results.target_log_prob
 
         def leap(
             count: tf.Tensor, x: tf.Tensor, p: tf.Tensor, log_prob: tf.Tensor, gradient: tf.Tensor, failed: tf.Tensor
@@ -202,11 +200,11 @@ class _Trajectory(tfp.mcmc.UncalibratedHamiltonianMonteCarlo):
             # the half kicks of neighbouring steps are one whole kick
             x = tf.ensure_shape(x + step_size * p, x.shape)
             log_prob, (gradient,) = tfp.math.value_and_gradient(self.target_log_prob_fn, [x])
-            failed |= is_bad_gradient(log_prob, [gradient])
+            failed |= is_bad_gradient(log_prob, [gradient], current)
             return count + 1, x, p + step_size * gradient, log_prob, gradient, failed
 
-        nowhere = tf.zeros_like(log_prob, tf.bool)
-        start = (tf.constant(0), x, drawn + 0.5 * step_size * gradient, log_prob, gradient, nowhere)
+        failed = is_bad_gradient(log_prob, [gradient], current)
+        start = (tf.constant(0), x, drawn + 0.5 * step_size * gradient, log_prob, gradient, failed)
         _, x, p, log_prob, gradient, failed = tf.while_loop(
             lambda count, *_: count < num_leapfrog_steps, leap, start, parallel_iterations=1
         )

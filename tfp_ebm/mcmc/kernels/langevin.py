@@ -149,8 +149,8 @@ class UncalibratedLangevinResults(NamedTuple):
       target_log_prob: log p at the new state, `[*chains]`.
       grads_target_log_prob: list with ∇log p at the new state, one per part of the state.
       seed: the seed of the step.
-      gradient_failed: whether the gradient was NaN or infinite where the log density was finite, bool `[*chains]`: in
-        this step, or in any step before it if nothing is rejected; () where it is not known.
+      gradient_failed: whether the gradient was NaN or infinite at a point that the chain could visit, bool
+        `[*chains]`: in this step, or in any step before it if nothing is rejected; () where it is not known.
     """
 
     log_acceptance_correction: Any
@@ -239,7 +239,7 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
             target_log_prob,
             gradients,
             tf.zeros([2], tf.int32),
-            is_bad_gradient(target_log_prob, gradients),
+            tf.zeros_like(target_log_prob, tf.bool),
         )
 
     def one_step(
@@ -279,7 +279,9 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
                 back = z + 0.5 * epsilon * (epsilon / tau) * (before + self._clipped(after))
                 axes = tf.range(tf.rank(target_log_prob), tf.rank(z))
                 correction += 0.5 * tf.reduce_sum(z**2 - back**2, axes)
-        failed = is_bad_gradient(target_log_prob, gradients)
+        current = previous_kernel_results.target_log_prob
+        failed = is_bad_gradient(current, previous_kernel_results.grads_target_log_prob, current)
+        failed |= is_bad_gradient(target_log_prob, gradients, current)
         if not self._parameters["compute_acceptance"]:
             failed |= previous_kernel_results.gradient_failed
         return next_state, UncalibratedLangevinResults(correction, target_log_prob, gradients, seed, failed)

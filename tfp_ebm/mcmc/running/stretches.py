@@ -90,7 +90,7 @@ class Run:
         step_size: Any = ()
         if isinstance(kernel, Kernel):
             kernel = kernel.with_burnin(self._burnin if num_settling_steps is None else num_settling_steps)
-            if not tf.inside_function():
+            if tf.executing_eagerly():
                 kernel.check_start(self.state)
             step_size = tf.nest.map_structure(lambda step: tf.constant(step, self.state.dtype), kernel.step)
             kernel = kernel.structure
@@ -98,7 +98,7 @@ class Run:
         self.evaluations_per_result = self._stride * kernel.evaluations_per_step if isinstance(kernel, Kernel) else None
         self.num_steps = self.steps_until(self.num_results)
         self._arrangement = (step_size, chain_key(seed), tf.constant(self._burnin), tf.constant(self._stride))
-        self.is_traced = tf.inside_function()
+        self.is_traced = not tf.executing_eagerly()
         self._capacity = 0
         if keeps and self.is_traced:
             self._capacity = self.num_results
@@ -150,19 +150,24 @@ class Run:
             return None
         return tf.add_n([tf.reduce_sum(tf.cast(flags, tf.int32)) for flags in failed])
 
-    def warn_of_trouble(self, stuck: tf.Tensor, acceptance_rate: tf.Tensor) -> None:
+    def warn_of_trouble(self, stuck: tf.Tensor, acceptance_rate: tf.Tensor) -> bool:
         """Warns of chains that never moved, and of gradients that are not finite.
 
         Args:
           stuck: which chains never moved, bool `[*chains]`.
           acceptance_rate: of each chain, `[*chains]`.
+
+        Returns:
+          Whether chains never moved that should have.
         """
         if self.is_traced:
-            return
+            return False
         num_bad_gradients = self.num_bad_gradients
         if num_bad_gradients is not None:
             warn_of_gradients(int(num_bad_gradients), stuck.shape.num_elements())
-        warn_of_stuck(stuck, acceptance_rate, self.num_steps, self._num_bad_starts, self._target, self.start)
+        known = self._num_bad_starts
+        is_xla = self.chain.is_xla
+        return warn_of_stuck(stuck, acceptance_rate, self.num_steps, known, self._target, self.start, is_xla)
 
     def warn_of_interrupt(self, num_results: int) -> None:
         """Says how many results there are instead of all."""

@@ -7,6 +7,7 @@ fewer than ten steps are not judged.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -69,9 +70,10 @@ def warn_of_stuck(
     num_steps: int,
     num_known: int,
     log_prob_fn: Callable[[tf.Tensor], tf.Tensor],
-    start: Any,
-) -> None:
-    """Warns of chains that never moved, if they are more than chance explains.
+    start: tf.Tensor,
+    jit_compile: bool,
+) -> bool:
+    """Warns of chains that never moved, if they are more than chance explains, and returns whether it did.
 
     Args:
       stuck: which chains never moved, bool `[*chains]`.
@@ -80,30 +82,39 @@ def warn_of_stuck(
       num_known: the number of stuck chains that were warned of before.
       log_prob_fn: the target.
       start: where the chains started, `[*chains, *event]`.
+      jit_compile: whether the chains were compiled by XLA, whose gradients may differ from those in graph mode.
     """
     stuck, acceptance_rate = np.asarray(stuck), np.asarray(acceptance_rate)
     num_stuck = int(stuck.sum())
     moving = float(acceptance_rate[~stuck].mean()) if num_stuck < stuck.size else 0.0
     if num_stuck <= num_known or not is_implausible(num_stuck, stuck.size, num_steps, moving):
-        return
-    held = tf.identity(tf.boolean_mask(start, stuck))
+        return False
     reason = ""
     try:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(held)
-            log_prob = log_prob_fn(held)
-        gradient = tape.gradient(log_prob, held)
-        low = float(tf.reduce_min(log_prob))
+        # `partial`, because TensorFlow counts traces by code object and would warn of the traces of many targets
+        look = tf.function(
+            functools.partial(_value_and_gradient, log_prob_fn), jit_compile=jit_compile, autograph=False
+        )
+        log_prob, gradient = look(tf.identity(start))
+        low = float(np.min(np.asarray(log_prob)[stuck]))
         reason = f" The log density where they stay is {low:.4g} at the lowest."
-        if gradient is not None and not bool(tf.reduce_all(tf.math.is_finite(gradient))):
+        if gradient is not None and not np.isfinite(np.asarray(gradient)[stuck]).all():
             reason += " Its gradient is NaN or infinite there."
-    except Exception:  # a target that takes no other number of chains: the count is what matters
+    except (ValueError, TypeError, tf.errors.OpError):  # the count is what matters
         pass
     warn(
         f"{num_stuck} of {stuck.size} chains never moved in {num_steps} steps: their draws are their starts, not draws "
         f"from the target.{reason} Starts of higher density, a smaller step size, or a kernel with global moves such "
         "as IndependenceMetropolis(base), set them free; a longer burn-in does not."
     )
+    return True
+
+
+def _value_and_gradient(log_prob_fn: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tuple[tf.Tensor, Any]:
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        log_prob = log_prob_fn(x)
+    return log_prob, tape.gradient(log_prob, x)
 
 
 def warn_of_gradients(num_failed: int, num_chains: int) -> None:
