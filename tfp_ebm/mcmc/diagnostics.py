@@ -51,8 +51,8 @@ class Diagnostics(NamedTuple):
       acceptance_rate: share of kept steps that were accepted; None if only states were given.
       num_stuck: number of chains whose results are all equal. Of one result per chain, the number of chains that never
         moved from where they started; None if only states were given.
-      num_nonfinite: number of chains that hold a NaN or an infinity. They are not left out: where it is not 0, expect
-        NaN above.
+      num_nonfinite: number of chains with a NaN or an infinity. They are not excluded: if there are any, the statistics
+        above are NaN.
       ess_bulk: as `ess`, of the ranks, `[*event]`.
       ess_per_gradient: `ess_bulk` of all chains over all their evaluations of the target from the first result to the
         last (thinning included, burn-in not), `[*event]`; for NUTS, whose evaluations are counted as the most that its
@@ -82,7 +82,7 @@ class Diagnostics(NamedTuple):
 
     @property
     def trouble(self) -> tuple[str, ...]:
-        """Sentences that say why the draws cannot be trusted; empty if nothing is wrong.
+        """Sentences with the reasons not to trust the draws; empty if nothing is wrong.
 
         >>> diagnose(tf.random.stateless_normal([100, 8, 2], seed=[0, 1])).trouble
         ()

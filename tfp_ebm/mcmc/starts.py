@@ -1,11 +1,11 @@
-"""Where the chains of a training step start, and what becomes of them.
+"""Starting states of the chains in a training step, and the buffer that keeps chains between steps.
 
 Maximum likelihood needs draws of the model in every step (eq. 10), and chains differ in where they begin. From the data
 it is contrastive divergence (Hinton 2002), from the base distribution short-run sampling (Nijkamp et al. 2019). Chains
-that go on where they stopped (Tieleman 2008) stay near the model's law as long as that changes slowly: a buffer holds
-many more of them than a batch has rows, and each step moves a few (Du & Mordatch 2019).
+that continue where they stopped (Tieleman 2008) stay near the model's distribution as long as it changes slowly: a
+buffer holds many more of them than a batch has rows, and each step moves a few (Du & Mordatch 2019).
 
-A slot of the buffer is a chain: what is drawn from a slot is written back to that slot, so a chain keeps its identity.
+A slot of the buffer is a chain: the state taken from a slot is written back to it, so a chain keeps its identity.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _MAX_STRIDES = 512
 
 
 class Start(NamedTuple):
-    """Where the chains of a step begin.
+    """The starting states of the chains of one step.
 
     Attributes:
       states: `[num_chains, *event]`.
-      slots: int32 `[num_chains]`, the places they came from, or () if they have none.
-      restarted: bool `[num_chains]`, chains that had a state and were given a new one.
+      slots: int32 `[num_chains]`, the slots of the buffer that they are from, or () if there is no buffer.
+      restarted: bool `[num_chains]`, whether the chain had a state and was given a new one.
     """
 
     states: tf.Tensor
@@ -42,13 +42,13 @@ class Start(NamedTuple):
 
 
 class ChainStart(keras.layers.Layer):
-    """Base class of `FromData`, `FromBase` and `ReplayBuffer`; a Keras layer, so that what it keeps is saved.
+    """Base class of `FromData`, `FromBase` and `ReplayBuffer`; a Keras layer, so that its weights are saved.
 
     Args:
       base: a `tfd.Distribution` over x where chains start and restart; None for the model's.
 
     Attributes:
-      is_persistent: whether chains go on in the next step.
+      is_persistent: whether chains continue in the next step.
       needs_base: whether chains start from the base.
 
     >>> issubclass(ReplayBuffer, ChainStart), FromData().is_persistent
@@ -62,12 +62,12 @@ class ChainStart(keras.layers.Layer):
         super().__init__(**kwargs)
         if base is not None:
             check_base("base", base)
-        # Out of Keras's and TensorFlow's sight, which would track all that a distribution is made of.
+        # In a namespace, because Keras and TensorFlow would track all parts of a distribution.
         self._given = types.SimpleNamespace(base=base)
 
     @property
     def base(self) -> tfp.distributions.Distribution | None:
-        """The distribution over x that was given."""
+        """The distribution over x that was given, or None."""
         return self._given.base
 
     def build(self, event_shape: tuple[int, ...], dtype: str = "float32") -> None:
@@ -75,7 +75,7 @@ class ChainStart(keras.layers.Layer):
         self.built = True
 
     def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor) -> Start:
-        """As many chains as x has rows, in standardised coordinates.
+        """Returns the starts of as many chains as x has rows, in standardised coordinates.
 
         Args:
           x: the batch, `[batch, *event]`.
@@ -85,22 +85,22 @@ class ChainStart(keras.layers.Layer):
         raise NotImplementedError(f"{type(self).__name__} must implement `start`.")
 
     def keep(self, start: Start, states: tf.Tensor) -> None:
-        """Remembers where the chains have come to, `[batch, *event]`; all of it finite."""
+        """Stores the states after the step, `[batch, *event]`, all finite."""
         del start, states  # a body: AutoGraph cannot read a method that is only a docstring
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the arguments, for Keras."""
         return {**super().get_config(), "base": serialization.encode(self.base, "base")}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ChainStart:
-        """The inverse of `get_config`."""
+        """Returns the layer of a config: the inverse of `get_config`."""
         return cls(**{**config, "base": serialization.decode(config["base"])})
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
 class FromData(ChainStart):
-    """ChainStart start at the rows of the batch: contrastive divergence.
+    """Starts chains at the rows of the batch: contrastive divergence.
 
     Reference: G. E. Hinton, Training products of experts by minimizing contrastive divergence, 2002.
 
@@ -118,7 +118,7 @@ class FromData(ChainStart):
 
 @keras.saving.register_keras_serializable("tfp_ebm")
 class FromBase(ChainStart):
-    """ChainStart start at independent draws of the base distribution: short-run sampling.
+    """Starts chains at independent draws from the base distribution: short-run sampling.
 
     Args:
       base: a `tfd.Distribution` over x; None for the model's.
@@ -138,12 +138,12 @@ class FromBase(ChainStart):
 
 @keras.saving.register_keras_serializable("tfp_ebm")
 class ReplayBuffer(ChainStart):
-    """Persistent chains: each step draws some of `capacity`, without replacement, and writes them back to their slots.
+    """Keeps persistent chains: each step moves some of `capacity`, drawn without replacement, and stores them again.
 
     Args:
       capacity: number of chains; at least the rows of a batch. Each is moved every `capacity / batch` steps.
-      restart_probability: chance per chain and step that it starts anew from the base. Zero keeps the chains' law
-        right: a restarted chain has not reached the model's, and the model learns to make up for it. (.05 in Du &
+      restart_probability: chance per chain and step that it restarts from the base. At 0 the chains follow the
+        model's distribution; a restarted chain has not reached it, and the model learns to compensate. (.05 in Du &
         Mordatch 2019.)
       base: a `tfd.Distribution` over x; None for the model's. A slot that was never used starts there.
 
@@ -226,12 +226,12 @@ class ReplayBuffer(ChainStart):
         """See `ChainStart.keep`."""
         ages = tf.where(start.restarted, 0, tf.gather(self.ages.value, start.slots)) + 1
         slots = start.slots[:, None]
-        # in place: assigning the whole buffer would copy it in every step
+        # in place: assigning all of the buffer would copy it in every step
         self.states.value.scatter_nd_update(slots, tf.cast(states, self.states.dtype))
         self.ages.value.scatter_nd_update(slots, ages)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the arguments, for Keras."""
         return {
             **super().get_config(),
             "capacity": self.capacity,

@@ -38,7 +38,11 @@ class UnfrozenVariables(Mapping[str, tf.Variable]):
         return len(self._variables())
 
 
-class BroadcastEnergies(tfd.BatchBroadcast.__bases__[0]):
+# What `tfd.BatchBroadcast(p)` is for a p that is no composite tensor.
+_BatchBroadcast: Any = tfd.BatchBroadcast.__bases__[0]
+
+
+class BroadcastEnergies(_BatchBroadcast):
     """`tfd.BatchBroadcast` that broadcasts `unnormalized_log_prob` too.
 
     Args:

@@ -8,6 +8,7 @@ its `unnormalized_log_prob`, and a joint distribution takes it as a prior. `log_
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,8 +35,8 @@ from tfp_ebm.random import fold_in, stateless_seed
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
-# Below this many chains a run is over before XLA has compiled it, and R-hat says little. TFP's joint distributions draw
-# a single sample to learn the structure of their parts, each time they are traced.
+# With fewer chains a run ends before XLA has compiled it, and R-hat means little. TFP's joint distributions draw a
+# single sample to learn the structure of their parts, each time they are traced.
 _FEW_CHAINS = MIN_CHAINS
 # How often a start of zero or NaN density is drawn again.
 _MAX_REDRAWS = 20
@@ -137,7 +138,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         self._energy = energy
         self._event = event_shape
         # One object for all distributions of one energy: by it their compiled chains are found again.
-        self._target: Callable[[tf.Tensor], tf.Tensor] | None = None
+        self._target: Any = None
         if not isinstance(energy, EnergyModel):
             self._target = negative_energy_of(energy, dtype, event_shape)
         self._kernel = kernel
@@ -159,9 +160,9 @@ class EnergyDistribution(tfp.distributions.Distribution):
     @property
     def negative_energy(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """The function −E(x), without log Z: the target of the chains. All distributions of one energy share it."""
-        if self._target is not None:
-            return self._target
-        return lambda x: unnormalized_log_prob(self._energy, x)
+        if isinstance(self._energy, EnergyModel):
+            return functools.partial(unnormalized_log_prob, self._energy)
+        return self._target
 
     def _unnormalized_log_prob(self, x: tf.Tensor) -> tf.Tensor:
         negative_energy = self.negative_energy(x)

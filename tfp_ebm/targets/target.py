@@ -29,10 +29,10 @@ class Target(tfp.distributions.Distribution):
       mean: the exact E x, two numbers; None if it is not known.
       covariance: the exact covariance, 2 × 2 numbers; None if it is not known.
       is_differentiable: False where ∇ log p does not exist or is zero, so that gradient kernels can refuse the target.
-      box: (low, high) of the square that holds the support; None for the whole plane.
+      box: (low, high) of the square that contains the support; None if the support is the plane.
       dtype: tf.float32 or tf.float64.
       label: what the target is called in figures and errors.
-      name: TFP's name, by which a joint distribution knows the variable; the label if it is None.
+      name: TFP's name, which a joint distribution uses for the variable; the label if it is None.
 
     Raises:
       TypeError: if `dtype` is not one of the two.

@@ -56,4 +56,4 @@ def default_kernel(base: Any = None, bijector: Any = None) -> Kernel:
     ['IndependenceMetropolis', 'Adaptive']
     """
     local: Kernel = DEFAULT_KERNEL if bijector is None else Transformed(DEFAULT_KERNEL, bijector)
-    return local if base is None else Sequential([IndependenceMetropolis(base), local])
+    return local if base is None else Sequential((IndependenceMetropolis(base), local))

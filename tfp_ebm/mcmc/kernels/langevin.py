@@ -16,7 +16,7 @@ that is a function of the position alone, so also where g is clipped.
 
 Short-run samplers (Du & Mordatch 2019, arXiv:1903.08689) vary the step: the gradient is taken where the noise has
 already moved the state, x̃ = x + τZ, x' = x̃ + ½ε²∇log p(x̃), and x' (in some x̃ too) is clamped to the box of the
-pixels. Their laws are not known in closed form; none of them is made calibrated by Metropolis-Hastings here.
+pixels. Their distributions are not known in closed form, and Metropolis-Hastings does not correct them here.
 
 TFP has this kernel too; it is not used because it differentiates its (constant) volatility in every step, in a loop
 over the coordinates. Its `step_size` is ε².
@@ -78,9 +78,9 @@ class Langevin(Kernel):
     has the temperature T = τ²/ε² as ε → 0 (it samples p^(1/T)), and the variance T/(1 − ε²/4) on N(0, 1): the small
     noise of short-run samplers (Du & Mordatch 2019, arXiv:1903.08689) makes cold chains.
 
-    The last four options are those of such samplers. With them the chain has another law, for small ε too: clipping
-    and clamping break detailed balance at every step size, and a clamp gathers chains on the faces of its box;
-    `Transformed` keeps a box and the law.
+    The last four options are used by such samplers. With them the chain has another distribution even for small ε:
+    clipping and clamping break detailed balance at every step size, and a clamp gathers chains on the faces of its box;
+    `Transformed` keeps both the box and the distribution.
 
     Args:
       step_size: ε; a number, or an array that broadcasts to the event. TFP's own Langevin calls ε² the step size.
@@ -145,7 +145,7 @@ class UncalibratedLangevinResults(NamedTuple):
 
     Attributes:
       log_acceptance_correction: log q(x|x') − log q(x'|x), shape `[*chains]`; zeros where it is not asked for. This and
-        the next two are () for a kernel that takes the gradient after the noise, and so knows nothing of x'.
+        the next two are () for a kernel that takes the gradient after the noise, and so does not compute them at x'.
       target_log_prob: log p at the new state, `[*chains]`.
       grads_target_log_prob: list with ∇log p at the new state, one per part of the state.
       seed: the seed of the step.
@@ -307,7 +307,7 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
                 "`target_log_prob_fn` is not differentiable in the state (its gradient is None); "
                 "Langevin dynamics needs the gradient."
             )
-        # A target whose function takes any number of rows tells none of its gradient's, which a loop must know.
+        # The gradient of a function of any number of rows has no static shape, which a loop needs.
         return value, [tf.ensure_shape(gradient, part.shape) for gradient, part in zip(gradients, parts, strict=True)]
 
 

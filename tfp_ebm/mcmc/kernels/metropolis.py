@@ -5,7 +5,7 @@ A state x* ~ q(x*|x) is proposed and accepted with
     α(x, x*) = min(1, p(x*)q(x|x*) / (p(x)q(x*|x))),
 
 so that P(x)·q(x*|x)·α(x, x*) = P(x*)·q(x|x*)·α(x*, x): detailed balance (eq. 15), whatever q is. Only ratios occur, so
-Z does not. A symmetric q drops out; an asymmetric one whose ratio is left out has another limit than p.
+Z does not. A symmetric q cancels; without its ratio, an asymmetric one leads to another distribution than p.
 
 The independence sampler proposes from one fixed distribution q(x*) = b(x*), wherever the chain is. Its moves are
 global: they carry a chain between modes that local moves never connect. Its acceptance is high where b is near p, and
@@ -256,7 +256,7 @@ def base_in_coordinates(kernel: Any) -> tfp.distributions.Distribution:
 
 
 def _log_density(base: tfp.distributions.Distribution, x: tf.Tensor) -> tf.Tensor:
-    """log b(x), up to a constant if the base knows no more."""
+    """Returns log b(x), up to a constant if the base has no `log_prob`."""
     try:
         return base.log_prob(x)
     except NotImplementedError:

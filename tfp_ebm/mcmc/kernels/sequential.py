@@ -1,11 +1,10 @@
-"""Kernels one after the other.
+"""A kernel that runs several kernels one after the other.
 
 If each of K₁, …, Kₙ leaves p unchanged, so does their product: p K₁ ⋯ Kₙ = p (Tierney 1994, §2.4). So a move that jumps
 between modes and one that explores a mode join into a kernel that does both, in each step.
 
-What a part knows of the point it leaves behind, log p and perhaps ∇log p, is handed to the next part. A part that needs
-more than the one before it computes (the gradient, after a move without one) evaluates the target at that point afresh:
-one evaluation per such part and step.
+Each part passes what it has computed at its last state, log p and perhaps ∇log p, to the next. A part that needs more
+(the gradient, after a move without one) evaluates the target there again: one evaluation per such part and step.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from tfp_ebm.random import fold_in
 
 
 class SequentialResults(NamedTuple):
-    """What a step of a `Sequential` leaves behind.
+    """The kernel results of a step of a `Sequential`.
 
     Attributes:
       part_results: the results of each part.
@@ -42,10 +41,10 @@ class SequentialResults(NamedTuple):
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 @dataclasses.dataclass(frozen=True)
 class Sequential(Kernel):
-    """In each step one step of each kernel, in order. Calibrated if all are. A sequence among them counts as its parts.
+    """Makes one step of each kernel, in order; calibrated if all are. A `Sequential` among them counts as its parts.
 
-    The acceptance of each part is in the field `part_is_accepted` of its results. Its step size is that of the parts
-    that have one, a tuple if there are several; a part that is `Adaptive` adapts to its own acceptance.
+    The field `part_is_accepted` of the results has the acceptance of each part. The step size is that of the part that
+    has one, or a tuple if several have; an `Adaptive` part adapts to its own acceptance.
 
     Args:
       kernels: kernels of `ebm.mcmc`, at least one. `ReplicaExchange` cannot be among them: another part would move
@@ -190,9 +189,9 @@ class _SequenceKernel(LateKernel):
 
 
 def _moved(part: tfp.mcmc.TransitionKernel, results: Any, state: tf.Tensor, last: Any) -> Any:
-    """The results of a part, told of the state that the part before it, whose results are `last`, has come to.
+    """Updates a part's kernel results to `state`, the state produced by the previous part, whose results are `last`.
 
-    What else they hold, such as an adapted step size, stays.
+    Other fields, such as an adapted step size, are kept.
     """
     point = {name: find(last, name) for name in POINT if find(results, name) is not None}
     # A transformed kernel's log density is that of another space.

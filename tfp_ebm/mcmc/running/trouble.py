@@ -28,7 +28,7 @@ def never_moved(start: tf.Tensor, states: tf.Tensor, is_accepted: tf.Tensor) -> 
     """Returns which chains are still where they started in all results, bool `[*chains]`.
 
     A chain that accepted a step and is where it started has come back, as only chains on a grid do. Where there is such
-    a chain, being at the start says nothing, and the answer is False for all.
+    a chain, being at the start is no sign of being stuck, and the result is False for all.
 
     Args:
       start: `[*chains, *event]`.
