@@ -23,9 +23,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from lesson import BLACK, BLUE, GREEN, ORANGE, VERMILION, Ledger, size, style
 
 import tfp_ebm as ebm
+from tfp_ebm.lesson import BLACK, BLUE, GREEN, ORANGE, VERMILION, Ledger, size, style
 
 tfd = tfp.distributions
 style()

@@ -21,9 +21,9 @@ import functools
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
-from lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Ledger, size, style
 
 import tfp_ebm as ebm
+from tfp_ebm.lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Ledger, size, style
 
 style()
 rng = np.random.default_rng(0)

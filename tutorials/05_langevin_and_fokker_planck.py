@@ -19,9 +19,9 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
-from lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Ledger, size, style
 
 import tfp_ebm as ebm
+from tfp_ebm.lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Ledger, size, style
 
 style()
 

@@ -20,10 +20,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Ledger, size, style
 from scipy.ndimage import gaussian_filter
 
 import tfp_ebm as ebm
+from tfp_ebm.lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Ledger, size, style
 
 tfd = tfp.distributions
 style()
