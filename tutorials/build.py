@@ -4,6 +4,7 @@
     python tutorials/build.py 01 03         # renders tutorials 1 and 3
     python tutorials/build.py --text        # copies changed text into the notebooks; executes nothing
     python tutorials/build.py --smoke       # runs the sources as scripts, small, and writes nothing
+    python tutorials/build.py --readme      # draws the README's first picture by the README's first command
 
 The pictures in the notebooks are reduced to 256 colours. A cell headed `# %% figure="name"` also writes its last
 picture to `figures/`, for the README. The extra `tutorials` installs what this needs.
@@ -13,10 +14,12 @@ import argparse
 import base64
 import concurrent.futures
 import io
+import json
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 HERE = pathlib.Path(__file__).parent
@@ -136,6 +139,18 @@ def smoke(source):
     return f"{source.stem}: {time.perf_counter() - start:.0f} s"
 
 
+def draw_for_readme():
+    """Runs the README's command, and keeps its picture with the settings that it was drawn with; returns a line."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = pathlib.Path(folder) / "moons"
+        command = [sys.executable, "-m", "tfp_ebm", "fit", "two_moons", "--quiet", "--out", str(run)]
+        subprocess.run(command, check=True)
+        settings = json.loads((run / "report.json").read_text(encoding="utf-8"))["settings"]
+        write(HERE / "figures" / "two_moons.png", (run / "figure.png").read_bytes())
+    write(HERE / "figures" / "two_moons.json", (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+    return f"figures/two_moons.png: {settings}"
+
+
 def main():
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,9 +158,13 @@ def main():
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--smoke", action="store_true", help="run the sources small, and write nothing")
     mode.add_argument("--text", action="store_true", help="copy changed text into the notebooks, and execute nothing")
+    mode.add_argument("--readme", action="store_true", help="draw the README's first picture, and no tutorial")
     parser.add_argument("--jobs", type=int, help="tutorials at the same time; default: 1, with --smoke 2")
     options = parser.parse_args()
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    if options.readme:
+        print(draw_for_readme())
+        return
     if not options.smoke:
         os.environ.pop("TFP_EBM_SMOKE", None)
     with concurrent.futures.ThreadPoolExecutor(options.jobs or (2 if options.smoke else 1)) as pool:
