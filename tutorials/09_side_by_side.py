@@ -201,18 +201,18 @@ panels("Two Gaussians", 5.0, 2.4)
 
 # %% [markdown]
 # On the moons all five are near the truth in KL. But the three that match scores give the upper moon too much weight
-# and the lower one too little, which the colours show. On the Gaussians the same error is complete: the three have the
-# shape of the right mode, and hardly any mass in the left one. A score is the slope of the log-density, and between the
-# modes there is no data from which the slope could be learned. So nothing determines how high one mode is above the
-# other.
+# and the lower one too little, which the colours show (shares of .55 to .57, printed below). On the Gaussians the same
+# error is complete: the three have the shape of the right mode, and hardly any mass in the left one. A score is the
+# slope of the log-density, and between the modes there is no data from which the slope could be learned. So nothing
+# determines how high one mode is above the other.
 #
 # The Fisher divergence, which they minimise (eq. 40), does not reveal that. On the Gaussians it is smallest for exact
 # and sliced score matching, .016 and .015, whose KL of more than 2 nats is larger than that of a single fitted
 # Gaussian, 1.1. On the moons it is three times as large for maximum likelihood and noise contrastive estimation, 1.5,
 # as for score matching, .5, although their KL is about the same. The two divergences measure different errors. The
 # Fisher divergence compares slopes where the data are: small ripples of the density have steep slopes and count much, a
-# wrong weight of a mode has none and counts nothing. KL compares heights: it hardly sees the ripples, and sees the
-# weights.
+# wrong weight of a mode has none and counts nothing. KL compares heights: the ripples hardly change it, and the weights
+# do.
 #
 # The two losses that compare the density with samples, of chains or of noise, learn the weights too. The share of the
 # mass in the upper moon, and in the left Gaussian:
