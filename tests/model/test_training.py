@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from laws import assert_same
 
 import tfp_ebm as ebm
 
@@ -20,12 +21,6 @@ def make(loss="denoising_score_matching", optimizer=None, network=None, adapt=Tr
 
 def weights(model):
     return [weight.numpy() for weight in model.weights]
-
-
-def assert_same(first, second):
-    assert len(first) == len(second)
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 class Batches(keras.utils.PyDataset):
