@@ -77,12 +77,19 @@ def test_restarts_are_drawn_per_chain():
     np.testing.assert_array_equal(buffer.ages.numpy()[start.slots], np.where(restarted, 1, 2))
 
 
-@pytest.mark.parametrize("lost", [np.nan, np.inf, 1e30])
-def test_a_lost_chain_is_restarted_and_reported(lost):
-    """NaN, infinity, or a place of no density: E(1e30) overflows. Training goes on, and all that is kept is finite."""
+@pytest.fixture(scope="module")
+def trained():
+    """A model trained for an epoch, whose step is compiled; tests may train it further."""
     model = make()
     model.fit(X, batch_size=64, epochs=1, verbose=0)
-    chains = model.loss.chains
+    return model
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf, 1e30])
+def test_a_lost_chain_is_restarted_and_reported(lost, trained):
+    """NaN, infinity, or a place of no density: E(1e30) overflows. Training goes on, and all that is kept is finite."""
+    model, chains = trained, trained.loss.chains
+    model.reset_metrics()
     states = chains.states.numpy()
     states[5] = lost
     states[9] = lost
@@ -130,9 +137,8 @@ def test_some_lost_negatives_leave_the_mean_to_the_others():
     assert output.metrics["num_nonfinite"] == 1.0
 
 
-def test_validation_moves_no_chain():
-    model = make()
-    model.fit(X, batch_size=64, verbose=0)
+def test_validation_moves_no_chain(trained):
+    model = trained
     before = [weight.numpy() for weight in model.weights]
     first = model.evaluate(X, batch_size=64, verbose=0)
     assert model.evaluate(X, batch_size=64, verbose=0) == first
