@@ -105,7 +105,7 @@ def fingerprint(value: Any) -> Hashable:
     >>> fingerprint(tfd.Normal(tf.Variable(0.0), 2.0)) == fingerprint(tfd.Normal(tf.Variable(0.0), 2.0))
     False
     """
-    if isinstance(value, np.ndarray | np.generic | tf.__internal__.EagerTensor):
+    if isinstance(value, np.ndarray | np.generic) or (isinstance(value, tf.Tensor) and hasattr(value, "numpy")):
         array = np.asarray(value)
         return array.dtype.name, array.shape, array.tobytes()
     if value is None or isinstance(value, bool | int | float | str | tf.DType):

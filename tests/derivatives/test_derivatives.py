@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 from keras import layers
+from laws import rng
 
 from tfp_ebm import derivatives
 from tfp_ebm.derivatives import (
@@ -23,11 +24,6 @@ from tfp_ebm.derivatives.forward_laplacian import RULES
 from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.model.energy_model import EnergyModel
-
-
-def rng():
-    """The same numbers in every test, in whatever order they run."""
-    return np.random.default_rng(0)
 
 
 def mlp(size=5, activation="silu", dtype="float64", units=8):

@@ -7,21 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import diagonal_normal, quadratic
 
 import tfp_ebm as ebm
 from tfp_ebm import targets
 from tfp_ebm.evaluation import grid_kl_divergence, grid_log_normalizer, grid_total_variation
 
 tfd = tfp.distributions
-
-
-def normal(d, sd, loc=0.0):
-    return tfd.MultivariateNormalDiag(tf.fill([d], np.float64(loc)), tf.fill([d], np.float64(sd)))
-
-
-def quadratic(precision, mean):
-    precision, mean = np.array(precision), np.array(mean)
-    return lambda x: 0.5 * tf.reduce_sum(((x - mean) @ precision) * (x - mean), -1)
 
 
 @pytest.mark.parametrize(
@@ -43,22 +35,22 @@ def test_the_error_covers_a_coarse_grid(num, loc):
     """A Gaussian of width .5 on cells from 1 to 1/3: the error is real, and the estimate knows it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        estimate = grid_log_normalizer(normal(1, 0.5, loc), -8.0, 8.0, num)
+        estimate = grid_log_normalizer(diagonal_normal(1, 0.5, loc), -8.0, 8.0, num)
     assert abs(estimate.value) <= estimate.standard_error + 1e-9
     assert estimate.standard_error < 1.0
 
 
 def test_a_grid_too_coarse_or_too_narrow_warns():
     with pytest.warns(UserWarning, match="too coarse"):
-        grid_log_normalizer(normal(2, 0.3), -8.0, 8.0, 20)
+        grid_log_normalizer(diagonal_normal(2, 0.3), -8.0, 8.0, 20)
     with pytest.warns(UserWarning, match="of the mass may lie outside"):
-        narrow = grid_log_normalizer(normal(2, 1.0), -2.0, 2.0, 200)
+        narrow = grid_log_normalizer(diagonal_normal(2), -2.0, 2.0, 200)
     # erf(√2)² of the mass is inside
     assert narrow.value == pytest.approx(2 * math.log(math.erf(math.sqrt(2))), abs=1e-3)
     assert abs(narrow.value) <= narrow.standard_error
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert grid_log_normalizer(normal(2, 1.0), -5.0, 5.0, 200).standard_error < 1e-3
+        assert grid_log_normalizer(diagonal_normal(2), -5.0, 5.0, 200).standard_error < 1e-3
 
 
 @pytest.mark.parametrize("make", [targets.rings, targets.checkerboard, targets.eight_gaussians])
@@ -100,7 +92,7 @@ def shifted(distance, sd=1.0):
 @pytest.mark.parametrize("log_normalizer", [None, -3.0])
 def test_kl_and_total_variation_in_closed_form(log_normalizer):
     """KL = a²/2 and TV = erf(a/√8) for a shift by a; KL = log s² + 1/s² − 1 for a scale s, in two dimensions."""
-    p, box = normal(2, 1.0), ([-9.0, -9.0], [9.0, 9.0], 300, log_normalizer)
+    p, box = diagonal_normal(2), ([-9.0, -9.0], [9.0, 9.0], 300, log_normalizer)
     for a in (0.0, 0.3, 1.0):
         kl, tv = grid_kl_divergence(p, shifted(a), *box), grid_total_variation(p, shifted(a), *box)
         assert kl.value == pytest.approx(a**2 / 2, abs=1e-6)
@@ -112,7 +104,7 @@ def test_kl_and_total_variation_in_closed_form(log_normalizer):
 
 def test_mass_far_outside_the_data_is_seen():
     """Half of the model's mass lies where there is no data: KL = log 2, TV = ½; a box around the data hides it."""
-    p = normal(2, 0.5)
+    p = diagonal_normal(2, 0.5)
     hidden = tfd.MixtureSameFamily(
         tfd.Categorical(probs=np.array([0.5, 0.5])),
         tfd.MultivariateNormalDiag(np.array([[0.0, 0.0], [8.0, 8.0]]), np.full([2, 2], 0.5)),
@@ -125,18 +117,18 @@ def test_mass_far_outside_the_data_is_seen():
 
 def test_a_target_beyond_the_grid_warns():
     with pytest.warns(UserWarning, match="of the target's mass"):
-        grid_total_variation(normal(2, 3.0), shifted(0.0), [-4.0, -4.0], [4.0, 4.0], 100)
+        grid_total_variation(diagonal_normal(2, 3.0), shifted(0.0), [-4.0, -4.0], [4.0, 4.0], 100)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((normal(3, 1.0), -1.0, 1.0), r"shape \[1\] or \[2\]"),
+        ((diagonal_normal(3), -1.0, 1.0), r"shape \[1\] or \[2\]"),
         ((lambda x: x[:, 0], [-1.0] * 3, [1.0] * 3), r"shape \[1\] or \[2\]"),
-        ((normal(2, 1.0), [1.0, -1.0], [0.0, 1.0]), "`low` must be below `high`"),
-        ((normal(2, 1.0), [-1.0, -np.inf], [1.0, 1.0]), "`low` must be below `high`"),
-        ((normal(2, 1.0), [-1.0] * 3, [1.0, 1.0]), "`low` and `high`"),
-        ((normal(2, 1.0), -1.0, 1.0, 4), "`num`"),
+        ((diagonal_normal(2), [1.0, -1.0], [0.0, 1.0]), "`low` must be below `high`"),
+        ((diagonal_normal(2), [-1.0, -np.inf], [1.0, 1.0]), "`low` must be below `high`"),
+        ((diagonal_normal(2), [-1.0] * 3, [1.0, 1.0]), "`low` and `high`"),
+        ((diagonal_normal(2), -1.0, 1.0, 4), "`num`"),
         ((lambda x: tf.math.log(x[:, 0]), [-1.0, -1.0], [1.0, 1.0], 20), "NaN"),
         ((lambda x: tf.fill([len(x)], np.inf), [-1.0, -1.0], [1.0, 1.0], 20), "finite"),
         ((lambda x: x, [-1.0, -1.0], [1.0, 1.0], 20), "one number per row"),
@@ -151,7 +143,7 @@ def test_what_is_no_energy_or_target():
     with pytest.raises(TypeError, match="`energy_fn`"):
         grid_log_normalizer(3, -1.0, 1.0)
     with pytest.raises(TypeError, match="`target`"):
-        grid_kl_divergence(lambda x: x, normal(2, 1.0), -1.0, 1.0)
+        grid_kl_divergence(lambda x: x, diagonal_normal(2), -1.0, 1.0)
 
 
 @pytest.mark.parametrize("measure", [grid_kl_divergence, grid_total_variation])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import diagonal_normal
 
 import tfp_ebm as ebm
 from tfp_ebm import mcmc, targets
@@ -22,10 +23,6 @@ from tfp_ebm.random import fold_in, stateless_seed
 
 tfd = tfp.distributions
 LOG_Z = 1.7  # planted: the targets are densities times exp(LOG_Z)
-
-
-def normal(d, sd, loc=0.0):
-    return tfd.MultivariateNormalDiag(tf.fill([d], np.float64(loc)), tf.fill([d], np.float64(sd)))
 
 
 def log_density(mean, covariance):
@@ -46,7 +43,7 @@ def gaussian():
         return density(x) + LOG_Z
 
     log_prob.traces = traces
-    return log_prob, normal(2, 1.5)
+    return log_prob, diagonal_normal(2, 1.5)
 
 
 def mean_and_error(log_weights):
@@ -126,7 +123,7 @@ def test_stale_results_bias_the_weights(gaussian):
 
 
 def test_target_equal_to_base_has_no_error():
-    base = normal(3, 1.5)
+    base = diagonal_normal(3, 1.5)
     for estimate in (
         annealed_importance_sampling(base, base, mcmc.HMC(0.5, 2), 10, 50, jit_compile=False),
         annealed_importance_sampling(base, base, mcmc.HMC(0.5, 2), 10, 50, "adaptive", jit_compile=False),
@@ -140,12 +137,12 @@ def correlated(d):
     """N(0, C), C_ij = .7^|i − j|: its log density, its draws, and a base as wide as its marginals."""
     covariance = 0.7 ** np.abs(np.subtract.outer(np.arange(d), np.arange(d)))
     z = np.random.default_rng(3).normal(size=(200, d))
-    return log_density(np.zeros(d), covariance), z @ np.linalg.cholesky(covariance).T, normal(d, 1.0)
+    return log_density(np.zeros(d), covariance), z @ np.linalg.cholesky(covariance).T, diagonal_normal(d)
 
 
 def eight_gaussians():
     target = targets.eight_gaussians(tf.float64)
-    return target.log_prob, target.sample(400, seed=7), normal(2, 2.0)
+    return target.log_prob, target.sample(400, seed=7), diagonal_normal(2, 2.0)
 
 
 # target, draws, base; kernel, temperatures, the most that the bracket may be open, whether by XLA
@@ -203,7 +200,7 @@ def test_error_bars_are_calibrated(gaussian):
 
 def test_the_adaptive_kernel_finds_a_step_size_for_each_temperature():
     """From a base 30 times as wide as the target no one step size serves. The gap log Z − E log w tells."""
-    target, base = log_density([0.5, 0.5], 0.03**2 * np.eye(2)), normal(2, 1.0)
+    target, base = log_density([0.5, 0.5], 0.03**2 * np.eye(2)), diagonal_normal(2)
 
     def gap(kernel, schedule):
         with warnings.catch_warnings():
@@ -273,7 +270,7 @@ def test_a_trained_model_agrees_with_the_grid():
 
 
 def test_what_cannot_be_trusted_warns():
-    far, base = log_density(np.ones(20), 0.1 * np.eye(20)), normal(20, 1.0)
+    far, base = log_density(np.ones(20), 0.1 * np.eye(20)), diagonal_normal(20)
     with pytest.warns(UserWarning, match=r"effective sample size is .* of 100"):
         annealed_importance_sampling(far, base, mcmc.HMC(0.2, 2), 2, 100, jit_compile=False)
     with pytest.warns(UserWarning, match=r"all 20 weights are zero"):
@@ -311,15 +308,15 @@ def test_a_base_narrower_than_the_target_is_seen_in_the_tail():
 
 def test_weights_of_no_mass_count_as_zero():
     """A target on a half-line of the base: half of the weights are exp(−∞), which is no trouble."""
-    base = normal(1, 1.0)
+    base = diagonal_normal(1)
     half = importance_sampling(lambda x: tf.where(x[:, 0] > 0, base.log_prob(x), np.float64(-np.inf)), base, 4000)
     assert abs(half.value - math.log(0.5)) < 3 * half.standard_error
     assert half.standard_error == pytest.approx(1 / math.sqrt(4000), rel=0.1)
 
 
 def annealed(**arguments):
-    given = {"target": normal(2, 1.0), "base": normal(2, 2.0), "kernel": mcmc.HMC(0.5, 2), "num_temperatures": 3}
-    return annealed_importance_sampling(**{**given, "num_chains": 4, **arguments})
+    given = {"target": diagonal_normal(2), "base": diagonal_normal(2, 2.0), "kernel": mcmc.HMC(0.5, 2)}
+    return annealed_importance_sampling(**{**given, "num_temperatures": 3, "num_chains": 4, **arguments})
 
 
 @pytest.mark.parametrize(
@@ -331,7 +328,7 @@ def annealed(**arguments):
         ({"target": lambda x: tf.round(x[:, 0])}, ValueError, "target"),
         ({"base": None}, ValueError, "base"),
         ({"base": "wide"}, TypeError, "base"),
-        ({"base": normal(3, 1.0)}, ValueError, "base"),
+        ({"base": diagonal_normal(3)}, ValueError, "base"),
         ({"base": tfd.MultivariateNormalDiag([0.0, 0.0], [1.0, 1.0])}, TypeError, "base"),
         ({"kernel": "hmc"}, TypeError, "kernel"),
         ({"kernel": mcmc.Langevin(0.1)}, ValueError, "kernel"),
@@ -354,7 +351,7 @@ def test_bad_arguments(arguments, error, name):
 
 
 def test_bad_samples():
-    target, base = normal(2, 1.0), normal(2, 2.0)
+    target, base = diagonal_normal(2), diagonal_normal(2, 2.0)
     with pytest.raises(ValueError, match="`samples` must be given"):
         reverse_annealed_importance_sampling(target.log_prob, None, base)
     for samples in (np.zeros([0, 2]), np.zeros([5, 3]), np.zeros([1, 2]), np.full([5, 2], np.nan)):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import diagonal_normal
 
 import tfp_ebm as ebm
 from tfp_ebm import evaluation, targets
@@ -23,10 +24,6 @@ def energy(x):
 
 def rows(n, d=2, seed=0, sd=1.0, loc=0.0):
     return loc + sd * np.random.default_rng(seed).normal(size=(n, d))
-
-
-def normal(sd, loc=0.0):
-    return tfd.MultivariateNormalDiag(np.full(2, loc), np.full(2, sd))
 
 
 # --- means over points ------------------------------------------------------------------------------------------------
@@ -66,12 +63,12 @@ def test_bits_per_dimension():
 def test_kl_divergence_in_closed_form(sd, loc):
     """KL(N(loc, sd²I) ‖ N(0, I)) = ½ Σ (sd² + loc² − 1 − log sd²)."""
     truth = sd**2 + loc**2 - 1 - 2 * math.log(sd)
-    estimate = evaluation.kl_divergence(normal(sd, loc), energy, LOG_Z, num_samples=10_000, seed=3)
+    estimate = evaluation.kl_divergence(diagonal_normal(2, sd, loc), energy, LOG_Z, num_samples=10_000, seed=3)
     assert abs(estimate.value - truth) <= 4 * estimate.standard_error + 1e-9
     assert estimate.standard_error < 0.012
-    planted = evaluation.kl_divergence(normal(sd, loc), energy, LOG_Z - 0.1, num_samples=10_000, seed=3)
+    planted = evaluation.kl_divergence(diagonal_normal(2, sd, loc), energy, LOG_Z - 0.1, num_samples=10_000, seed=3)
     assert abs(planted.value - truth) > 8 * estimate.standard_error
-    again = evaluation.kl_divergence(normal(sd, loc), energy, LOG_Z, num_samples=10_000, seed=3)
+    again = evaluation.kl_divergence(diagonal_normal(2, sd, loc), energy, LOG_Z, num_samples=10_000, seed=3)
     assert again == estimate
 
 
@@ -86,11 +83,11 @@ def test_kl_agrees_with_the_grid():
 def test_fisher_divergence_in_closed_form(sd, loc):
     """½ E‖x − (x − loc)/sd²‖² = ½ Σ ((1 − 1/sd²)² sd² + loc²): the ½ of the note's eq. 40."""
     truth = (1 - 1 / sd**2) ** 2 * sd**2 + loc**2
-    estimate = evaluation.fisher_divergence(normal(sd, loc), energy, num_samples=10_000, seed=3)
+    estimate = evaluation.fisher_divergence(diagonal_normal(2, sd, loc), energy, num_samples=10_000, seed=3)
     assert abs(estimate.value - truth) <= 4 * estimate.standard_error + 1e-9
     assert abs(2 * estimate.value - truth) > 0.1 * truth  # without the ½
     # the sign: an upside-down energy is far
-    assert evaluation.fisher_divergence(normal(1.0), lambda x: -energy(x)).value == pytest.approx(4.0, rel=0.1)
+    assert evaluation.fisher_divergence(diagonal_normal(2), lambda x: -energy(x)).value == pytest.approx(4.0, rel=0.1)
 
 
 def test_models_and_distributions_and_networks():
@@ -111,11 +108,11 @@ def test_models_and_distributions_and_networks():
 
 def test_draws_of_a_chain_are_labelled():
     chains = ebm.EnergyDistribution(
-        energy, [2], ebm.mcmc.RandomWalk(0.5), normal(1.0), num_burnin_steps=1, log_normalizer=LOG_Z
+        energy, [2], ebm.mcmc.RandomWalk(0.5), diagonal_normal(2), num_burnin_steps=1, log_normalizer=LOG_Z
     )
     estimate = evaluation.kl_divergence(chains, energy, LOG_Z, num_samples=10)
     assert estimate.is_approximate and abs(estimate.value) < 1e-9
-    assert not evaluation.kl_divergence(normal(1.0), energy, LOG_Z, num_samples=10).is_approximate
+    assert not evaluation.kl_divergence(diagonal_normal(2), energy, LOG_Z, num_samples=10).is_approximate
 
 
 def test_a_model_without_mass_where_the_data_is_warns():
@@ -285,7 +282,7 @@ def test_bad_rows(call, bad):
         (lambda: evaluation.log_likelihood(lambda x: x, rows(3), 0.0), ValueError, "one number per row"),
         (lambda: evaluation.bits_per_dimension(energy, rows(3), 0.0, 0.0), ValueError, "`bin_width`"),
         (lambda: evaluation.kl_divergence(energy, energy, 0.0), TypeError, "`target`"),
-        (lambda: evaluation.kl_divergence(normal(1.0), energy, 0.0, num_samples=0), ValueError, "`num_samples`"),
+        (lambda: evaluation.kl_divergence(diagonal_normal(2), energy, 0.0, num_samples=0), ValueError, "`num_samples`"),
         (lambda: evaluation.fisher_divergence(targets.checkerboard(), energy), ValueError, "checkerboard"),
         (lambda: evaluation.ood_auroc(energy, rows(3), rows(3, d=3)), ValueError, "one event shape"),
         (lambda: evaluation.ood_auroc(energy, rows(3), rows(1)), ValueError, "`x_out` must have at least 2 rows"),

@@ -6,6 +6,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import quartic
 
 from tfp_ebm import mcmc, serialization
 from tfp_ebm.energy.base import fit_base
@@ -185,10 +186,6 @@ PARTS = {
     "two_spaces": (mcmc.MALA(0.7), mcmc.Transformed(mcmc.MALA(0.5), SCALE), GLOBAL),
     "within": (GLOBAL, mcmc.Transformed(mcmc.Sequential([mcmc.MALA(0.5), mcmc.RandomWalk(0.3)]), SCALE)),
 }
-
-
-def quartic(x):
-    return -tf.reduce_sum(x**4 / 4 + 0.5 * tf.cos(x), -1) - 0.3 * x[..., 0] * x[..., 1]
 
 
 def run_by_hand(parts, state, num_steps):

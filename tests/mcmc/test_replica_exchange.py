@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import normal, quartic
 
 from tfp_ebm import mcmc, targets
 from tfp_ebm.mcmc.kernels.hamiltonian import HamiltonianMonteCarlo
@@ -15,14 +16,6 @@ SEED = tf.constant([3, 14], tf.int32)
 LADDER = (1.0, 0.4, 0.15, 0.05)
 SHORT = {"num_results": 1, "num_burnin_steps": 100, "seed": 0}
 graph = functools.partial(mcmc.sample, jit_compile=False)
-
-
-def normal(x):
-    return -0.5 * tf.reduce_sum(x**2, -1)
-
-
-def quartic(x):
-    return -tf.reduce_sum(x**4 / 4 + 0.5 * tf.cos(x), -1) - 0.3 * x[..., 0] * x[..., 1]
 
 
 @pytest.mark.parametrize("mass", [None, [1.0, 2.0]])

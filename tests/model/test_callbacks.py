@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from laws import assert_same
 
 import tfp_ebm as ebm
 from tfp_ebm.random import fold_in, normal, stateless_seed
@@ -21,11 +22,6 @@ def make(learning_rate=1e-3, loss=None, **kwargs):
 
 def state(model):
     return [np.array(variable.numpy()) for variable in [*model.weights, *model.optimizer.variables]]
-
-
-def assert_same(first, second):
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("rate", [100.0, keras.optimizers.schedules.CosineDecay(100.0, 10_000)])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import assert_same
 
 import tfp_ebm as ebm
 from tfp_ebm import random, recipes
@@ -240,8 +241,7 @@ def test_a_recipe_trains_and_comes_back_from_its_file(name, tmp_path):
     assert loaded.optimizer.get_config() == model.optimizer.get_config()
     assert json.dumps(loaded.loss.get_config()) == json.dumps(model.loss.get_config())
     assert len(loaded.weights) == len(model.weights)
-    for a, b in zip(loaded.weights, model.weights, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same(loaded.weights, model.weights)
     if name not in ("uva_mnist", "li_chen_sommer_2019"):
         return
     compiled = RECIPES[name](tiny(), pixels=(0, 16))
@@ -338,7 +338,6 @@ def test_small_images_see_grey_levels(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert json.dumps(loaded.loss.get_config()) == json.dumps(model.loss.get_config())
-    for a, b in zip(loaded.weights, model.weights, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same(loaded.weights, model.weights)
     with pytest.raises(ValueError, match="`num_levels`"):
         recipes.small_images(tiny(), num_levels=0)

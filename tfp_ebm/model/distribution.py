@@ -16,7 +16,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import samplers
 
 from tfp_ebm import mcmc
 from tfp_ebm.arguments import check_count, check_event_shape
@@ -230,7 +229,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         self, num_chains: Any, seed: tf.Tensor
     ) -> tuple[Callable[[tf.Tensor], tf.Tensor], tf.Tensor, tf.Tensor]:
         """Target and starts of chains, in standardised units if the energy is a model's, and the chains' seed."""
-        start_seed, chain_seed = samplers.split_seed(seed, n=2)
+        start_seed, chain_seed = tfp.random.split_seed(seed, n=2)
         # A new tensor, because TFP's bijectors remember what they drew, and a remembered value has no gradient.
         start = tf.identity(self.base.sample(num_chains, seed=start_seed))
         if not isinstance(self._energy, EnergyModel):
@@ -243,7 +242,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         # An int beyond 64 bits is one that TFP itself derived: its auto-batched joint distributions hand the same one
         # to every draw, and count on each draw being another.
         derived = isinstance(seed, int) and seed.bit_length() > 64
-        seed = samplers.sanitize_seed(seed) if seed is None or derived else stateless_seed(seed)
+        seed = tfp.random.sanitize_seed(seed) if seed is None or derived else stateless_seed(seed)
         static = tf.get_static_value(n)
         num_chains = n if static is None else int(static)
         if static is not None and static < _FEW_CHAINS:
