@@ -111,7 +111,7 @@ class Bridge:
         steps = tf.nest.map_structure(lambda step: padded(step, states.dtype), moves.steps)
         betas, weights, gains = (padded(row, tf.float64) for row in (moves.betas, moves.weights, moves.gains))
         given = (betas, weights, steps, gains, chain_key(seed))
-        structure = kernel.structure if isinstance(kernel, Kernel) else kernel
+        structure = kernel.without_step_size if isinstance(kernel, Kernel) else kernel
         find = functools.partial(self._find, structure)
         loop = find_loop(find, jit_compile, xla_pays(kernel, num, states))
         carried = (states, log_weights, tf.zeros([], tf.float64))

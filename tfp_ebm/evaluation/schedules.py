@@ -89,7 +89,7 @@ def check_kernel(kernel: Any) -> tuple[Any, bool]:
         raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
     adapts = isinstance(kernel, Adaptive)
     inner = kernel.kernel if isinstance(kernel, Adaptive) else kernel
-    if isinstance(inner, Kernel) and inner.unadapted != inner:
+    if isinstance(inner, Kernel) and inner.is_adaptive:
         raise ValueError(f"`kernel` must be Adaptive as a whole or have fixed step sizes, got {kernel!r}.")
     if isinstance(inner, ReplicaExchange):
         raise ValueError("`kernel` must not be ReplicaExchange: its replicas would start anew at each temperature.")
@@ -113,7 +113,7 @@ def make_plan(
     jit_compile: bool | str,
 ) -> Plan:
     """Settles temperatures and step sizes, by a pilot run where they need one."""
-    step = kernel.step if isinstance(kernel, Kernel) else ()
+    step = kernel.initial_step_size if isinstance(kernel, Kernel) else ()
     is_adaptive = isinstance(schedule, str) and schedule == "adaptive"
     betas = inverse_temperatures(schedule, num_temperatures) if isinstance(schedule, str) else schedule
     if not (adapts or is_adaptive) or len(betas) == 2:

@@ -157,7 +157,7 @@ class MaximumLikelihood(Loss):
         """Creates the chains' weights, and `step_size`, of a kernel of `ebm.mcmc`."""
         if isinstance(self.kernel, mcmc.Kernel):
             self.kernel.check_event(tuple(event_shape))
-            step = self.kernel.step
+            step = self.kernel.initial_step_size
             if isinstance(step, np.ndarray):  # a sequence of kernels may have none, or several
                 self.step_size = self.add_weight(
                     shape=step.shape,
@@ -255,7 +255,8 @@ class MaximumLikelihood(Loss):
         if self.global_move != "tempered":
             return mcmc.IndependenceMetropolis(base)
         recipe = mcmc.TemperedTransition(self.kernel.unadapted, base, self.num_temperatures)
-        return lambda target: recipe.build(target, self.kernel.step if self.step_size is None else self.step_size.value)
+        step_size = self.kernel.initial_step_size if self.step_size is None else self.step_size.value
+        return lambda target: recipe.build(target, step_size)
 
     def _local_moves(
         self, target: Callable[[tf.Tensor], tf.Tensor], states: tf.Tensor, seed: tf.Tensor, training: bool
@@ -268,9 +269,9 @@ class MaximumLikelihood(Loss):
             return run(kernel(target), states, self.num_steps, seed)
         step_size = tf.identity(self.step_size.value)
         moved = run(kernel.build(target, step_size), states, self.num_steps, seed)
-        adaptive = _adaptive_part(self.kernel)
-        if training and adaptive is not None:
-            excess = moved.accept_prob - tf.cast(adaptive.target_accept_prob, states.dtype)
+        aim = self.kernel.target_accept_prob
+        if training and aim is not None:
+            excess = moved.accept_prob - tf.cast(aim, states.dtype)
             self.step_size.assign(step_size * tf.exp(_ADAPTATION_GAIN * excess))
         return moved
 
@@ -334,13 +335,6 @@ class MaximumLikelihood(Loss):
         for name in {"kernel", "chains"} & set(config):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
-
-
-def _adaptive_part(kernel: Any) -> mcmc.Adaptive | None:
-    """The adaptive kernel that `kernel` is, or is made around."""
-    while kernel is not None and not isinstance(kernel, mcmc.Adaptive):
-        kernel = getattr(kernel, "kernel", None)
-    return kernel
 
 
 def _like(per_chain: tf.Tensor, states: tf.Tensor) -> tf.Tensor:

@@ -72,12 +72,13 @@ def exported_sampler(
     standardization, dtype = energy_function.standardization, energy_function.dtype
     settled: Any = ()
     if isinstance(kernel, mcmc.Kernel):
-        settled = kernel.step
-        if kernel.unadapted != kernel:
+        settled = kernel.initial_step_size
+        if kernel.is_adaptive:
             if base is not None:
                 settled = _adapted_step_size(energy_function, base, kernel)
             kernel = kernel.unadapted
-        settled, kernel = tf.nest.map_structure(lambda step: np.asarray(step, dtype), settled), kernel.structure
+        settled = tf.nest.map_structure(lambda step: np.asarray(step, dtype), settled)
+        kernel = kernel.without_step_size
 
     def sample(initial_state: tf.Tensor, seed: tf.Tensor, num_steps: tf.Tensor, step_size: Any = None) -> tf.Tensor:
         step_size = tf.nest.map_structure(tf.constant, settled) if step_size is None else step_size

@@ -103,6 +103,11 @@ class Adaptive(Wrapper):
         return tf.where(tf.math.is_finite(log_prob), log_accept_prob, indifferent)
 
     @property
+    def is_adaptive(self) -> bool:
+        """True."""
+        return True
+
+    @property
     def unadapted(self) -> Kernel:
         """The inner kernel."""
         return self.kernel
@@ -119,7 +124,7 @@ class Adaptive(Wrapper):
             return self
         return dataclasses.replace(self, num_adaptation_steps=int(_ADAPTED_SHARE_OF_BURNIN * num_burnin_steps))
 
-    def step_after(self, results: Any, step_size: Any) -> Any:
+    def step_size_after(self, results: Any, step_size: Any) -> Any:
         """The adapted step size."""
         del step_size
         return results.new_step_size

@@ -183,7 +183,7 @@ class Chain:
         return isinstance(self._kernel, Kernel)
 
     def _step_after(self, results: Any, step_size: Any) -> Any:
-        return self._kernel.step_after(results, step_size) if self._is_own else None
+        return self._kernel.step_size_after(results, step_size) if self._is_own else None
 
     def _loop(
         self,

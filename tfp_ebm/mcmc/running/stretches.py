@@ -89,8 +89,10 @@ class Run:
             kernel = kernel.with_burnin(self._burnin if num_settling_steps is None else num_settling_steps)
             if not tf.inside_function():
                 kernel.check_start(self.state)
-            step_size = tf.nest.map_structure(lambda step: tf.constant(step, self.state.dtype), kernel.step)
-            kernel = kernel.structure
+            step_size = tf.nest.map_structure(
+                lambda step: tf.constant(step, self.state.dtype), kernel.initial_step_size
+            )
+            kernel = kernel.without_step_size
         self._target, self._kernel = target_log_prob_fn, kernel
         self.evaluations_per_result = self._stride * kernel.evaluations_per_step if isinstance(kernel, Kernel) else None
         self.num_steps = self.steps_until(self.num_results)
