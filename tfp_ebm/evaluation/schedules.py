@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.arguments import check_choice
+from tfp_ebm.arguments import check_choice, check_kernel
 from tfp_ebm.evaluation.bridges import Bridge, Moves
 from tfp_ebm.mcmc.kernels.adaptive import Adaptive
 from tfp_ebm.mcmc.kernels.kernel import Kernel, is_calibrated
@@ -77,7 +77,7 @@ def check_schedule(schedule: Any) -> str | np.ndarray:
     return betas
 
 
-def check_kernel(kernel: Any) -> tuple[Any, bool]:
+def check_annealed_kernel(kernel: Any) -> tuple[Any, bool]:
     """The kernel as it runs, and whether its step size is to be adapted.
 
     Raises:
@@ -85,8 +85,7 @@ def check_kernel(kernel: Any) -> tuple[Any, bool]:
       ValueError: if it would bias the weights: one that is not calibrated, adapts while it runs, or has replicas whose
         law is not known at once.
     """
-    if not callable(kernel):
-        raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
+    check_kernel(kernel)
     adapts = isinstance(kernel, Adaptive)
     inner = kernel.kernel if isinstance(kernel, Adaptive) else kernel
     if isinstance(inner, Kernel) and inner.is_adaptive:

@@ -26,7 +26,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc, random
-from tfp_ebm.arguments import check_choice, check_count, check_nonnegative
+from tfp_ebm.arguments import check_choice, check_count, check_jit_compile, check_kernel, check_nonnegative
 from tfp_ebm.energy.base import check_base, draw
 from tfp_ebm.losses.base import Loss, LossOutput
 from tfp_ebm.mcmc.kernels.kernel import is_calibrated
@@ -110,13 +110,11 @@ class MaximumLikelihood(Loss):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not callable(kernel):
-            raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
         if not isinstance(chains, ChainStart):
             raise TypeError(f"`chains` must be mcmc.FromData(), FromBase() or ReplayBuffer(capacity), got {chains!r}.")
         if global_move is not None:
             check_choice("global_move", global_move, GLOBAL_MOVES)
-        self.kernel = kernel
+        self.kernel = check_kernel(kernel)
         self.step_size: keras.Variable | None = None
         self.num_steps = check_count("num_steps", num_steps)
         self.chains = chains
@@ -127,9 +125,7 @@ class MaximumLikelihood(Loss):
         self.data_noise = check_nonnegative("data_noise", data_noise)
         if self.kl_weight > 0.0 and not (isinstance(kernel, mcmc.Kernel) and kernel.uses_gradient):
             raise ValueError(f"`kl_weight` needs a kernel of ebm.mcmc that follows the gradient, got {kernel!r}.")
-        if jit_compile not in (True, False):
-            raise ValueError(f"`jit_compile` must be True or False, got {jit_compile!r}.")
-        self.jit_compile = bool(jit_compile)
+        self.jit_compile = check_jit_compile(jit_compile, choices=(True, False))
         self.num_temperatures = check_count("num_temperatures", num_temperatures)
         if global_move == "tempered" and not isinstance(kernel, mcmc.Kernel):
             raise TypeError(f"`kernel` must be one of ebm.mcmc for a tempered move, got {kernel!r}.")

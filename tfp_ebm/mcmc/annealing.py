@@ -89,8 +89,7 @@ def annealed_langevin(
     num_steps = arguments.check_count("num_steps", num_steps)
     smallest = _STEP_SIZE * scales[-1] if step_size is None else arguments.check_positive("step_size", step_size)
     seed = stateless_seed(seed)
-    if jit_compile not in (True, False, "auto"):
-        raise ValueError(f"`jit_compile` must be True, False or 'auto', got {jit_compile!r}.")
+    arguments.check_jit_compile(jit_compile)
     energy_function = getattr(target_log_prob_fn, "energy_function", None)
     if energy_function is None:
         if not callable(target_log_prob_fn):

@@ -19,7 +19,7 @@ import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import samplers
 
 from tfp_ebm import mcmc
-from tfp_ebm.arguments import check_count, check_event_shape
+from tfp_ebm.arguments import check_count, check_event_shape, check_kernel
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.shapes import as_state, one_per_row, over_leading_dimensions
 from tfp_ebm.mcmc.arrival import MAX_RHAT, MIN_CHAINS, last_states
@@ -103,8 +103,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
         event_shape = check_event_shape(event_shape)
         if base is not None:
             check_base("base", base, dtype, event_shape)
-        if kernel is not None and not callable(kernel):
-            raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
+        if kernel is not None:
+            check_kernel(kernel)
         if log_normalizer is not None:
             if isinstance(log_normalizer, tuple):
                 raise TypeError(f"`log_normalizer` must be a number, as an estimate's value is, got {log_normalizer}.")

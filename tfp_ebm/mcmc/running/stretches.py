@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -75,14 +75,10 @@ class Run:
         self._burnin = arguments.check_count("num_burnin_steps", num_burnin_steps, minimum=0)
         self._stride = 1 + arguments.check_count("num_steps_between_results", num_steps_between_results, minimum=0)
         seed = stateless_seed(seed)
-        if jit_compile not in (True, False, "auto"):
-            raise ValueError(f"`jit_compile` must be True, False or 'auto', got {jit_compile!r}.")
+        arguments.check_jit_compile(jit_compile)
         if not callable(target_log_prob_fn):
             raise TypeError(f"`target_log_prob_fn` must be callable, got {target_log_prob_fn!r}.")
-        if not (callable(kernel) and isinstance(kernel, Hashable)):
-            raise TypeError(
-                f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, and have a hash, got {kernel!r}."
-            )
+        arguments.check_kernel(kernel, hashable=True)
         self.state = check_state(initial_state)
         step_size: Any = ()
         if isinstance(kernel, Kernel):
