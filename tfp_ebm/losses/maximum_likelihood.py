@@ -29,6 +29,7 @@ from tfp_ebm import mcmc, random
 from tfp_ebm.arguments import check_choice, check_count, check_jit_compile, check_kernel, check_nonnegative
 from tfp_ebm.energy.base import check_base, draw
 from tfp_ebm.losses.base import Loss, LossOutput
+from tfp_ebm.mcmc.kernels.adaptive import log_step_size_change
 from tfp_ebm.mcmc.kernels.kernel import is_calibrated
 from tfp_ebm.mcmc.kernels.langevin import clamped
 from tfp_ebm.mcmc.running.finite import is_finite
@@ -267,8 +268,8 @@ class MaximumLikelihood(Loss):
         moved = run(kernel.build(target, step_size), states, self.num_steps, seed)
         aim = self.kernel.target_accept_prob
         if training and aim is not None:
-            excess = moved.accept_prob - tf.cast(aim, states.dtype)
-            self.step_size.assign(step_size * tf.exp(_ADAPTATION_GAIN * excess))
+            change = log_step_size_change(_ADAPTATION_GAIN, moved.accept_prob, aim)
+            self.step_size.assign(step_size * tf.exp(change))
         return moved
 
     def _base(self, energy_fn: Any, x: tf.Tensor) -> tfp.distributions.Distribution | None:

@@ -20,7 +20,6 @@ Chains that have all missed the same mode do not show it, here or in any R̂: th
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +28,8 @@ import tensorflow as tf
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running import moments as moments_of
 from tfp_ebm.mcmc.running.moments import Moments
+from tfp_ebm.mcmc.running.recorders import KeepMoments
 from tfp_ebm.mcmc.running.stretches import Run
-from tfp_ebm.mcmc.summary import reduce
 
 MAX_RHAT = 1.05
 # With fewer chains a covariance over them says little.
@@ -79,19 +78,15 @@ def last_states(
         kernel,
         num_results=num_steps - first,
         num_burnin_steps=first,
-        num_steps_between_results=0,
         seed=seed,
         jit_compile=jit_compile,
-        progress=False,
-        keeps=False,
-        num_settling_steps=num_burnin_steps,
+        recorder=KeepMoments(),
+        num_adaptive_steps=num_burnin_steps,
     )
-    parts: list[tuple[Moments, Any]] = []
-    for begin, end in itertools.pairwise((0, first + window, last, num_steps)):
-        reduce(run, parts, begin, end)
-    windows = [moments for moments, _ in parts]
-    run.warn_of_nonfinite(int(tf.reduce_sum(tf.cast(~moments_of.join(windows).is_finite, tf.int32))))
-    return tf.stop_gradient(run.state), judge(windows[0], windows[2])
+    windows = dict(run.windows((0, first + window, last, num_steps)))
+    every = moments_of.join_stretches(list(windows.values()))
+    run.warn_of_nonfinite(int(tf.reduce_sum(tf.cast(~every.is_finite, tf.int32))))
+    return tf.stop_gradient(run.state), judge(windows[0], windows[last])
 
 
 def judge(first: Moments, second: Moments, false_alarm: float = _FALSE_ALARM) -> Arrival:
@@ -115,7 +110,7 @@ def judge(first: Moments, second: Moments, false_alarm: float = _FALSE_ALARM) ->
 
     a, b = columns(first.mean), columns(second.mean)
     num_chains, num_columns = a.shape
-    every = moments_of.join([first, second])
+    every = moments_of.join_stretches([first, second])
     means = columns(every.mean)
     variance = means.var(0) + columns(every.squares).mean(0) / every.number.numpy()
     product = a.std(0) * b.std(0)

@@ -11,7 +11,6 @@ drift and step the same throughout. A last part brings T from 1 to 0, and one st
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,8 +24,9 @@ from tfp_ebm import losses, random
 from tfp_ebm.arguments import check_count, check_positive
 from tfp_ebm.derivatives import score
 from tfp_ebm.mcmc.kernels.langevin import UncalibratedLangevin
-from tfp_ebm.mcmc.running.compiled import find_compiled
+from tfp_ebm.mcmc.running.compiled import Compiled, find_compiled
 from tfp_ebm.mcmc.running.finite import is_finite
+from tfp_ebm.mcmc.running.loop import run_steps
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.random import fold_in, stateless_seed
 from tfp_ebm.recipes.pixels import adam, model_of_pixels
@@ -136,7 +136,7 @@ def li_chen_sommer_2019_samples(
     run = find_compiled(
         energy_function.unnormalized_log_prob,
         key,
-        lambda resolve: tf.function(functools.partial(_anneal, resolve, shape), autograph=False),
+        lambda resolve: Compiled(_anneal, resolve, shape),
     )
     z = run(tf.constant(values, model.dtype), tf.constant(model.loss.sigma0, model.dtype), stateless_seed(seed))
     num_lost = num_samples - int(tf.reduce_sum(tf.cast(is_finite(z, 1), tf.int32)))
@@ -152,7 +152,7 @@ def _anneal(
     sigma0: tf.Tensor,
     seed: tf.Tensor,
 ) -> tf.Tensor:
-    """Denoised ends of chains, in z."""
+    """Returns the denoised last states of chains, in z."""
     target, dtype = resolve(), temperatures.dtype
     start = 0.5 + random.normal(shape, fold_in(seed, 0), dtype)
     key = fold_in(seed, 1)
@@ -161,12 +161,8 @@ def _anneal(
         noise_scale = _STEP_SIZE * tf.sqrt(temperature)
         return UncalibratedLangevin(target, _STEP_SIZE, noise_scale, compute_acceptance=False)
 
-    def step(i: tf.Tensor, z: tf.Tensor, results: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
-        z, results = kernel(temperatures[i]).one_step(z, results, seed=fold_in(key, i))
-        return i + 1, z, results
-
-    results = kernel(tf.ones([], dtype)).bootstrap_results(start)  # log density and gradient, at no temperature
-    _, z, _ = tf.while_loop(
-        lambda i, *_: i < tf.size(temperatures), step, (tf.constant(0), start, results), parallel_iterations=1
-    )
+    # Log density and gradient do not depend on the temperature.
+    results = kernel(tf.ones([], dtype)).bootstrap_results(start)
+    steps = (0, tf.size(temperatures))
+    z, _, _ = run_steps(lambda t: kernel(temperatures[t]), start, results, steps, lambda t: fold_in(key, t))
     return tf.stop_gradient(z + sigma0**2 * score(lambda z: -target(z), z))

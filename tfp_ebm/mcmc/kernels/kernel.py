@@ -168,6 +168,27 @@ def _check_broadcast(name: str, value: np.ndarray, event_shape: tuple[int, ...])
         )
 
 
+def build(kernel: Any, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
+    """Builds the TFP kernel of a target.
+
+    Args:
+      kernel: a kernel of this package, or any callable `target_log_prob_fn -> tfp.mcmc.TransitionKernel`.
+      target_log_prob_fn: log p up to a constant.
+      step_size: the step size, number or tensor, of a kernel of this package; ignored for another.
+
+    Raises:
+      TypeError: if the callable returns something else.
+    """
+    if isinstance(kernel, Kernel):
+        return kernel.build(target_log_prob_fn, step_size)
+    built = kernel(target_log_prob_fn)
+    if not isinstance(built, tfp.mcmc.TransitionKernel):
+        raise TypeError(
+            f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got one that returns a {type(built).__name__}."
+        )
+    return built
+
+
 def is_calibrated(kernel: Callable[[TargetLogProbFn], tfp.mcmc.TransitionKernel]) -> bool:
     """Returns whether a kernel, or any callable like one, leaves its target exactly invariant.
 
