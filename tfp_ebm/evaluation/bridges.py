@@ -117,7 +117,7 @@ class Bridge:
         notes = []
         for first in range(0, num, _STRETCH):
             stretch = (tf.constant(first), tf.constant(min(num, first + _STRETCH)))
-            carried, note = loop.run(functools.partial(_call, carried, stretch, *given))
+            carried, note = loop.run(Compiled.__call__, carried, stretch, *given)
             notes.append(note.numpy()[: int(stretch[1] - stretch[0])])
         return carried[0], carried[1].numpy(), np.concatenate(notes)
 
@@ -129,11 +129,6 @@ class Bridge:
             key,
             lambda resolve: Compiled(_make_moves, resolve, base_log_prob, kernel, jit_compile=jit_compile),
         )
-
-
-def _call(*given: Any) -> Any:
-    *arguments, function = given
-    return function(*arguments)
 
 
 def _log_ratio(

@@ -182,7 +182,7 @@ def _run(
         )
 
     loop = XlaOrGraph(find, jit_compile, xla_pays(Langevin(1.0), num_steps * len(sigmas), state))
-    results = loop.run(lambda anneal: anneal(*given))
+    results = loop.run(Compiled.__call__, *given)
     start = results[0]
     samples = _samples(results, step_sizes)
     num_bad_starts = count_nonfinite(state[None], start.shape.rank + 1, start[None])

@@ -102,17 +102,17 @@ class XlaOrGraph:
         if self._is_automatic and self.loop.xla_failed:
             self.loop = find(False)
 
-    def run(self, call: Callable[[Any], Any]) -> Any:
-        """Returns `call(loop)`. If XLA was chosen automatically and fails, warns and retries in graph mode."""
+    def run(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Returns `call(loop, *args)`. If XLA was chosen automatically and fails, warns and retries in graph mode."""
         try:
-            return call(self.loop)
+            return call(self.loop, *args)
         except _XLA_ERRORS as error:
             if not (self._is_automatic and self.loop.is_xla):
                 raise
             reason = str(error).strip().splitlines()[0]
         self.loop.xla_failed = True
         self.loop = self._find(False)
-        result = call(self.loop)
+        result = call(self.loop, *args)
         warnings.warn(f"The chain runs in graph mode, because XLA failed on it: {reason}", stacklevel=4)
         return result
 

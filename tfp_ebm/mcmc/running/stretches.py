@@ -35,7 +35,7 @@ _MAX_SLOTS, _MAX_BYTES = 4096, 2**24
 
 
 class Run:
-    """Checks the arguments of `sample` or `summarize`, and holds the chains of the run at their current position.
+    """The chains of one call of `sample` or `summarize`, at their current position; checks the arguments.
 
     Args:
       target_log_prob_fn, initial_state, kernel, num_results, num_burnin_steps, num_steps_between_results, seed,
@@ -88,27 +88,30 @@ class Run:
             self.evaluations_per_result = self._stride * kernel.evaluations_per_step
         self.num_steps = self.steps_until(self.num_results)
         self._kernel = kernel
-        self._num_slots = self.num_results
-        if not self.is_traced:
-            bytes_per_result = state.shape.num_elements() * state.dtype.size
-            self._num_slots = min(self.num_results, _MAX_SLOTS, max(1, _MAX_BYTES // bytes_per_result))
-        self._has_slots, self._recorder = recorder is None, recorder or KeepDraws(self._num_slots)
+        self._recorder = KeepDraws(self._count_slots(state)) if recorder is None else recorder
+        key = chain_key(seed)
+        keys, groups = [key], [state]
         if self.is_traced:
-            chain = Chain(lambda: target_log_prob_fn, kernel, self._recorder)
-            find: Callable[[bool], Chain] = lambda _: chain  # noqa: E731
+            find, pays = _always(Chain(lambda: target_log_prob_fn, kernel, self._recorder)), False
         else:
             shape = (tuple(state.shape), state.dtype)
             find = functools.partial(find_chain, target_log_prob_fn, kernel, self._recorder, shape)
-        self._chains = XlaOrGraph(find, jit_compile, xla_pays(kernel, self.num_steps, state))
-        keys, groups = [chain_key(seed)], [state]
-        if not self.is_traced and can_halve(target_log_prob_fn, kernel, state):
-            keys = [chain_key(tf.stack([keys[0], tf.constant(i)])) for i in range(2)]
-            groups = halves_of(state)
+            pays = xla_pays(kernel, self.num_steps, state)
+            if can_halve(target_log_prob_fn, kernel, state):
+                keys, groups = [chain_key(tf.stack([key, tf.constant(i)])) for i in range(2)], halves_of(state)
+        self._chains = XlaOrGraph(find, jit_compile, pays)
         self._plans = [Plan(step_size, key, tf.constant(self._burnin), tf.constant(self._stride)) for key in keys]
         self._positions = [self.chain.start(group, step_size) for group in groups]
         self.start_log_prob = _concat([position.start_log_prob for position in self._positions])
         self._num_bad_starts = 0 if self.is_traced else self._check_start(state)
         self._bar = keras.utils.Progbar(self.num_steps, unit_name="step") if progress and not self.is_traced else None
+
+    def _count_slots(self, state: tf.Tensor) -> int:
+        """Returns the number of results that a stretch can keep."""
+        if self.is_traced:  # one stretch
+            return self.num_results
+        bytes_per_result = state.shape.num_elements() * state.dtype.size
+        return min(self.num_results, _MAX_SLOTS, max(1, _MAX_BYTES // bytes_per_result))
 
     def _check_start(self, state: tf.Tensor) -> int:
         rank = self.start_log_prob.shape.rank
@@ -177,8 +180,8 @@ class Run:
         records = [self.chain.init(position) for position in self._positions]
         while first < last:
             stop = last
-            if self._has_slots:  # one call may fill its slots, but not begin another
-                stop = min(last, self.steps_until(self.results_after(first) + self._num_slots))
+            if isinstance(self._recorder, KeepDraws):  # one call may fill its slots, but not begin another
+                stop = min(last, self.steps_until(self.results_after(first) + self._recorder.num_slots))
             if not self.is_traced:
                 pace = self.chain.seconds_per_step
                 planned = 1 if pace is None else max(1, int(_SECONDS / pace))
@@ -220,8 +223,8 @@ class Run:
             # Keras keeps settings by thread.
             return [call() for call in calls] if last - first == 1 else at_once(calls)
 
-        positions, records = zip(*self._chains.run(call), strict=True)
-        return list(positions), list(records)
+        groups = self._chains.run(call)
+        return [position for position, _ in groups], [record for _, record in groups]
 
 
 def find_chain(target: TargetLogProbFn, kernel: Any, recorder: Recorder, shape: Hashable, jit_compile: bool) -> Chain:
@@ -234,6 +237,10 @@ def find_chain(target: TargetLogProbFn, kernel: Any, recorder: Recorder, shape: 
     """
     key = (kernel, recorder, shape, jit_compile)
     return find_compiled(target, key, lambda resolve: Chain(resolve, kernel, recorder, jit_compile))
+
+
+def _always(chain: Chain) -> Callable[[bool], Chain]:
+    return lambda by_xla: chain
 
 
 def _concat(groups: list[tf.Tensor]) -> tf.Tensor:
