@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,32 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """Returns `value` if it is one of `choices`; the error lists them."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+    return value
+
+
+def check_jit_compile(value: Any, choices: tuple[Any, ...] = (True, False, "auto")) -> bool | str:
+    """Returns `value` as a bool, or as "auto" where that is one of `choices`.
+
+    >>> check_jit_compile("auto"), check_jit_compile(1)
+    ('auto', True)
+    """
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f"`jit_compile` must be {', '.join(others)} or {last}, got {value!r}.")
+    return value if isinstance(value, str) else bool(value)
+
+
+def check_kernel(value: Any, *, hashable: bool = False) -> Any:
+    """Returns `value` if it can be a kernel, a callable `target_log_prob_fn -> tfp.mcmc.TransitionKernel`.
+
+    Args:
+      value: the argument `kernel`.
+      hashable: whether it must also have a hash, so that its compiled loop can be reused.
+    """
+    if not callable(value):
+        raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {value!r}.")
+    if hashable and not isinstance(value, Hashable):
+        raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, and have a hash, got {value!r}.")
     return value
 
 

@@ -11,7 +11,7 @@ from laws import assert_same, normal
 
 from tfp_ebm import mcmc
 from tfp_ebm.mcmc.running import stretches as runs
-from tfp_ebm.mcmc.running.loop import Chain
+from tfp_ebm.mcmc.running.chain import Chain
 
 START = np.random.default_rng(0).normal(size=[4, 2])
 

@@ -168,7 +168,7 @@ def test_equality_of_bases():
     assert kernel(tf.constant([0.0, 1.0])) == kernel(tf.constant([0.0, 1.0]))
     first, second = tf.Variable([0.0, 1.0]), tf.Variable([0.0, 1.0])
     assert kernel(first) == kernel(first) != kernel(second)
-    assert kernel([0.0, 1.0]).structure == kernel([0.0, 1.0])
+    assert kernel([0.0, 1.0]).without_step_size == kernel([0.0, 1.0])
     assert serialization.fingerprint(tfd.Normal(0.0, 1.0)) != serialization.fingerprint(tfd.Laplace(0.0, 1.0))
 
 
@@ -329,7 +329,7 @@ def test_kernels_are_values(kernel):
     restored = keras.saving.deserialize_keras_object(config)
     assert restored is not kernel and type(restored) is type(kernel) and isinstance(kernel, mcmc.Kernel)
     assert restored == kernel and hash(restored) == hash(kernel)
-    assert kernel.structure == kernel.structure.structure
+    assert kernel.without_step_size == kernel.without_step_size.without_step_size
     assert kernel.unadapted == kernel.unadapted.unadapted
 
 

@@ -203,7 +203,7 @@ def test_kernels_are_values(bijector):
     np.testing.assert_array_equal(restored.bijector.forward(x), bijector.forward(x))
     assert kernel == mcmc.Transformed(kernel.kernel, bijector) and hash(kernel) == hash(kernel)
     assert kernel != mcmc.Transformed(kernel.kernel, tfb.Exp())
-    assert kernel.structure == kernel.structure.structure != kernel
+    assert kernel.without_step_size == kernel.without_step_size.without_step_size != kernel
     assert kernel.unadapted == mcmc.Transformed(mcmc.MALA(0.1), bijector)
 
 

@@ -46,8 +46,6 @@ _HELD_OUT = 0.1
 _KEPT_STATES, _STEPS_BETWEEN = 50, 4
 # Those of them that are samples: far enough apart to be nearly independent, for a quarter of the chains.
 _SAMPLED = (12, 24, 37, 49)
-# Chains whose R-hat is above this have not mixed (Vehtari et al. 2021 would even say above 1.01).
-_MAX_RHAT = 1.05
 # Progress is reported this often, if the number of steps divides so.
 _MAX_EPOCHS = 10
 
@@ -284,6 +282,7 @@ def _split(x: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def _draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
     """Samples from the chains, and what these say of themselves, which is printed too."""
     from tfp_ebm import mcmc
+    from tfp_ebm.mcmc.diagnostics import MAX_RHAT
     from tfp_ebm.model.distribution import EnergyDistribution
 
     p = EnergyDistribution(model, kernel=kernel, num_burnin_steps=options.burnin)
@@ -293,9 +292,9 @@ def _draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) 
     diagnostics = mcmc.diagnose(chains)
     ess, rhat = float(np.min(diagnostics.ess)), float(np.max(diagnostics.rhat))
     print(f"acceptance {diagnostics.acceptance_rate:.2f}, R-hat {rhat:.3f}, effective sample size {ess:.0f}")
-    if rhat > _MAX_RHAT:
+    if rhat > MAX_RHAT:
         warnings.warn(
-            f"R-hat is {rhat:.2f}, above {_MAX_RHAT}: the chains have not mixed, and each mode's share of the samples "
+            f"R-hat is {rhat:.3f}, above {MAX_RHAT}: the chains have not mixed, and each mode's share of the samples "
             "may still be that of the chains' starts; a larger --burnin lets them mix.",
             stacklevel=2,
         )

@@ -19,10 +19,10 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm.arguments import check_count, check_data
+from tfp_ebm.arguments import check_count, check_data, check_jit_compile
 from tfp_ebm.evaluation.bridges import Bridge, Moves, make_bridge
 from tfp_ebm.evaluation.estimate import Estimate, of_log_weights
-from tfp_ebm.evaluation.schedules import check_kernel, check_schedule, make_plan
+from tfp_ebm.evaluation.schedules import check_annealed_kernel, check_schedule, make_schedule
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
 from tfp_ebm.mcmc.kernels.kernel import Kernel
 from tfp_ebm.model.distribution import EnergyDistribution
@@ -201,18 +201,17 @@ def _run(
     seed = stateless_seed(seed)
     num_temperatures = check_count("num_temperatures", num_temperatures)
     schedule = check_schedule(schedule)
-    kernel, adapts = check_kernel(DEFAULT_KERNEL if kernel is None else kernel)
-    if jit_compile not in (True, False, "auto"):
-        raise ValueError(f"`jit_compile` must be True, False or 'auto', got {jit_compile!r}.")
+    kernel, adapts = check_annealed_kernel(DEFAULT_KERNEL if kernel is None else kernel)
+    check_jit_compile(jit_compile)
     if isinstance(kernel, Kernel):
         kernel.check_event(tuple(bridge.base.event_shape))
     uses_gradient = isinstance(kernel, Kernel) and kernel.uses_gradient
     bridge.log_ratio(start, uses_gradient)  # says what does not fit before the loop is compiled
-    plan = make_plan(bridge, kernel, adapts, schedule, num_temperatures, fold_in(seed, 0), jit_compile)
-    betas, weights, steps = plan.betas[1:-1], np.diff(plan.betas), plan.steps
+    betas, step_sizes = make_schedule(bridge, kernel, adapts, schedule, num_temperatures, fold_in(seed, 0), jit_compile)
+    betas, weights = betas[1:-1], np.diff(betas)
     if is_reverse:
         betas, weights = betas[::-1], weights[::-1]
-        steps = tf.nest.map_structure(lambda step: step[::-1], steps)
-    moves = Moves(betas, weights[:-1], steps, np.zeros(len(betas)))
+        step_sizes = tf.nest.map_structure(lambda step: step[::-1], step_sizes)
+    moves = Moves(betas, weights[:-1], step_sizes, np.zeros(len(betas)))
     states, log_weights, _ = bridge.run(kernel, start, moves, fold_in(seed, 1), jit_compile)
     return log_weights + weights[-1] * bridge.log_ratio(states, uses_gradient)

@@ -26,9 +26,10 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc, random
-from tfp_ebm.arguments import check_choice, check_count, check_nonnegative
+from tfp_ebm.arguments import check_choice, check_count, check_jit_compile, check_kernel, check_nonnegative
 from tfp_ebm.energy.base import check_base, draw
 from tfp_ebm.losses.base import Loss, LossOutput
+from tfp_ebm.mcmc.kernels.adaptive import log_step_size_change
 from tfp_ebm.mcmc.kernels.kernel import is_calibrated
 from tfp_ebm.mcmc.kernels.langevin import clamped
 from tfp_ebm.mcmc.running.finite import is_finite
@@ -110,13 +111,11 @@ class MaximumLikelihood(Loss):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not callable(kernel):
-            raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
         if not isinstance(chains, ChainStart):
             raise TypeError(f"`chains` must be mcmc.FromData(), FromBase() or ReplayBuffer(capacity), got {chains!r}.")
         if global_move is not None:
             check_choice("global_move", global_move, GLOBAL_MOVES)
-        self.kernel = kernel
+        self.kernel = check_kernel(kernel)
         self.step_size: keras.Variable | None = None
         self.num_steps = check_count("num_steps", num_steps)
         self.chains = chains
@@ -127,9 +126,7 @@ class MaximumLikelihood(Loss):
         self.data_noise = check_nonnegative("data_noise", data_noise)
         if self.kl_weight > 0.0 and not (isinstance(kernel, mcmc.Kernel) and kernel.uses_gradient):
             raise ValueError(f"`kl_weight` needs a kernel of ebm.mcmc that follows the gradient, got {kernel!r}.")
-        if jit_compile not in (True, False):
-            raise ValueError(f"`jit_compile` must be True or False, got {jit_compile!r}.")
-        self.jit_compile = bool(jit_compile)
+        self.jit_compile = check_jit_compile(jit_compile, choices=(True, False))
         self.num_temperatures = check_count("num_temperatures", num_temperatures)
         if global_move == "tempered" and not isinstance(kernel, mcmc.Kernel):
             raise TypeError(f"`kernel` must be one of ebm.mcmc for a tempered move, got {kernel!r}.")
@@ -157,7 +154,7 @@ class MaximumLikelihood(Loss):
         """Creates the chains' weights, and `step_size`, of a kernel of `ebm.mcmc`."""
         if isinstance(self.kernel, mcmc.Kernel):
             self.kernel.check_event(tuple(event_shape))
-            step = self.kernel.step
+            step = self.kernel.initial_step_size
             if isinstance(step, np.ndarray):  # a sequence of kernels may have none, or several
                 self.step_size = self.add_weight(
                     shape=step.shape,
@@ -255,7 +252,8 @@ class MaximumLikelihood(Loss):
         if self.global_move != "tempered":
             return mcmc.IndependenceMetropolis(base)
         recipe = mcmc.TemperedTransition(self.kernel.unadapted, base, self.num_temperatures)
-        return lambda target: recipe.build(target, self.kernel.step if self.step_size is None else self.step_size.value)
+        step_size = self.kernel.initial_step_size if self.step_size is None else self.step_size.value
+        return lambda target: recipe.build(target, step_size)
 
     def _local_moves(
         self, target: Callable[[tf.Tensor], tf.Tensor], states: tf.Tensor, seed: tf.Tensor, training: bool
@@ -268,10 +266,10 @@ class MaximumLikelihood(Loss):
             return run(kernel(target), states, self.num_steps, seed)
         step_size = tf.identity(self.step_size.value)
         moved = run(kernel.build(target, step_size), states, self.num_steps, seed)
-        adaptive = _adaptive_part(self.kernel)
-        if training and adaptive is not None:
-            excess = moved.accept_prob - tf.cast(adaptive.target_accept_prob, states.dtype)
-            self.step_size.assign(step_size * tf.exp(_ADAPTATION_GAIN * excess))
+        aim = self.kernel.target_accept_prob
+        if training and aim is not None:
+            change = log_step_size_change(_ADAPTATION_GAIN, moved.accept_prob, aim)
+            self.step_size.assign(step_size * tf.exp(change))
         return moved
 
     def _base(self, energy_fn: Any, x: tf.Tensor) -> tfp.distributions.Distribution | None:
@@ -334,13 +332,6 @@ class MaximumLikelihood(Loss):
         for name in {"kernel", "chains"} & set(config):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
-
-
-def _adaptive_part(kernel: Any) -> mcmc.Adaptive | None:
-    """The adaptive kernel that `kernel` is, or is made around."""
-    while kernel is not None and not isinstance(kernel, mcmc.Adaptive):
-        kernel = getattr(kernel, "kernel", None)
-    return kernel
 
 
 def _like(per_chain: tf.Tensor, states: tf.Tensor) -> tf.Tensor:

@@ -18,10 +18,11 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc
-from tfp_ebm.arguments import check_count, check_event_shape
+from tfp_ebm.arguments import check_count, check_event_shape, check_kernel
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.shapes import as_state, one_per_row, over_leading_dimensions
-from tfp_ebm.mcmc.arrival import MAX_RHAT, MIN_CHAINS, last_states
+from tfp_ebm.mcmc.arrival import MIN_CHAINS, last_states
+from tfp_ebm.mcmc.diagnostics import MAX_RHAT
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.random import stateless_seed
@@ -37,7 +38,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
     """The distribution p(x) = exp(−E(x))/Z of an energy, for everything in TFP that takes a target density (eq. 1).
 
     `sample(n, seed)` runs n independent chains from the base and returns their last states. From 16 chains on it warns,
-    with the figure, where the chains' R-hat over the second half of the burn-in exceeds 1.05 beyond doubt: where they
+    with the figure, where the chains' R-hat over the second half of the burn-in exceeds 1.02 beyond doubt: where they
     have not forgotten their starts, as between separated modes, or still drift (`mcmc/arrival.py` has the formula).
     Inside a `tf.function` nothing is said.
 
@@ -102,8 +103,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
         event_shape = check_event_shape(event_shape)
         if base is not None:
             check_base("base", base, dtype, event_shape)
-        if kernel is not None and not callable(kernel):
-            raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
+        if kernel is not None:
+            check_kernel(kernel)
         if log_normalizer is not None:
             if isinstance(log_normalizer, tuple):
                 raise TypeError(f"`log_normalizer` must be a number, as an estimate's value is, got {log_normalizer}.")

@@ -21,7 +21,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import serialization
-from tfp_ebm.arguments import check_event_shape
+from tfp_ebm.arguments import check_event_shape, check_kernel
 from tfp_ebm.derivatives import score
 from tfp_ebm.energy.base import GaussianBase, check_base
 from tfp_ebm.energy.data import row_blocks
@@ -364,8 +364,8 @@ class EnergyModel(EnergyTrainer):
             return
         if kwargs:
             raise TypeError(f"export takes no argument {', '.join(map(repr, kwargs))} with format 'tf_saved_model'.")
-        if kernel is not None and not callable(kernel):
-            raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
+        if kernel is not None:
+            check_kernel(kernel)
         path = replaceable_directory(filepath)
         energy_function = self.energy_function
         # TensorFlow Serving looks for `serve`, and for the first endpoint.

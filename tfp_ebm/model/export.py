@@ -18,7 +18,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc
 from tfp_ebm.energy.function import EnergyFunction
-from tfp_ebm.mcmc.running.loop import Chain
+from tfp_ebm.mcmc.running.steps import last_state
 
 # Chains and steps of the run that settles the step size of an adaptive kernel.
 _ADAPTATION_CHAINS, _ADAPTATION_STEPS = 32, 120
@@ -72,17 +72,18 @@ def exported_sampler(
     standardization, dtype = energy_function.standardization, energy_function.dtype
     settled: Any = ()
     if isinstance(kernel, mcmc.Kernel):
-        settled = kernel.step
-        if kernel.unadapted != kernel:
+        settled = kernel.initial_step_size
+        if kernel.is_adaptive:
             if base is not None:
                 settled = _adapted_step_size(energy_function, base, kernel)
             kernel = kernel.unadapted
-        settled, kernel = tf.nest.map_structure(lambda step: np.asarray(step, dtype), settled), kernel.structure
+        settled = tf.nest.map_structure(lambda step: np.asarray(step, dtype), settled)
+        kernel = kernel.without_step_size
 
     def sample(initial_state: tf.Tensor, seed: tf.Tensor, num_steps: tf.Tensor, step_size: Any = None) -> tf.Tensor:
         step_size = tf.nest.map_structure(tf.constant, settled) if step_size is None else step_size
-        chain = Chain(lambda: energy_function.unnormalized_log_prob, kernel, num_results=1)
-        return standardization.to_x(chain.last_state(standardization.to_z(initial_state), step_size, seed, num_steps))
+        target, z = energy_function.unnormalized_log_prob, standardization.to_z(initial_state)
+        return standardization.to_x(last_state(target, kernel, z, step_size, seed, num_steps))
 
     function = tf.function(sample, jit_compile=jit_compile, autograph=False)
     arguments = (
