@@ -1,13 +1,18 @@
-"""A codec between TFP distributions and JSON, so that a base measure survives a `.keras` file.
+"""Serializes TFP distributions: to JSON, so that a base measure survives a `.keras` file, and for `copy` and `pickle`.
 
-TFP's distributions are no Keras objects. What they are made of is enough, though: a class within
-`tensorflow_probability.distributions` (or `.bijectors`) and its `parameters`: further distributions, arrays, plain
-values. Arrays go as base64, so that every bit comes back.
+TFP's distributions are not Keras objects. But each is made of a class within `tensorflow_probability.distributions` (or
+`.bijectors`) and its `parameters`: further distributions, arrays and plain values. Arrays are stored as base64, so that
+every bit is restored.
+
+`copy.deepcopy` and `pickle` create an object without arguments first, which TFP's classes that choose a subclass by
+their arguments (`tfd.Sample`, and so every multivariate normal; `tfd.Independent`, `tfd.MixtureSameFamily`, …) refuse.
+`copyreg` rebuilds those from their parameters instead.
 """
 
 from __future__ import annotations
 
 import base64
+import copyreg
 import inspect
 from collections.abc import Hashable
 from typing import Any
@@ -21,11 +26,11 @@ _MODULES = {"distributions": tfp.distributions, "bijectors": tfp.bijectors}
 
 
 def encode(value: Any, name: str = "base_measure") -> Any:
-    """Turns a distribution into nested dicts of plain values.
+    """Converts a distribution to nested dicts of plain values.
 
     Args:
       value: a distribution, bijector, array, or plain value.
-      name: what it is called in errors.
+      name: the argument's name, for errors.
 
     Raises:
       TypeError: for a class that is not TFP's, or a parameter that is no array, distribution, bijector or plain value
@@ -34,7 +39,7 @@ def encode(value: Any, name: str = "base_measure") -> Any:
     >>> encode(tfp.distributions.Normal(0.0, 1.0))["class"]
     'distributions.Normal'
     """
-    # np.float64 is a float too, but tells a dtype
+    # np.float64 is a float too, but has a dtype to keep
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, np.generic)):
         return value
     if isinstance(value, tf.DType):
@@ -45,13 +50,13 @@ def encode(value: Any, name: str = "base_measure") -> Any:
         if getattr(_MODULES[kind], class_name, None) is not type(value):
             raise TypeError(
                 f"`{name}` cannot be saved: {type(value).__module__}.{class_name} is not one of tfp.{kind}; "
-                "compose it of TFP's own, or save weights only."
+                "build it from TFP's own, or save weights only."
             )
         defaults = inspect.signature(type(value).__init__).parameters
         parameters = {
             key: encode(item, f"{name}.{key}")
             for key, item in value.parameters.items()
-            if item is not defaults[key].default  # some are functions, and all come back by themselves
+            if item is not defaults[key].default  # some are functions, and all are restored by themselves
         }
         return {"class": f"{kind}.{class_name}", "parameters": parameters}
     if isinstance(value, dict):
@@ -69,7 +74,7 @@ def encode(value: Any, name: str = "base_measure") -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Rebuilds what `encode` took apart.
+    """Rebuilds a distribution from the result of `encode`.
 
     >>> p = tfp.distributions.Normal([0.0, 1.0], 2.0)
     >>> decode(encode(p)).loc.numpy().tolist()
@@ -92,10 +97,10 @@ def decode(value: Any) -> Any:
 
 
 def fingerprint(value: Any) -> Hashable:
-    """What two distributions or bijectors have in common if one can stand for the other, now and later.
+    """Returns a hashable key that is equal for two distributions or bijectors that are and stay interchangeable.
 
-    The same classes, equal constants, and the very same variables: two variables of one value may part later. Whatever
-    else they are made of, functions for instance, must be the same object.
+    They have the same classes, equal constants, and the very same variables, since two variables of one value may
+    differ later. All other parameters, functions for instance, must be the same object.
 
     >>> tfd = tfp.distributions
     >>> fingerprint(tfd.Normal([0.0, 1.0], 2.0)) == fingerprint(tfd.Normal(np.float32([0.0, 1.0]), 2.0))
@@ -117,3 +122,23 @@ def fingerprint(value: Any) -> Hashable:
     if isinstance(value, list | tuple):
         return type(value), tuple(map(fingerprint, value))
     return type(value), id(value)
+
+
+def _rebuilt(cls: type, parameters: dict[str, Any]) -> Any:
+    return cls(**parameters)
+
+
+def _reduced(distribution: tfp.distributions.Distribution) -> tuple[Any, ...]:
+    return _rebuilt, (type(distribution), dict(distribution.parameters))
+
+
+def _register_reducers() -> None:
+    """Lets `copy` and `pickle` rebuild the TFP distributions whose classes cannot be created without arguments."""
+    for cls in vars(tfp.distributions).values():
+        if isinstance(cls, type) and issubclass(cls, tfp.distributions.Distribution) and "__new__" in vars(cls):
+            for each in (cls, *cls.__bases__[:1]):  # `tfd.Sample(...)` is a tfd.Sample or a _Sample
+                if issubclass(each, tfp.distributions.Distribution):
+                    copyreg.pickle(each, _reduced)
+
+
+_register_reducers()

@@ -29,10 +29,11 @@ def test_two_steps_are_those_of_tfp(step_size, monkeypatch):
 
     (ours, our_results), (theirs, their_results) = run(HamiltonianMonteCarlo), run(tfp.mcmc.HamiltonianMonteCarlo)
     np.testing.assert_allclose(ours, theirs, rtol=1e-12)
-    tf.nest.assert_same_structure(our_results, their_results)
+    assert our_results._fields == their_results._fields
+    proposed, theirs_proposed = our_results.proposed_results, their_results.proposed_results
+    assert proposed._fields == (*theirs_proposed._fields, "gradient_failed") and not np.any(proposed.gradient_failed)
     for name in ("log_accept_ratio", "is_accepted"):
         np.testing.assert_allclose(getattr(our_results, name), getattr(their_results, name), rtol=1e-9, atol=1e-12)
-    proposed, theirs_proposed = our_results.proposed_results, their_results.proposed_results
     for name in ("final_momentum", "grads_target_log_prob", "target_log_prob"):
         pairs = zip(
             tf.nest.flatten(getattr(proposed, name)), tf.nest.flatten(getattr(theirs_proposed, name)), strict=True

@@ -12,12 +12,14 @@ A network may take a condition beside x, one number per row: then E_z(z; c) is a
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -36,18 +38,47 @@ class BaseTilt:
 
     def __init__(self, base_measure: tfp.distributions.Distribution, standardization: Standardization) -> None:
         self.base_measure, self.standardization = base_measure, standardization
+        self._avoids_solves = False
+
+    @contextlib.contextmanager
+    def without_solves(self) -> Iterator[None]:
+        """Within it a Gaussian's tilt multiplies by the constant inverse of its factor instead of solving.
+
+        LiteRT has no kernel for `MatrixTriangularSolve`.
+        """
+        self._avoids_solves = True
+        try:
+            yield
+        finally:
+            self._avoids_solves = False
 
     def __call__(self, z: tf.Tensor) -> tf.Tensor:
         """The tilt of states in standardised coordinates."""
+        gaussian = _unreshaped(self.base_measure)
+        if self._avoids_solves and type(gaussian) is tfp.distributions.MultivariateNormalTriL:
+            size = gaussian.event_shape[0]
+            with tf.init_scope():
+                factor = np.asarray(gaussian.scale.to_dense(), np.float64)
+                offset = np.linalg.slogdet(factor)[1] + 0.5 * size * math.log(2.0 * math.pi)
+                offset -= np.float64(self.standardization.log_scale_sum())
+                inverse, loc = np.linalg.inv(factor).T, np.asarray(gaussian.loc)
+            centred = tf.reshape(self.standardization.to_x(z), [-1, size]) - loc
+            whitened = tf.matmul(centred, tf.constant(inverse, z.dtype))
+            return 0.5 * tf.reduce_sum(whitened**2, -1) + tf.constant(offset, z.dtype)
         return -self.base_measure.log_prob(self.standardization.to_x(z)) - self.standardization.log_scale_sum()
+
+
+def _unreshaped(base: tfp.distributions.Distribution) -> tfp.distributions.Distribution:
+    """The distribution over vectors, if `base` is one that is only reshaped; else `base`."""
+    if isinstance(base, tfp.distributions.TransformedDistribution) and isinstance(base.bijector, tfp.bijectors.Reshape):
+        return base.distribution
+    return base
 
 
 @forward_laplacian_rule(BaseTilt)
 def _gaussian_tilt(tilt: BaseTilt, jet: Jet) -> Jet:
     """½‖L⁻¹(x − μ)‖² + log det L + ½d log 2π, for the Gaussians that `fit_base` makes; others take the reverse road."""
-    base = tilt.base_measure
-    if isinstance(base, tfp.distributions.TransformedDistribution) and isinstance(base.bijector, tfp.bijectors.Reshape):
-        base = base.distribution
+    base = _unreshaped(tilt.base_measure)
     if type(base) not in (tfp.distributions.MultivariateNormalTriL, tfp.distributions.MultivariateNormalDiag):
         raise no_rule(tilt, f"has a base measure, {type(base).__name__}, that is not a multivariate normal")
     size = base.event_shape[0]

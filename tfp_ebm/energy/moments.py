@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_probability as tfp
+
+from tfp_ebm.caller import warn
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
@@ -83,10 +84,9 @@ class DataMoments(NamedTuple):
         smallest = np.linalg.eigvalsh(correlation)[0]
         if smallest < SMALLEST_EIGENVALUE:
             amount = (SMALLEST_EIGENVALUE - smallest) / (1.0 - smallest)
-            warnings.warn(
+            warn(
                 "the covariance is singular to working precision (smallest eigenvalue of the correlations "
-                f"{smallest:.1e}): shrunk by {amount:.1e} towards its diagonal.",
-                stacklevel=4,
+                f"{smallest:.1e}): shrunk by {amount:.1e} towards its diagonal."
             )
             correlation = (1.0 - amount) * correlation + amount * np.eye(len(correlation))
         return self.scale[:, None] * np.linalg.cholesky(correlation)

@@ -5,13 +5,12 @@ Both are Keras layers that only hold weights, so that `.keras` files, weight fil
 
 from __future__ import annotations
 
-import warnings
-
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_ebm.caller import warn
 from tfp_ebm.energy.moments import DataMoments
 
 
@@ -46,9 +45,8 @@ class Standardization(keras.layers.Layer):
                 "a million times their standard deviation; subtract it first, or use a float64 network."
             )
         if len(constant):
-            warnings.warn(
+            warn(
                 f"{len(constant)} of {size} coordinates are constant and keep scale 1: {self._listed(constant)}.",
-                stacklevel=3,
             )
         self.loc.assign(moments.mean.reshape(self.event_shape))
         self.scale.assign(moments.scale.reshape(self.event_shape))

@@ -65,12 +65,14 @@ class Bridge:
       base: a distribution over x.
       base_log_prob: log b in the chains' coordinates.
       inward: maps x to those coordinates.
+      standardization: that of the model, if the chains run in its standardised coordinates.
     """
 
     target: TargetLogProbFn
     base: tfp.distributions.Distribution
     base_log_prob: TargetLogProbFn
     inward: Callable[[tf.Tensor], tf.Tensor]
+    standardization: Any = None
 
     def draw_base(self, num_chains: int, seed: tf.Tensor) -> tf.Tensor:
         """Draws states from the base."""
@@ -236,11 +238,13 @@ def make_bridge(target: Any, base: Any) -> Bridge:
     check_base("base", base, target.dtype, tuple(target.event_shape))
     energy = target.parameters["energy"] if isinstance(target, EnergyDistribution) else None
     if not isinstance(energy, EnergyModel):
-        return Bridge(target.unnormalized_log_prob, base, base.log_prob, lambda x: x)
+        is_energy = isinstance(target, EnergyDistribution)
+        log_density = target.negative_energy if is_energy else target.unnormalized_log_prob
+        return Bridge(log_density, base, base.log_prob, lambda x: x)
     function = energy.energy_function
     standardization = function.standardization
 
     def base_log_prob(z: tf.Tensor) -> tf.Tensor:
         return base.log_prob(standardization.to_x(z)) + standardization.log_scale_sum()
 
-    return Bridge(function.unnormalized_log_prob, base, base_log_prob, standardization.to_z)
+    return Bridge(function.unnormalized_log_prob, base, base_log_prob, standardization.to_z, standardization)

@@ -34,6 +34,8 @@ def energy_of(energy_fn: Any) -> Callable[[tf.Tensor], tf.Tensor]:
         if energy_fn.is_conditional:
             raise ValueError("`energy_fn` must be of x alone, got a conditional model: pass `model.given(condition)`.")
         return energy_fn.energy
+    if isinstance(energy_fn, EnergyDistribution):  # whose unnormalized_log_prob holds a known log Z
+        return lambda x: -energy_fn.negative_energy(x)
     if isinstance(energy_fn, tfp.distributions.Distribution):
         return lambda x: -energy_fn.unnormalized_log_prob(x)
     if isinstance(energy_fn, keras.layers.Layer):

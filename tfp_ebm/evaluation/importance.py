@@ -204,6 +204,7 @@ def _run(
     kernel, adapts = check_annealed_kernel(DEFAULT_KERNEL if kernel is None else kernel)
     check_jit_compile(jit_compile)
     if isinstance(kernel, Kernel):
+        kernel = kernel if bridge.standardization is None else kernel.in_coordinates(bridge.standardization)
         kernel.check_event(tuple(bridge.base.event_shape))
     uses_gradient = isinstance(kernel, Kernel) and kernel.uses_gradient
     bridge.log_ratio(start, uses_gradient)  # says what does not fit before the loop is compiled

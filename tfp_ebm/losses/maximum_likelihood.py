@@ -233,7 +233,11 @@ class MaximumLikelihood(Loss):
         if self._moves_globally:
             moved = move(self._global_kernel(base)(target), states, 1, seeds[2])
             states, metrics["global_acceptance_rate"] = moved.states, moved.accept_prob
-        moved = self._local_moves(target, states, seeds[3], training)
+        kernel = self.kernel.unadapted if isinstance(self.kernel, mcmc.Kernel) else self.kernel
+        standardization = getattr(energy_fn, "standardization", None)
+        if isinstance(kernel, mcmc.Kernel) and standardization is not None:
+            kernel = kernel.in_coordinates(standardization)
+        moved = self._local_moves(kernel, target, states, seeds[3], training)
         log_prob = target(moved.states) if moved.log_prob is None else moved.log_prob
         finite = is_finite(moved.states, 1, log_prob)
         if training:
@@ -256,9 +260,8 @@ class MaximumLikelihood(Loss):
         return lambda target: recipe.build(target, step_size)
 
     def _local_moves(
-        self, target: Callable[[tf.Tensor], tf.Tensor], states: tf.Tensor, seed: tf.Tensor, training: bool
+        self, kernel: Any, target: Callable[[tf.Tensor], tf.Tensor], states: tf.Tensor, seed: tf.Tensor, training: bool
     ) -> Moved:
-        kernel = self.kernel.unadapted if isinstance(self.kernel, mcmc.Kernel) else self.kernel
         run = move
         if self.jit_compile:
             run = functools.partial(move_by_xla, halve=getattr(kernel, "moves_chains_alone", False))

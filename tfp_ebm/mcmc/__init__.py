@@ -26,6 +26,7 @@ from tfp_ebm.mcmc.kernels import (
     Transformed,
     UncalibratedLangevin,
     UncalibratedProposal,
+    default_kernel,
 )
 from tfp_ebm.mcmc.sampling import Samples, sample
 from tfp_ebm.mcmc.starts import ChainStart, FromBase, FromData, ReplayBuffer
@@ -55,6 +56,7 @@ __all__ = [
     "UncalibratedLangevin",
     "UncalibratedProposal",
     "annealed_langevin",
+    "default_kernel",
     "diagnose",
     "sample",
     "summarize",

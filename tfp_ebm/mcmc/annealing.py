@@ -13,13 +13,13 @@ into (1 − ε²/2v)²w + ε², which tends to v/(1 − ε²/4v): as v ≥ σ²,
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from tfp_ebm import arguments
+from tfp_ebm.caller import warn
 from tfp_ebm.energy.shapes import as_state
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.kernels.langevin import Langevin
@@ -173,7 +173,7 @@ def _run(
 ) -> Samples:
     """Runs the chains of `annealed_langevin` for a plain target, and warns of non-finite ones."""
     given = (state, sigmas, step_sizes, tf.constant(num_steps), seed)
-    if tf.inside_function():
+    if not tf.executing_eagerly():
         return _samples(_anneal(lambda: target, *given), step_sizes)
 
     def find(by_xla: bool) -> Compiled:
@@ -188,16 +188,14 @@ def _run(
     num_bad_starts = count_nonfinite(state[None], start.shape.rank + 1, start[None])
     num_chains = start.shape.num_elements()
     if num_bad_starts > 0:
-        warnings.warn(
+        warn(
             f"{num_bad_starts} of {num_chains} chains start at a state where the state or its log density is NaN or "
             "infinite.",
-            stacklevel=3,
         )
     if samples.num_nonfinite > num_bad_starts:
-        warnings.warn(
+        warn(
             f"{samples.num_nonfinite} of {num_chains} chains went to a NaN or an infinity; a smaller step size keeps "
             "chains finite.",
-            stacklevel=3,
         )
     return samples
 

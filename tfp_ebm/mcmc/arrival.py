@@ -29,6 +29,7 @@ from tfp_ebm.mcmc.running import moments as moments_of
 from tfp_ebm.mcmc.running.moments import Moments
 from tfp_ebm.mcmc.running.recorders import KeepMoments
 from tfp_ebm.mcmc.running.stretches import Run
+from tfp_ebm.mcmc.running.trouble import never_moved
 
 # With fewer chains a covariance over them is too uncertain.
 MIN_CHAINS = 16
@@ -85,6 +86,11 @@ def last_states(
     windows = dict(run.windows((0, first + window, last, num_steps)))
     every = moments_of.join_stretches(list(windows.values()))
     run.warn_of_nonfinite(int(tf.reduce_sum(tf.cast(~every.is_finite, tf.int32))))
+    stuck = never_moved(run.start, run.state[None], every.num_accepted[None] > 0)
+    if run.warn_of_trouble(stuck, every.num_accepted / every.number):  # R-hat is about the others
+        windows = {
+            begin: moments._replace(is_finite=moments.is_finite & ~stuck) for begin, moments in windows.items()
+        }
     return tf.stop_gradient(run.state), judge(windows[0], windows[last])
 
 

@@ -1,4 +1,4 @@
-"""Can these chains be trusted? Effective sample size, Monte Carlo error, R̂, and the chains that went wrong.
+"""Diagnostics of chains: effective sample size, Monte Carlo error, R̂, and counts of the chains that went wrong.
 
 The mean over a chain has the variance sd²/ESS with ESS = N/(1 + 2Σₖ ρₖ), ρₖ the correlation at lag k; for an
 autoregressive chain ρₖ = ρᵏ that is N(1 − ρ)/(1 + ρ). R̂ compares the variance of all draws with that within half
@@ -9,11 +9,12 @@ chains: it is 1 when every half of every chain covers the same distribution, and
 The root is Stan's and ArviZ's. (`tfp.mcmc.potential_scale_reduction` returns what is under it, (m + 1)/m times that
 for m chains, so that its 1.10 is 1.05 here.)
 
-ESS so defined is that of the mean, and means nothing where there is no variance. *Bulk* ESS is that of the draws' ranks
-(as normal scores, over half chains): whatever increasing transform is applied to the coordinate, it stays the same, and
-it says how well the middle of the law is explored. R̂ of ranks likewise; with that of the ranks of |x − median| it also
-sees chains that agree in the middle and differ in width. What a sampler costs is its evaluations of the target's
-gradient, so samplers are compared by effective draws per evaluation.
+ESS so defined is that of the mean. It means nothing where there is no variance, and exceeds the number of draws where
+chains alternate between x and −x while their width does not mix. *Bulk* ESS is that of the draws' ranks (as normal
+scores, over half chains): it is invariant under increasing transforms of the coordinate, and measures how well the
+middle of the distribution is explored. R̂ of ranks likewise; that of the ranks of |x − median| also sees chains that
+agree in the middle and differ in width. `Diagnostics.trouble` uses both R̂. The cost of a sampler is its evaluations of
+the target's gradient, so samplers are compared by effective draws per evaluation.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ MAX_RHAT = 1.02
 # R̂ needs a variance in each half of a chain.
 _MIN_RESULTS = 4
 
+# Chains whose R̂ is above this have not mixed.
+_MAX_RHAT = 1.05
+
 # Numbers per block of coordinates; the autocorrelation by FFT takes some 100 bytes for each.
 _BLOCK_NUMBERS = 4_000_000
 
@@ -49,7 +53,8 @@ class Diagnostics(NamedTuple):
         it cannot be known: fewer than 4 results per chain, or a coordinate that never changes.
       rhat: split R̂ of Gelman & Rubin, `[*event]`; NaN as `ess`. Of an odd number of results it leaves out the last.
       acceptance_rate: share of kept steps that were accepted; None if only states were given.
-      num_stuck: number of chains that never moved; None for one result per chain, which cannot tell.
+      num_stuck: number of chains whose results are all equal. Of one result per chain, the number of chains that never
+        moved from where they started; None if only states were given.
       num_nonfinite: number of chains that hold a NaN or an infinity. They are not left out: where it is not 0, expect
         NaN above.
       ess_bulk: as `ess`, of the ranks, `[*event]`.
@@ -57,6 +62,8 @@ class Diagnostics(NamedTuple):
         last (thinning included, burn-in not), `[*event]`; for NUTS, whose evaluations are counted as the most that its
         tree allows, a lower bound. None for a kernel that is not one of this package's, or if only states were given.
       rhat_rank: the larger of split R̂ of the ranks and of those of |x − median|, `[*event]`; `arviz.summary` shows it.
+      num_bad_gradients: number of chains that met a NaN or infinite gradient at a point of finite log density; None if
+        it is not known.
     """
 
     mean: np.ndarray
@@ -70,17 +77,41 @@ class Diagnostics(NamedTuple):
     ess_bulk: np.ndarray
     ess_per_gradient: np.ndarray | None
     rhat_rank: np.ndarray
+    num_bad_gradients: int | None = None
+
+    @property
+    def max_rhat(self) -> float:
+        """The larger R̂, of the draws and of their ranks, over all coordinates; NaN if it is not known for one."""
+        return float(np.max(np.maximum(self.rhat, self.rhat_rank)))
+
+    @property
+    def trouble(self) -> tuple[str, ...]:
+        """Sentences that say why the draws cannot be trusted; empty if nothing is wrong.
+
+        >>> diagnose(tf.random.stateless_normal([100, 8, 2], seed=[0, 1])).trouble
+        ()
+        """
+        found = []
+        if self.max_rhat > _MAX_RHAT:
+            found.append(f"R-hat is {self.max_rhat:.3g}, above {_MAX_RHAT}: the chains have not mixed.")
+        if self.num_stuck:
+            found.append(f"{self.num_stuck} chains never moved.")
+        if self.num_nonfinite:
+            found.append(f"{self.num_nonfinite} chains hold a NaN or an infinity.")
+        if self.num_bad_gradients:
+            found.append(f"{self.num_bad_gradients} chains met a NaN or infinite gradient.")
+        return tuple(found)
 
 
 def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
-    """Judges chains by their draws.
+    """Computes diagnostics of chains from their draws.
 
     ESS as in Stan (Geyer's initial positive and monotone sequence over the mean autocorrelation of half chains) and R̂
     of ranks by Vehtari et al. (2021, arXiv:1903.08008), R̂ by Gelman & Rubin (1992) on half chains, all in float64.
     `ess`, `ess_bulk`, `mcse` and `rhat_rank` are ArviZ's ess(method="mean"), ess_bulk, mcse_mean and r_hat.
 
     Args:
-      samples: a `Samples`, whose log densities tell how many axes are chains; or an array
+      samples: a `Samples`, whose log densities have the axes of the chains; or an array
         `[num_results, *chains, *event]`.
       event_ndims: number of event axes of an array. Not used for a `Samples`.
 
@@ -104,6 +135,9 @@ def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
         acceptance_rate: float | None = float(np.mean(samples.is_accepted))
         evaluations = samples.evaluations_per_result
         num_nonfinite = int(samples.num_nonfinite)
+        num_unmoved, num_bad_gradients = (
+            None if count is None else int(count) for count in (samples.num_stuck, samples.num_bad_gradients)
+        )
     else:
         event_ndims = arguments.check_count("event_ndims", event_ndims, minimum=0)
         states = np.asarray(samples)
@@ -114,7 +148,7 @@ def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
                 f"`samples` must have shape [num_results, *chains, *event] with {event_ndims} event axes and at least "
                 f"one draw, got shape {states.shape}."
             )
-        acceptance_rate = evaluations = None
+        acceptance_rate = evaluations = num_unmoved = num_bad_gradients = None
         num_nonfinite = int(count_nonfinite(tf.constant(states, tf.float64), states.ndim - event_ndims))
     num_results, event_shape = len(states), states.shape[states.ndim - event_ndims :]
     states = states.reshape(num_results, -1, *event_shape).astype(np.float64)
@@ -135,11 +169,12 @@ def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
         ess=ess,
         rhat=rhat,
         acceptance_rate=acceptance_rate,
-        num_stuck=int(still.sum()) if num_results > 1 else None,
+        num_stuck=int(still.sum()) if num_results > 1 else num_unmoved,
         num_nonfinite=num_nonfinite,
         ess_bulk=ess_bulk,
         ess_per_gradient=None if evaluations is None else ess_bulk / (num_results * num_chains * evaluations),
         rhat_rank=rhat_rank,
+        num_bad_gradients=num_bad_gradients,
     )
 
 

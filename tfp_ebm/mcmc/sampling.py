@@ -26,6 +26,7 @@ from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running.finite import count_nonfinite
 from tfp_ebm.mcmc.running.recorders import Visit, join_stretches
 from tfp_ebm.mcmc.running.stretches import Run
+from tfp_ebm.mcmc.running.trouble import never_moved
 
 
 class Samples(NamedTuple):
@@ -40,6 +41,9 @@ class Samples(NamedTuple):
         a tuple for a `Sequential` with several; None for a kernel that has none, or is not one of this package's.
       num_nonfinite: int32, the number of chains with a NaN or an infinity in any kept state or log density.
         Metropolis kernels never leave a point of log density −inf or NaN once there.
+      num_stuck: int32, the number of chains that never moved from where they started, in the burn-in either.
+      num_bad_gradients: int32, the number of chains that met a NaN or infinite gradient at a point of finite log
+        density, from where every proposal is rejected; None for a kernel that does not record it.
       evaluations_per_result: how often each chain evaluates the target, with its gradient if the kernel needs it, from
         one result to the next; at most, for a kernel such as NUTS whose steps differ. None where it is not known.
     """
@@ -50,6 +54,8 @@ class Samples(NamedTuple):
     step_size: Any
     num_nonfinite: tf.Tensor
     evaluations_per_result: int | None = None
+    num_stuck: tf.Tensor | None = None
+    num_bad_gradients: tf.Tensor | None = None
 
     def to_arviz(self) -> Any:
         """Converts the draws to ArviZ's `InferenceData`, or with ArviZ 1 or later to `xarray.DataTree`.
@@ -177,7 +183,18 @@ def sample(
     log_prob = tf.stop_gradient(draws.log_prob if tf.is_tensor(draws.log_prob) else run.chain.log_prob(states))
     num_nonfinite = count_nonfinite(states, log_prob.shape.rank, log_prob)
     run.warn_of_nonfinite(num_nonfinite)
-    return Samples(states, log_prob, draws.is_accepted, run.step_size, num_nonfinite, run.evaluations_per_result)
+    stuck = never_moved(run.start, states, draws.is_accepted)
+    run.warn_of_trouble(stuck, tf.reduce_mean(tf.cast(draws.is_accepted, tf.float64), 0))
+    return Samples(
+        states,
+        log_prob,
+        draws.is_accepted,
+        run.step_size,
+        num_nonfinite,
+        run.evaluations_per_result,
+        tf.reduce_sum(tf.cast(stuck, tf.int32)),
+        run.num_bad_gradients,
+    )
 
 
 def _first(number: int, draws: Visit) -> Visit:

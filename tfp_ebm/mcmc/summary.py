@@ -21,6 +21,7 @@ from tfp_ebm.mcmc.running import moments as moments_of
 from tfp_ebm.mcmc.running.moments import Moments
 from tfp_ebm.mcmc.running.recorders import KeepMoments
 from tfp_ebm.mcmc.running.stretches import Run
+from tfp_ebm.mcmc.running.trouble import never_moved
 
 # R̂ needs a variance in each half of a chain.
 _MIN_RESULTS = 4
@@ -39,7 +40,8 @@ class Summary(NamedTuple):
         never changes.
       rhat_log_prob: split R̂ of the target's log density; None for a kernel that is not one of this package's.
       acceptance_rate: share of the steps to a result that were accepted.
-      num_stuck: int32, the number of chains whose results are all equal.
+      num_stuck: int32, the number of chains whose results are all equal. `summarize` warns of those that never moved
+        from where they started, and of gradients that are NaN.
       num_nonfinite: int32, the number of chains with a NaN or an infinity in a result or, for a kernel of this
         package, its log density. They are not left out: if it is not 0, expect NaN above.
       num_results: int32, results per chain; fewer than requested after an interrupt.
@@ -132,6 +134,9 @@ def summarize(
         run.warn_of_interrupt(number)
     summary = _summary(list(windows.values()), is_complete, run.state, run.step_size)
     run.warn_of_nonfinite(summary.num_nonfinite)
+    every = moments_of.join_stretches(list(windows.values()))
+    stuck = never_moved(run.start, run.state[None], every.num_accepted[None] > 0)
+    run.warn_of_trouble(stuck, every.num_accepted / every.number)
     return summary
 
 

@@ -2,55 +2,79 @@
 
     p(x) = exp(−E(x)) / Z        (eq. 1)
 
-What TFP can do with a density known up to a constant, it can do with this one: any `tfp.mcmc` kernel takes its
-`unnormalized_log_prob`, a joint distribution takes it as a prior. `log_prob` exists only once log Z is known.
+Whatever TFP can do with a density that is known up to a constant, it can do with this one: any `tfp.mcmc` kernel takes
+its `unnormalized_log_prob`, and a joint distribution takes it as a prior. `log_prob` exists only once log Z is known.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc
 from tfp_ebm.arguments import check_count, check_event_shape, check_kernel
+from tfp_ebm.caller import warn
 from tfp_ebm.energy.base import check_base
-from tfp_ebm.energy.shapes import as_state, one_per_row, over_leading_dimensions
 from tfp_ebm.mcmc.arrival import MIN_CHAINS, last_states
 from tfp_ebm.mcmc.diagnostics import MAX_RHAT
-from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
+from tfp_ebm.mcmc.running.finite import is_finite
+from tfp_ebm.model.contract import (
+    BroadcastEnergies,
+    UnfrozenVariables,
+    check_count_or_tensor,
+    checked_log_normalizer,
+)
 from tfp_ebm.model.energy_model import EnergyModel
-from tfp_ebm.random import stateless_seed
+from tfp_ebm.model.joint_draws import next_draw
+from tfp_ebm.model.negative_energy import model_of, negative_energy_of, unnormalized_log_prob
+from tfp_ebm.random import fold_in, stateless_seed
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
 # Below this many chains a run is over before XLA has compiled it, and R-hat says little. TFP's joint distributions draw
 # a single sample to learn the structure of their parts, each time they are traced.
 _FEW_CHAINS = MIN_CHAINS
+# How often a start of zero or NaN density is drawn again.
+_MAX_REDRAWS = 20
 
 
 class EnergyDistribution(tfp.distributions.Distribution):
     """The distribution p(x) = exp(−E(x))/Z of an energy, for everything in TFP that takes a target density (eq. 1).
 
-    `sample(n, seed)` runs n independent chains from the base and returns their last states. From 16 chains on it warns,
-    with the figure, where the chains' R-hat over the second half of the burn-in exceeds 1.02 beyond doubt: where they
-    have not forgotten their starts, as between separated modes, or still drift (`mcmc/arrival.py` has the formula).
-    Inside a `tf.function` nothing is said.
+    `sample(n, seed)` runs n independent chains from the base and returns their last states. It warns of chains that
+    never moved, of gradients that are NaN where the density is not, and, from 16 chains on, of an R-hat over the second
+    half of the burn-in that exceeds 1.02 beyond doubt: of chains that have not forgotten their starts, as between
+    separated modes, or still drift (`mcmc/arrival.py` has the formula). Inside a `tf.function` it does not warn. Starts
+    of zero or NaN density are drawn again.
+
+    `unnormalized_log_prob` is −E(x), or −E(x) − log Z if `log_normalizer` was given: where log Z depends on another
+    variable of a joint distribution, the joint density needs it. Where it is unknown or does not matter,
+    `with_log_normalizer(0.0)` makes TFP's wrappers that call `log_prob` (`tfd.Sample`, `tfd.MixtureSameFamily`,
+    `tfd.TransformedDistribution`) compute with −E(x).
+
+    `trainable_variables` follows Keras: weights with `trainable = False` are not among them, and no `GradientTape` sees
+    them through `unnormalized_log_prob`. A callable that closes over a network cannot be watched in this way: give
+    TFP's optimisers their `trainable_variables` then.
 
     Args:
       energy: an `EnergyModel`, any Keras network, or a callable `[batch, *event] -> [batch]`.
       event_shape: shape of one x; needed for callables, and for networks that do not know theirs.
       kernel: what `sample` runs, a kernel of `ebm.mcmc` or any callable `target -> tfp.mcmc.TransitionKernel`. With an
-        `EnergyModel` it works in standardised units, like the model's loss. Default: adaptive HMC of 10 leapfrog steps.
+        `EnergyModel` its step sizes and boxes are in standardised coordinates, as in the model's loss; the base of an
+        `IndependenceMetropolis` or `TemperedTransition` is over x, like `base`. Default: a global move from the base
+        and adaptive HMC, `ebm.mcmc.default_kernel(base)`.
       base: a `tfd.Distribution` over x where chains start; default: the model's.
       num_burnin_steps: kernel steps from there to a sample.
-      log_normalizer: log Z, if known; default: what the loss of an `EnergyModel` has learned, if it learns it.
+      log_normalizer: log Z, if known: a number, a scalar tensor or a variable. Default: what the loss of an
+        `EnergyModel` has learned, if it learns it.
       dtype: of x, for callables; default: that of `base`, else float32.
+      bijector: a `tfb.Bijector` from unconstrained numbers onto the support of p, for energies that are defined on a
+        part of space only. It is `experimental_default_event_space_bijector`, as variational inference needs it, and
+        the default kernel moves through it. Default: the base's for the former, none for the latter.
       validate_args, allow_nan_stats, name: as for any TFP distribution.
 
     Raises:
@@ -75,13 +99,14 @@ class EnergyDistribution(tfp.distributions.Distribution):
         num_burnin_steps: int = 300,
         log_normalizer: Any = None,
         dtype: Any = None,
+        bijector: tfp.bijectors.Bijector | None = None,
         validate_args: bool = False,
         allow_nan_stats: bool = True,
         name: str = "EnergyDistribution",
     ) -> None:
         parameters = dict(locals())
         if isinstance(energy, keras.layers.Layer) and not isinstance(energy, EnergyModel):
-            energy = EnergyModel(energy, event_shape=event_shape)
+            energy = model_of(energy, event_shape)
         if isinstance(energy, EnergyModel):
             if energy.is_conditional:
                 raise ValueError("`energy` must be of x alone, got a conditional model: pass `model.given(condition)`.")
@@ -90,9 +115,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
                 raise ValueError(f"`event_shape` must be that of the model, {known}, got {tuple(event_shape)}.")
             event_shape, dtype = known, energy.dtype
             # A tf.Module finds tf.Variables in its attributes, and does not find those of a Keras 3 model.
-            self._variables_of_energy = [
-                weight.value for weight in (*energy.network.weights, *energy.standardization.weights)
-            ]
+            self._variables_of_energy = UnfrozenVariables(energy)
         elif not callable(energy):
             raise TypeError(f"`energy` must be an EnergyModel, a Keras network or a callable, got {energy!r}.")
         elif event_shape is None:
@@ -100,26 +123,29 @@ class EnergyDistribution(tfp.distributions.Distribution):
         else:
             dtype = dtype or getattr(base, "dtype", tf.float32)
         dtype = tf.as_dtype(dtype)
+        if tf.is_tensor(event_shape):
+            event_shape = tf.get_static_value(event_shape).tolist()
         event_shape = check_event_shape(event_shape)
         if base is not None:
             check_base("base", base, dtype, event_shape)
         if kernel is not None:
             check_kernel(kernel)
-        if log_normalizer is not None:
-            if isinstance(log_normalizer, tuple):
-                raise TypeError(f"`log_normalizer` must be a number, as an estimate's value is, got {log_normalizer}.")
-            log_normalizer = tf.convert_to_tensor(log_normalizer, dtype)
-            if log_normalizer.shape.rank != 0:
-                raise ValueError(f"`log_normalizer` must be a number, got shape {tuple(log_normalizer.shape)}.")
-            known = tf.get_static_value(log_normalizer)
-            if known is not None and not np.isfinite(known):
-                raise ValueError(f"`log_normalizer` must be finite, got {known}.")
+        if bijector is not None:
+            if not isinstance(bijector, tfb.Bijector):
+                raise TypeError(f"`bijector` must be a tfp.bijectors.Bijector, got {bijector!r}.")
+            if bijector.dtype is not None and bijector.dtype != dtype:
+                raise TypeError(f"`bijector` must have the energy's dtype {dtype.name}, got {bijector.dtype}.")
         self._energy = energy
         self._event = event_shape
-        self._kernel = DEFAULT_KERNEL if kernel is None else kernel
+        # One object for all distributions of one energy: by it their compiled chains are found again.
+        self._target: Callable[[tf.Tensor], tf.Tensor] | None = None
+        if not isinstance(energy, EnergyModel):
+            self._target = negative_energy_of(energy, dtype, event_shape)
+        self._kernel = kernel
         self._base = base
+        self._bijector = bijector
         self._num_burnin_steps = check_count("num_burnin_steps", num_burnin_steps, minimum=0)
-        self._log_normalizer = log_normalizer
+        self._log_normalizer = None if log_normalizer is None else checked_log_normalizer(log_normalizer, dtype)
         super().__init__(
             dtype=dtype,
             reparameterization_type=tfd.NOT_REPARAMETERIZED,
@@ -131,42 +157,62 @@ class EnergyDistribution(tfp.distributions.Distribution):
 
     # --- the density -----------------------------------------------------------------------------------------------
 
+    @property
+    def negative_energy(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """The function −E(x), without log Z: the target of the chains. All distributions of one energy share it."""
+        if self._target is not None:
+            return self._target
+        return lambda x: unnormalized_log_prob(self._energy, x)
+
     def _unnormalized_log_prob(self, x: tf.Tensor) -> tf.Tensor:
-        if isinstance(self._energy, EnergyModel):
-            return self._energy.unnormalized_log_prob(x)
-        x = as_state(x, self.dtype, self._event)
-        return -over_leading_dimensions(lambda flat: one_per_row(self._energy(flat), flat), x, len(self._event))
+        negative_energy = self.negative_energy(x)
+        return negative_energy if self._log_normalizer is None else negative_energy - self.log_normalizer
 
     def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
         log_normalizer = self.log_normalizer
         if log_normalizer is None:
             raise NotImplementedError(
-                "log_prob needs log Z, which an energy does not tell: estimate it and use "
-                "p.with_log_normalizer(value).log_prob(x), or use p.unnormalized_log_prob(x) = −E(x)."
+                "log_prob needs log Z, which an energy does not determine: estimate it, for instance by "
+                "ebm.evaluation.annealed_importance_sampling, and use p.with_log_normalizer(value). Where a constant "
+                "does not matter, as in MCMC, use p.unnormalized_log_prob(x) = −E(x); for tfd.Sample and other "
+                "wrappers of TFP that call log_prob, use p.with_log_normalizer(0.0), whose log_prob is −E(x)."
             )
-        return self._unnormalized_log_prob(x) - log_normalizer
+        return self.negative_energy(x) - log_normalizer
 
     @property
     def log_normalizer(self) -> tf.Tensor | None:
         """log Z (eq. 2), or None if it is not known: what was given, else what the model's loss has learned by now."""
-        if self._log_normalizer is None and isinstance(self._energy, EnergyModel):
-            return self._energy.log_normalizer
-        return self._log_normalizer
+        if self._log_normalizer is not None:
+            return tf.convert_to_tensor(self._log_normalizer, self.dtype)
+        return self._energy.log_normalizer if isinstance(self._energy, EnergyModel) else None
 
     def with_log_normalizer(self, value: Any) -> EnergyDistribution:
-        """The same distribution with log Z known to be `value`, so that `log_prob` works."""
+        """Returns the same distribution with log Z known to be `value`, so that `log_prob` works."""
         return self.copy(log_normalizer=value)
 
     # --- samples ---------------------------------------------------------------------------------------------------
 
     @property
     def kernel(self) -> Any:
-        """The kernel that `sample` runs."""
-        return self._kernel
+        """The kernel that `sample` runs: the one given, else `ebm.mcmc.default_kernel` of the base."""
+        return self._default_kernel(self._bijector) if self._kernel is None else self._kernel
+
+    def _default_kernel(self, bijector: tfp.bijectors.Bijector | None) -> mcmc.Kernel:
+        base = self._known_base()
+        # A draw of another energy is a chain of its own, too much for a single move.
+        proposes = base is not None and not isinstance(base, EnergyDistribution)
+        proposes = proposes and any(hasattr(base, name) for name in ("_log_prob", "_prob", "_unnormalized_log_prob"))
+        return mcmc.default_kernel(base if proposes else None, bijector)
+
+    def _known_base(self) -> tfp.distributions.Distribution | None:
+        try:
+            return self.base
+        except ValueError:
+            return None
 
     @property
     def base(self) -> tfp.distributions.Distribution:
-        """Where chains start.
+        """The distribution over x from which chains start.
 
         Raises:
           ValueError: if there is no base distribution.
@@ -186,11 +232,11 @@ class EnergyDistribution(tfp.distributions.Distribution):
         num_steps_between_results: int = 0,
         **kwargs: Any,
     ) -> mcmc.Samples:
-        """Runs chains from the base distribution and keeps what `ebm.mcmc.diagnose` wants to see.
+        """Runs chains from the base distribution and keeps their states, for `ebm.mcmc.diagnose`.
 
         Args:
           num_results: states kept per chain.
-          num_chains: number of independent chains.
+          num_chains: number of independent chains; an int, or a scalar tensor where it is known at run time only.
           seed: int or int32[2].
           num_burnin_steps: steps before the first kept one; default: the distribution's.
           num_steps_between_results: steps dropped between two kept ones.
@@ -207,63 +253,91 @@ class EnergyDistribution(tfp.distributions.Distribution):
         >>> p.sample_chains(num_results=5, num_chains=3, seed=0, num_burnin_steps=10).states.shape
         TensorShape([5, 3, 1])
         """
-        target, start, seed = self._chains(check_count("num_chains", num_chains), stateless_seed(seed))
+        num_chains = check_count_or_tensor("num_chains", num_chains)
+        target, start, kernel, seed = self._chains(num_chains, stateless_seed(seed))
         samples = mcmc.sample(
             target,
             start,
-            self._kernel,
+            kernel,
             num_results=num_results,
             num_burnin_steps=self._num_burnin_steps if num_burnin_steps is None else num_burnin_steps,
             num_steps_between_results=num_steps_between_results,
             seed=seed,
             **kwargs,
         )
-        if not isinstance(self._energy, EnergyModel):
-            return samples
-        standardization = self._energy.energy_function.standardization
-        return samples._replace(
-            states=standardization.to_x(samples.states),
-            unnormalized_log_prob=samples.unnormalized_log_prob - standardization.log_scale_sum(),
-        )
+        log_normalizer = 0.0 if self._log_normalizer is None else self.log_normalizer
+        if isinstance(self._energy, EnergyModel):
+            standardization = self._energy.energy_function.standardization
+            log_normalizer += standardization.log_scale_sum()
+            samples = samples._replace(states=standardization.to_x(samples.states))
+        return samples._replace(unnormalized_log_prob=samples.unnormalized_log_prob - log_normalizer)
 
-    def _chains(
-        self, num_chains: Any, seed: tf.Tensor
-    ) -> tuple[Callable[[tf.Tensor], tf.Tensor], tf.Tensor, tf.Tensor]:
-        """Target and starts of chains, in standardised units if the energy is a model's, and the chains' seed."""
-        start_seed, chain_seed = tfp.random.split_seed(seed, n=2)
-        # A new tensor, because TFP's bijectors remember what they drew, and a remembered value has no gradient.
-        start = tf.identity(self.base.sample(num_chains, seed=start_seed))
+    def _chains(self, num_chains: Any, seed: tf.Tensor) -> tuple[Callable[..., tf.Tensor], tf.Tensor, Any, tf.Tensor]:
+        """Target, starts and kernel of chains, in standardised coordinates if the energy is a model's; their seed."""
+        start_seed, chain_seed = tf.unstack(tfp.random.split_seed(seed, n=2))
+        start = self._starts(num_chains, start_seed)
+        bijector, kernel = self._bijector, self._kernel
         if not isinstance(self._energy, EnergyModel):
-            return self.unnormalized_log_prob, start, chain_seed
+            return self.negative_energy, start, self._default_kernel(bijector) if kernel is None else kernel, chain_seed
         function = self._energy.energy_function
-        return function.unnormalized_log_prob, function.standardization.to_z(start), chain_seed
+        standardization = function.standardization
+        if bijector is not None:
+            loc, scale = standardization.loc.value, standardization.scale.value
+            bijector = tfb.Chain([tfb.Scale(1.0 / scale), tfb.Shift(-loc), bijector])
+        kernel = self._default_kernel(bijector) if kernel is None else kernel
+        if isinstance(kernel, mcmc.Kernel):
+            kernel = kernel.in_coordinates(standardization)
+        return function.unnormalized_log_prob, standardization.to_z(start), kernel, chain_seed
+
+    def _starts(self, num_chains: Any, seed: tf.Tensor) -> tf.Tensor:
+        """Draws of the base `[num_chains, *event]`; outside of functions, those of zero or NaN density again."""
+        # A new tensor, because TFP's bijectors remember what they drew, and a remembered value has no gradient.
+        start = tf.identity(self.base.sample(num_chains, seed=seed))
+        start = tf.ensure_shape(start, [tf.get_static_value(num_chains), *self._event])
+        for number in range(_MAX_REDRAWS if tf.executing_eagerly() else 0):
+            usable = is_finite(start, 1, self.negative_energy(start))
+            if tf.reduce_all(usable):
+                break
+            if number == 0:
+                warn(
+                    f"{int(tf.reduce_sum(tf.cast(~usable, tf.int32)))} of {num_chains} chains start at a state of "
+                    "zero or NaN density, and are drawn again from the base."
+                )
+            fresh = self.base.sample(num_chains, seed=fold_in(seed, number))
+            start = tf.where(tf.reshape(usable, [-1] + [1] * len(self._event)), start, fresh)
+        return start
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
         # TFP documents None as "any seed", and takes an int for a stateful one; here an int means the same bits again.
         # An int beyond 64 bits is one that TFP itself derived: its auto-batched joint distributions hand the same one
         # to every draw, and count on each draw being another.
-        derived = isinstance(seed, int) and seed.bit_length() > 64
-        seed = tfp.random.sanitize_seed(seed) if seed is None or derived else stateless_seed(seed)
         static = tf.get_static_value(n)
         num_chains = n if static is None else int(static)
-        if static is not None and static < _FEW_CHAINS:
+        if isinstance(seed, int) and seed.bit_length() > 64:
+            if not tf.executing_eagerly() and num_chains == 1:
+                drawn = next_draw(self._last_states, seed, self.dtype, self._event)
+                if drawn is not None:
+                    return drawn
+            return self._last_states(num_chains, tfp.random.sanitize_seed(seed))
+        return self._last_states(num_chains, tfp.random.sanitize_seed(None) if seed is None else stateless_seed(seed))
+
+    def _last_states(self, num_chains: Any, seed: tf.Tensor) -> tf.Tensor:
+        """The last states of as many chains, `[num_chains, *event]`."""
+        if isinstance(num_chains, int) and num_chains < _FEW_CHAINS:
             return self.sample_chains(1, num_chains, seed, jit_compile=False).states[0]
-        if self._num_burnin_steps == 0 or tf.inside_function():
+        if self._num_burnin_steps == 0 or not tf.executing_eagerly():
             return self.sample_chains(1, num_chains, seed).states[0]
-        target, start, seed = self._chains(num_chains, seed)
-        states, arrival = last_states(target, start, self._kernel, num_burnin_steps=self._num_burnin_steps, seed=seed)
+        target, start, kernel, seed = self._chains(num_chains, seed)
+        states, arrival = last_states(target, start, kernel, num_burnin_steps=self._num_burnin_steps, seed=seed)
         if arrival.at_least > MAX_RHAT:
-            warnings.warn(
+            warn(
                 f"R-hat is {arrival.rhat:.3g}, above {MAX_RHAT}: in the second half of the {self._num_burnin_steps} "
                 "burn-in steps the chains did not forget where they were, and each mode's share of the samples may be "
-                "that of the starts. A larger `num_burnin_steps`, or a kernel that crosses between modes, helps.",
-                stacklevel=2,
+                "that of the starts. A larger `num_burnin_steps`, or a kernel that crosses between modes, helps."
             )
-        return (
-            self._energy.energy_function.standardization.to_x(states)
-            if isinstance(self._energy, EnergyModel)
-            else states
-        )
+        if isinstance(self._energy, EnergyModel):
+            return self._energy.energy_function.standardization.to_x(states)
+        return states
 
     # --- TFP's contract --------------------------------------------------------------------------------------------
 
@@ -280,8 +354,41 @@ class EnergyDistribution(tfp.distributions.Distribution):
         return tf.constant([], tf.int32)
 
     def _default_event_space_bijector(self) -> tfp.bijectors.Bijector:
-        return tfb.Identity(validate_args=self.validate_args)
+        if self._bijector is not None:
+            return self._bijector
+        base = self._known_base()
+        is_reshaped = isinstance(base, tfd.TransformedDistribution) and type(base.bijector) is tfb.Reshape
+        if base is None or (is_reshaped and isinstance(base.distribution, tfd.MultivariateNormalLinearOperator)):
+            return tfb.Identity(validate_args=self.validate_args)
+        try:
+            bijector = base.experimental_default_event_space_bijector()
+        except NotImplementedError:
+            bijector = None
+        return tfb.Identity(validate_args=self.validate_args) if bijector is None else bijector
+
+    def __getitem__(self, slices: Any) -> tfp.distributions.Distribution:
+        """Adds axes of size 1 to the batch shape, which is (): `p[..., tf.newaxis]`.
+
+        Raises:
+          IndexError: for an index or a slice, since there is no axis to index.
+        """
+        slices = slices if isinstance(slices, tuple) else (slices,)
+        added = sum(item is None for item in slices)
+        if any(item is not None and item is not Ellipsis for item in slices) or len(slices) - added > 1:
+            raise IndexError(
+                f"{self.name} has batch shape () and cannot be sliced, got [{', '.join(map(str, slices))}]; p[..., "
+                "tf.newaxis] adds an axis, tfd.Sample(p, n) or p.sample(n) gives several."
+            )
+        return self if added == 0 else BroadcastEnergies(self, with_shape=[1] * added)
+
+    def __reduce__(self) -> Any:
+        # TFP's attributes hold functions and name scopes; the arguments are all there is to copy or to pickle
+        return _rebuilt, (type(self), dict(self.parameters))
 
     @classmethod
     def _parameter_properties(cls, dtype: Any, num_classes: int | None = None) -> dict[str, Any]:
         return {}
+
+
+def _rebuilt(cls: type[EnergyDistribution], arguments: dict[str, Any]) -> EnergyDistribution:
+    return cls(**arguments)

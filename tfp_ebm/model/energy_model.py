@@ -31,7 +31,13 @@ from tfp_ebm.energy.shapes import as_state, input_event_shape, over_leading_dime
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.files import written_atomically
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
-from tfp_ebm.model.export import exported_sampler, replaceable_directory, write_saved_model
+from tfp_ebm.model.export import (
+    check_litert,
+    exported_sampler,
+    replaceable_directory,
+    without_solves,
+    write_saved_model,
+)
 from tfp_ebm.model.trainer import EnergyTrainer
 from tfp_ebm.networks.conditional import FixedCondition, serialized, takes_condition
 from tfp_ebm.random import stateless_seed
@@ -348,11 +354,13 @@ class EnergyModel(EnergyTrainer):
           kernel: what `sample` runs, in standardised units; default: HMC. An adaptive kernel is adapted now, from the
             base distribution, and exported with the step size that it finds.
           jit_compile: whether `sample` is compiled by XLA, for each batch size anew.
-          format: "tf_saved_model"; any other goes to Keras, which exports the energy alone.
+          format: "tf_saved_model"; any other goes to Keras, which exports the energy alone. A "litert" file is loaded
+            after it was written: if LiteRT's own interpreter cannot run it, it is removed again.
           verbose: whether Keras lists the endpoints.
           **kwargs: for Keras, with other formats.
 
         Raises:
+          RuntimeError: if LiteRT cannot run the exported file.
           ValueError: if there is something else than a SavedModel at `filepath`, the event shape is unknown, or the
             network takes a condition, which `model.given(condition)` holds fixed.
           TypeError: if the kernel is none, or an argument unknown.
@@ -360,7 +368,11 @@ class EnergyModel(EnergyTrainer):
         if self.is_conditional:
             raise ValueError("a conditional model cannot be exported: export `model.given(condition)`.")
         if format != "tf_saved_model":
-            super().export(filepath, format=format, verbose=verbose, **kwargs)
+            self(tf.zeros((1, *self.event_shape), self.dtype))  # Keras exports only what was called
+            with without_solves(self.energy_function):
+                super().export(filepath, format=format, verbose=verbose, **kwargs)
+            if format == "litert":
+                check_litert(filepath)
             return
         if kwargs:
             raise TypeError(f"export takes no argument {', '.join(map(repr, kwargs))} with format 'tf_saved_model'.")

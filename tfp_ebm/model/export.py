@@ -6,9 +6,11 @@ mode unless asked otherwise, since XLA would compile it anew for every batch siz
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -54,8 +56,54 @@ def write_saved_model(
     archive = keras.export.ExportArchive()
     archive.track(model)
     for name, function in endpoints.items():
-        archive.add_endpoint(name, function)
+        archive.add_endpoint(name, _checks_shapes(function))
     archive.write_out(str(path), verbose=verbose)
+
+
+def _checks_shapes(
+    function: tf.types.experimental.PolymorphicFunction,
+) -> tf.types.experimental.PolymorphicFunction:
+    """The function with the shapes of its signature checked at each call.
+
+    Nothing else does: `loaded.signatures["serving_default"](x=...)`, and so TensorFlow Serving, hand over any shape,
+    and one column would broadcast to two.
+    """
+    if function.input_signature is None:  # the sampler, which checks by itself
+        return function
+
+    def checked(*arguments: tf.Tensor) -> Any:
+        pairs = zip(arguments, function.input_signature, strict=True)
+        return function(*(tf.ensure_shape(argument, spec.shape) for argument, spec in pairs))
+
+    return tf.function(checked, input_signature=function.input_signature, autograph=False)
+
+
+@contextlib.contextmanager
+def without_solves(energy_function: EnergyFunction) -> Iterator[None]:
+    """Within it the energy is traced without solving linear equations, where its base measure is a Gaussian."""
+    with contextlib.nullcontext() if energy_function.tilt is None else energy_function.tilt.without_solves():
+        yield
+
+
+def check_litert(path: str | os.PathLike[str]) -> None:
+    """Removes a LiteRT file that its interpreter cannot load.
+
+    Raises:
+      RuntimeError: if there was such a file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TensorFlow's, that its interpreter moves to another package
+            # without TensorFlow's own kernels, which devices lack
+            resolver = tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            tf.lite.Interpreter(str(path), experimental_op_resolver_type=resolver).allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        pathlib.Path(path).unlink()
+        reason = str(error).strip().splitlines()[0]
+        raise RuntimeError(
+            f"`format` 'litert' cannot hold this energy, because LiteRT lacks one of its operations: {reason} Nothing "
+            "was written; format='tf_saved_model' holds all of TensorFlow's."
+        ) from error
 
 
 def exported_sampler(
@@ -72,6 +120,7 @@ def exported_sampler(
     standardization, dtype = energy_function.standardization, energy_function.dtype
     settled: Any = ()
     if isinstance(kernel, mcmc.Kernel):
+        kernel = kernel.in_coordinates(standardization)
         settled = kernel.initial_step_size
         if kernel.is_adaptive:
             if base is not None:
@@ -81,6 +130,8 @@ def exported_sampler(
         kernel = kernel.without_step_size
 
     def sample(initial_state: tf.Tensor, seed: tf.Tensor, num_steps: tf.Tensor, step_size: Any = None) -> tf.Tensor:
+        initial_state = tf.ensure_shape(initial_state, arguments[0].shape)
+        seed, num_steps = tf.ensure_shape(seed, [2]), tf.ensure_shape(num_steps, [])
         step_size = tf.nest.map_structure(tf.constant, settled) if step_size is None else step_size
         target, z = energy_function.unnormalized_log_prob, standardization.to_z(initial_state)
         return standardization.to_x(last_state(target, kernel, z, step_size, seed, num_steps))

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.random import normal, uniform
-from tfp_ebm.targets.target import Sampler, Target, component, split
+from tfp_ebm.targets.target import Sampler, Target, component, named, split
 
 
 def _round_gaussians(
@@ -43,6 +43,7 @@ def _round_gaussians(
     return Target(log_prob, sample_fn or sample, mean, covariance, dtype=dtype, label=label)
 
 
+@named
 def two_gaussians(dtype: Any = tf.float32) -> Target:
     """Two separated modes of unequal weight: .3 N((−2, 0), .5²I) + .7 N((2, 0), .5²I).
 
@@ -57,6 +58,7 @@ def two_gaussians(dtype: Any = tf.float32) -> Target:
     return _round_gaussians("two_gaussians", np.array([0.3, 0.7]), np.array([[-2.0, 0.0], [2.0, 0.0]]), 0.5, dtype)
 
 
+@named
 def eight_gaussians(dtype: Any = tf.float32) -> Target:
     """Eight equal modes N(mₖ, .2²I) on the circle of radius 2, at the angles kπ/4.
 
@@ -88,6 +90,7 @@ def _thick_curve(label: str, curve: Callable[[Any, Any], Any], num_pieces: int, 
     return _round_gaussians(label, weights, curve(u.ravel(), np), scale, dtype, sample)
 
 
+@named
 def two_moons(dtype: Any = tf.float32) -> Target:
     """Two interleaved half circles with noise, centred, of standard deviations near one.
 
@@ -111,6 +114,7 @@ def two_moons(dtype: Any = tf.float32) -> Target:
     return _thick_curve("two_moons", moons, num_pieces=2, scale=0.15, dtype=dtype)
 
 
+@named
 def swiss_roll(dtype: Any = tf.float32) -> Target:
     """A spiral with noise: (t cos t, t sin t)/5 + N(0, .2²I), t ~ U(1.5π, 4.5π).
 
@@ -173,6 +177,7 @@ def _bent_gaussian(
     )
 
 
+@named
 def banana(dtype: Any = tf.float32) -> Target:
     """A curved ridge: x₁ ~ N(0, 1), x₂ | x₁ ~ N(.5x₁² − .5, .3²). Uncorrelated, and far from independent.
 
@@ -185,6 +190,7 @@ def banana(dtype: Any = tf.float32) -> Target:
     return _bent_gaussian("banana", dtype, bend=0.5, shift=-0.5, width=0.3)
 
 
+@named
 def rosenbrock(dtype: Any = tf.float32) -> Target:
     """Rosenbrock's valley as a density: log p = −((1 − x)² + 100(y − x²)²)/20 + const.
 
@@ -199,6 +205,7 @@ def rosenbrock(dtype: Any = tf.float32) -> Target:
     return _bent_gaussian("rosenbrock", dtype, loc=1.0, scale=math.sqrt(10), bend=1.0, width=math.sqrt(0.1))
 
 
+@named
 def funnel(dtype: Any = tf.float32) -> Target:
     """Neal's funnel: x₁ ~ N(0, 3²), x₂ | x₁ ~ N(0, exp(x₁)); its scale varies over four orders of magnitude.
 

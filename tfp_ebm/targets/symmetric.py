@@ -12,9 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.random import normal, uniform
-from tfp_ebm.targets.target import Target, component, radius_of, split
+from tfp_ebm.targets.target import Target, component, named, radius_of, split
 
 
+@named
 def rings(dtype: Any = tf.float32) -> Target:
     """Three concentric rings: uniform angle, radius N(R, .08²), R one of .7, 1.5, 2.3, equally likely.
 
@@ -48,6 +49,7 @@ def rings(dtype: Any = tf.float32) -> Target:
     return Target(log_prob, sample, (0.0, 0.0), covariance, dtype=dtype, label="rings")
 
 
+@named
 def pinwheel(dtype: Any = tf.float32) -> Target:
     """Five curved arms: x = 2 R(2πk/5 + ¼ exp ‖v‖) v with v = (r, t), r ~ N(1, .3²), t ~ N(0, .1²), k uniform on 0 … 4.
 
@@ -88,6 +90,7 @@ def pinwheel(dtype: Any = tf.float32) -> Target:
     return Target(log_prob, sample, (0.0, 0.0), covariance, dtype=dtype, label="pinwheel")
 
 
+@named
 def checkerboard(dtype: Any = tf.float32) -> Target:
     """Uniform on the squares with i + j even of the 4 × 4 board on [−2, 2)²; −inf outside.
 

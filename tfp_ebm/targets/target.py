@@ -5,6 +5,8 @@ Beside it, the few draws that their samplers share.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,6 +90,9 @@ class Target(tfp.distributions.Distribution):
     def _parameter_properties(cls, dtype: Any, num_classes: int | None = None) -> dict[str, Any]:
         return {}  # no parameter is a tensor with batch dimensions
 
+    def __reduce__(self) -> Any:
+        return _rebuilt, (type(self), dict(self.parameters))
+
     def _batch_shape(self) -> tf.TensorShape:
         return tf.TensorShape([])
 
@@ -131,6 +136,56 @@ class Target(tfp.distributions.Distribution):
 
     def _variance(self) -> tf.Tensor:
         return tf.linalg.diag_part(self._covariance())
+
+
+class _Part:
+    """A function of a target that `copy` and `pickle` find again by the target's name.
+
+    Args:
+      function: the function.
+      factory: module and name of the function that makes the target.
+      dtype: the name of its dtype.
+      name: the attribute of the target that holds the function.
+    """
+
+    def __init__(self, function: Callable[..., tf.Tensor], factory: tuple[str, str], dtype: str, name: str) -> None:
+        self._function, self._origin = function, (factory, dtype, name)
+
+    def __call__(self, *args: Any) -> tf.Tensor:
+        return self._function(*args)
+
+    def __reduce__(self) -> Any:
+        return _part_of, self._origin
+
+
+def _part_of(factory: tuple[str, str], dtype: str, name: str) -> Any:
+    module, function = factory
+    return getattr(getattr(importlib.import_module(module), function)(dtype), name)
+
+
+def _rebuilt(cls: type[Target], arguments: dict[str, Any]) -> Target:
+    return cls(**arguments)
+
+
+def named(make: Callable[..., Target]) -> Callable[..., Target]:
+    """Makes the targets of a function of `dtype` alone fit for `copy` and `pickle`.
+
+    >>> import pickle
+    >>> from tfp_ebm import targets
+    >>> pickle.loads(pickle.dumps(targets.two_moons())).label
+    'two_moons'
+    """
+
+    @functools.wraps(make)
+    def made(dtype: Any = tf.float32) -> Target:
+        target = make(dtype)
+        origin = (make.__module__, make.__qualname__), target.dtype.name
+        return target.copy(
+            log_prob_fn=_Part(target._log_prob_fn, *origin, "_log_prob_fn"),
+            sample_fn=_Part(target._sample_fn, *origin, "_sample_fn"),
+        )
+
+    return made
 
 
 def split(seed: tf.Tensor, num: int) -> list[tf.Tensor]:

@@ -1,5 +1,7 @@
 """Transition kernels, one file per algorithm."""
 
+from typing import Any
+
 from tfp_ebm.mcmc.kernels.adaptive import Adaptive
 from tfp_ebm.mcmc.kernels.hamiltonian import HMC, NUTS
 from tfp_ebm.mcmc.kernels.kernel import Kernel
@@ -32,8 +34,26 @@ __all__ = [
     "Transformed",
     "UncalibratedLangevin",
     "UncalibratedProposal",
+    "default_kernel",
 ]
 
-# The kernel used where the user names none. In standardised units a step of 0.1 is a safe start for any energy;
-# adaptation takes it from there.
-DEFAULT_KERNEL = Adaptive(HMC(step_size=0.1, num_leapfrog_steps=10))
+# The kernel used where the user names none and no base is known. In standardised units a step of 0.1 is a safe start
+# for any energy; adaptation takes it from there. Trajectories vary between 1 and 20 steps, so that none resonates.
+DEFAULT_KERNEL = Adaptive(HMC(step_size=0.1, num_leapfrog_steps=(1, 20)))
+
+
+def default_kernel(base: Any = None, bijector: Any = None) -> Kernel:
+    """Returns the kernel to run where none is given: adaptive HMC, after a global move from the base if there is one.
+
+    Args:
+      base: a `tfd.Distribution` over states, or None. Each step then starts with an `IndependenceMetropolis` move,
+        which carries chains between modes and away from starts of almost no density.
+      bijector: a `tfp.bijectors.Bijector` onto the support of the target; HMC then moves in unconstrained coordinates.
+
+    >>> import tensorflow_probability as tfp
+    >>> kernel = default_kernel(tfp.distributions.MultivariateNormalDiag([0.0], [1.0]))
+    >>> [type(part).__name__ for part in kernel.kernels]
+    ['IndependenceMetropolis', 'Adaptive']
+    """
+    local: Kernel = DEFAULT_KERNEL if bijector is None else Transformed(DEFAULT_KERNEL, bijector)
+    return local if base is None else Sequential((IndependenceMetropolis(base), local))

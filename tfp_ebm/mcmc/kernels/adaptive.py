@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from typing import Any, NamedTuple
 
 import keras
@@ -27,6 +26,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import arguments
+from tfp_ebm.caller import warn
 from tfp_ebm.mcmc.kernels.kernel import Kernel, LateKernel, TargetLogProbFn, Wrapper
 from tfp_ebm.mcmc.results import find
 
@@ -120,10 +120,9 @@ class Adaptive(Wrapper):
         """Returns this kernel with a definite number of adaptation steps."""
         if self.num_adaptation_steps is not None:
             if self.num_adaptation_steps > num_burnin_steps:
-                warnings.warn(
+                warn(
                     f"The step size adapts for {self.num_adaptation_steps} steps, the burn-in has {num_burnin_steps}: "
                     "draws kept while it adapts do not follow the target.",
-                    stacklevel=3,
                 )
             return self
         return dataclasses.replace(self, num_adaptation_steps=int(_ADAPTED_SHARE_OF_BURNIN * num_burnin_steps))

@@ -1,14 +1,19 @@
-"""TFP's Hamiltonian Monte Carlo with momenta from `tfp_ebm.noise`.
+"""TFP's Hamiltonian Monte Carlo with momenta from `tfp_ebm.random`, and trajectories of varying length.
 
-TFP's kernel draws its momenta by a generator that XLA runs slowly on a CPU: for 784 coordinates and ten leapfrog steps
-they took a quarter of the time. The leapfrog is written out here because TFP's kernel draws and integrates in one
-method; what surrounds it, the acceptance by `tfp.mcmc.MetropolisHastings` above all, is TFP's.
+TFP's kernel draws its momenta with a generator that XLA runs slowly on a CPU: for 784 coordinates and ten leapfrog
+steps they took a quarter of the time. The leapfrog integrator is written out here because TFP's kernel draws and
+integrates in one method; everything around it, above all the acceptance by `tfp.mcmc.MetropolisHastings`, is TFP's.
+
+A trajectory of length T turns a coordinate of standard deviation s by the angle T/s. Where T is a multiple of πs for
+some coordinate, all trajectories return to ±x: the coordinate's mean looks perfectly mixed and its variance never
+mixes. Drawing the number of leapfrog steps anew in each step removes such resonances (Mackenzie 1989; Neal 2011, §3.2).
+The draw does not depend on the state, so each step is a mixture of reversible kernels, which is reversible.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
@@ -16,7 +21,11 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import arguments, random
+from tfp_ebm.mcmc.kernels.acceptance import CheckedMetropolis, is_bad_gradient
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn, _check_broadcast, _positive
+
+# Folded into the seed of a step for the number of leapfrog steps; the momentum is drawn from the seed itself.
+_JITTER = 1
 
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
@@ -34,11 +43,12 @@ class HMC(Kernel):
 
     Args:
       step_size: ε; a number, or an array that broadcasts to the event.
-      num_leapfrog_steps: L.
+      num_leapfrog_steps: L; or a pair (low, high), from whose whole numbers each step draws its L uniformly, the same
+        for all chains. That removes resonances between the length of the trajectories and the target.
       mass: m, the diagonal of the mass matrix; a number or an array that broadcasts to the event. None is 1.
 
     Raises:
-      TypeError, ValueError: if an argument is not positive, or the number of steps not a whole number.
+      TypeError, ValueError: if an argument is out of range, or the number of steps is not a whole number.
 
     >>> kernel = HMC(step_size=0.2, num_leapfrog_steps=5, mass=[1.0, 4.0])
     >>> kernel.mass
@@ -48,7 +58,7 @@ class HMC(Kernel):
     """
 
     step_size: Any
-    num_leapfrog_steps: int
+    num_leapfrog_steps: Any
     mass: Any = None
     optimal_accept_prob: ClassVar[float | None] = 0.75
     moves_chains_alone: ClassVar[bool] = True
@@ -56,7 +66,7 @@ class HMC(Kernel):
     def __post_init__(self) -> None:
         self._normalize(
             step_size=_positive("step_size", self.step_size),
-            num_leapfrog_steps=arguments.check_count("num_leapfrog_steps", self.num_leapfrog_steps),
+            num_leapfrog_steps=_numbers_of_steps(self.num_leapfrog_steps),
             mass=None if self.mass is None else _positive("mass", self.mass),
         )
 
@@ -69,8 +79,8 @@ class HMC(Kernel):
 
     @property
     def evaluations_per_step(self) -> int:
-        """One per leapfrog step: the gradient at the start is known."""
-        return self.num_leapfrog_steps
+        """One per leapfrog step, since the gradient at the start is known; on average, rounded, if L varies."""
+        return round(float(np.mean(self.num_leapfrog_steps)))
 
     def check_event(self, event_shape: tuple[int, ...]) -> None:
         """See `Kernel.check_event`."""
@@ -119,32 +129,84 @@ class NUTS(Kernel):
         return 2**self.max_tree_depth
 
 
+def _numbers_of_steps(value: Any) -> Any:
+    """The number of leapfrog steps as an int, or a pair of ints."""
+    if not isinstance(value, list | tuple):
+        return arguments.check_count("num_leapfrog_steps", value)
+    if len(value) != 2:
+        raise ValueError(f"`num_leapfrog_steps` must be a whole number or a pair (low, high), got {value!r}.")
+    low, high = (arguments.check_count(f"num_leapfrog_steps[{i}]", bound) for i, bound in enumerate(value))
+    if low > high:
+        raise ValueError(f"`num_leapfrog_steps` must be a pair (low, high) with low <= high, got {value!r}.")
+    return low, high
+
+
+class HamiltonianResults(NamedTuple):
+    """The results of one trajectory: the fields of TFP's `UncalibratedHamiltonianMonteCarlo`, and one more.
+
+    Attributes:
+      log_acceptance_correction: kinetic energy at the start minus that at the end, `[*chains]`.
+      target_log_prob: log p at the end, `[*chains]`.
+      grads_target_log_prob: list with ∇log p at the end.
+      initial_momentum, final_momentum: lists with p at the start and at the end.
+      step_size: as stored by an adapting kernel of TFP's; else empty.
+      num_leapfrog_steps: empty.
+      seed: the seed of the step.
+      gradient_failed: whether the gradient was NaN or infinite at a point that the chain could visit, `[*chains]`.
+    """
+
+    log_acceptance_correction: Any
+    target_log_prob: Any
+    grads_target_log_prob: Any
+    initial_momentum: Any
+    final_momentum: Any
+    step_size: Any
+    num_leapfrog_steps: Any
+    seed: Any
+    gradient_failed: Any
+
+
 class _Trajectory(tfp.mcmc.UncalibratedHamiltonianMonteCarlo):
-    """A momentum p ~ N(0, I) and L leapfrog steps (eqs. 16-20); for a state of one part."""
+    """A momentum p ~ N(0, I) and L leapfrog steps (eqs. 16-20); for a state of one part.
+
+    `num_leapfrog_steps` may be a pair: the smallest and the largest of the numbers that each step draws from.
+    """
+
+    def bootstrap_results(self, init_state: Any) -> HamiltonianResults:
+        """The results at the start of a chain."""
+        results = super().bootstrap_results(init_state)
+        return HamiltonianResults(*results, gradient_failed=tf.zeros_like(results.target_log_prob, tf.bool))
 
     def one_step(
         self, current_state: tf.Tensor, previous_kernel_results: Any, seed: Any = None
     ) -> tuple[tf.Tensor, Any]:
-        """The end of the trajectory, and its results."""
+        """Returns the end of the trajectory, and its results."""
         seed = tfp.random.sanitize_seed(seed)
         (x,) = map(tf.convert_to_tensor, tf.nest.flatten(current_state))
         stored = previous_kernel_results.step_size  # by an adapting kernel around this one; else an empty list
         step_size = tf.convert_to_tensor(stored if tf.is_tensor(stored) else self.step_size, x.dtype)
         drawn = random.normal(tf.shape(x), seed, x.dtype)
+        num_leapfrog_steps = self.num_leapfrog_steps
+        if isinstance(num_leapfrog_steps, tuple):
+            low, high = num_leapfrog_steps
+            jitter_seed = random.fold_in(seed, _JITTER)
+            num_leapfrog_steps = tf.random.stateless_uniform([], jitter_seed, low, high + 1, tf.int32, alg="philox")
         (gradient,) = previous_kernel_results.grads_target_log_prob
-        log_prob = previous_kernel_results.target_log_prob
+        log_prob = current = previous_kernel_results.target_log_prob
 
         def leap(
-            count: tf.Tensor, x: tf.Tensor, p: tf.Tensor, log_prob: tf.Tensor, gradient: tf.Tensor
+            count: tf.Tensor, x: tf.Tensor, p: tf.Tensor, log_prob: tf.Tensor, gradient: tf.Tensor, failed: tf.Tensor
         ) -> tuple[tf.Tensor, ...]:
             # the half kicks of neighbouring steps are one whole kick
             x = tf.ensure_shape(x + step_size * p, x.shape)
             log_prob, (gradient,) = tfp.math.value_and_gradient(self.target_log_prob_fn, [x])
-            return count + 1, x, p + step_size * gradient, log_prob, gradient
+            failed |= is_bad_gradient(log_prob, [gradient], current)
+            return count + 1, x, p + step_size * gradient, log_prob, gradient, failed
 
-        start = (tf.constant(0), x, drawn + 0.5 * step_size * gradient, log_prob, gradient)
-        _, x, p, log_prob, gradient = tf.while_loop(
-            lambda count, *_: count < self.num_leapfrog_steps, leap, start, parallel_iterations=1
+        failed = is_bad_gradient(log_prob, [gradient], current)
+        start = (tf.constant(0), x, drawn + 0.5 * step_size * gradient, log_prob, gradient, failed)
+        _, x, p, log_prob, gradient, failed = tf.while_loop(
+            lambda count, *_: count < num_leapfrog_steps, leap, start, parallel_iterations=1
         )
         p -= 0.5 * step_size * gradient
         axes = tf.range(tf.rank(log_prob), tf.rank(x))
@@ -155,14 +217,16 @@ class _Trajectory(tfp.mcmc.UncalibratedHamiltonianMonteCarlo):
             initial_momentum=[drawn],
             final_momentum=[p],
             seed=seed,
+            gradient_failed=failed,
         )
 
 
 class HamiltonianMonteCarlo(tfp.mcmc.HamiltonianMonteCarlo):
-    """`tfp.mcmc.HamiltonianMonteCarlo` for a state of one part; other momenta of the same law.
+    """`tfp.mcmc.HamiltonianMonteCarlo` for a state of one part, with other random numbers.
 
     Args:
-      *args, **kwargs: as TFP's.
+      *args, **kwargs: as TFP's, but that `num_leapfrog_steps` may be a pair of whole numbers: each step then draws its
+        number of leapfrog steps uniformly from those between them.
 
     >>> kernel = HamiltonianMonteCarlo(lambda x: -0.5 * tf.reduce_sum(x**2, -1), 0.5, 3)
     >>> x = tf.ones([3, 2])
@@ -173,5 +237,5 @@ class HamiltonianMonteCarlo(tfp.mcmc.HamiltonianMonteCarlo):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # where TFP's class keeps the kernel that it is a face of
-        self._impl: Any = tfp.mcmc.MetropolisHastings(_Trajectory(**self.parameters))
+        # where TFP's class keeps the kernel that does its work
+        self._impl: Any = CheckedMetropolis(_Trajectory(**self.parameters))

@@ -96,6 +96,19 @@ class Kernel(abc.ABC):
         del num_burnin_steps
         return self
 
+    def in_coordinates(self, standardization: Any) -> Kernel:
+        """Returns this kernel for chains that run in z = (x − loc)/scale although its bases are distributions over x.
+
+        Everything else, such as step sizes, boxes and proposal functions, belongs to z and stays.
+
+        Args:
+          standardization: an object with `to_z`, `to_x` and the weights `loc` and `scale`, which are read when the
+            chain runs.
+        """
+        if any(field.name == "standardization" for field in dataclasses.fields(self)):  # type: ignore[arg-type]
+            return dataclasses.replace(self, standardization=standardization)  # type: ignore[type-var]
+        return self
+
     def step_size_after(self, results: Any, step_size: Any) -> Any:
         """Returns the current step size, given a chain's last results and the step size that it was built with."""
         del results
@@ -116,7 +129,8 @@ class Kernel(abc.ABC):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the fields, for Keras."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+        return {name: getattr(self, name) for name in names if name != "standardization"}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Kernel:
@@ -250,6 +264,11 @@ class Wrapper(Kernel):
         """See `Kernel.with_burnin`."""
         kernel = self.kernel.with_burnin(num_burnin_steps)
         return dataclasses.replace(self, kernel=kernel)  # type: ignore[type-var]
+
+    def in_coordinates(self, standardization: Any) -> Kernel:
+        """See `Kernel.in_coordinates`."""
+        kernel = super().in_coordinates(standardization)
+        return dataclasses.replace(kernel, kernel=self.kernel.in_coordinates(standardization))  # type: ignore[type-var]
 
     def check_event(self, event_shape: tuple[int, ...]) -> None:
         """See `Kernel.check_event`."""

@@ -34,6 +34,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import arguments, random
+from tfp_ebm.mcmc.kernels.acceptance import CheckedMetropolis, is_bad_gradient
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn, _box, _check_broadcast, _positive
 
 
@@ -65,7 +66,7 @@ class MALA(Kernel):
 
     def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
         """See `Kernel.build`."""
-        return tfp.mcmc.MetropolisHastings(UncalibratedLangevin(target_log_prob_fn, step_size))
+        return CheckedMetropolis(UncalibratedLangevin(target_log_prob_fn, step_size))
 
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
@@ -86,7 +87,8 @@ class Langevin(Kernel):
       noise_scale: τ; None means ε, temperature 1. Zero is gradient descent.
       gradient_clip: c; each coordinate of ∇log p is clipped to [−c, c]. None: it is not.
       noise_first: the order of Du & Mordatch's code, x̃ = x + τZ, then x' = x̃ − ½ε²∇E(x̃).
-      clamp: (low, high), numbers or arrays that broadcast to the event; x' is clamped to that box. None: it is not.
+      clamp: (low, high), numbers or arrays that broadcast to the event; x' is clamped to that box. It is in the chain's
+        coordinates: standardised ones in an `EnergyDistribution` or a loss of an adapted model. None: no clamp.
       clamp_noised: with the two before it, x̃ too is clamped, before the gradient is taken there.
 
     Raises:
@@ -147,12 +149,15 @@ class UncalibratedLangevinResults(NamedTuple):
       target_log_prob: log p at the new state, `[*chains]`.
       grads_target_log_prob: list with ∇log p at the new state, one per part of the state.
       seed: the seed of the step.
+      gradient_failed: whether the gradient was NaN or infinite at a point that the chain could visit, bool
+        `[*chains]`: in this step, or in any step before it if nothing is rejected; () where it is not known.
     """
 
     log_acceptance_correction: Any
     target_log_prob: Any
     grads_target_log_prob: Any
     seed: Any
+    gradient_failed: Any
 
 
 class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
@@ -226,11 +231,15 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
     def bootstrap_results(self, init_state: Any) -> UncalibratedLangevinResults:
         """Log density and gradient at `init_state`; nothing where the gradient is taken after the noise."""
         if self._parameters["noise_first"]:
-            return UncalibratedLangevinResults((), (), (), tf.zeros([2], tf.int32))
+            return UncalibratedLangevinResults((), (), (), tf.zeros([2], tf.int32), ())
         parts = _parts(init_state)
         target_log_prob, gradients = self._value_and_gradients(parts)
         return UncalibratedLangevinResults(
-            tf.zeros_like(target_log_prob), target_log_prob, gradients, tf.zeros([2], tf.int32)
+            tf.zeros_like(target_log_prob),
+            target_log_prob,
+            gradients,
+            tf.zeros([2], tf.int32),
+            tf.zeros_like(target_log_prob, tf.bool),
         )
 
     def one_step(
@@ -262,7 +271,7 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
             moved = [clamped(x, *self._parameters["clamp"]) for x in moved]
         next_state = moved if isinstance(current_state, list | tuple) else moved[0]
         if noise_first:
-            return next_state, UncalibratedLangevinResults((), (), (), seed)
+            return next_state, UncalibratedLangevinResults((), (), (), seed, ())
         target_log_prob, gradients = self._value_and_gradients(moved)
         correction = tf.zeros_like(target_log_prob)
         if self._parameters["compute_acceptance"]:
@@ -270,7 +279,12 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
                 back = z + 0.5 * epsilon * (epsilon / tau) * (before + self._clipped(after))
                 axes = tf.range(tf.rank(target_log_prob), tf.rank(z))
                 correction += 0.5 * tf.reduce_sum(z**2 - back**2, axes)
-        return next_state, UncalibratedLangevinResults(correction, target_log_prob, gradients, seed)
+        current = previous_kernel_results.target_log_prob
+        failed = is_bad_gradient(current, previous_kernel_results.grads_target_log_prob, current)
+        failed |= is_bad_gradient(target_log_prob, gradients, current)
+        if not self._parameters["compute_acceptance"]:
+            failed |= previous_kernel_results.gradient_failed
+        return next_state, UncalibratedLangevinResults(correction, target_log_prob, gradients, seed, failed)
 
     def _step_size_and_noise_scale(self, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
         epsilon = tf.convert_to_tensor(self._parameters["step_size"], dtype)

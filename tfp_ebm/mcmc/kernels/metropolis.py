@@ -11,7 +11,8 @@ The independence sampler proposes from one fixed distribution q(x*) = b(x*), whe
 global: they carry a chain between modes that local moves never connect. Its acceptance is high where b is near p, and
 falls with the dimension; a rejected move costs one evaluation and does no harm.
 
-Both are `tfp.mcmc.MetropolisHastings` around `UncalibratedProposal`, which TFP lacks.
+Both are `tfp.mcmc.MetropolisHastings` around `UncalibratedProposal`, which TFP lacks; unlike TFP's, it accepts a
+proposal of positive density wherever that of the chain is zero or NaN.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import serialization
 from tfp_ebm.energy.base import check_base, draw
+from tfp_ebm.mcmc.kernels.acceptance import RescuingMetropolis
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn, _positive
 
 
@@ -176,7 +178,8 @@ class MetropolisHastings(Kernel):
     are registered with `keras.saving.register_keras_serializable`.
 
     Args:
-      propose: maps the state `[*chains, *event]` and a seed, int32[2], to x* of the same shape and dtype.
+      propose: maps the state `[*chains, *event]` and a seed, int32[2], to x* of the same shape and dtype. The states of
+        chains in an `EnergyDistribution` or a loss of an adapted model are standardised.
       log_proposal_ratio: maps (x, x*) to log q(x|x*) − log q(x*|x), `[*chains]`. None: q is symmetric,
         q(x*|x) = q(x|x*).
 
@@ -185,7 +188,7 @@ class MetropolisHastings(Kernel):
         state.
       ValueError: when a chain runs, if they have another shape than they should.
 
-    >>> from tfp_ebm import mcmc, noise
+    >>> from tfp_ebm import mcmc, random
     >>> def stretch(x, seed):  # x* = x·exp(.5 Z) on the half line: q(x|x*)/q(x*|x) = x*/x
     ...     return x * tf.exp(0.5 * random.normal(tf.shape(x), seed, x.dtype))
     >>> kernel = MetropolisHastings(stretch, lambda x, x_new: tf.math.log(x_new / x))
@@ -210,9 +213,7 @@ class MetropolisHastings(Kernel):
     def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
         """See `Kernel.build`; there is no step size."""
         del step_size
-        return tfp.mcmc.MetropolisHastings(
-            UncalibratedProposal(target_log_prob_fn, self.propose, self.log_proposal_ratio)
-        )
+        return RescuingMetropolis(UncalibratedProposal(target_log_prob_fn, self.propose, self.log_proposal_ratio))
 
     @property
     def uses_gradient(self) -> bool:
@@ -249,6 +250,19 @@ def _registered(name: str, function: Any) -> str | None:
     return registered
 
 
+def base_in_coordinates(kernel: Any) -> tfp.distributions.Distribution:
+    """Returns the base of a kernel as a distribution over the states of the chain, be they x or standardised."""
+    return kernel.base if kernel.standardization is None else kernel.standardization.standardized(kernel.base)
+
+
+def _log_density(base: tfp.distributions.Distribution, x: tf.Tensor) -> tf.Tensor:
+    """log b(x), up to a constant if the base knows no more."""
+    try:
+        return base.log_prob(x)
+    except NotImplementedError:
+        return base.unnormalized_log_prob(x)
+
+
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 @dataclasses.dataclass(frozen=True)
 class IndependenceMetropolis(Kernel):
@@ -261,8 +275,10 @@ class IndependenceMetropolis(Kernel):
     that reads variables, such as `EnergyModel.base`, is followed as they change.
 
     Args:
-      base: b, one `tfd.Distribution` over states in the coordinates in which the chain runs, with `sample` and
-        `log_prob`. A chain outside its support is never moved.
+      base: b, one `tfd.Distribution` over states, with `sample` and `log_prob` (or `unnormalized_log_prob`). In an
+        `EnergyDistribution` or a loss of a model it is over x, like the model's own. A chain outside its support is
+        never moved.
+      standardization: set by `in_coordinates`.
 
     Raises:
       TypeError: if `base` is no distribution.
@@ -275,6 +291,7 @@ class IndependenceMetropolis(Kernel):
     """
 
     base: tfp.distributions.Distribution = dataclasses.field(compare=False)
+    standardization: Any = dataclasses.field(default=None, repr=False)
     _key: Hashable = dataclasses.field(init=False, repr=False)
     step_size_field: ClassVar[str | None] = None
 
@@ -285,14 +302,15 @@ class IndependenceMetropolis(Kernel):
     def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
         """See `Kernel.build`; there is no step size."""
         del step_size
+        base = base_in_coordinates(self)
 
         def propose(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-            return draw(self.base, tf.shape(x)[: x.shape.rank - self.base.event_shape.rank], seed)
+            return draw(base, tf.shape(x)[: x.shape.rank - base.event_shape.rank], seed)
 
         def log_proposal_ratio(x: tf.Tensor, proposed: tf.Tensor) -> tf.Tensor:
-            return self.base.log_prob(x) - self.base.log_prob(proposed)
+            return _log_density(base, x) - _log_density(base, proposed)
 
-        return tfp.mcmc.MetropolisHastings(UncalibratedProposal(target_log_prob_fn, propose, log_proposal_ratio))
+        return RescuingMetropolis(UncalibratedProposal(target_log_prob_fn, propose, log_proposal_ratio))
 
     @property
     def uses_gradient(self) -> bool:

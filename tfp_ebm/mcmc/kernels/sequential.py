@@ -122,6 +122,10 @@ class Sequential(Kernel):
         """See `Kernel.with_burnin`."""
         return Sequential(tuple(kernel.with_burnin(num_burnin_steps) for kernel in self.kernels))
 
+    def in_coordinates(self, standardization: Any) -> Sequential:
+        """See `Kernel.in_coordinates`."""
+        return Sequential(tuple(kernel.in_coordinates(standardization) for kernel in self.kernels))
+
     def step_size_after(self, results: SequentialResults, step_size: Any) -> Any:
         """See `Kernel.step_size_after`."""
         parts = zip(self.kernels, results.part_results, self.steps(step_size), strict=True)

@@ -28,6 +28,7 @@ from tfp_ebm.arguments import check_count
 from tfp_ebm.energy.base import check_base, draw
 from tfp_ebm.mcmc.kernels.bridge import bridge_step
 from tfp_ebm.mcmc.kernels.kernel import Kernel, LateKernel, TargetLogProbFn, Wrapper, is_calibrated
+from tfp_ebm.mcmc.kernels.metropolis import base_in_coordinates
 from tfp_ebm.mcmc.running.loop import iterate
 from tfp_ebm.random import fold_in
 
@@ -43,8 +44,9 @@ class TemperedTransition(Wrapper):
     Args:
       kernel: the kernel that moves at each temperature, with one step size for all: calibrated and reversible, such as
         `MALA` or `HMC`.
-      base: one `tfd.Distribution` over states in the coordinates in which the chain runs.
+      base: one `tfd.Distribution` over states. In an `EnergyDistribution` of a model it is over the model's x.
       num_temperatures: K, the number of steps in β from the target to the base.
+      standardization: set by `in_coordinates`.
 
     Raises:
       TypeError: if `kernel` is not a kernel of ebm.mcmc, or `base` is not a distribution.
@@ -62,6 +64,7 @@ class TemperedTransition(Wrapper):
     kernel: Kernel
     base: tfp.distributions.Distribution = dataclasses.field(compare=False)
     num_temperatures: int = 10
+    standardization: Any = dataclasses.field(default=None, repr=False)
     _key: Hashable = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -122,11 +125,12 @@ class _UncalibratedTransition(LateKernel):
     ) -> tuple[tf.Tensor, _Results]:
         seed = tfp.random.sanitize_seed(seed)
         recipe, target = self._parameters["kernel"], self._parameters["target_log_prob_fn"]
+        base = base_in_coordinates(recipe)
         last = recipe.num_temperatures - 1
-        rank = current_state.shape.rank - recipe.base.event_shape.rank
+        rank = current_state.shape.rank - base.event_shape.rank
         # up to the last temperature above the base
         _, weight_up = self._anneal(current_state, tf.range(1, last + 1), fold_in(seed, 0))
-        proposed = draw(recipe.base, tf.shape(current_state)[:rank], fold_in(seed, 1))
+        proposed = draw(base, tf.shape(current_state)[:rank], fold_in(seed, 1))
         proposed = tf.ensure_shape(tf.cast(proposed, current_state.dtype), current_state.shape)
         # and a draw of the base down from there to the target
         proposed, weight_down = self._anneal(proposed, tf.range(last, 0, -1), fold_in(seed, 2))
@@ -142,7 +146,7 @@ class _UncalibratedTransition(LateKernel):
           The last state, and Σ h/K over the states, the first and the last among them.
         """
         recipe, target = self._parameters["kernel"], self._parameters["target_log_prob_fn"]
-        base_log_prob, step_size = recipe.base.log_prob, self._parameters["step_size"]
+        base_log_prob, step_size = base_in_coordinates(recipe).log_prob, self._parameters["step_size"]
         share = 1.0 / recipe.num_temperatures
 
         def log_weight(x: tf.Tensor) -> tf.Tensor:

@@ -30,8 +30,9 @@ class Transformed(Wrapper):
 
     `tfp.mcmc.TransformedTransitionKernel`. `tfb.Sigmoid(low, high)` keeps a box, `tfb.Softplus()` and `tfb.Exp()`
     positive numbers, `tfb.IteratedSigmoidCentered()` a simplex. The chain's states are x; the step size, arrays of step
-    sizes and the base of an `IndependenceMetropolis` inside belong to z. The states of an adapted `EnergyModel`'s
-    chains are standardised, and so must be the box.
+    sizes and the base of an `IndependenceMetropolis` inside belong to z. The chains of an adapted `EnergyModel` run in
+    standardised coordinates, so the box must be standardised too; the argument `bijector` of `EnergyDistribution` takes
+    one over the model's own x.
 
     Args:
       kernel: a kernel of `ebm.mcmc`; to adapt its step size, an `Adaptive` one.
@@ -64,6 +65,11 @@ class Transformed(Wrapper):
     def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
         """See `Kernel.build`."""
         return tfp.mcmc.TransformedTransitionKernel(self.kernel.build(target_log_prob_fn, step_size), self.bijector)
+
+    def in_coordinates(self, standardization: Any) -> Transformed:
+        """See `Kernel.in_coordinates`; a base inside is one over z, and stays."""
+        del standardization
+        return self
 
     def step_size_after(self, results: Any, step_size: Any) -> Any:
         """The inner kernel's."""

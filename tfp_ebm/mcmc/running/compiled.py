@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import types
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow as tf
 
+from tfp_ebm.caller import warn
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
 
 # Compiled functions kept per target; the one used least recently is dropped.
@@ -113,7 +113,7 @@ class XlaOrGraph:
         self.loop.xla_failed = True
         self.loop = self._find(False)
         result = call(self.loop, *args)
-        warnings.warn(f"The chain runs in graph mode, because XLA failed on it: {reason}", stacklevel=4)
+        warn(f"The chain runs in graph mode, because XLA failed on it: {reason}")
         return result
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -20,12 +19,15 @@ import keras
 import tensorflow as tf
 
 from tfp_ebm import arguments
+from tfp_ebm.caller import warn
+from tfp_ebm.mcmc.kernels.acceptance import gradient_failed
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
 from tfp_ebm.mcmc.running.chain import Chain, Plan
 from tfp_ebm.mcmc.running.compiled import XlaOrGraph, check_state, find_compiled, xla_pays
 from tfp_ebm.mcmc.running.finite import count_nonfinite
 from tfp_ebm.mcmc.running.halves import at_once, can_halve, halves_of
 from tfp_ebm.mcmc.running.recorders import KeepDraws, Recorder
+from tfp_ebm.mcmc.running.trouble import warn_of_gradients, warn_of_stuck
 from tfp_ebm.random import chain_key, stateless_seed
 
 # Seconds that a stretch should take, and by how much one may be longer than the one before it.
@@ -45,7 +47,8 @@ class Run:
 
     Attributes:
       is_traced: whether the run becomes part of a function that is being traced.
-      start_log_prob: the target's log density where the chains start, `[*chains]`.
+      start: the states where the chains start.
+      start_log_prob: the target's log density there, `[*chains]`.
       num_results: the number of results to keep.
       num_steps: the number of steps.
       evaluations_per_result: target evaluations from one result to the next; None for a kernel that is not one of this
@@ -75,8 +78,9 @@ class Run:
         if not callable(target_log_prob_fn):
             raise TypeError(f"`target_log_prob_fn` must be callable, got {target_log_prob_fn!r}.")
         arguments.check_kernel(kernel, hashable=True)
-        state = check_state(initial_state)
-        self.is_traced = tf.inside_function()
+        self.start = state = check_state(initial_state)
+        self.is_traced = not tf.executing_eagerly()
+        self._target = target_log_prob_fn
         step_size: Any = ()
         self.evaluations_per_result = None
         if isinstance(kernel, Kernel):
@@ -117,10 +121,9 @@ class Run:
         rank = self.start_log_prob.shape.rank
         num_bad = int(count_nonfinite(state[None], rank + 1, self.start_log_prob[None]))
         if num_bad > 0:
-            warnings.warn(
+            warn(
                 f"{num_bad} of {self.start_log_prob.shape.num_elements()} chains start at a state where the state or "
                 "its log density is NaN or infinite; Metropolis kernels never leave it.",
-                stacklevel=4,
             )
         return num_bad
 
@@ -150,17 +153,41 @@ class Run:
     def warn_of_nonfinite(self, num_nonfinite: Any) -> None:
         """Warns if chains became non-finite after the start."""
         if not self.is_traced and num_nonfinite > self._num_bad_starts:
-            warnings.warn(
+            warn(
                 f"{num_nonfinite} of {self.start_log_prob.shape.num_elements()} chains went to a NaN or an infinity; a "
                 "smaller step size, or a Metropolis kernel, keeps chains finite.",
-                stacklevel=3,
             )
+
+    @property
+    def num_bad_gradients(self) -> tf.Tensor | None:
+        """The number of chains that met a gradient that was not finite; None if the kernel does not record it."""
+        failed = [gradient_failed(position.results) for position in self._positions]
+        if failed[0] is None:
+            return None
+        return tf.add_n([tf.reduce_sum(tf.cast(flags, tf.int32)) for flags in failed])
+
+    def warn_of_trouble(self, stuck: tf.Tensor, acceptance_rate: tf.Tensor) -> bool:
+        """Warns of chains that never moved, and of gradients that are not finite.
+
+        Args:
+          stuck: which chains never moved, bool `[*chains]`.
+          acceptance_rate: of each chain, `[*chains]`.
+
+        Returns:
+          Whether chains never moved that should have.
+        """
+        if self.is_traced:
+            return False
+        num_bad_gradients = self.num_bad_gradients
+        if num_bad_gradients is not None:
+            warn_of_gradients(int(num_bad_gradients), stuck.shape.num_elements())
+        known = self._num_bad_starts
+        is_xla = self.chain.is_xla
+        return warn_of_stuck(stuck, acceptance_rate, self.num_steps, known, self._target, self.start, is_xla)
 
     def warn_of_interrupt(self, num_results: int) -> None:
         """Warns that there are fewer results than requested."""
-        warnings.warn(
-            f"Interrupted: {num_results} of {self.num_results} results were drawn, and are returned.", stacklevel=3
-        )
+        warn(f"Interrupted: {num_results} of {self.num_results} results were drawn, and are returned.")
 
     def steps_until(self, number: int) -> int:
         """Returns the number of steps to so many results."""

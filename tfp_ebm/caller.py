@@ -1,0 +1,40 @@
+"""Warnings that point to the user's line, however deep inside the package they are issued.
+
+A fixed `stacklevel` counts frames, and the number of frames between the user and a warning varies: `p.sample` passes
+through TensorFlow Probability, a compiled function through TensorFlow. So the stack is walked instead, up to the first
+frame that belongs to none of these packages.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from types import FrameType
+
+# `decorator` and `contextlib` wrap functions of TensorFlow Probability and TensorFlow.
+_INTERNAL = {"tfp_ebm", "tensorflow", "tensorflow_probability", "keras", "tf_keras", "decorator", "contextlib"}
+
+
+def _is_internal(frame: FrameType) -> bool:
+    """Whether a frame belongs to this package, or to one that it is called through."""
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    return package in _INTERNAL or not package or package.startswith("__autograph_generated_file")
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Issues a warning whose file and line are those of the user's call.
+
+    Args:
+      message: the text.
+      category: the class of the warning.
+
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     warn("look here")
+    >>> str(caught[0].message)
+    'look here'
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _is_internal(frame):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -1,0 +1,128 @@
+"""Chains whose draws are not draws of the target: chains that never moved, and gradients that are NaN.
+
+The draws of a chain that never moved are its start. A healthy chain of acceptance rate a stays put for T steps with
+probability (1 − a)^T, so some do after a few steps; more than that cannot move, however long the burn-in is. Runs of
+fewer than ten steps are not judged.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_ebm.caller import warn
+
+# Healthy chains are warned of this often, at most.
+_FALSE_ALARM = 1e-3
+# Acceptance differs from chain to chain: half the mean is assumed, and never less than a number below which chains
+# should be warned of even if all accept as little.
+_ASSUMED_SHARE, _LEAST_ACCEPTANCE = 0.5, 0.1
+_MIN_STEPS = 10
+
+
+def never_moved(start: tf.Tensor, states: tf.Tensor, is_accepted: tf.Tensor) -> tf.Tensor:
+    """Returns which chains are still where they started in all results, bool `[*chains]`.
+
+    A chain that accepted a step and is where it started has come back, as only chains on a grid do. Where there is such
+    a chain, being at the start says nothing, and the answer is False for all.
+
+    Args:
+      start: `[*chains, *event]`.
+      states: `[num_results, *chains, *event]`.
+      is_accepted: whether the step to each result was accepted, bool `[num_results, *chains]`.
+
+    >>> states = tf.constant([[[1.0], [2.0]], [[1.0], [3.0]]])
+    >>> never_moved(tf.constant([[1.0], [2.0]]), states, tf.constant([[False, False], [False, True]])).numpy().tolist()
+    [True, False]
+    """
+    same = tf.reduce_all(states == start, list(range(is_accepted.shape.rank, states.shape.rank)))
+    same = tf.reduce_all(same, 0)
+    return same & ~tf.reduce_any(same & tf.reduce_any(is_accepted, 0))
+
+
+def is_implausible(num_stuck: int, num_chains: int, num_steps: int, acceptance_rate: float) -> bool:
+    """Returns whether the probability that so many healthy chains would never have moved is below 0.001.
+
+    Args:
+      num_stuck: chains that never moved.
+      num_chains: of them all.
+      num_steps: that each made.
+      acceptance_rate: mean of the chains that moved.
+
+    >>> is_implausible(3, 1000, 5, 0.75), is_implausible(3, 1000, 50, 0.75)
+    (False, True)
+    """
+    if num_stuck == 0 or num_steps < _MIN_STEPS:
+        return False
+    still = (1.0 - max(_ASSUMED_SHARE * acceptance_rate, _LEAST_ACCEPTANCE)) ** num_steps
+    # P(X ≥ k) of a binomial distribution with n draws is the incomplete beta function I_p(k, n − k + 1)
+    k, n, p = (tf.constant(value, tf.float64) for value in (num_stuck, num_chains, max(still, 1e-300)))
+    return float(tf.math.betainc(k, n - k + 1.0, p)) < _FALSE_ALARM
+
+
+def warn_of_stuck(
+    stuck: Any,
+    acceptance_rate: Any,
+    num_steps: int,
+    num_known: int,
+    log_prob_fn: Callable[[tf.Tensor], tf.Tensor],
+    start: tf.Tensor,
+    jit_compile: bool,
+) -> bool:
+    """Warns of chains that never moved, if they are more than chance explains, and returns whether it did.
+
+    Args:
+      stuck: which chains never moved, bool `[*chains]`.
+      acceptance_rate: share of accepted steps of each chain, `[*chains]`.
+      num_steps: how many steps they made.
+      num_known: the number of stuck chains that were warned of before.
+      log_prob_fn: the target.
+      start: where the chains started, `[*chains, *event]`.
+      jit_compile: whether the chains were compiled by XLA, whose gradients may differ from those in graph mode.
+    """
+    stuck, acceptance_rate = np.asarray(stuck), np.asarray(acceptance_rate)
+    num_stuck = int(stuck.sum())
+    moving = float(acceptance_rate[~stuck].mean()) if num_stuck < stuck.size else 0.0
+    if num_stuck <= num_known or not is_implausible(num_stuck, stuck.size, num_steps, moving):
+        return False
+    reason = ""
+    try:
+        # `partial`, because TensorFlow counts traces by code object and would warn of the traces of many targets
+        look = tf.function(
+            functools.partial(_value_and_gradient, log_prob_fn), jit_compile=jit_compile, autograph=False
+        )
+        log_prob, gradient = look(tf.identity(start))
+        low = float(np.min(np.asarray(log_prob)[stuck]))
+        reason = f" The log density where they stay is {low:.4g} at the lowest."
+        if gradient is not None and not np.isfinite(np.asarray(gradient)[stuck]).all():
+            reason += " Its gradient is NaN or infinite there."
+    except (ValueError, TypeError, tf.errors.OpError):  # the count is what matters
+        pass
+    warn(
+        f"{num_stuck} of {stuck.size} chains never moved in {num_steps} steps: their draws are their starts, not draws "
+        f"from the target.{reason} Starts of higher density, a smaller step size, or a kernel with global moves such "
+        "as IndependenceMetropolis(base), set them free; a longer burn-in does not."
+    )
+    return True
+
+
+def _value_and_gradient(log_prob_fn: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tuple[tf.Tensor, Any]:
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        log_prob = log_prob_fn(x)
+    return log_prob, tape.gradient(log_prob, x)
+
+
+def warn_of_gradients(num_failed: int, num_chains: int) -> None:
+    """Warns of chains that met a NaN or infinite gradient where the log density is finite."""
+    if num_failed:
+        warn(
+            f"In {num_failed} of {num_chains} chains the gradient of the target was NaN or infinite at a point where "
+            "its log density is finite. Every proposal through such a point is rejected, so the draws may miss a part "
+            "of the target. Usual causes are tf.norm or tf.sqrt at 0, and tf.where with a branch that is NaN where it "
+            "is not taken; compiled by XLA such a gradient can differ from that in graph mode."
+        )

@@ -1,0 +1,83 @@
+"""What TFP's contract for distributions allows: counts and log Z as tensors, broadcast batch axes, found variables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm.arguments import check_count
+from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.model.negative_energy import frozen_weights
+
+tfd = tfp.distributions
+
+
+class UnfrozenVariables(Mapping[str, tf.Variable]):
+    """The variables of a network, without those that are frozen in Keras at the time: what a `tf.Module` finds."""
+
+    def __init__(self, model: EnergyModel) -> None:
+        self._model = model
+
+    def _variables(self) -> dict[str, tf.Variable]:
+        frozen = {id(weight) for weight in frozen_weights(self._model)}
+        weights = (*self._model.network.weights, *self._model.standardization.weights)
+        return {f"{i:06d}": weight.value for i, weight in enumerate(weights) if id(weight) not in frozen}
+
+    def __getitem__(self, name: str) -> tf.Variable:
+        return self._variables()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables())
+
+    def __len__(self) -> int:
+        return len(self._variables())
+
+
+class BroadcastEnergies(tfd.BatchBroadcast.__bases__[0]):
+    """`tfd.BatchBroadcast` that broadcasts `unnormalized_log_prob` too.
+
+    Args:
+      distribution: an `EnergyDistribution`.
+      with_shape: batch shape.
+    """
+
+    def _unnormalized_log_prob(self, x: tf.Tensor) -> tf.Tensor:
+        shape = tf.broadcast_dynamic_shape(
+            tf.shape(x), tf.concat([self.batch_shape_tensor(), self.event_shape_tensor()], 0)
+        )
+        return self.distribution.unnormalized_log_prob(tf.broadcast_to(x, shape))
+
+
+def check_count_or_tensor(name: str, value: Any) -> Any:
+    """A positive count: an int, or a scalar integer tensor whose value is not known yet."""
+    if not tf.is_tensor(value):
+        return check_count(name, value)
+    static = tf.get_static_value(value)
+    if value.shape.rank not in (0, None) or not value.dtype.is_integer:
+        raise TypeError(f"`{name}` must be a whole number, got a {value.dtype.name} tensor of shape {value.shape}.")
+    return tf.cast(value, tf.int32) if static is None else check_count(name, int(static))
+
+
+def checked_log_normalizer(value: Any, dtype: tf.DType) -> Any:
+    """log Z as a scalar tensor, or as the variable that holds it."""
+    value = value.value if isinstance(value, keras.Variable) else value
+    if isinstance(value, tuple):
+        raise TypeError(f"`log_normalizer` must be a number, as an estimate's value is, got {value}.")
+    if not isinstance(value, tf.Variable | tfp.util.DeferredTensor):
+        value = tf.convert_to_tensor(value, dtype)
+    elif value.dtype != dtype:
+        raise TypeError(f"`log_normalizer` must have the energy's dtype {dtype.name}, got {value.dtype.name}.")
+    if value.shape.rank not in (0, None):
+        raise ValueError(
+            f"`log_normalizer` must be a number, got shape {tuple(value.shape)}. In a joint distribution whose other "
+            "variables have batch axes, use an auto-batched one: it calls with one sample at a time."
+        )
+    known = None if isinstance(value, tf.Variable | tfp.util.DeferredTensor) else tf.get_static_value(value)
+    if known is not None and not np.isfinite(known):
+        raise ValueError(f"`log_normalizer` must be finite, got {known}.")
+    return value
