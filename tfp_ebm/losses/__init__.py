@@ -8,7 +8,11 @@ from typing import Any
 import keras
 
 from tfp_ebm.losses.base import Loss, LossOutput, alias
-from tfp_ebm.losses.contrastive_divergence import ContrastiveDivergence, PersistentContrastiveDivergence
+from tfp_ebm.losses.contrastive_divergence import (
+    ContrastiveDivergence,
+    ImprovedContrastiveDivergence,
+    PersistentContrastiveDivergence,
+)
 from tfp_ebm.losses.denoising import (
     DenoisingScoreMatching,
     MultiscaleDenoisingScoreMatching,
@@ -22,6 +26,7 @@ from tfp_ebm.losses.sliced import SlicedScoreMatching
 __all__ = [
     "ContrastiveDivergence",
     "DenoisingScoreMatching",
+    "ImprovedContrastiveDivergence",
     "Loss",
     "LossOutput",
     "MaximumLikelihood",
@@ -40,6 +45,7 @@ _CLASSES: dict[str, type[Loss]] = {
     for loss in (
         ContrastiveDivergence,
         DenoisingScoreMatching,
+        ImprovedContrastiveDivergence,
         MaximumLikelihood,
         MultiscaleDenoisingScoreMatching,
         NoiseConditionalDenoisingScoreMatching,

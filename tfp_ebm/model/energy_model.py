@@ -21,7 +21,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import serialization
-from tfp_ebm.arguments import check_event_shape
+from tfp_ebm.arguments import check_event_shape, check_keras_3
 from tfp_ebm.derivatives import score
 from tfp_ebm.energy.base import GaussianBase, check_base
 from tfp_ebm.energy.data import row_blocks
@@ -34,7 +34,6 @@ from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
 from tfp_ebm.model.export import exported_sampler, replaceable_directory, write_saved_model
 from tfp_ebm.model.trainer import EnergyTrainer
 from tfp_ebm.networks.conditional import FixedCondition, serialized, takes_condition
-from tfp_ebm.random import stateless_seed
 
 Function: TypeAlias = tf.types.experimental.PolymorphicFunction
 
@@ -92,6 +91,7 @@ class EnergyModel(EnergyTrainer):
         seed: int | tuple[int, int] = 0,
         **kwargs: Any,
     ) -> None:
+        check_keras_3("network", network)
         if not isinstance(network, keras.layers.Layer):
             raise TypeError(
                 f"`network` must be a Keras model or layer, got {type(network).__name__}; a function goes into "
@@ -103,7 +103,7 @@ class EnergyModel(EnergyTrainer):
         # it is standardised. The network's layers still compute in their own.
         super().__init__(dtype=state_dtype(network), **kwargs)
         self.network = network
-        self.seed = tuple(stateless_seed(seed).numpy().tolist())
+        self.seed = seed  # checked and normalised by the setter
         # Out of TensorFlow's sight, which would track all that a distribution is made of as part of every export.
         self._given = types.SimpleNamespace(base_measure=base_measure)
         known = input_event_shape(network)
