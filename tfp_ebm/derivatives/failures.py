@@ -91,7 +91,7 @@ def _is_twice_differentiable(layer: keras.layers.Layer, spec: tf.TensorSpec, tra
         return outer.gradient(length, x)
 
     try:
-        tf.function(twice).get_concrete_function(spec)
+        tf.function(twice, autograph=False).get_concrete_function(spec)
     except (LookupError, NotImplementedError):
         return False
     except (TypeError, ValueError):  # it cannot be called alone, and so not be judged

@@ -112,21 +112,21 @@ def _scan(network: keras.layers.Layer, training: bool, inputs: Sequence[tf.Tenso
             graph = tf.function(call).get_concrete_function(*inputs).graph
     except (TypeError, ValueError, LookupError, tf.errors.OpError):
         return []  # whoever calls the network next sees the error
-    return list(_faults_of(graph, set(map(id, graph.inputs[: len(inputs)]))))
+    return list(_faults_of(graph, {tensor.name for tensor in graph.inputs[: len(inputs)]}))
 
 
-def _faults_of(graph: Any, dependent: set[int]) -> Iterator[tuple[_Kind, str, str]]:
-    """The faults among the operations that depend on tensors of these ids, which all that depend on them join."""
+def _faults_of(graph: Any, dependent: set[str]) -> Iterator[tuple[_Kind, str, str]]:
+    """The faults among the operations that depend on tensors of these names, which all that depend on them join."""
     for operation in graph.get_operations():
-        if not any(id(tensor) in dependent for tensor in operation.inputs):
+        if not any(tensor.name in dependent for tensor in operation.inputs):
             continue
-        dependent.update(map(id, operation.outputs))
+        dependent.update(tensor.name for tensor in operation.outputs)
         if operation.type in _KINDS:
             yield _KINDS[operation.type], operation.type, operation.name
         elif operation.type == "StopGradient" and _is_mean(operation.inputs[0]):
             yield _MOMENTS, operation.type, operation.name
         for inner in _functions(graph, operation):
-            for kind, name, _ in _faults_of(inner, set(map(id, inner.inputs))):
+            for kind, name, _ in _faults_of(inner, {tensor.name for tensor in inner.inputs}):
                 yield kind, name, operation.name
 
 

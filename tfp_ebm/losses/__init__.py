@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from tfp_ebm.arguments import check_keras_3
 from tfp_ebm.losses.base import Loss, LossOutput, alias
 from tfp_ebm.losses.contrastive_divergence import (
     ContrastiveDivergence,
@@ -89,6 +90,7 @@ def get(identifier: Any) -> Loss:
         return identifier
     if isinstance(identifier, dict):
         return get(keras.saving.deserialize_keras_object(identifier))
+    check_keras_3("loss", identifier)
     if not isinstance(identifier, str):
         raise TypeError(
             f"`loss` must be an `ebm.losses.Loss` or one of {', '.join(aliases())}, got {identifier!r} "

@@ -22,7 +22,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import serialization
 from tfp_ebm.arguments import check_event_shape, check_keras_3
-from tfp_ebm.derivatives import score
+from tfp_ebm.derivatives import refuse_faulty_layers, score
 from tfp_ebm.energy.base import GaussianBase, check_base
 from tfp_ebm.energy.data import row_blocks
 from tfp_ebm.energy.function import EnergyFunction
@@ -156,9 +156,13 @@ class EnergyModel(EnergyTrainer):
         def energy(x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
             return self._energy(x, condition, training=False)
 
+        def score_of(x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+            refuse_faulty_layers(self.network, "The score", training=False, order=1, inputs=signature)
+            return score(lambda x: energy(x, condition), x)
+
         self._endpoints = _Endpoints(
             energy=compiled(energy),
-            score=compiled(lambda x, condition: score(lambda x: energy(x, condition), x)),
+            score=compiled(score_of),
             unnormalized_log_prob=compiled(lambda x, condition: -energy(x, condition)),
         )
 

@@ -16,20 +16,25 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfp_ebm.arguments import check_keras_3
+
 
 class NonFiniteSteps(keras.metrics.Metric):
-    """Counts the steps whose loss, or whose gradient in each of the variables, was not finite."""
+    """Counts the steps whose loss, or whose gradient in each of the variables, was not finite.
+
+    Steps that the optimizer skipped because the scale of the loss was too large are counted apart.
+    """
 
     def __init__(self, num_variables: int) -> None:
         super().__init__(name="nonfinite_steps", dtype="float32")
-        self.counts = self.add_variable(shape=(1 + num_variables,), initializer="zeros", name="counts")
+        self.counts = self.add_variable(shape=(2 + num_variables,), initializer="zeros", name="counts")
 
-    def update_state(self, bad_loss: tf.Tensor, bad_gradients: Sequence[tf.Tensor]) -> None:
-        """Counts one step, by whether its loss and the gradients were bad."""
-        self.counts.assign_add(tf.cast(tf.stack([bad_loss, *bad_gradients]), self.counts.dtype))
+    def update_state(self, skipped: tf.Tensor, bad_loss: tf.Tensor, bad_gradients: Sequence[tf.Tensor]) -> None:
+        """Counts one step, by whether it was skipped, and whether its loss and gradients were bad."""
+        self.counts.assign_add(tf.cast(tf.stack([skipped, bad_loss, *bad_gradients]), self.counts.dtype))
 
     def result(self) -> tf.Tensor:
-        """The counts: of the loss, then of each variable."""
+        """The counts: of skipped steps, of bad losses, of bad gradients in each variable."""
         return tf.convert_to_tensor(self.counts.value)
 
 
@@ -87,7 +92,7 @@ def finite_update(
     scale = scale_of_loss(optimizer)
     skips = ~bad_loss & (scale > 1.0) & is_bad if is_scaler(optimizer) else tf.constant(False)
     if trackers.nonfinite is not None:
-        trackers.nonfinite.update_state(bad_loss, [bad & ~skips for bad in bad_gradients])
+        trackers.nonfinite.update_state(skips, bad_loss, [bad & ~skips for bad in bad_gradients])
     if "gradient_norm" in trackers.means:
         norm = tf.linalg.global_norm(gradients) / tf.cast(scale, gradients[0].dtype)
         trackers.update({"gradient_norm": norm}, 1.0 - tf.cast(skips, tf.float32))
@@ -106,7 +111,7 @@ def nonfinite_error(model: Any, where: str = "") -> str:
     nonfinite = model._trackers.nonfinite
     if nonfinite is None:
         return ""
-    bad_loss, *bad_gradients = nonfinite.result().numpy()
+    _, bad_loss, *bad_gradients = nonfinite.result().numpy()
     if not (bad_loss or any(bad_gradients)):
         return ""
     nonfinite.reset_state()
@@ -165,25 +170,57 @@ class TrainingWarnings(keras.callbacks.Callback):
         self.has_warned = False
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Notes the number of updates so far."""
-        self.updates = int(self.model.optimizer.iterations.numpy())
+        """Notes the numbers of updates and of skipped steps so far."""
+        self.updates, self.skipped = self._counts()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Looks at the metrics of the epoch."""
         optimizer = self.model.optimizer
-        if is_scaler(optimizer) and int(optimizer.iterations.numpy()) == self.updates:
+        updates, skipped = self._counts()
+        if skipped > self.skipped and updates == self.updates:
             warnings.warn(
                 f"epoch {epoch + 1} changed no weight: the gradient of the scaled loss overflowed in each of its steps."
                 f" The scale is {float(optimizer.dynamic_scale.numpy()):.3g} now, and is halved at each such step; a "
                 "smaller `initial_scale` of keras.optimizers.LossScaleOptimizer starts lower.",
                 stacklevel=2,
             )
-        message = "" if self.has_warned else self.model.loss.training_warning(logs or {})
+        is_empty = float(self.model._loss_tracker.count.numpy()) == 0.0  # a rollback has just reset the means
+        message = "" if self.has_warned or is_empty else self.model.loss.training_warning(logs or {})
         if message:
             self.has_warned = True
             warnings.warn(f"{type(self.model.loss).__name__} in epoch {epoch + 1}: {message}", stacklevel=2)
 
+    def _counts(self) -> tuple[int, int]:
+        nonfinite = self.model._trackers.nonfinite
+        skipped = 0 if nonfinite is None else int(nonfinite.result().numpy()[0])
+        return int(self.model.optimizer.iterations.numpy()), skipped
 
-def handles_divergence(callback: keras.callbacks.Callback) -> bool:
-    """Whether a callback deals with steps that are not finite, in the gradient as well as in the loss."""
-    return bool(getattr(callback, "handles_divergence", False))
+
+def with_watchers(model: keras.Model, callbacks: Any) -> Any:
+    """The callbacks that `fit` was given, and after them those that watch the training.
+
+    Args:
+      model: the model that is trained.
+      callbacks: None, a callback, a nested list of them, or a `keras.callbacks.CallbackList`, which is extended.
+
+    Raises:
+      TypeError: for a callback of tf_keras.
+    """
+    is_list = isinstance(callbacks, keras.callbacks.CallbackList)
+    given = callbacks.callbacks if is_list else list(tf.nest.flatten(callbacks)) if callbacks is not None else []
+    for callback in given:
+        check_keras_3("callbacks", callback)
+    if is_list and any(isinstance(callback, TrainingWarnings) for callback in given):
+        return callbacks
+    ours: list[keras.callbacks.Callback] = []
+    if not any(getattr(callback, "handles_divergence", False) for callback in given):
+        ends_quietly = any(isinstance(callback, keras.callbacks.TerminateOnNaN) for callback in given)
+        ours.append(StopAtNonFiniteStep(raises_for_loss=not ends_quietly))
+    ours.append(TrainingWarnings())
+    if not is_list:
+        return [*given, *ours]
+    for callback in ours:
+        callback.set_model(model)
+    callbacks.callbacks += ours
+    callbacks._async_train = False  # an error raised in another thread would be lost
+    return callbacks

@@ -196,7 +196,7 @@ class EnergyTrainer(keras.Model):
         if self._traced.variables not in (None, ids):
             self._retrace()
         self._traced.variables = ids
-        count = 0 if self._trackers.nonfinite is None else self._trackers.nonfinite.counts.shape[0] - 1
+        count = 0 if self._trackers.nonfinite is None else self._trackers.nonfinite.counts.shape[0] - 2
         if count != len(variables):
             with self.distribute_strategy.scope():
                 self._trackers.nonfinite = monitoring.NonFiniteSteps(len(variables))
@@ -254,29 +254,8 @@ class EnergyTrainer(keras.Model):
         if call.get("validation_data") is not None:
             steps = None if call.get("validation_steps") else "validation_steps"
             call["validation_data"] = self._validation(call["validation_data"], steps)
-        call["callbacks"] = self._with_watchers(call.get("callbacks"))
+        call["callbacks"] = monitoring.with_watchers(self, call.get("callbacks"))
         return super().fit(**call)
-
-    def _with_watchers(self, callbacks: Any) -> Any:
-        """The user's callbacks, and ours after them."""
-        is_list = isinstance(callbacks, keras.callbacks.CallbackList)
-        given = callbacks.callbacks if is_list else list(tf.nest.flatten(callbacks)) if callbacks is not None else []
-        for callback in given:
-            check_keras_3("callbacks", callback)
-        kinds = (monitoring.StopAtNonFiniteStep, monitoring.TrainingWarnings)
-        if is_list and any(isinstance(callback, kinds) for callback in given):
-            return callbacks
-        ours: list[keras.callbacks.Callback] = []
-        if not any(map(monitoring.handles_divergence, given)):
-            ends_quietly = any(isinstance(callback, keras.callbacks.TerminateOnNaN) for callback in given)
-            ours.append(monitoring.StopAtNonFiniteStep(raises_for_loss=not ends_quietly))
-        ours.append(monitoring.TrainingWarnings())
-        if not is_list:
-            return [*given, *ours]
-        for callback in ours:
-            callback.set_model(self)
-            callbacks.append(callback)
-        return callbacks
 
     def _validation(self, data: Any, steps: str | None) -> Any:
         """Validation data, checked before the first step as far as they are known."""
@@ -305,6 +284,11 @@ class EnergyTrainer(keras.Model):
         data = self._prepared(x, y, call.pop("sample_weight", None), steps, training=False)
         call |= {"x": data.x, "y": data.y, "sample_weight": data.sample_weight}
         return super().evaluate(**call, **extra)
+
+    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
+        # Keras's adds up the first batch over replicas, which fails where these have unequal numbers of rows
+        if not self.built:
+            super()._maybe_symbolic_build(*args, **kwargs)
 
     def make_test_function(self, force: bool = False) -> Any:
         """Keras's, traced anew if variables were frozen or thawed since."""
