@@ -168,3 +168,13 @@ def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None, mi
             f"the first at index {first} ({array[first]})."
         )
     return array
+
+
+def check_keras_3(name: str, value: Any) -> None:
+    """Raises TypeError if `value` is an object of tf_keras, the Keras 2 package, whose classes have the same names."""
+    for kind in type(value).__mro__ if not isinstance(value, type) else value.__mro__:
+        if kind.__module__.split(".")[0] == "tf_keras":
+            raise TypeError(
+                f"`{name}` must be an object of Keras 3 (`import keras`), got {type(value).__name__} of the package "
+                "tf_keras, which is Keras 2: make it with `keras`."
+            )

@@ -222,7 +222,7 @@ def test_every_refused_layer_is_really_wrong(name):
     make, shape, training = FAULTY[name]
     layer = make()
     with pytest.raises(ValueError, match=f"Some loss needs.*`.*` .{name}. are wrong.* instead"):
-        networks.refuse_faulty_layers(layer, "Some loss")
+        derivatives.refuse_faulty_layers(layer, "Some loss")
     assert error_of_second_derivative(layer, points((3, *shape)), training=training) > 1e-3
 
 
@@ -230,7 +230,7 @@ def test_every_refused_layer_is_really_wrong(name):
 def test_their_allowed_neighbours_are_right(name):
     make, shape, training = SOUND[name]
     layer = make()
-    networks.refuse_faulty_layers(layer, "Some loss")
+    derivatives.refuse_faulty_layers(layer, "Some loss")
     assert error_of_second_derivative(layer, points((3, *shape)), training=training) < 1e-6
 
 
@@ -292,16 +292,16 @@ class _OwnNormalization(theirs.LayerNormalization):
 )
 def test_hidden_faulty_layers_are_found(network):
     with pytest.raises(ValueError, match="`culprit`"):
-        networks.refuse_faulty_layers(network(), "Some loss")
+        derivatives.refuse_faulty_layers(network(), "Some loss")
 
 
 def test_a_frozen_model_may_hold_batch_normalization_and_callables_pass():
     network = keras.Sequential([keras.Input((3,)), theirs.BatchNormalization()])
     network.trainable = False
-    networks.refuse_faulty_layers(network, "Some loss")
-    networks.refuse_faulty_layers(lambda x: x, "Some loss")
+    derivatives.refuse_faulty_layers(network, "Some loss")
+    derivatives.refuse_faulty_layers(lambda x: x, "Some loss")
 
 
 def test_builders_pass_the_door():
     for build in BUILDERS.values():
-        networks.refuse_faulty_layers(build(), "Some loss")
+        derivatives.refuse_faulty_layers(build(), "Some loss")

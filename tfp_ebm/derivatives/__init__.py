@@ -26,9 +26,10 @@ pass a layer, in terms of `Jet`'s arithmetic:
 'forward'
 """
 
-from tfp_ebm.derivatives import rules
+from tfp_ebm.derivatives import rules as _rules  # noqa: F401  (registers them)
 from tfp_ebm.derivatives.explanation import Explanation, explain
-from tfp_ebm.derivatives.forward_laplacian import forward_laplacian_rule
+from tfp_ebm.derivatives.faults import refuse_faulty_layers
+from tfp_ebm.derivatives.forward_laplacian import NoForwardRule, forward_laplacian_rule
 from tfp_ebm.derivatives.jet import Jet
 from tfp_ebm.derivatives.second_order import (
     directional_derivatives,
@@ -42,6 +43,7 @@ from tfp_ebm.derivatives.second_order import (
 __all__ = [
     "Explanation",
     "Jet",
+    "NoForwardRule",
     "directional_derivatives",
     "energy_score_curvature",
     "energy_score_laplacian",
@@ -49,6 +51,6 @@ __all__ = [
     "forward_laplacian_rule",
     "hvp",
     "laplacian",
-    "rules",
+    "refuse_faulty_layers",
     "score",
 ]

@@ -110,7 +110,7 @@ def _of_model(model: Any, x: tf.Tensor) -> Energy:
     return dataclasses.replace(inner, terms=tuple(map(in_x, inner.terms)), offset=standardization.log_scale_sum)
 
 
-def as_state(energy_fn: Any, x: Any) -> tf.Tensor:
+def as_floating(energy_fn: Any, x: Any) -> tf.Tensor:
     """`x` as a floating tensor; what is not a tensor yet takes the dtype of the energy, where that has one."""
     dtype = getattr(energy_fn, "dtype", None)
     state = tf.convert_to_tensor(x) if tf.is_tensor(x) else tf.convert_to_tensor(x, dtype_hint=dtype)

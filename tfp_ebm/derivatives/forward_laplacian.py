@@ -32,7 +32,15 @@ INFERENCE_ONLY: set[Any] = set()
 
 
 class NoForwardRule(ValueError):
-    """Some part of a network cannot be taken by the forward road; says which, why, and how to add a rule."""
+    """The error for a part of a network that has no forward rule; it names the part and how to add a rule.
+
+    >>> from tfp_ebm.derivatives import laplacian
+    >>> try:
+    ...     laplacian(lambda x: tf.reduce_sum(x**2, -1), [[1.0, 2.0]], method="forward")
+    ... except NoForwardRule as error:
+    ...     print("no rule")
+    no rule
+    """
 
 
 def forward_laplacian_rule(*targets: Any, inference_only: bool = False) -> Callable[[Rule], Rule]:

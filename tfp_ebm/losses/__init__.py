@@ -7,8 +7,13 @@ from typing import Any
 
 import keras
 
+from tfp_ebm.arguments import check_keras_3
 from tfp_ebm.losses.base import Loss, LossOutput, alias
-from tfp_ebm.losses.contrastive_divergence import ContrastiveDivergence, PersistentContrastiveDivergence
+from tfp_ebm.losses.contrastive_divergence import (
+    ContrastiveDivergence,
+    ImprovedContrastiveDivergence,
+    PersistentContrastiveDivergence,
+)
 from tfp_ebm.losses.denoising import (
     DenoisingScoreMatching,
     MultiscaleDenoisingScoreMatching,
@@ -22,6 +27,7 @@ from tfp_ebm.losses.sliced import SlicedScoreMatching
 __all__ = [
     "ContrastiveDivergence",
     "DenoisingScoreMatching",
+    "ImprovedContrastiveDivergence",
     "Loss",
     "LossOutput",
     "MaximumLikelihood",
@@ -40,6 +46,7 @@ _CLASSES: dict[str, type[Loss]] = {
     for loss in (
         ContrastiveDivergence,
         DenoisingScoreMatching,
+        ImprovedContrastiveDivergence,
         MaximumLikelihood,
         MultiscaleDenoisingScoreMatching,
         NoiseConditionalDenoisingScoreMatching,
@@ -83,6 +90,7 @@ def get(identifier: Any) -> Loss:
         return identifier
     if isinstance(identifier, dict):
         return get(keras.saving.deserialize_keras_object(identifier))
+    check_keras_3("loss", identifier)
     if not isinstance(identifier, str):
         raise TypeError(
             f"`loss` must be an `ebm.losses.Loss` or one of {', '.join(aliases())}, got {identifier!r} "

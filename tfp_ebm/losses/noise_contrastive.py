@@ -236,6 +236,14 @@ class NoiseContrastiveEstimation(Loss):
         value, has_begun = self.log_normalizer.value, self._begun.value > 0
         start = tf.cond(has_begun, lambda: tf.identity(value), lambda: self._balance(log_ratio, num_rows))
         usable = tf.math.is_finite(start)
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:  # some may have no rows, and no start
+            total = replica.all_reduce(
+                tf.distribute.ReduceOp.SUM,
+                tf.stack([tf.where(usable, start, tf.zeros_like(start)), tf.cast(usable, start.dtype)]),
+            )
+            usable = total[1] > 0.0
+            start = total[0] / tf.maximum(total[1], 1.0)
         self.log_normalizer.assign(tf.where(usable, start, value))
         self._begun.assign(tf.cast(has_begun | usable, tf.int32))
 

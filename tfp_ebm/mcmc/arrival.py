@@ -88,9 +88,7 @@ def last_states(
     run.warn_of_nonfinite(int(tf.reduce_sum(tf.cast(~every.is_finite, tf.int32))))
     stuck = never_moved(run.start, run.state[None], every.num_accepted[None] > 0)
     if run.warn_of_trouble(stuck, every.num_accepted / every.number):  # R-hat is about the others
-        windows = {
-            begin: moments._replace(is_finite=moments.is_finite & ~stuck) for begin, moments in windows.items()
-        }
+        windows = {begin: moments._replace(is_finite=moments.is_finite & ~stuck) for begin, moments in windows.items()}
     return tf.stop_gradient(run.state), judge(windows[0], windows[last])
 
 

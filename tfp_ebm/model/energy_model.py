@@ -21,8 +21,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import serialization
-from tfp_ebm.arguments import check_event_shape, check_kernel
-from tfp_ebm.derivatives import score
+from tfp_ebm.arguments import check_event_shape, check_keras_3, check_kernel
+from tfp_ebm.derivatives import refuse_faulty_layers, score
 from tfp_ebm.energy.base import GaussianBase, check_base
 from tfp_ebm.energy.data import row_blocks
 from tfp_ebm.energy.function import EnergyFunction
@@ -40,7 +40,6 @@ from tfp_ebm.model.export import (
 )
 from tfp_ebm.model.trainer import EnergyTrainer
 from tfp_ebm.networks.conditional import FixedCondition, serialized, takes_condition
-from tfp_ebm.random import stateless_seed
 
 Function: TypeAlias = tf.types.experimental.PolymorphicFunction
 
@@ -98,6 +97,7 @@ class EnergyModel(EnergyTrainer):
         seed: int | tuple[int, int] = 0,
         **kwargs: Any,
     ) -> None:
+        check_keras_3("network", network)
         if not isinstance(network, keras.layers.Layer):
             raise TypeError(
                 f"`network` must be a Keras model or layer, got {type(network).__name__}; a function goes into "
@@ -109,7 +109,7 @@ class EnergyModel(EnergyTrainer):
         # it is standardised. The network's layers still compute in their own.
         super().__init__(dtype=state_dtype(network), **kwargs)
         self.network = network
-        self.seed = tuple(stateless_seed(seed).numpy().tolist())
+        self.seed = seed  # checked and normalised by the setter
         # Out of TensorFlow's sight, which would track all that a distribution is made of as part of every export.
         self._given = types.SimpleNamespace(base_measure=base_measure)
         known = input_event_shape(network)
@@ -162,9 +162,13 @@ class EnergyModel(EnergyTrainer):
         def energy(x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
             return self._energy(x, condition, training=False)
 
+        def score_of(x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+            refuse_faulty_layers(self.network, "The score", training=False, order=1, inputs=signature)
+            return score(lambda x: energy(x, condition), x)
+
         self._endpoints = _Endpoints(
             energy=compiled(energy),
-            score=compiled(lambda x, condition: score(lambda x: energy(x, condition), x)),
+            score=compiled(score_of),
             unnormalized_log_prob=compiled(lambda x, condition: -energy(x, condition)),
         )
 

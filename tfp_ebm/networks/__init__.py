@@ -1,6 +1,5 @@
 """Energy networks and layers whose second derivatives are right."""
 
-from tfp_ebm.derivatives.faults import refuse_faulty_layers
 from tfp_ebm.networks import derivative_rules as _rules  # noqa: F401  (registers them)
 from tfp_ebm.networks.builders import convnet, mlp
 from tfp_ebm.networks.conditional import FixedCondition
@@ -16,5 +15,4 @@ __all__ = [
     "SpectralNormalization",
     "convnet",
     "mlp",
-    "refuse_faulty_layers",
 ]
