@@ -38,7 +38,7 @@ class UnfrozenVariables(Mapping[str, tf.Variable]):
         return len(self._variables())
 
 
-class BroadcastEnergies(tfd.BatchBroadcast.__bases__[0]):  # type: ignore[name-defined, misc]
+class BroadcastEnergies(tfd.BatchBroadcast.__bases__[0]):  # type: ignore[name-defined]
     """`tfd.BatchBroadcast` that broadcasts `unnormalized_log_prob` too.
 
     Args:

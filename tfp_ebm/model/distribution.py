@@ -162,7 +162,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
         """The function −E(x), without log Z: the target of the chains. All distributions of one energy share it."""
         if self._target is not None:
             return self._target
-        return lambda x: unnormalized_log_prob(self._energy, x)
+        model: Any = self._energy
+        return lambda x: unnormalized_log_prob(model, x)
 
     def _unnormalized_log_prob(self, x: tf.Tensor) -> tf.Tensor:
         negative_energy = self.negative_energy(x)
