@@ -19,9 +19,11 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_ebm import arguments
 from tfp_ebm.energy.shapes import as_state
+from tfp_ebm.energy.signs import check_target
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.kernels.langevin import Langevin
 from tfp_ebm.mcmc.running.compiled import check_state, find_compiled, find_loop, run_or_fall_back, xla_pays
@@ -93,9 +95,12 @@ def annealed_langevin(
         raise ValueError(f"`jit_compile` must be True, False or 'auto', got {jit_compile!r}.")
     energy_function = getattr(target_log_prob_fn, "energy_function", None)
     if energy_function is None:
-        if not callable(target_log_prob_fn):
-            raise TypeError(f"`target_log_prob_fn` must be callable, got {target_log_prob_fn!r}.")
-        target, state = target_log_prob_fn, check_state(initial_state)
+        if isinstance(target_log_prob_fn, tfp.distributions.Distribution):
+            raise TypeError(
+                "`target_log_prob_fn` must be a log density of (x, sigma), or a model whose network takes both, got a "
+                f"distribution of x alone, {target_log_prob_fn}."
+            )
+        target, state = check_target(target_log_prob_fn), check_state(initial_state)
     else:
         if not energy_function.is_conditional:
             raise ValueError("`target_log_prob_fn` must be a model of (x, sigma), got one whose network takes x alone.")

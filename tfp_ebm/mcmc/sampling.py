@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfp_ebm.energy.signs import check_target
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running.finite import count_nonfinite
 from tfp_ebm.mcmc.running.loop import Chain, Rows
@@ -118,7 +119,9 @@ def sample(
     last bit.
 
     Args:
-      target_log_prob_fn: log p up to a constant, `[*chains, *event] -> [*chains]`.
+      target_log_prob_fn: log p up to a constant, `[*chains, *event] -> [*chains]`; or a `tfd.Distribution`, by its
+        `unnormalized_log_prob`. An energy, whose sign is the opposite one, is refused where it shows: pass
+        `model.unnormalized_log_prob`, not the model.
       initial_state: where the chains start, floating-point `[*chains, *event]`. The target's rank says how many axes
         are chains.
       kernel: a kernel of `ebm.mcmc`, or any callable `target_log_prob_fn -> tfp.mcmc.TransitionKernel`.
@@ -137,7 +140,7 @@ def sample(
       A `Samples`.
 
     Raises:
-      TypeError: if the seed is None, the state not floating-point, or of another dtype than the target's values.
+      TypeError: if the target is an energy, the seed is None, the state not floating-point, or of another dtype than the target's values.
       ValueError: if a count is out of range, the target's shape is not `[*chains]`, or it has no gradient and the
         kernel needs one.
       KeyboardInterrupt: at an interrupt before the first result.
@@ -149,7 +152,7 @@ def sample(
     (TensorShape([10, 4, 2]), TensorShape([10, 4]), 0)
     """
     run = Run(
-        target_log_prob_fn,
+        check_target(target_log_prob_fn),
         initial_state,
         kernel,
         num_results=num_results,

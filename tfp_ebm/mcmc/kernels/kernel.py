@@ -22,6 +22,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import arguments
+from tfp_ebm.energy.signs import check_target
 from tfp_ebm.mcmc.results import find
 
 TargetLogProbFn: TypeAlias = Callable[..., tf.Tensor]
@@ -49,7 +50,7 @@ class Kernel(abc.ABC):
 
     def __call__(self, target_log_prob_fn: TargetLogProbFn) -> tfp.mcmc.TransitionKernel:
         """The TFP kernel that leaves (nearly, if it is not calibrated) exp(target_log_prob_fn) unchanged."""
-        return self.build(target_log_prob_fn, self.step)
+        return self.build(check_target(target_log_prob_fn), self.step)
 
     @property
     def step(self) -> Any:
