@@ -54,7 +54,9 @@ def test_energies_are_no_targets(door, kind, model):
             DOORS[door](model)
         return
     cure = "EnergyModel\\(network\\)" if "network" in kind and kind != "network_term" else ""
-    with pytest.raises(TypeError, match=f"`target_log_prob_fn` must be a log density.*energy.*{cure}.*unnormalized_log"):
+    with pytest.raises(
+        TypeError, match=f"`target_log_prob_fn` must be a log density.*energy.*{cure}.*unnormalized_log"
+    ):
         DOORS[door](ENERGIES[kind](model))
 
 
@@ -88,7 +90,9 @@ def test_log_densities_pass(model):
         lambda x: -model.energy(x),
     ):
         np.testing.assert_array_equal(DOORS["sample"](target).states, expected)
-    assert signs.check_target(model.energy_function.unnormalized_log_prob) == model.energy_function.unnormalized_log_prob
+    assert (
+        signs.check_target(model.energy_function.unnormalized_log_prob) == model.energy_function.unnormalized_log_prob
+    )
 
 
 def test_distributions_are_sampled_by_their_density():
