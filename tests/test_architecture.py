@@ -16,7 +16,7 @@ import tfp_ebm as ebm
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "tfp_ebm"
 FLOORS = [
-    {"arguments", "backend", "files", "random", "derivatives"},
+    {"arguments", "backend", "files", "random", "types", "derivatives"},
     {"energy", "serialization", "networks", "targets", "datasets"},
     {"mcmc"},
     {"losses"},

@@ -1,4 +1,4 @@
-"""`evaluation` takes energies everywhere: one energy in all its forms gives one answer, and a log density is refused."""
+"""`evaluation` takes energies: one energy in all its forms gives one answer, and a log density is refused."""
 
 import numpy as np
 import pytest
@@ -65,12 +65,11 @@ def test_a_distribution_counts_as_minus_its_log_density(door):
     """The reference against itself; the control is its log density in the place of the energy."""
     assert DOORS[door](REFERENCE).value == pytest.approx(0.0, abs=1e-4)
     if door in ("kl", "fisher"):
-        assert DOORS[door](lambda x: REFERENCE.log_prob(x)).value < -1 or door == "fisher"
-        assert DOORS["fisher"](lambda x: REFERENCE.log_prob(x)).value > 1
+        assert abs(DOORS[door](lambda x: REFERENCE.log_prob(x)).value) > 1
 
 
 def test_energy_and_reference_exchanged_are_refused(model):
-    with pytest.raises(TypeError, match="`reference` must be a tfp.distributions.Distribution"):
+    with pytest.raises(TypeError, match=r"`reference` must be a tfp.distributions.Distribution"):
         evaluation.kl_divergence(REFERENCE, model, 0.0)
 
 

@@ -86,8 +86,8 @@ def check_target(target: Any, name: str = "target_log_prob_fn") -> Callable[...,
         else:
             cure = "`ebm.EnergyModel(network).unnormalized_log_prob`, or a function that returns −E(x)"
         raise TypeError(
-            f"`{name}` must be a log density, −E(x) up to a constant, got {_as_text(inner, owner, method)}, which is an "
-            f"energy{' or its gradient' if method == 'score' else ''}: pass {cure}."
+            f"`{name}` must be a log density, −E(x) up to a constant, got {_as_text(inner, owner, method)}, which is "
+            f"{'a gradient' if method == 'score' else 'an energy'}: pass {cure}."
         )
     return target
 

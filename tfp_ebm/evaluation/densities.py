@@ -28,8 +28,8 @@ def energy_of(energy_fn: Any) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns E as a callable `[batch, *event] -> [batch]`.
 
     Args:
-      energy_fn: an `EnergyModel`, a Keras network, any `tfd.Distribution` (an `EnergyDistribution` too), which counts by
-        minus its unnormalized log density, or a plain callable, which is an energy.
+      energy_fn: an `EnergyModel`, a Keras network, any `tfd.Distribution` (an `EnergyDistribution` too), whose energy
+        is minus its unnormalized log density, or a plain callable, which is an energy.
 
     Raises:
       TypeError: if `energy_fn` is none of these, or is known to be a log density.
@@ -55,7 +55,7 @@ def energy_of(energy_fn: Any) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def negated(energy_fn: Any) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns −E of a network or a plain callable; equal callables at each call, so that compiled loops are found again.
+    """Returns −E of a network or a callable; two calls return equal callables, so that compiled loops are found again.
 
     >>> energy = lambda x: x[:, 0] ** 2
     >>> negated(energy) == negated(energy), negated(energy)(tf.constant([[2.0]])).numpy().tolist()

@@ -21,7 +21,8 @@ import tensorflow as tf
 
 from tfp_ebm.arguments import check_count
 from tfp_ebm.evaluation import densities
-from tfp_ebm.evaluation.estimate import Estimate, value_and_error
+from tfp_ebm.evaluation.estimate import value_and_error
+from tfp_ebm.types import Estimate
 
 # A share of mass outside the box beyond which the user must hear of it; the width of a frame, as a share of the box.
 _MAX_OUTSIDE, _FRAME = 1e-3, 1 / 32
@@ -229,7 +230,7 @@ def grid_kl_divergence(
 def grid_total_variation(
     energy_fn: Any, reference: Any, low: Any, high: Any, num: int = 512, log_normalizer: Any = None
 ) -> Estimate:
-    """Returns the total variation ½ ∫ |p(x) − exp(−E(x))/Z| dx: the share of mass that is in the wrong place, from 0 to 1.
+    """Returns the total variation ½ ∫ |p(x) − exp(−E(x))/Z| dx, the share of mass in the wrong place, from 0 to 1.
 
     Args:
       energy_fn, reference, low, high, num, log_normalizer: as for `grid_kl_divergence`.

@@ -21,13 +21,14 @@ import tensorflow_probability as tfp
 
 from tfp_ebm.arguments import check_count, check_data
 from tfp_ebm.evaluation.bridges import Bridge, Moves, make_bridge
-from tfp_ebm.evaluation.estimate import Estimate, of_log_weights
+from tfp_ebm.evaluation.estimate import of_log_weights
 from tfp_ebm.evaluation.schedules import check_kernel, check_schedule, make_plan
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
 from tfp_ebm.mcmc.kernels.kernel import Kernel
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.random import fold_in, stateless_seed
+from tfp_ebm.types import Estimate
 
 # Draws of the base that tell whether the target has density wherever the base has.
 _NUM_LOOKS = 1000

@@ -14,8 +14,9 @@ import numpy as np
 
 from tfp_ebm.arguments import check_count, check_data, check_positive
 from tfp_ebm.evaluation import densities
-from tfp_ebm.evaluation.estimate import Estimate, combined, mean_estimate, value_and_error
+from tfp_ebm.evaluation.estimate import combined, mean_estimate, value_and_error
 from tfp_ebm.model.distribution import EnergyDistribution
+from tfp_ebm.types import Estimate
 
 
 def log_likelihood(energy_fn: Any, x: Any, log_normalizer: Any) -> Estimate:

@@ -1,6 +1,7 @@
 """Out-of-distribution detection: a statistic of each row, and the area under the ROC curve.
 
-The area is the chance that a row in distribution has a higher statistic than one out of it, ties counting half (Mann & Whitney):
+The area is the chance that a row in distribution has a higher statistic than one out of it, ties counting half (Mann
+& Whitney):
 
     AUROC = P(s_in > s_out) + ½ P(s_in = s_out),
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from tfp_ebm.arguments import check_choice, check_data
 from tfp_ebm.evaluation import densities
-from tfp_ebm.evaluation.estimate import Estimate
+from tfp_ebm.types import Estimate
 
 KINDS = ("log_prob", "gradient", "class_probability")
 

@@ -140,7 +140,8 @@ def sample(
       A `Samples`.
 
     Raises:
-      TypeError: if the target is an energy, the seed is None, the state not floating-point, or of another dtype than the target's values.
+      TypeError: if the target is an energy, the seed is None, the state not floating-point, or of another dtype than
+        the target's values.
       ValueError: if a count is out of range, the target's shape is not `[*chains]`, or it has no gradient and the
         kernel needs one.
       KeyboardInterrupt: at an interrupt before the first result.

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import samplers
@@ -21,7 +20,8 @@ from tensorflow_probability.python.internal import samplers
 from tfp_ebm import mcmc
 from tfp_ebm.arguments import check_count, check_event_shape
 from tfp_ebm.energy.base import check_base
-from tfp_ebm.energy.shapes import as_state, one_per_row, over_leading_dimensions
+from tfp_ebm.energy.shapes import as_log_normalizer, as_state, one_per_row, over_leading_dimensions
+from tfp_ebm.energy.signs import check_energy
 from tfp_ebm.mcmc.arrival import MAX_RHAT, MIN_CHAINS, last_states
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
 from tfp_ebm.model.energy_model import EnergyModel
@@ -49,7 +49,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         `EnergyModel` it works in standardised units, like the model's loss. Default: adaptive HMC of 10 leapfrog steps.
       base: a `tfd.Distribution` over x where chains start; default: the model's.
       num_burnin_steps: kernel steps from there to a sample.
-      log_normalizer: log Z, if known; default: what the loss of an `EnergyModel` has learned, if it learns it.
+      log_normalizer: log Z, if known, an `Estimate` of `ebm.evaluation` or a number; default: what the loss of an `EnergyModel` has learned, if it learns it.
       dtype: of x, for callables; default: that of `base`, else float32.
       validate_args, allow_nan_stats, name: as for any TFP distribution.
 
@@ -98,6 +98,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         elif event_shape is None:
             raise ValueError("`event_shape` must be given for a callable energy.")
         else:
+            check_energy(energy, "energy")
             dtype = dtype or getattr(base, "dtype", tf.float32)
         dtype = tf.as_dtype(dtype)
         event_shape = check_event_shape(event_shape)
@@ -106,14 +107,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         if kernel is not None and not callable(kernel):
             raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
         if log_normalizer is not None:
-            if isinstance(log_normalizer, tuple):
-                raise TypeError(f"`log_normalizer` must be a number, as an estimate's value is, got {log_normalizer}.")
-            log_normalizer = tf.convert_to_tensor(log_normalizer, dtype)
-            if log_normalizer.shape.rank != 0:
-                raise ValueError(f"`log_normalizer` must be a number, got shape {tuple(log_normalizer.shape)}.")
-            known = tf.get_static_value(log_normalizer)
-            if known is not None and not np.isfinite(known):
-                raise ValueError(f"`log_normalizer` must be finite, got {known}.")
+            log_normalizer = as_log_normalizer(log_normalizer, dtype)
         self._energy = energy
         self._event = event_shape
         self._kernel = DEFAULT_KERNEL if kernel is None else kernel
@@ -154,7 +148,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         return self._log_normalizer
 
     def with_log_normalizer(self, value: Any) -> EnergyDistribution:
-        """The same distribution with log Z known to be `value`, so that `log_prob` works."""
+        """Returns the same distribution with a known log Z, an `Estimate` or a number, so that `log_prob` works."""
         return self.copy(log_normalizer=value)
 
     # --- samples ---------------------------------------------------------------------------------------------------
