@@ -182,10 +182,10 @@ def test_arguments_of_public_names():
         "seed", "jit_compile", "progress",
     ]  # fmt: skip
     assert names(ebm.evaluation.annealed_importance_sampling)[:7] == [
-        "target", "base", "kernel", "num_temperatures", "num_chains", "schedule", "seed",
+        "energy_fn", "base", "kernel", "num_temperatures", "num_chains", "schedule", "seed",
     ]  # fmt: skip
     assert names(ebm.evaluation.grid_log_normalizer)[:4] == ["energy_fn", "low", "high", "num"]
-    assert names(ebm.evaluation.kl_divergence) == ["target", "energy_fn", "log_normalizer", "num_samples", "seed"]
+    assert names(ebm.evaluation.kl_divergence) == ["energy_fn", "reference", "log_normalizer", "num_samples", "seed"]
     assert re.fullmatch(r"\d+\.\d+\.\d+\w*", ebm.__version__)
 
 

@@ -3,6 +3,8 @@
 import pathlib
 import sys
 
+from tfp_ebm.backend import check_backend
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
 # TensorFlow takes seconds to import, so the command line parses its arguments first and then imports what it needs.
 # Whoever else imports this package gets all of it: Keras finds a saved model's classes only once imported.
 _IS_COMMAND = sys.orig_argv[1:3] == ["-m", "tfp_ebm"] or pathlib.Path(sys.argv[0]).name == "tfp-ebm"
+
+check_backend(imports_keras=not _IS_COMMAND)  # before an import fails in words of its own
 
 if not _IS_COMMAND:
     from tfp_ebm import (

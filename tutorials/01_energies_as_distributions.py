@@ -410,7 +410,7 @@ try:
     p.log_prob([2.25, 0.0])
 except NotImplementedError as error:
     print(error)
-p = p.with_log_normalizer(ring_log_z.value)
+p = p.with_log_normalizer(ring_log_z)
 print(f"now log_prob is {p.log_prob([2.25, 0.0]):.4f}")
 
 # %% [markdown]

@@ -365,7 +365,7 @@ num_epochs, steps_per_epoch, batch_size = size(8, 4), size(150, 75), 256
 def exact_kl(model):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of mass outside the box, of which we make our own picture
-        return ebm.evaluation.grid_kl_divergence(target, model, -10, 10, num=256).value
+        return ebm.evaluation.grid_kl_divergence(model, target, -10, 10, num=256).value
 
 
 def train(loss):

@@ -250,7 +250,7 @@ def show_density(axis, energy, title):
 
 
 moons_model = trained(x_moons, ebm.losses.ScoreMatching())
-moons_kl = ebm.evaluation.grid_kl_divergence(moons, moons_model, -8, 8, num=400).value
+moons_kl = ebm.evaluation.grid_kl_divergence(moons_model, moons, -8, 8, num=400).value
 figure, axes = plt.subplots(1, 2, figsize=(8.4, 4), sharey=True)
 show_density(axes[0], lambda x: -moons.log_prob(x), "true density")
 show_density(axes[1], moons_model.energy, f"learned by eq. 44, KL {moons_kl:.3f}")
@@ -575,7 +575,7 @@ moons_kls = {}
 figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.9), sharey=True)
 for axis, sigma in zip(axes, (0.01, ebm.recipes.noise_scale(x_moons), 0.5), strict=True):
     model = trained(x_moons, ebm.losses.DenoisingScoreMatching(sigma))
-    moons_kls[sigma] = ebm.evaluation.grid_kl_divergence(moons, model, -8, 8, num=400).value
+    moons_kls[sigma] = ebm.evaluation.grid_kl_divergence(model, moons, -8, 8, num=400).value
     show_density(axis, model.energy, f"σ = {sigma:.2g}, KL {moons_kls[sigma]:.3f}")
 axes[0].set_ylabel("$x_2$")
 plt.show()
@@ -723,8 +723,8 @@ def judged(model):
     """Share of the left mode, KL and Fisher divergence."""
     density = density_of(model.energy)
     share = density[:, axis_nodes < 0].sum() / density.sum()
-    kl = ebm.evaluation.grid_kl_divergence(two_modes, model, -10, 10, num=400).value
-    return share, kl, ebm.evaluation.fisher_divergence(two_modes, model, num_samples=size(50_000, 10_000)).value
+    kl = ebm.evaluation.grid_kl_divergence(model, two_modes, -10, 10, num=400).value
+    return share, kl, ebm.evaluation.fisher_divergence(model, two_modes, num_samples=size(50_000, 10_000)).value
 
 
 matched = trained(x, ebm.losses.ScoreMatching())

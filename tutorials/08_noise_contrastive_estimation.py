@@ -301,8 +301,8 @@ by_ais = ebm.evaluation.annealed_importance_sampling(
     p, num_temperatures=size(300, 40), num_chains=size(500, 200), seed=1
 )
 learned = float(p.log_normalizer)
-kl = ebm.evaluation.grid_kl_divergence(target, p, **box)  # normalised by the grid
-kl_of_noise = ebm.evaluation.grid_kl_divergence(target, model.base, log_normalizer=0.0, **box)
+kl = ebm.evaluation.grid_kl_divergence(p, target, **box)  # normalised by the grid
+kl_of_noise = ebm.evaluation.grid_kl_divergence(model.base, target, log_normalizer=0.0, **box)
 print(
     f"log Z: learned {learned:.4f}, grid {by_grid_2d.value:.4f}, AIS {by_ais.value:.4f} ± {by_ais.standard_error:.4f}"
 )
@@ -422,7 +422,7 @@ for name, kind in noises.items():
     candidate = ebm.EnergyDistribution(candidate)
     with warnings.catch_warnings():  # where training failed, the grid says that mass is elsewhere: so does the KL
         warnings.simplefilter("ignore")
-        error = ebm.evaluation.grid_kl_divergence(target, candidate, **box)
+        error = ebm.evaluation.grid_kl_divergence(candidate, target, **box)
         log_mass = ebm.evaluation.grid_log_normalizer(candidate, **box).value - float(candidate.log_normalizer)
     trained[name] = candidate, error.value, log_mass, found["overlap"][-1]
     print(f"{name:24s} overlap {found['overlap'][-1]:.4f}, KL {error.value:.4f}, log of the mass {log_mass:+.3f}")

@@ -155,7 +155,7 @@ METHODS = {
 runs, gaussian_kl = {}, {}
 for data_name, target in targets.items():
     x = target.sample(num_rows, seed=(0, 0)).numpy()
-    gaussian_kl[data_name] = ebm.evaluation.grid_kl_divergence(target, ebm.fit_base(x), **box).value
+    gaussian_kl[data_name] = ebm.evaluation.grid_kl_divergence(ebm.fit_base(x), target, **box).value
     print(f"{data_name}: KL to the fitted Gaussian {gaussian_kl[data_name]:.3f}")
     for method, (_, make_loss) in METHODS.items():
         model = ebm.recipes.low_dimensional(
@@ -165,8 +165,8 @@ for data_name, target in targets.items():
         model.fit(x, batch_size=batch, epochs=steps * batch // num_rows, verbose=0)
         seconds = time.perf_counter() - start
         log_z = ebm.evaluation.grid_log_normalizer(model, **box).value
-        kl = ebm.evaluation.grid_kl_divergence(target, model, log_normalizer=log_z, **box).value
-        fisher = ebm.evaluation.fisher_divergence(target, model, num_samples=size(5000, 1000)).value
+        kl = ebm.evaluation.grid_kl_divergence(model, target, log_normalizer=log_z, **box).value
+        fisher = ebm.evaluation.fisher_divergence(model, target, num_samples=size(5000, 1000)).value
         p = ebm.EnergyDistribution(model, log_normalizer=log_z)
         runs[data_name, method] = {"p": p, "model": model, "kl": kl, "fisher": fisher, "seconds": seconds}
         print(f"  {method:20s} KL {kl:8.4f}   Fisher divergence {fisher:8.4f}   {seconds:5.1f} s")

@@ -99,7 +99,7 @@ print({name: round(values[-1], 3) for name, values in history.items()})
 p = ebm.EnergyDistribution(model)
 log_z = ebm.evaluation.annealed_importance_sampling(p, num_temperatures=size(300, 40), num_chains=500, seed=1)
 held_out = ebm.evaluation.log_likelihood(p, x_test, log_z)
-kl = ebm.evaluation.kl_divergence(law, p, log_z, size(50_000, 10_000))
+kl = ebm.evaluation.kl_divergence(p, law, log_z, size(50_000, 10_000))
 best = float(np.mean(law.log_prob(x_test)))
 gaussian_fit = ebm.fit_base(x)
 base_likelihood = float(np.mean(gaussian_fit.log_prob(x_test)))
@@ -263,8 +263,8 @@ others = {
 }
 digit_auroc = {}
 for name, images in others.items():
-    for score in ("log_prob", "gradient"):
-        digit_auroc[name, score] = ebm.evaluation.ood_auroc(digit_model, test, images, score)
+    for kind in ("log_prob", "gradient"):
+        digit_auroc[name, kind] = ebm.evaluation.ood_auroc(digit_model, test, images, kind)
     by_base = ebm.evaluation.ood_auroc(digit_model.base, test, images)
     print(
         f"{name:16s} AUROC by −E {digit_auroc[name, 'log_prob'].value:.3f}, by −‖∇E‖ "

@@ -94,11 +94,11 @@ def test_kl_and_total_variation_in_closed_form(log_normalizer):
     """KL = a²/2 and TV = erf(a/√8) for a shift by a; KL = log s² + 1/s² − 1 for a scale s, in two dimensions."""
     p, box = diagonal_normal(2), ([-9.0, -9.0], [9.0, 9.0], 300, log_normalizer)
     for a in (0.0, 0.3, 1.0):
-        kl, tv = grid_kl_divergence(p, shifted(a), *box), grid_total_variation(p, shifted(a), *box)
+        kl, tv = grid_kl_divergence(shifted(a), p, *box), grid_total_variation(shifted(a), p, *box)
         assert kl.value == pytest.approx(a**2 / 2, abs=1e-6)
         assert tv.value == pytest.approx(math.erf(a / math.sqrt(8)), abs=1e-3)
         assert abs(tv.value - math.erf(a / math.sqrt(8))) <= tv.standard_error + 1e-9
-    wide = grid_kl_divergence(p, shifted(0.0, 1.3), *box)
+    wide = grid_kl_divergence(shifted(0.0, 1.3), p, *box)
     assert wide.value == pytest.approx(2 * math.log(1.3) + 1 / 1.3**2 - 1, abs=1e-4)
 
 
@@ -110,14 +110,14 @@ def test_mass_far_outside_the_data_is_seen():
         tfd.MultivariateNormalDiag(np.array([[0.0, 0.0], [8.0, 8.0]]), np.full([2, 2], 0.5)),
     )
     wide = ([-4.0, -4.0], [12.0, 12.0], 300)
-    assert grid_kl_divergence(p, hidden, *wide).value == pytest.approx(math.log(2), abs=1e-4)
-    assert grid_total_variation(p, hidden, *wide).value == pytest.approx(0.5, abs=1e-4)
-    assert grid_kl_divergence(p, hidden, [-4.0, -4.0], [4.0, 4.0], 300).value < 1e-3
+    assert grid_kl_divergence(hidden, p, *wide).value == pytest.approx(math.log(2), abs=1e-4)
+    assert grid_total_variation(hidden, p, *wide).value == pytest.approx(0.5, abs=1e-4)
+    assert grid_kl_divergence(hidden, p, [-4.0, -4.0], [4.0, 4.0], 300).value < 1e-3
 
 
 def test_a_target_beyond_the_grid_warns():
-    with pytest.warns(UserWarning, match="of the target's mass"):
-        grid_total_variation(diagonal_normal(2, 3.0), shifted(0.0), [-4.0, -4.0], [4.0, 4.0], 100)
+    with pytest.warns(UserWarning, match="of the reference's mass"):
+        grid_total_variation(shifted(0.0), diagonal_normal(2, 3.0), [-4.0, -4.0], [4.0, 4.0], 100)
 
 
 @pytest.mark.parametrize(
@@ -139,32 +139,32 @@ def test_bad_arguments(arguments, words):
         grid_log_normalizer(*arguments)
 
 
-def test_what_is_no_energy_or_target():
+def test_what_is_no_energy_or_reference():
     with pytest.raises(TypeError, match="`energy_fn`"):
         grid_log_normalizer(3, -1.0, 1.0)
-    with pytest.raises(TypeError, match="`target`"):
-        grid_kl_divergence(lambda x: x, diagonal_normal(2), -1.0, 1.0)
+    with pytest.raises(TypeError, match="`reference`"):
+        grid_kl_divergence(diagonal_normal(2), lambda x: x, -1.0, 1.0)
 
 
 @pytest.mark.parametrize("measure", [grid_kl_divergence, grid_total_variation])
-def test_a_target_of_another_shape_than_the_grid_is_refused(measure):
+def test_a_reference_of_another_shape_than_the_grid_is_refused(measure):
     """A callable energy takes any x, and a target of three coordinates would be seen along its diagonal."""
     energy = lambda x: 0.5 * tf.reduce_sum(x**2, -1)  # noqa: E731
     gaussian = lambda size: tfd.MultivariateNormalDiag(tf.zeros(size), tf.ones(size))  # noqa: E731
     with pytest.raises(ValueError, match=r"events of shape \[1\] or \[2\], got \[3\]"):
-        measure(gaussian(3), energy, -9, 9)
-    with pytest.raises(ValueError, match=r"must have the target's event shape \(2,\), got \(1,\)"):
-        measure(gaussian(2), gaussian(1), -9, 9)
-    with pytest.raises(ValueError, match="`target` must be over vectors or arrays"):
-        measure(tfd.Normal(0.0, 1.0), energy, -9, 9)
-    with pytest.raises(ValueError, match="`target` must have an exact log_prob, got one that knows no log Z"):
-        measure(ebm.EnergyDistribution(ebm.EnergyModel(ebm.networks.mlp([2], [4]))), energy, -9, 9)
-    assert measure(gaussian(2), energy, -9, 9).value == pytest.approx(0.0, abs=1e-6)
+        measure(energy, gaussian(3), -9, 9)
+    with pytest.raises(ValueError, match=r"must have the reference's event shape \(2,\), got \(1,\)"):
+        measure(gaussian(1), gaussian(2), -9, 9)
+    with pytest.raises(ValueError, match="`reference` must be over vectors or arrays"):
+        measure(energy, tfd.Normal(0.0, 1.0), -9, 9)
+    with pytest.raises(ValueError, match="`reference` must have an exact log_prob, got one whose log Z is not known"):
+        measure(energy, ebm.EnergyDistribution(ebm.EnergyModel(ebm.networks.mlp([2], [4]))), -9, 9)
+    assert measure(energy, gaussian(2), -9, 9).value == pytest.approx(0.0, abs=1e-6)
 
 
 def test_where_a_narrow_target_underflows_a_model_without_density_costs_nothing():
     narrow = tfd.MultivariateNormalDiag([0.0], [0.1])
     energy = lambda x: tf.where(tf.abs(x[:, 0]) < 5.0, 50.0 * x[:, 0] ** 2, np.inf)  # noqa: E731
-    assert grid_kl_divergence(narrow, energy, -6, 6).value == pytest.approx(0.0, abs=1e-6)
+    assert grid_kl_divergence(energy, narrow, -6, 6).value == pytest.approx(0.0, abs=1e-6)
     wide = tfd.MultivariateNormalDiag([0.0], [2.0])
-    assert grid_kl_divergence(wide, energy, -6, 6, log_normalizer=0.0).value == np.inf
+    assert grid_kl_divergence(energy, wide, -6, 6, log_normalizer=0.0).value == np.inf

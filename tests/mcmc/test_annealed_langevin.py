@@ -158,7 +158,8 @@ def test_models_run_in_standardised_units():
     np.testing.assert_allclose(units.to_z(result.states), plain.states, rtol=1e-4, atol=1e-4)
     for states, log_prob, sigma in zip(result.states, result.unnormalized_log_prob, (1.0, 0.5), strict=True):
         np.testing.assert_allclose(log_prob, model.unnormalized_log_prob(states, sigma), rtol=1e-4)
-    assert not np.allclose(annealed_langevin(model.energy_function, x[:4], **options).states, result.states, atol=0.1)
+    bare = annealed_langevin(lambda z, s: -model.energy_function(z, s), x[:4], **options)
+    assert not np.allclose(bare.states, result.states, atol=0.1)
     model.network.factors.assign([0.1, 1.0])  # new weights are seen without a new trace
     assert not np.allclose(annealed_langevin(model, x[:4], **options).states, result.states)
 
@@ -224,7 +225,7 @@ BAD = {
     "jit": ({"jit_compile": "yes"}, ValueError, "`jit_compile` must be True, False or 'auto'"),
     "state": ({"initial_state": tf.ones([2, 2], tf.int32)}, TypeError, "`initial_state` must be floating-point"),
     "empty": ({"initial_state": tf.ones([0, 2])}, ValueError, "`initial_state` must hold at least one chain"),
-    "target": ({"target_log_prob_fn": 3.0}, TypeError, "`target_log_prob_fn` must be callable"),
+    "target": ({"target_log_prob_fn": 3.0}, TypeError, "`target_log_prob_fn` must be a callable"),
     "ordinary": (
         {"target_log_prob_fn": ebm.EnergyModel(Quadratic(), event_shape=(2,))},
         ValueError,

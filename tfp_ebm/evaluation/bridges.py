@@ -15,7 +15,6 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -141,14 +140,16 @@ def _log_ratio(
         tape.watch(states)
         value = tf.convert_to_tensor(resolve()(states))
     if value.dtype != states.dtype:
-        raise TypeError(f"`target` must return values of the base's dtype {states.dtype.name}, got {value.dtype.name}.")
+        raise TypeError(
+            f"`energy_fn` must return values of the base's dtype {states.dtype.name}, got {value.dtype.name}."
+        )
     if value.shape != states.shape[:1]:
         raise ValueError(
-            f"`target` must return one number per state, shape {tuple(states.shape[:1])}, for states of shape "
+            f"`energy_fn` must return one number per state, shape {tuple(states.shape[:1])}, for states of shape "
             f"{tuple(states.shape)}, got {tuple(value.shape)}."
         )
     if needs_gradient and tape.gradient(value, states) is None:
-        raise ValueError("`target` must be differentiable for this kernel; RandomWalk needs no gradient.")
+        raise ValueError("`energy_fn` must be differentiable for this kernel; RandomWalk needs no gradient.")
     return _difference(value, base_log_prob(states))
 
 
@@ -210,38 +211,35 @@ def _make_moves(
     return tuple(after), notes.stack()
 
 
-def make_bridge(target: Any, base: Any) -> Bridge:
-    """Makes the bridge to a model, a distribution or a callable.
+def make_bridge(energy_fn: Any, base: Any) -> Bridge:
+    """Makes the bridge from a base to exp(−E); chains of a model run in its standardised coordinates.
 
-    The chains of a standardised model run in standardised units.
+    Args:
+      energy_fn: as for `densities.energy_of`.
+      base: a distribution; None for that of the model.
 
     Raises:
-      TypeError: if `target` is none of these, or `base` is no distribution or has another dtype.
-      ValueError: if there is no base, or it is not over states of the target.
+      TypeError: if `energy_fn` is no energy, or `base` no distribution, or of another dtype.
+      ValueError: if there is no base, or it is not over states of the energy.
     """
-    if isinstance(target, EnergyModel):
-        target = EnergyDistribution(target)
-    if base is None and isinstance(target, EnergyDistribution):
-        base = target.base
+    energy = EnergyDistribution(energy_fn) if isinstance(energy_fn, EnergyModel) else energy_fn
+    if base is None and isinstance(energy, EnergyDistribution):
+        base = energy.base
     if base is None:
-        raise ValueError("`base` must be given: the target has no base distribution of its own to start from.")
-    if not isinstance(target, tfp.distributions.Distribution):
-        if not callable(target):
-            raise TypeError(f"`target` must be a model, a distribution or a callable log density, got {target!r}.")
+        raise ValueError("`base` must be given: the energy has no base distribution of its own to start from.")
+    if not isinstance(energy, tfp.distributions.Distribution):
+        densities.energy_of(energy)  # the checks
         check_base("base", base)
-        if isinstance(target, keras.layers.Layer):  # an energy, as in all of this package
-            energy_of = densities.energy_of(target)
-            return Bridge(lambda x: -energy_of(x), base, base.log_prob, lambda x: x)
-        return Bridge(target, base, base.log_prob, lambda x: x)
-    if tuple(target.batch_shape) != ():
-        raise ValueError(f"`target` must be one distribution, got a batch of shape {tuple(target.batch_shape)}.")
-    check_base("base", base, target.dtype, tuple(target.event_shape))
-    energy = target.parameters["energy"] if isinstance(target, EnergyDistribution) else None
-    if not isinstance(energy, EnergyModel):
-        is_energy = isinstance(target, EnergyDistribution)
-        log_density = target.negative_energy if is_energy else target.unnormalized_log_prob
+        return Bridge(densities.negated(energy), base, base.log_prob, lambda x: x)
+    if tuple(energy.batch_shape) != ():
+        raise ValueError(f"`energy_fn` must be one distribution, got a batch of shape {tuple(energy.batch_shape)}.")
+    check_base("base", base, energy.dtype, tuple(energy.event_shape))
+    inner = energy.parameters["energy"] if isinstance(energy, EnergyDistribution) else None
+    if not isinstance(inner, EnergyModel):
+        is_energy = isinstance(energy, EnergyDistribution)
+        log_density = energy.negative_energy if is_energy else energy.unnormalized_log_prob
         return Bridge(log_density, base, base.log_prob, lambda x: x)
-    function = energy.energy_function
+    function = inner.energy_function
     standardization = function.standardization
 
     def base_log_prob(z: tf.Tensor) -> tf.Tensor:

@@ -17,13 +17,15 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_ebm import arguments
 from tfp_ebm.caller import warn
 from tfp_ebm.energy.shapes import as_state
+from tfp_ebm.energy.signs import check_target
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.kernels.langevin import Langevin
-from tfp_ebm.mcmc.running.chain import check_target
+from tfp_ebm.mcmc.running.chain import value_at_start
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, check_state, find_compiled, xla_pays
 from tfp_ebm.mcmc.running.finite import count_nonfinite
 from tfp_ebm.mcmc.running.loop import iterate, run_steps, seeds_of
@@ -92,9 +94,12 @@ def annealed_langevin(
     arguments.check_jit_compile(jit_compile)
     energy_function = getattr(target_log_prob_fn, "energy_function", None)
     if energy_function is None:
-        if not callable(target_log_prob_fn):
-            raise TypeError(f"`target_log_prob_fn` must be callable, got {target_log_prob_fn!r}.")
-        target, state = target_log_prob_fn, check_state(initial_state)
+        if isinstance(target_log_prob_fn, tfp.distributions.Distribution):
+            raise TypeError(
+                "`target_log_prob_fn` must be a log density of (x, sigma), or a model whose network takes both, got a "
+                f"distribution of x alone, {target_log_prob_fn}."
+            )
+        target, state = check_target(target_log_prob_fn), check_state(initial_state)
     else:
         if not energy_function.is_conditional:
             raise ValueError("`target_log_prob_fn` must be a model of (x, sigma), got one whose network takes x alone.")
@@ -130,7 +135,7 @@ def _anneal(
         def log_prob(x: tf.Tensor) -> tf.Tensor:
             return target(x, sigma)
 
-        check_target(log_prob, recipe, state)
+        value_at_start(log_prob, recipe, state)
         kernel = recipe.build(log_prob, step_sizes[i])
         steps = (i * num_steps, (i + 1) * num_steps)  # numbered through all levels, so that no two share their noise
         state, results, _ = run_steps(lambda _: kernel, state, kernel.bootstrap_results(state), steps, seed_at)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfp_ebm.energy.signs import check_target
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running.finite import count_nonfinite
 from tfp_ebm.mcmc.running.recorders import Visit, join_stretches
@@ -126,7 +127,9 @@ def sample(
     last bit.
 
     Args:
-      target_log_prob_fn: log p up to a constant, `[*chains, *event] -> [*chains]`.
+      target_log_prob_fn: log p up to a constant, `[*chains, *event] -> [*chains]`; or a `tfd.Distribution`, by its
+        `unnormalized_log_prob`. An energy, whose sign is the opposite, is refused where it can be recognised: pass
+        `model.unnormalized_log_prob`, not the model.
       initial_state: where the chains start, floating-point `[*chains, *event]`. The rank of the target's values is the
         number of axes of chains.
       kernel: a kernel of `ebm.mcmc`, or any callable `target_log_prob_fn -> tfp.mcmc.TransitionKernel`.
@@ -145,7 +148,8 @@ def sample(
       A `Samples`.
 
     Raises:
-      TypeError: if the seed is None, or the state is not floating-point or has another dtype than the target's values.
+      TypeError: if the target is an energy, the seed is None, or the state is not floating-point or has another dtype
+        than the target's values.
       ValueError: if a count is out of range, the target's shape is not `[*chains]`, or the target has no gradient and
         the kernel needs one.
       KeyboardInterrupt: at an interrupt before the first result.
@@ -157,7 +161,7 @@ def sample(
     (TensorShape([10, 4, 2]), TensorShape([10, 4]), 0)
     """
     run = Run(
-        target_log_prob_fn,
+        check_target(target_log_prob_fn),
         initial_state,
         kernel,
         num_results=num_results,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfp_ebm.energy.signs import check_target
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running import moments as moments_of
 from tfp_ebm.mcmc.running.moments import Moments
@@ -108,7 +109,7 @@ def summarize(
     (TensorShape([2]), 40, 0)
     """
     run = Run(
-        target_log_prob_fn,
+        check_target(target_log_prob_fn),
         initial_state,
         kernel,
         num_results=num_results,

@@ -19,6 +19,7 @@ from tfp_ebm import mcmc
 from tfp_ebm.arguments import check_count, check_event_shape, check_kernel
 from tfp_ebm.caller import warn
 from tfp_ebm.energy.base import check_base
+from tfp_ebm.energy.signs import check_energy
 from tfp_ebm.mcmc.arrival import MIN_CHAINS, last_states
 from tfp_ebm.mcmc.diagnostics import MAX_RHAT
 from tfp_ebm.mcmc.running.finite import is_finite
@@ -69,8 +70,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
         and adaptive HMC, `ebm.mcmc.default_kernel(base)`.
       base: a `tfd.Distribution` over x where chains start; default: the model's.
       num_burnin_steps: kernel steps from there to a sample.
-      log_normalizer: log Z, if known: a number, a scalar tensor or a variable. Default: what the loss of an
-        `EnergyModel` has learned, if it learns it.
+      log_normalizer: log Z, if known: a number, an `Estimate` of `ebm.evaluation`, a scalar tensor or a variable.
+        Default: what the loss of an `EnergyModel` has learned, if it learns it.
       dtype: of x, for callables; default: that of `base`, else float32.
       bijector: a `tfb.Bijector` from unconstrained numbers onto the support of p, for energies that are defined on a
         part of space only. It is `experimental_default_event_space_bijector`, as variational inference needs it, and
@@ -121,6 +122,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         elif event_shape is None:
             raise ValueError("`event_shape` must be given for a callable energy.")
         else:
+            check_energy(energy, "energy")
             dtype = dtype or getattr(base, "dtype", tf.float32)
         dtype = tf.as_dtype(dtype)
         if tf.is_tensor(event_shape):
@@ -188,7 +190,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         return self._energy.log_normalizer if isinstance(self._energy, EnergyModel) else None
 
     def with_log_normalizer(self, value: Any) -> EnergyDistribution:
-        """Returns the same distribution with log Z known to be `value`, so that `log_prob` works."""
+        """Returns the same distribution with a known log Z, an `Estimate` or a number, so that `log_prob` works."""
         return self.copy(log_normalizer=value)
 
     # --- samples ---------------------------------------------------------------------------------------------------

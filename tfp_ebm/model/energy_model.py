@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm import serialization
+from tfp_ebm import __version__, serialization
 from tfp_ebm.arguments import check_event_shape, check_keras_3, check_kernel
 from tfp_ebm.derivatives import refuse_faulty_layers, score
 from tfp_ebm.energy.base import GaussianBase, check_base
@@ -40,6 +40,10 @@ from tfp_ebm.model.export import (
 )
 from tfp_ebm.model.trainer import EnergyTrainer
 from tfp_ebm.networks.conditional import FixedCondition, serialized, takes_condition
+from tfp_ebm.types import KernelLike, Seed
+
+# Of `.keras` files: 2 since the attributes that hold weights were renamed (`units` to `standardization`).
+_FORMAT_VERSION = 2
 
 Function: TypeAlias = tf.types.experimental.PolymorphicFunction
 
@@ -94,7 +98,7 @@ class EnergyModel(EnergyTrainer):
         network: keras.layers.Layer,
         base_measure: tfp.distributions.Distribution | None = None,
         event_shape: tuple[int, ...] | list[int] | None = None,
-        seed: int | tuple[int, int] = 0,
+        seed: Seed = 0,
         **kwargs: Any,
     ) -> None:
         check_keras_3("network", network)
@@ -304,8 +308,9 @@ class EnergyModel(EnergyTrainer):
     # --- files -----------------------------------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras; the base measure by our codec for TFP distributions."""
+        """Returns the arguments and the version of the format; the base measure by our codec for TFP distributions."""
         return {
+            "format_version": _FORMAT_VERSION,
             "network": serialized(self.network),
             "base_measure": serialization.encode(self.base_measure),
             "event_shape": None if self._energy_function is None else list(self.event_shape),
@@ -316,7 +321,20 @@ class EnergyModel(EnergyTrainer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> EnergyModel:
-        """Rebuilds the model from `get_config`."""
+        """Rebuilds the model from `get_config`.
+
+        Raises:
+          ValueError: if the file has another format version.
+        """
+        config = dict(config)
+        version = config.pop("format_version", 1)
+        if version != _FORMAT_VERSION:
+            raise ValueError(
+                f"this model was saved in format version {version}, but tfp_ebm {__version__} reads version "
+                f"{_FORMAT_VERSION}. Load it with the tfp_ebm that wrote it, save its network from there by "
+                "`model.network.save(...)`, and here put that into `EnergyModel(network)` and `adapt` it to the same "
+                "data; or train anew."
+            )
         network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
         base_measure = serialization.decode(config["base_measure"])
         return cls(**{**config, "network": network, "base_measure": base_measure})
@@ -338,10 +356,11 @@ class EnergyModel(EnergyTrainer):
     def export(
         self,
         filepath: str | os.PathLike[str],
-        kernel: Any = None,
-        jit_compile: bool = False,
         format: str = "tf_saved_model",
         verbose: bool = True,
+        *,
+        kernel: KernelLike | None = None,
+        jit_compile: bool = False,
         **kwargs: Any,
     ) -> None:
         """Writes a SavedModel that a process with TensorFlow alone loads.
@@ -355,12 +374,13 @@ class EnergyModel(EnergyTrainer):
 
         Args:
           filepath: the directory. If it exists it must be empty or hold a SavedModel, which is replaced in one step.
+          format: "tf_saved_model"; any other goes to Keras, which exports the energy alone.
+          verbose: whether to print one line with the directory and the endpoints.
           kernel: what `sample` runs, in standardised units; default: HMC. An adaptive kernel is adapted now, from the
             base distribution, and exported with the step size that it finds.
           jit_compile: whether `sample` is compiled by XLA, for each batch size anew.
           format: "tf_saved_model"; any other goes to Keras, which exports the energy alone. A "litert" file is loaded
             after it was written: if LiteRT's own interpreter cannot run it, it is removed again.
-          verbose: whether Keras lists the endpoints.
           **kwargs: for Keras, with other formats.
 
         Raises:
@@ -372,6 +392,8 @@ class EnergyModel(EnergyTrainer):
         if self.is_conditional:
             raise ValueError("a conditional model cannot be exported: export `model.given(condition)`.")
         if format != "tf_saved_model":
+            if kernel is not None or jit_compile:
+                raise TypeError(f"`kernel` and `jit_compile` are for format 'tf_saved_model', got format {format!r}.")
             self(tf.zeros((1, *self.event_shape), self.dtype))  # Keras exports only what was called
             with without_solves(self.energy_function):
                 super().export(filepath, format=format, verbose=verbose, **kwargs)
@@ -389,4 +411,6 @@ class EnergyModel(EnergyTrainer):
         base = self.base if self._has_base else None
         sampler = exported_sampler(energy_function, base, DEFAULT_KERNEL if kernel is None else kernel, jit_compile)
         with written_atomically(path) as temporary:
-            write_saved_model(self, {**endpoints, "sample": sampler}, temporary, verbose)
+            write_saved_model(self, {**endpoints, "sample": sampler}, temporary)
+        if verbose:
+            print(f"Saved model at {path}, with the endpoints {', '.join(endpoints)}, sample.")

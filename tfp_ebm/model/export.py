@@ -50,14 +50,13 @@ def write_saved_model(
     model: keras.Model,
     endpoints: Mapping[str, tf.types.experimental.PolymorphicFunction],
     path: str | os.PathLike[str],
-    verbose: bool,
 ) -> None:
     """Writes compiled functions of a model, by name, to the directory `path`; the first is the default signature."""
     archive = keras.export.ExportArchive()
     archive.track(model)
     for name, function in endpoints.items():
         archive.add_endpoint(name, _checks_shapes(function))
-    archive.write_out(str(path), verbose=verbose)
+    archive.write_out(str(path), verbose=False)  # its lines name a temporary directory
 
 
 def _checks_shapes(

@@ -22,6 +22,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import arguments
+from tfp_ebm.energy.signs import check_target
 from tfp_ebm.mcmc.results import find
 
 TargetLogProbFn: TypeAlias = Callable[..., tf.Tensor]
@@ -53,7 +54,7 @@ class Kernel(abc.ABC):
 
     def __call__(self, target_log_prob_fn: TargetLogProbFn) -> tfp.mcmc.TransitionKernel:
         """Builds the TFP kernel that leaves exp(target_log_prob_fn) invariant; approximately, if it is uncalibrated."""
-        return self.build(target_log_prob_fn, self.initial_step_size)
+        return self.build(check_target(target_log_prob_fn), self.initial_step_size)
 
     @property
     def initial_step_size(self) -> Any:

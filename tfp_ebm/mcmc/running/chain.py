@@ -103,7 +103,7 @@ class Chain:
     def _start(self, state: tf.Tensor, step_size: Any) -> Position:
         """Returns the position of chains that start at `state`."""
         target = self._resolve()
-        log_prob = check_target(target, self._kernel, state)
+        log_prob = value_at_start(target, self._kernel, state)
         return Position(state, build(self._kernel, target, step_size).bootstrap_results(state), log_prob)
 
     def _advance(
@@ -133,7 +133,7 @@ class Chain:
         return tf.map_fn(self._resolve(), states, fn_output_signature=states.dtype)
 
 
-def check_target(target: TargetLogProbFn, kernel: Any, state: tf.Tensor) -> tf.Tensor:
+def value_at_start(target: TargetLogProbFn, kernel: Any, state: tf.Tensor) -> tf.Tensor:
     """Returns the target's value at `state` if target, state and kernel fit together, or raises an error."""
     state = tf.identity(state)  # TFP's bijectors remember values by tensor, without their gradient
     with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -10,7 +10,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn, build
 from tfp_ebm.mcmc.results import accept_prob, find
-from tfp_ebm.mcmc.running.chain import check_target
+from tfp_ebm.mcmc.running.chain import value_at_start
 from tfp_ebm.mcmc.running.loop import run_steps, seeds_of
 from tfp_ebm.random import chain_key, fold_in
 
@@ -71,7 +71,7 @@ def last_state(
       seed: int32[2].
       num_steps: int32 scalar.
     """
-    check_target(target, kernel, state)
+    value_at_start(target, kernel, state)
     return move(build(kernel, target, step_size), state, num_steps, seed).states
 
 
