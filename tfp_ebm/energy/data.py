@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.arguments import check_data
+from tfp_ebm.arguments import check_data, is_frame
 from tfp_ebm.random import fold_in, stateless_seed
 
 
@@ -20,7 +20,7 @@ def is_array(x: Any) -> bool:
     """Whether `x` is data itself (array, tensor, data frame, nested list) and not something that yields batches."""
     if isinstance(x, tf.data.Dataset | tf.distribute.DistributedDataset | keras.utils.PyDataset):
         return False
-    return isinstance(x, list | tuple) or not (hasattr(x, "__next__") or hasattr(x, "dataset"))
+    return isinstance(x, list | tuple) or is_frame(x) or not (hasattr(x, "__next__") or hasattr(x, "dataset"))
 
 
 def row_blocks(x: Any, event_shape: tuple[int, ...] | None = None) -> Iterator[np.ndarray]:
@@ -52,7 +52,7 @@ def first_rows(x: Any, limit: int, event_shape: tuple[int, ...] | None = None) -
     """
     if is_array(x):
         whole = check_data("x", x, event_shape)
-        return whole[:limit], whole if isinstance(x, list | tuple) else x
+        return whole[:limit], whole if isinstance(x, list | tuple) or is_frame(x) else x
     batches = iter(x) if hasattr(x, "__next__") else None
     source: Any = x if batches is None else batches
     seen, taken, rows = [], [], 0
