@@ -265,9 +265,11 @@ def _is_far(value: float, others: np.ndarray) -> bool:
 
 
 def _warn_of_collinear_columns(values: np.ndarray, names: list[str], label: str) -> None:
+    largest = np.abs(values).max(axis=0)
+    values = values / np.where(largest > 0, largest, 1.0)  # squares must not overflow
     spread = values.std(axis=0)
     # what is constant, or rounded away beside its mean, is another matter
-    varying = np.flatnonzero(spread > 1e-12 * np.abs(values).max(axis=0))
+    varying = np.flatnonzero(spread > 1e-12)
     if not 1 < len(varying) <= _MAX_COLLINEAR_COLUMNS or len(values) <= len(varying):
         return
     z = (values[:, varying] - values[:, varying].mean(axis=0)) / spread[varying]
