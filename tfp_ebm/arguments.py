@@ -130,12 +130,28 @@ def check_weights(name: str, weights: Any, num_rows: int) -> np.ndarray:
     return array
 
 
+def is_frame(x: Any) -> bool:
+    """Whether `x` is a `pandas.DataFrame`, found out without importing pandas."""
+    return type(x).__module__.split(".")[0] == "pandas" and hasattr(x, "columns")
+
+
+def _numbers_of_frame(name: str, frame: Any) -> np.ndarray:
+    """The numbers of a `pandas.DataFrame` `[rows, columns]`, with NaN for what is missing."""
+    kinds = {str(column): getattr(dtype, "kind", "O") for column, dtype in frame.dtypes.items()}
+    others = [column for column, kind in kinds.items() if kind not in "biuf"]
+    if others:
+        raise TypeError(f"`{name}` must hold real numbers, but its columns {', '.join(map(repr, others))} do not.")
+    if all(isinstance(dtype, np.dtype) for dtype in frame.dtypes):
+        return frame.to_numpy()
+    return frame.to_numpy(np.float64, na_value=np.nan)
+
+
 def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None, min_rows: int = 1) -> np.ndarray:
     """Returns `x` as a numeric array `[rows, *event]` if it is whole: not empty, every number finite.
 
     Args:
       name: the argument's name, for the errors.
-      x: array-like of numbers.
+      x: array-like of numbers, or a `pandas.DataFrame` of them.
       event_shape: the shape of one row; unchecked if None, but a row must have one.
       min_rows: rows that it must have.
 
@@ -145,7 +161,7 @@ def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None, mi
         (the error says how many, and where the first one is).
     """
     try:
-        array = np.asarray(x)
+        array = _numbers_of_frame(name, x) if is_frame(x) else np.asarray(x)
     except ValueError as error:  # ragged nested lists
         raise ValueError(f"`{name}` must be a rectangular array of numbers: {error}") from error
     if array.dtype.kind not in "biuf":

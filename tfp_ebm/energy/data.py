@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.arguments import check_data, check_weights
+from tfp_ebm.arguments import check_data, check_weights, is_frame
 from tfp_ebm.random import fold_in, stateless_seed
 
 # A pass over an iterator whose end is not known stops, with a warning, after this many rows.
@@ -25,7 +25,8 @@ def is_array(x: Any) -> bool:
     """Whether `x` is data itself (array, tensor, data frame, nested list) and not something that yields batches."""
     if isinstance(x, tf.data.Dataset | tf.distribute.DistributedDataset | keras.utils.PyDataset):
         return False
-    return isinstance(x, list | tuple | Mapping) or not (hasattr(x, "__next__") or hasattr(x, "dataset"))
+    is_data = isinstance(x, list | tuple | Mapping) or is_frame(x)
+    return is_data or not (hasattr(x, "__next__") or hasattr(x, "dataset"))
 
 
 def check_kind(name: str, x: Any) -> None:
@@ -182,7 +183,7 @@ def first_rows(x: Any, limit: int, event_shape: tuple[int, ...] | None = None) -
     if is_array(x):
         check_kind("x", x)
         array = check_data("x", x, event_shape)
-        return array[:limit], array if isinstance(x, list | tuple) else x
+        return array[:limit], array if isinstance(x, list | tuple) or is_frame(x) else x
     _check_source("x", x, None)
     batches = iter(x) if hasattr(x, "__next__") else None
     source: Any = x if batches is None else batches

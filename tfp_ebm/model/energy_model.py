@@ -114,6 +114,7 @@ class EnergyModel(EnergyTrainer):
         super().__init__(dtype=state_dtype(network), **kwargs)
         self.network = network
         self.seed = seed  # checked and normalised by the setter
+        self.columns: tuple[str, ...] | None = None  # names of the coordinates, saved with the model
         # Out of TensorFlow's sight, which would track all that a distribution is made of as part of every export.
         self._given = types.SimpleNamespace(base_measure=base_measure)
         known = input_event_shape(network)
@@ -315,6 +316,7 @@ class EnergyModel(EnergyTrainer):
             "base_measure": serialization.encode(self.base_measure),
             "event_shape": None if self._energy_function is None else list(self.event_shape),
             "seed": list(self.seed),
+            "columns": None if self.columns is None else list(self.columns),
             "name": self.name,
             "trainable": self.trainable,
         }
@@ -337,7 +339,11 @@ class EnergyModel(EnergyTrainer):
             )
         network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
         base_measure = serialization.decode(config["base_measure"])
-        return cls(**{**config, "network": network, "base_measure": base_measure})
+        columns = config.get("columns")  # older files have none
+        config = {name: value for name, value in config.items() if name != "columns"}
+        model = cls(**{**config, "network": network, "base_measure": base_measure})
+        model.columns = None if columns is None else tuple(columns)
+        return model
 
     def save(self, filepath: str | os.PathLike[str], overwrite: bool = True, **kwargs: Any) -> None:
         """Keras's `save`, but atomic: an interrupted save leaves the file that was there."""
