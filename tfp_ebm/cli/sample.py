@@ -14,6 +14,7 @@ from tfp_ebm.arguments import check_count, check_positive
 from tfp_ebm.cli.messages import shows_progress
 from tfp_ebm.cli.runs import check_file, load_run, save_rows
 from tfp_ebm.datasets.loading import default_columns
+from tfp_ebm.mcmc.diagnostics import MAX_RHAT
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 
@@ -21,8 +22,6 @@ from tfp_ebm.model.energy_model import EnergyModel
 _KEPT_STATES = 50
 # Samples taken from each chain unless --num-chains is given: so far apart that they are nearly independent.
 _SAMPLES_PER_CHAIN = 4
-# Chains whose R-hat is above this have not mixed.
-_MAX_RHAT = 1.02
 _FIRST_STEPS = {"random_walk": 0.3, "langevin": 0.05}
 _KERNELS = {"mala": mcmc.MALA, "nuts": mcmc.NUTS, "random_walk": mcmc.RandomWalk}
 
@@ -58,14 +57,7 @@ def kernel_for(model: EnergyModel, options: argparse.Namespace) -> mcmc.Kernel:
     if options.kernel == "langevin":
         return mcmc.Langevin(step)
     local = mcmc.HMC(step, num_leapfrog_steps=10) if options.kernel == "hmc" else _KERNELS[options.kernel](step)
-    return mcmc.Sequential([mcmc.IndependenceMetropolis(_base_of_chains(model)), mcmc.Adaptive(local)])
-
-
-def _base_of_chains(model: EnergyModel) -> Any:
-    """The model's base in the coordinates of the chain, unless kernels of a model take a base over x themselves."""
-    if hasattr(mcmc.Kernel, "in_coordinates"):
-        return model.base
-    return model.standardization.standardized(model.base)
+    return mcmc.Sequential((mcmc.IndependenceMetropolis(model.base), mcmc.Adaptive(local)))
 
 
 def draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
@@ -88,9 +80,9 @@ def draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) -
     diagnostics = mcmc.diagnose(chains)
     ess, rhat = float(np.min(diagnostics.ess)), float(np.max(diagnostics.rhat))
     print(f"acceptance {diagnostics.acceptance_rate:.2f}, R-hat {rhat:.3f}, effective sample size {ess:.0f}")
-    if rhat > _MAX_RHAT:
+    if rhat > MAX_RHAT:
         warnings.warn(
-            f"R-hat is {rhat:.3f}, above {_MAX_RHAT}: the chains have not mixed, and the share of each mode in the "
+            f"R-hat is {rhat:.3f}, above {MAX_RHAT}: the chains have not mixed, and the share of each mode in the "
             f"samples may still be that of their starts. {_advice(options)}",
             stacklevel=2,
         )

@@ -145,13 +145,14 @@ def frame_of_array(array: np.ndarray, label: str) -> tuple[pandas.DataFrame, boo
     import pandas
 
     if array.dtype.names:
-        wide = [name for name in array.dtype.names if array.dtype[name].shape]
+        names = array.dtype.names
+        wide = [name for name in names if array.dtype[name].shape]
         if wide:
             raise ValueError(
                 f"{label}: the field {wide[0]!r} must hold one number in each row, got {array.dtype[wide[0]]}."
             )
         array = array.reshape(-1)
-        frame = pandas.DataFrame({name: array[name] for name in array.dtype.names})
+        frame = pandas.DataFrame({name: array[name] for name in names})
         return frames.checked_frame(_native(frame), label), True
     if array.ndim != 2:
         raise ValueError(

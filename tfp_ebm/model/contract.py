@@ -76,7 +76,8 @@ def checked_log_normalizer(value: Any, dtype: tf.DType) -> Any:
     if value.shape.rank not in (0, None):
         raise ValueError(
             f"`log_normalizer` must be an Estimate or a number, got shape {tuple(value.shape)}. In a joint "
-            "distribution whose other variables have batch axes, use an auto-batched one: it calls with one sample at a time."
+            "distribution whose other variables have batch axes, use an auto-batched one: it calls with one sample "
+            "at a time."
         )
     known = None if isinstance(value, tf.Variable | tfp.util.DeferredTensor) else tf.get_static_value(value)
     if known is not None and not np.isfinite(known):

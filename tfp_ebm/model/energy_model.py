@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm import __version__, serialization
+from tfp_ebm import serialization
 from tfp_ebm.arguments import check_event_shape, check_keras_3, check_kernel
 from tfp_ebm.derivatives import refuse_faulty_layers, score
 from tfp_ebm.energy.base import GaussianBase, check_base
@@ -31,19 +31,10 @@ from tfp_ebm.energy.shapes import as_state, input_event_shape, over_leading_dime
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.files import written_atomically
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
-from tfp_ebm.model.export import (
-    check_litert,
-    exported_sampler,
-    replaceable_directory,
-    without_solves,
-    write_saved_model,
-)
+from tfp_ebm.model.export import export_energy, exported_sampler, replaceable_directory, write_saved_model
 from tfp_ebm.model.trainer import EnergyTrainer
 from tfp_ebm.networks.conditional import FixedCondition, serialized, takes_condition
 from tfp_ebm.types import KernelLike, Seed
-
-# Of `.keras` files: 2 since the attributes that hold weights were renamed (`units` to `standardization`).
-_FORMAT_VERSION = 2
 
 Function: TypeAlias = tf.types.experimental.PolymorphicFunction
 
@@ -311,7 +302,7 @@ class EnergyModel(EnergyTrainer):
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments and the version of the format; the base measure by our codec for TFP distributions."""
         return {
-            "format_version": _FORMAT_VERSION,
+            "format_version": serialization.FORMAT_VERSION,
             "network": serialized(self.network),
             "base_measure": serialization.encode(self.base_measure),
             "event_shape": None if self._energy_function is None else list(self.event_shape),
@@ -329,18 +320,10 @@ class EnergyModel(EnergyTrainer):
           ValueError: if the file has another format version.
         """
         config = dict(config)
-        version = config.pop("format_version", 1)
-        if version != _FORMAT_VERSION:
-            raise ValueError(
-                f"this model was saved in format version {version}, but tfp_ebm {__version__} reads version "
-                f"{_FORMAT_VERSION}. Load it with the tfp_ebm that wrote it, save its network from there by "
-                "`model.network.save(...)`, and here put that into `EnergyModel(network)` and `adapt` it to the same "
-                "data; or train anew."
-            )
+        serialization.check_format_version(config.pop("format_version", 1))
         network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
         base_measure = serialization.decode(config["base_measure"])
-        columns = config.get("columns")  # older files have none
-        config = {name: value for name, value in config.items() if name != "columns"}
+        columns = config.pop("columns", None)
         model = cls(**{**config, "network": network, "base_measure": base_measure})
         model.columns = None if columns is None else tuple(columns)
         return model
@@ -380,13 +363,12 @@ class EnergyModel(EnergyTrainer):
 
         Args:
           filepath: the directory. If it exists it must be empty or hold a SavedModel, which is replaced in one step.
-          format: "tf_saved_model"; any other goes to Keras, which exports the energy alone.
+          format: "tf_saved_model"; any other goes to Keras, which exports the energy alone. A "litert" file is loaded
+            after it was written: if LiteRT's own interpreter cannot run it, it is removed again.
           verbose: whether to print one line with the directory and the endpoints.
           kernel: what `sample` runs, in standardised units; default: HMC. An adaptive kernel is adapted now, from the
             base distribution, and exported with the step size that it finds.
           jit_compile: whether `sample` is compiled by XLA, for each batch size anew.
-          format: "tf_saved_model"; any other goes to Keras, which exports the energy alone. A "litert" file is loaded
-            after it was written: if LiteRT's own interpreter cannot run it, it is removed again.
           **kwargs: for Keras, with other formats.
 
         Raises:
@@ -400,11 +382,8 @@ class EnergyModel(EnergyTrainer):
         if format != "tf_saved_model":
             if kernel is not None or jit_compile:
                 raise TypeError(f"`kernel` and `jit_compile` are for format 'tf_saved_model', got format {format!r}.")
-            self(tf.zeros((1, *self.event_shape), self.dtype))  # Keras exports only what was called
-            with without_solves(self.energy_function):
-                super().export(filepath, format=format, verbose=verbose, **kwargs)
-            if format == "litert":
-                check_litert(filepath)
+            export = functools.partial(super().export, filepath, format=format, verbose=verbose, **kwargs)
+            export_energy(self, export, filepath if format == "litert" else None)
             return
         if kwargs:
             raise TypeError(f"export takes no argument {', '.join(map(repr, kwargs))} with format 'tf_saved_model'.")

@@ -10,7 +10,7 @@ import contextlib
 import os
 import pathlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -82,6 +82,21 @@ def without_solves(energy_function: EnergyFunction) -> Iterator[None]:
     """Within it the energy is traced without solving linear equations, where its base measure is a Gaussian."""
     with contextlib.nullcontext() if energy_function.tilt is None else energy_function.tilt.without_solves():
         yield
+
+
+def export_energy(model: Any, export: Callable[[], None], litert_path: str | os.PathLike[str] | None) -> None:
+    """Exports the energy alone by Keras's own `export`.
+
+    Args:
+      model: the `EnergyModel`.
+      export: calls Keras's `export`.
+      litert_path: where the file is, if it is one for LiteRT.
+    """
+    model(tf.zeros((1, *model.event_shape), model.dtype))  # Keras exports only what was called
+    with without_solves(model.energy_function):
+        export()
+    if litert_path is not None:
+        check_litert(litert_path)
 
 
 def check_litert(path: str | os.PathLike[str]) -> None:
