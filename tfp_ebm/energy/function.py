@@ -45,7 +45,7 @@ class BaseTilt:
 
 @forward_laplacian_rule(BaseTilt)
 def _gaussian_tilt(tilt: BaseTilt, jet: Jet) -> Jet:
-    """½‖L⁻¹(x − μ)‖² + log det L + ½d log 2π, for the Gaussians that `fit_base` makes; others take the reverse road."""
+    """½‖L⁻¹(x − μ)‖² + log det L + ½d log 2π, for the Gaussians that `fit_base` makes; others take reverse mode."""
     base = tilt.base_measure
     if isinstance(base, tfp.distributions.TransformedDistribution) and isinstance(base.bijector, tfp.bijectors.Reshape):
         base = base.distribution
