@@ -306,7 +306,7 @@ def test_rules_can_be_added(monkeypatch):
 
 
 def test_explain():
-    assert str(explain(mlp())) == "method='auto' takes the forward road."
+    assert str(explain(mlp())) == "method='auto' takes forward mode."
     bent = explain(keras.Sequential([keras.Input((2,)), layers.Dense(3, "relu"), layers.LeakyReLU(), layers.Dense(1)]))
     assert bent.method == "forward"
     assert bent.piecewise_linear[0] == "relu"

@@ -8,7 +8,7 @@ import tensorflow_probability as tfp
 from laws import assert_same, diagonal_normal
 
 import tfp_ebm as ebm
-from tfp_ebm.losses import MaximumLikelihood
+from tfp_ebm.losses import ImprovedContrastiveDivergence, MaximumLikelihood
 from tfp_ebm.mcmc.running.steps import move, move_by_xla
 from tfp_ebm.random import fold_in, normal, stateless_seed
 
@@ -157,9 +157,8 @@ def naive(form, positive, negative, penalty):
 @pytest.mark.parametrize("penalty", [0.0, 0.3])
 def test_forms_equal_their_naive_twins(form, penalty):
     layer, x = Scale(1.3), data(7, 2)
-    loss = MaximumLikelihood(
-        ebm.mcmc.MALA(0.5), 2, ebm.mcmc.FromData(), form=form, energy_penalty=penalty, global_move=None
-    )
+    options = {"form": form, "kl_weight": 0.0, "energy_penalty": penalty, "global_move": None}
+    loss = ImprovedContrastiveDivergence(ebm.mcmc.MALA(0.5), 2, ebm.mcmc.FromData(), **options)
     output = loss(layer, x, seed=5)
     seed = fold_in(stateless_seed(5), 1)
     negatives, weights, _ = loss.negatives(layer, x, seed, training=False)
@@ -175,7 +174,8 @@ def test_forms_equal_their_naive_twins(form, penalty):
 def test_gradient_of_the_logsumexp_form_weighs_the_negatives():
     """∂/∂λ = mean ½x² − Σ wᵢ½x⁻ᵢ² with w = softmax(−E(x⁻)) held fixed."""
     layer, x = Scale(1.3), data(7)
-    loss = MaximumLikelihood(ebm.mcmc.MALA(0.5), 2, ebm.mcmc.FromData(), form="logsumexp", global_move=None)
+    options = {"form": "logsumexp", "kl_weight": 0.0, "global_move": None}
+    loss = ImprovedContrastiveDivergence(ebm.mcmc.MALA(0.5), 2, ebm.mcmc.FromData(), **options)
     (gradient,) = gradient_of(loss, layer, x, seed=5)
     seed = fold_in(stateless_seed(5), 1)
     negatives = loss.negatives(layer, x, seed, training=False)[0].numpy()[:, 0]
@@ -187,7 +187,7 @@ def test_gradient_of_the_logsumexp_form_weighs_the_negatives():
 def test_kl_term_differentiates_the_last_step_only():
     """For E = ½λx² and x' = (1 − ½ε²λ)x⁻ + εz: ∂/∂λ sg(E)(x') = λx'·(−½ε²x⁻); the entropy's by finite differences."""
     layer, x, epsilon = Scale(1.3), data(6), 0.5
-    loss = MaximumLikelihood(ebm.mcmc.MALA(epsilon), 2, ebm.mcmc.FromData(), kl_weight=1.0, global_move=None)
+    loss = ImprovedContrastiveDivergence(ebm.mcmc.MALA(epsilon), 2, ebm.mcmc.FromData(), global_move=None)
     plain = MaximumLikelihood(ebm.mcmc.MALA(epsilon), 2, ebm.mcmc.FromData(), global_move=None)
     difference = gradient_of(loss, layer, x, seed=5)[0] - gradient_of(plain, layer, x, seed=5)[0]
     seed = stateless_seed(5)
@@ -203,6 +203,15 @@ def test_kl_term_differentiates_the_last_step_only():
     truth = np.mean(1.3 * after * (-0.5 * epsilon**2 * negatives))
     truth -= (entropy(1.3 + 1e-6) - entropy(1.3 - 1e-6)) / 2e-6
     np.testing.assert_allclose(difference, truth, rtol=1e-6)
+
+
+def test_options_that_moved_are_read_from_files_of_version_0_1():
+    config = MaximumLikelihood(ebm.mcmc.MALA(0.5), 2, ebm.mcmc.FromData()).get_config()
+    assert MaximumLikelihood.from_config({**config, "form": "difference", "kl_weight": 0.0}).num_steps == 2
+    with pytest.raises(ValueError, match="`form` and `kl_weight` are of ImprovedContrastiveDivergence now"):
+        MaximumLikelihood.from_config({**config, "form": "softplus", "kl_weight": 0.0})
+    improved = ImprovedContrastiveDivergence.from_config({**config, "form": "softplus", "kl_weight": 0.5})
+    assert improved.get_config()["form"] == "softplus" and improved.kl_weight == 0.5
 
 
 def test_noise_on_the_data():
@@ -360,8 +369,9 @@ def test_fit_with_compiled_chains(as_a_whole):
     ],
 )
 def test_bad_arguments(arguments, error, message):
+    kind = ImprovedContrastiveDivergence if {"form", "kl_weight"} & set(arguments) else MaximumLikelihood
     with pytest.raises(error, match=message):
-        MaximumLikelihood(**{"kernel": ebm.mcmc.MALA(0.1), "num_steps": 1, "chains": ebm.mcmc.FromData(), **arguments})
+        kind(**{"kernel": ebm.mcmc.MALA(0.1), "num_steps": 1, "chains": ebm.mcmc.FromData(), **arguments})
 
 
 def test_a_base_that_is_missing_or_does_not_fit():

@@ -1,7 +1,7 @@
-"""The two roads behind one door: flat states, directions, terms, chunks.
+"""Dispatches each term of an energy to forward or reverse mode, for flat states, along directions, in chunks.
 
-Each term of an energy takes the forward road if it can and is not told otherwise, else the reverse road; what comes
-out, E, ∇E and second derivatives along directions, is added up.
+A term is differentiated in forward mode if it can be, unless reverse mode is requested. The results of all terms (E,
+∇E and second derivatives along directions) are added.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Problem(NamedTuple):
 
 
 def pose(energy_fn: Any, x: Any) -> Problem:
-    """The problem of an energy at states `[..., *event]`; raises if they do not fit."""
+    """Returns an energy together with its states, flattened; raises if they do not fit."""
     x = as_floating(energy_fn, x)
     energy = as_energy(energy_fn, x)
     expected = energy.event_shape
@@ -78,7 +78,7 @@ def pose(energy_fn: Any, x: Any) -> Problem:
 def _forward(
     term: Term, x: tf.Tensor, directions: tf.Tensor, per_direction: bool, training: bool
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """E, ∇E and second derivatives of a term by the forward road."""
+    """E, ∇E and second derivatives of a term in forward mode."""
 
     def energy(jet: Jet) -> Jet:
         jet = propagate(term.source, term.inward(jet), training=training)

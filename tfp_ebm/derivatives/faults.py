@@ -8,7 +8,7 @@ tests repeat the comparison for the layers named here and for their allowed neig
 the operations of TensorFlow that a network of the user's own is made of.
 
 `_FAULTS` is about Keras's classes and what inherits from them. A subclass that writes the moments out, as those of
-`tfp_ebm.networks` do, says so by an attribute, `differentiates_moments = True`.
+`tfp_ebm.networks` do, declares it by an attribute, `differentiates_moments = True`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Score, Hessian-vector products, directional second derivatives and Laplacians of an energy.
 
-Score matching (eq. 44) needs tr ∇²ₓE, sliced score matching (eqs. 53-57) vᵀ∇²ₓE v for few directions v. Two roads lead
-there. Forward (`forward_laplacian`): the network's graph is read layer by layer and K directions are carried through
-it, so that energy, score and exact Laplacian come out of one pass. Reverse (`reverse`): nested tapes, one backward
-pass for each direction, for anything differentiable. Both give the same values; `auto` takes the forward road, term by
-term, where it can.
+Score matching (eq. 44) needs tr ∇²ₓE, sliced score matching (eqs. 53-57) vᵀ∇²ₓE v for few directions v. There are two
+ways to compute them. Forward mode (`forward_laplacian`) reads the network's graph layer by layer and carries K
+directions through it, so that one pass gives energy, score and exact Laplacian. Reverse mode (`reverse`) uses nested
+tapes, one backward pass for each direction, for anything differentiable. Both give the same values; `auto` takes
+forward mode, term by term, where it can.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def directional_derivatives(
       `(E [...], slopes, bends)`; slopes and bends are `[...]`, or `[K, ...]` for K directions.
 
     Raises:
-      TypeError, ValueError: as for `hvp`; ValueError if the method is demanded in vain.
+      TypeError, ValueError: as for `hvp`; ValueError if "forward" is given and not possible.
 
     References:
       Song, Garg, Shi & Ermon, Sliced score matching, UAI 2019.
@@ -257,7 +257,7 @@ def laplacian(
       x: floating-point states `[..., *event]`.
       method: "forward" carries directions through the layers of a network, and refuses what it has no rule for;
         "reverse" takes one backward pass for each coordinate, and takes anything; "auto" goes forward where it can
-        (`explain` tells), with the same values; "hutchinson" estimates the trace by the mean of vᵀ∇²ₓE v over random
+        (`explain` shows it), with the same values; "hutchinson" estimates the trace by the mean of vᵀ∇²ₓE v over random
         signs v, without bias and with variance 2 Σ_{i≠j} (∂ᵢ∂ⱼE)² / num_probes.
       chunk_size: how many directions are carried at once, None meaning all: memory, that of parameter gradients
         included, is that of one chunk, for the price of computing each chunk twice in gradients.

@@ -167,7 +167,7 @@ def row_blocks(x: Any, event_shape: tuple[int, ...] | None = None) -> Iterator[n
         num_rows += len(block)
         if not is_bounded and num_rows >= _MAX_ROWS:
             warnings.warn(
-                f"`x` ({type(x).__name__}) does not say how long it is, and was read up to {num_rows} rows; what "
+                f"`x` ({type(x).__name__}) has no known length, and was read up to {num_rows} rows; what "
                 "follows is left out. Pass an array, or a dataset that knows its length, to use all of it.",
                 stacklevel=3,
             )
@@ -215,7 +215,7 @@ class Prepared(NamedTuple):
       x: an array, or a source of batches.
       y: labels; of no width where there are weights and no labels, since Keras drops the weights of unlabelled arrays.
       sample_weight: one number per row, or None.
-      first_rows: rows of `x`, if they were asked for; None otherwise.
+      first_rows: rows of `x`, if `limit` was given; None otherwise.
     """
 
     x: Any

@@ -78,7 +78,7 @@ def _unreshaped(base: tfp.distributions.Distribution) -> tfp.distributions.Distr
 
 @forward_laplacian_rule(BaseTilt)
 def _gaussian_tilt(tilt: BaseTilt, jet: Jet) -> Jet:
-    """½‖L⁻¹(x − μ)‖² + log det L + ½d log 2π, for the Gaussians that `fit_base` makes; others take the reverse road."""
+    """½‖L⁻¹(x − μ)‖² + log det L + ½d log 2π, for the Gaussians that `fit_base` makes; others take reverse mode."""
     base = _unreshaped(tilt.base_measure)
     if type(base) not in (tfp.distributions.MultivariateNormalTriL, tfp.distributions.MultivariateNormalDiag):
         raise no_rule(tilt, f"has a base measure, {type(base).__name__}, that is not a multivariate normal")

@@ -84,7 +84,7 @@ def _changes_with_others(function: Any, x: tf.Tensor, tolerance: float) -> bool:
     """Whether the value of the first row changes when the second one is replaced or left out."""
     first, again = (tf.cast(function(x), tf.float64).numpy() for _ in range(2))
     if not np.isfinite(first).all() or not np.array_equal(first, again):
-        return False  # nothing can be said of a function that draws noise, or has no value there
+        return False  # a function that draws noise, or has no value there, cannot be compared
     far = [tf.concat([x[:1], tf.fill(tf.shape(x[1:]), tf.constant(value, x.dtype))], 0) for value in (-5.0, 5.0)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras warns of a softmax over a single row

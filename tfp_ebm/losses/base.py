@@ -64,7 +64,7 @@ def alias(loss_class: type) -> str:
 
 
 @functools.cache
-def _arguments(loss_class: type) -> frozenset[str]:
+def _arguments(loss_class: Any) -> frozenset[str]:
     """The names of the arguments of a loss's constructor, and of those of the classes that it is derived from."""
     classes = [kind for kind in loss_class.__mro__ if issubclass(kind, Loss) and kind is not Loss]
     names = {name for kind in classes for name in inspect.signature(kind.__init__).parameters}
@@ -109,7 +109,8 @@ class Loss(keras.layers.Layer):
     metric_names: tuple[str, ...] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_") and getattr(self, "built", False) and name in _arguments(type(self)):  # type: ignore[arg-type]
+        kind: Any = type(self)
+        if not name.startswith("_") and getattr(self, "built", False) and name in _arguments(kind):
             raise AttributeError(
                 f"`{name}` of {type(self).__name__} is fixed once the loss is built: make a new loss and compile the "
                 "model with it. (A number that changes during training is to be a weight of the loss.)"

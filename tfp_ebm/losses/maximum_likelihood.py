@@ -62,7 +62,8 @@ class MaximumLikelihood(Loss):
       chains: where they start: `mcmc.FromData()`, `FromBase()` or `ReplayBuffer(capacity)`.
       global_move: what each training step begins with. "independence": an `mcmc.IndependenceMetropolis` move from the
         base; "tempered": an `mcmc.TemperedTransition`, for dimensions where a plain draw of the base is never accepted;
-        None: nothing; "auto": "independence" for chains that persist under a kernel that leaves the model's law exact.
+        None: nothing; "auto": "independence" for chains that persist under a kernel that leaves the model's
+        distribution exact.
       num_temperatures: of the tempered move.
       energy_penalty: α of α(E(x)² + E(x⁻)²), which keeps energies near 0.
       data_noise: standard deviation of the noise added to x, in standardised units. Where the kernel clamps its chains
@@ -139,9 +140,10 @@ class MaximumLikelihood(Loss):
         """See `Loss.check`; the chains need the derivative of the energy, and one replica if they keep a state."""
         super().check(energy_fn)
         self._check_replicas()
+        network = getattr(energy_fn, "network", None)
         if isinstance(energy_fn, EnergyFunction) and getattr(self.kernel, "uses_gradient", False):
             purpose = f"The kernel of {type(self).__name__}"
-            refuse_faulty_layers(energy_fn.network, purpose, training=False, order=1, inputs=input_specs(energy_fn))
+            refuse_faulty_layers(network, purpose, training=False, order=1, inputs=input_specs(energy_fn))
 
     def _check_replicas(self) -> None:
         """Raises for a state that several replicas would each change in their own way."""

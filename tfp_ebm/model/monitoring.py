@@ -3,7 +3,7 @@
 An update is applied only if the loss and its gradient are finite, on every replica. Otherwise the gradient counts as
 zero, and `fit` stops with an error that names the variables concerned. There is one exception. Under a
 `keras.optimizers.LossScaleOptimizer` (float16) the scaled gradient may overflow while the scale is being adapted: the
-optimizer skips such a step and halves its scale. That is reported only once the scale has come down to 1.
+optimizer skips such a step and halves its scale. Such steps are reported only once the scale is at 1 or below.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.energy.shapes import as_state
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.model import monitoring
-from tfp_ebm.model.layer_losses import losses_of_call, regularization
+from tfp_ebm.model.layer_losses import adds_losses, losses_of_call, regularization
 from tfp_ebm.random import fold_in, stateless_seed
 
 # What the seeds of a training step and of an evaluation are folded with, so that the two never share noise.
@@ -42,7 +42,7 @@ def _is_absent(y: Any) -> bool:
 class EnergyTrainer(keras.Model):
     """The training half of an `EnergyModel`; the other half provides energy function, standardisation and base.
 
-    It is one class in two files, because Keras wants all of a model in one class.
+    It is one class in two files, because Keras expects all of a model in one class.
     """
 
     network: keras.layers.Layer
@@ -172,6 +172,8 @@ class EnergyTrainer(keras.Model):
             self.loss.check(self.energy_function)
             if not self.loss.built:
                 self.loss.build(self.event_shape, self.dtype)
+        for training in (True, False):  # now, while no step is being traced
+            adds_losses(self.energy_function, training)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Keras's, once the optimizer has its weights: `BackupAndRestore` loads into them before the first step."""
