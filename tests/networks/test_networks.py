@@ -90,7 +90,8 @@ def test_seed_fixes_the_weights_and_none_follows_keras(build):
 
     assert equal(weights(seed=3), weights(seed=(0, 3)))
     assert not any(np.array_equal(v, w) for v, w in zip(weights(seed=3), weights(seed=4), strict=True))
-    assert not equal(weights(), weights())
+    assert not equal(weights(seed=None), weights(seed=None))
+    assert equal(weights(), weights(seed=0))  # the default is a seed too
     keras.utils.set_random_seed(5)
     first = weights()
     keras.utils.set_random_seed(5)

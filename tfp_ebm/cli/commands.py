@@ -289,7 +289,7 @@ def _draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) 
     p = EnergyDistribution(model, kernel=kernel, num_burnin_steps=options.burnin)
     thinning: dict[str, Any] = {"num_steps_between_results": _STEPS_BETWEEN, "progress": not options.quiet}
     num_chains = -(-options.num_samples // len(_SAMPLED))
-    chains = p.sample_chains(_KEPT_STATES, num_chains, options.seed, **thinning)
+    chains = p.sample_chains(_KEPT_STATES, num_chains, seed=options.seed, **thinning)
     diagnostics = mcmc.diagnose(chains)
     ess, rhat = float(np.min(diagnostics.ess)), float(np.max(diagnostics.rhat))
     print(f"acceptance {diagnostics.acceptance_rate:.2f}, R-hat {rhat:.3f}, effective sample size {ess:.0f}")

@@ -28,6 +28,7 @@ import tensorflow_probability as tfp
 from tfp_ebm import mcmc, random
 from tfp_ebm.arguments import check_choice, check_count, check_nonnegative
 from tfp_ebm.energy.base import check_base, draw
+from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.losses.base import Loss, LossOutput
 from tfp_ebm.mcmc.kernels.kernel import is_calibrated
 from tfp_ebm.mcmc.kernels.langevin import clamped
@@ -285,8 +286,7 @@ class MaximumLikelihood(Loss):
             base = energy_fn.base
         else:
             raise ValueError(f"`base` must be given to {type(self.chains).__name__} for an energy that has none.")
-        standardization = getattr(energy_fn, "standardization", None)
-        return base if standardization is None else standardization.standardized(base)
+        return Coordinates.of(energy_fn).distribution_in_chain(base)
 
     def _kl_term(self, energy_fn: Callable[..., tf.Tensor], negatives: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """sg(E)(x') − log min_j ‖x' − x⁻_j‖ with x' = x⁻ − ½ε²∇E(x⁻) + εZ, of each row."""

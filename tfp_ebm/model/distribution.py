@@ -22,6 +22,7 @@ from tfp_ebm.arguments import check_count, check_event_shape
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.shapes import as_log_normalizer, as_state, one_per_row, over_leading_dimensions
 from tfp_ebm.energy.signs import check_energy
+from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.arrival import MAX_RHAT, MIN_CHAINS, last_states
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
 from tfp_ebm.model.energy_model import EnergyModel
@@ -49,7 +50,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
         `EnergyModel` it works in standardised units, like the model's loss. Default: adaptive HMC of 10 leapfrog steps.
       base: a `tfd.Distribution` over x where chains start; default: the model's.
       num_burnin_steps: kernel steps from there to a sample.
-      log_normalizer: log Z, if known, an `Estimate` of `ebm.evaluation` or a number; default: what the loss of an `EnergyModel` has learned, if it learns it.
+      log_normalizer: log Z, if known, an `Estimate` of `ebm.evaluation` or a number; default: what the loss of an
+        `EnergyModel` has learned, if it learns it.
       dtype: of x, for callables; default: that of `base`, else float32.
       validate_args, allow_nan_stats, name: as for any TFP distribution.
 
@@ -175,6 +177,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         self,
         num_results: int,
         num_chains: int,
+        *,
         seed: Any,
         num_burnin_steps: int | None = None,
         num_steps_between_results: int = 0,
@@ -212,13 +215,12 @@ class EnergyDistribution(tfp.distributions.Distribution):
             seed=seed,
             **kwargs,
         )
-        if not isinstance(self._energy, EnergyModel):
-            return samples
-        standardization = self._energy.energy_function.standardization
-        return samples._replace(
-            states=standardization.to_x(samples.states),
-            unnormalized_log_prob=samples.unnormalized_log_prob - standardization.log_scale_sum(),
-        )
+        return self._coordinates.finish(samples)
+
+    @property
+    def _coordinates(self) -> Coordinates:
+        """Where chains run: in z for a model, in x for a callable, be it an `EnergyFunction`, whose own x is a z."""
+        return Coordinates.of(self._energy) if isinstance(self._energy, EnergyModel) else Coordinates()
 
     def _chains(
         self, num_chains: Any, seed: tf.Tensor
@@ -230,7 +232,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         if not isinstance(self._energy, EnergyModel):
             return self.unnormalized_log_prob, start, chain_seed
         function = self._energy.energy_function
-        return function.unnormalized_log_prob, function.standardization.to_z(start), chain_seed
+        return function.unnormalized_log_prob, self._coordinates.to_chain(start), chain_seed
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
         # TFP documents None as "any seed", and takes an int for a stateful one; here an int means the same bits again.
@@ -241,9 +243,9 @@ class EnergyDistribution(tfp.distributions.Distribution):
         static = tf.get_static_value(n)
         num_chains = n if static is None else int(static)
         if static is not None and static < _FEW_CHAINS:
-            return self.sample_chains(1, num_chains, seed, jit_compile=False).states[0]
+            return self.sample_chains(1, num_chains, seed=seed, jit_compile=False).states[0]
         if self._num_burnin_steps == 0 or tf.inside_function():
-            return self.sample_chains(1, num_chains, seed).states[0]
+            return self.sample_chains(1, num_chains, seed=seed).states[0]
         target, start, seed = self._chains(num_chains, seed)
         states, arrival = last_states(target, start, self._kernel, num_burnin_steps=self._num_burnin_steps, seed=seed)
         if arrival.at_least > MAX_RHAT:
@@ -253,11 +255,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
                 "that of the starts. A larger `num_burnin_steps`, or a kernel that crosses between modes, helps.",
                 stacklevel=2,
             )
-        return (
-            self._energy.energy_function.standardization.to_x(states)
-            if isinstance(self._energy, EnergyModel)
-            else states
-        )
+        return self._coordinates.from_chain(states)
 
     # --- TFP's contract --------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc
 from tfp_ebm.energy.function import EnergyFunction
+from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.running.loop import Chain
 
 # Chains and steps of the run that settles the step size of an adaptive kernel.
@@ -68,7 +69,7 @@ def exported_sampler(
       kernel: a kernel of `ebm.mcmc`, or any callable `target -> tfp.mcmc.TransitionKernel`.
       jit_compile: whether by XLA.
     """
-    standardization, dtype = energy_function.standardization, energy_function.dtype
+    coordinates, dtype = Coordinates.of(energy_function), energy_function.dtype
     settled: Any = ()
     if isinstance(kernel, mcmc.Kernel):
         settled = kernel.step
@@ -81,7 +82,7 @@ def exported_sampler(
     def sample(initial_state: tf.Tensor, seed: tf.Tensor, num_steps: tf.Tensor, step_size: Any = None) -> tf.Tensor:
         step_size = tf.nest.map_structure(tf.constant, settled) if step_size is None else step_size
         chain = Chain(lambda: energy_function.unnormalized_log_prob, kernel, num_results=1)
-        return standardization.to_x(chain.last_state(standardization.to_z(initial_state), step_size, seed, num_steps))
+        return coordinates.from_chain(chain.last_state(coordinates.to_chain(initial_state), step_size, seed, num_steps))
 
     function = tf.function(sample, jit_compile=jit_compile, autograph=False)
     arguments = (
@@ -102,7 +103,7 @@ def _adapted_step_size(
     start = base.sample(_ADAPTATION_CHAINS, seed=tf.constant([0, 0]))
     samples = mcmc.sample(
         energy_function.unnormalized_log_prob,
-        energy_function.standardization.to_z(start),
+        Coordinates.of(energy_function).to_chain(start),
         kernel,
         num_results=1,
         num_burnin_steps=_ADAPTATION_STEPS,
