@@ -36,9 +36,9 @@ def check_format_version(version: int) -> None:
     """
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"this model was saved in format version {version}, but this tfp_ebm reads version {FORMAT_VERSION}. Load it "
-            "with the tfp_ebm that wrote it, save its network from there by `model.network.save(...)`, and here put that "
-            "into `EnergyModel(network)` and `adapt` it to the same data; or train anew."
+            f"this model was saved in format version {version}, but this tfp_ebm reads version {FORMAT_VERSION}. Load "
+            "it with the tfp_ebm that wrote it, save its network from there by `model.network.save(...)`, and here put "
+            "that into `EnergyModel(network)` and `adapt` it to the same data; or train anew."
         )
 
 

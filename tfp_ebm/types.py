@@ -28,7 +28,7 @@ KernelLike: TypeAlias = Callable[[TargetLogProbFn], tfp.mcmc.TransitionKernel]
 
 
 class EnergyFn(Protocol):
-    """An energy E(x), `[batch, *event] -> [batch]`: a model, a Keras network or any callable; −E is the log density."""
+    """An energy E(x), `[batch, *event] -> [batch]`: a model, a Keras network, or any callable; −E is log p + log Z."""
 
     def __call__(self, x: Any, /) -> tf.Tensor:
         """Returns the energies of x."""

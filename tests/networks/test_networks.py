@@ -90,11 +90,12 @@ def test_seed_fixes_the_weights_and_none_follows_keras(build):
 
     assert equal(weights(seed=3), weights(seed=(0, 3)))
     assert not any(np.array_equal(v, w) for v, w in zip(weights(seed=3), weights(seed=4), strict=True))
-    assert not equal(weights(), weights())
+    assert not equal(weights(seed=None), weights(seed=None))
+    assert equal(weights(), weights(seed=0))  # the default is a seed too
     keras.utils.set_random_seed(5)
-    first = weights()
+    first = weights(seed=None)
     keras.utils.set_random_seed(5)
-    assert equal(first, weights())
+    assert equal(first, weights(seed=None))
 
 
 def test_layers_of_equal_shape_start_differently():

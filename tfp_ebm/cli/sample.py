@@ -73,7 +73,7 @@ def draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) -
     chains = p.sample_chains(
         num_kept,
         num_chains,
-        options.seed,
+        seed=options.seed,
         num_steps_between_results=options.thin - 1,
         progress=shows_progress(options),
     )

@@ -21,6 +21,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import serialization
 from tfp_ebm.energy.base import check_base, draw
+from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.evaluation import densities
 from tfp_ebm.mcmc.kernels.adaptive import log_step_size_change
 from tfp_ebm.mcmc.kernels.bridge import bridge_step
@@ -240,9 +241,8 @@ def make_bridge(energy_fn: Any, base: Any) -> Bridge:
         log_density = energy.negative_energy if is_energy else energy.unnormalized_log_prob
         return Bridge(log_density, base, base.log_prob, lambda x: x)
     function = inner.energy_function
-    standardization = function.standardization
-
-    def base_log_prob(z: tf.Tensor) -> tf.Tensor:
-        return base.log_prob(standardization.to_x(z)) + standardization.log_scale_sum()
-
-    return Bridge(function.unnormalized_log_prob, base, base_log_prob, standardization.to_z, standardization)
+    coordinates = Coordinates.of(function)
+    base_log_prob = coordinates.log_prob_in_chain(base.log_prob)
+    return Bridge(
+        function.unnormalized_log_prob, base, base_log_prob, coordinates.to_chain, coordinates.standardization
+    )

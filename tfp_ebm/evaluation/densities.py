@@ -19,12 +19,13 @@ from tfp_ebm.energy.signs import check_energy
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.random import stateless_seed
+from tfp_ebm.types import EnergyLike, Seed
 
 # Rows per evaluation: large enough for both cores, small enough for the activations of a wide network.
 BLOCK = 16_384
 
 
-def energy_of(energy_fn: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+def energy_of(energy_fn: EnergyLike) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns E as a callable `[batch, *event] -> [batch]`.
 
     Args:
@@ -56,7 +57,7 @@ def energy_of(energy_fn: Any) -> Callable[[tf.Tensor], tf.Tensor]:
     return lambda x: one_per_row(energy_fn(x), x)
 
 
-def negated(energy_fn: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+def negated(energy_fn: EnergyLike) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns −E of a network or a callable; two calls return equal callables, so that compiled loops are found again.
 
     >>> energy = lambda x: x[:, 0] ** 2
@@ -82,7 +83,7 @@ def _minus_method(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor
     return lambda owner, x: _minus(functools.partial(function, owner), x)
 
 
-def event_shape_of(energy_fn: Any) -> tuple[int, ...] | None:
+def event_shape_of(energy_fn: EnergyLike) -> tuple[int, ...] | None:
     """The shape of one x, where `energy_fn` knows it."""
     if isinstance(energy_fn, EnergyModel):
         return energy_fn.event_shape if energy_fn.built else None
@@ -91,7 +92,7 @@ def event_shape_of(energy_fn: Any) -> tuple[int, ...] | None:
     return None
 
 
-def dtype_of(energy_fn: Any, x: np.ndarray) -> Any:
+def dtype_of(energy_fn: EnergyLike, x: np.ndarray) -> Any:
     """The dtype in which the energy takes x, an array; a plain callable gets it in its own precision."""
     if isinstance(energy_fn, EnergyModel | tfp.distributions.Distribution):
         return tf.as_dtype(energy_fn.dtype).as_numpy_dtype
@@ -100,7 +101,7 @@ def dtype_of(energy_fn: Any, x: np.ndarray) -> Any:
     return x.dtype if x.dtype in (np.float32, np.float64) else np.dtype(np.float32)
 
 
-def energies(energy_fn: Any, x: Any, name: str = "x") -> np.ndarray:
+def energies(energy_fn: EnergyLike, x: Any, name: str = "x") -> np.ndarray:
     """E at rows, float64 `[rows]`.
 
     Raises:
@@ -113,7 +114,7 @@ def energies(energy_fn: Any, x: Any, name: str = "x") -> np.ndarray:
     return _in_blocks(energy_of(energy_fn), x.astype(dtype_of(energy_fn, x), copy=False))
 
 
-def scores(energy_fn: Any, x: Any, name: str = "x") -> np.ndarray:
+def scores(energy_fn: EnergyLike, x: Any, name: str = "x") -> np.ndarray:
     """−∇E at rows, float64 `[rows, coordinates]`."""
     x = check_data(name, x)
     x = x.astype(dtype_of(energy_fn, x), copy=False)
@@ -170,6 +171,6 @@ def known_log_prob(reference: tfp.distributions.Distribution, x: np.ndarray) -> 
     return _in_blocks(reference.log_prob, x.astype(tf.as_dtype(reference.dtype).as_numpy_dtype, copy=False))
 
 
-def draws(reference: tfp.distributions.Distribution, num_samples: int, seed: Any) -> np.ndarray:
+def draws(reference: tfp.distributions.Distribution, num_samples: int, seed: Seed) -> np.ndarray:
     """Returns draws `[num_samples, *event]` of a distribution, the same for the same seed."""
     return np.asarray(reference.sample(num_samples, seed=stateless_seed(seed)))

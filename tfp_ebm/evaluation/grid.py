@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_ebm.arguments import check_count
 from tfp_ebm.evaluation import densities
 from tfp_ebm.evaluation.estimate import value_and_error
-from tfp_ebm.types import Estimate
+from tfp_ebm.types import ArrayLike, EnergyLike, Estimate
 
 # A share of mass outside the box beyond which the user must hear of it; the width of a frame, as a share of the box.
 _MAX_OUTSIDE, _FRAME = 1e-3, 1 / 32
@@ -69,7 +70,9 @@ class _Grid(NamedTuple):
         return outer * ratio / (1 - ratio) / total
 
 
-def _make_grid(energy_fn: Any, low: Any, high: Any, num: Any, event_shape: tuple[int, ...] | None) -> _Grid:
+def _make_grid(
+    energy_fn: EnergyLike, low: ArrayLike, high: ArrayLike, num: Any, event_shape: tuple[int, ...] | None
+) -> _Grid:
     known = densities.event_shape_of(energy_fn)
     if event_shape is not None and known not in (None, event_shape):
         raise ValueError(f"`energy_fn` must have the reference's event shape {event_shape}, got {known}.")
@@ -105,7 +108,12 @@ class _OnGrid(NamedTuple):
 
 
 def _on_grid(
-    energy_fn: Any, low: Any, high: Any, num: Any, dtype: Any, event_shape: tuple[int, ...] | None = None
+    energy_fn: EnergyLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    num: Any,
+    dtype: Any,
+    event_shape: tuple[int, ...] | None = None,
 ) -> _OnGrid:
     grid = _make_grid(energy_fn, low, high, num, event_shape)
     try:
@@ -143,7 +151,9 @@ def _on_grid(
     return _OnGrid(grid, values, Estimate(float(np.log(whole) - lowest), float(error)))
 
 
-def grid_log_normalizer(energy_fn: Any, low: Any, high: Any, num: int = 512, dtype: Any = tf.float32) -> Estimate:
+def grid_log_normalizer(
+    energy_fn: EnergyLike, low: ArrayLike, high: ArrayLike, num: int = 512, dtype: Any = tf.float32
+) -> Estimate:
     """Returns log Z = log ∫ exp(−E(x)) dx (eq. 2) over a box, for one or two coordinates.
 
     Args:
@@ -171,17 +181,17 @@ def grid_log_normalizer(energy_fn: Any, low: Any, high: Any, num: int = 512, dty
     return _on_grid(energy_fn, low, high, num, dtype).log_normalizer
 
 
-def _model_log_prob(on_grid: _OnGrid, log_normalizer: Any) -> tuple[np.ndarray, float]:
+def _model_log_prob(on_grid: _OnGrid, log_normalizer: Estimate | float | None) -> tuple[np.ndarray, float]:
     known = on_grid.log_normalizer if log_normalizer is None else log_normalizer
     value, error = value_and_error(known)
     return -on_grid.energies - value, error
 
 
 def _compared(
-    energy_fn: Any,
-    reference: Any,
+    energy_fn: EnergyLike,
+    reference: tfp.distributions.Distribution,
     box: tuple[Any, Any, Any],
-    log_normalizer: Any,
+    log_normalizer: Estimate | float | None,
     terms: Callable[[np.ndarray, np.ndarray], np.ndarray],
     factor: float,
 ) -> tuple[Estimate, float]:
@@ -201,7 +211,12 @@ def _compared(
 
 
 def grid_kl_divergence(
-    energy_fn: Any, reference: Any, low: Any, high: Any, num: int = 512, log_normalizer: Any = None
+    energy_fn: EnergyLike,
+    reference: tfp.distributions.Distribution,
+    low: ArrayLike,
+    high: ArrayLike,
+    num: int = 512,
+    log_normalizer: Estimate | float | None = None,
 ) -> Estimate:
     """Returns KL(reference ‖ model) = ∫ p(x) (log p(x) + E(x) + log Z) dx over a box, in nats.
 
@@ -228,7 +243,12 @@ def grid_kl_divergence(
 
 
 def grid_total_variation(
-    energy_fn: Any, reference: Any, low: Any, high: Any, num: int = 512, log_normalizer: Any = None
+    energy_fn: EnergyLike,
+    reference: tfp.distributions.Distribution,
+    low: ArrayLike,
+    high: ArrayLike,
+    num: int = 512,
+    log_normalizer: Estimate | float | None = None,
 ) -> Estimate:
     """Returns the total variation ½ ∫ |p(x) − exp(−E(x))/Z| dx, the share of mass in the wrong place, from 0 to 1.
 

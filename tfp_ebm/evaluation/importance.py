@@ -28,20 +28,20 @@ from tfp_ebm.mcmc.kernels.kernel import Kernel
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.random import fold_in, stateless_seed
-from tfp_ebm.types import Estimate
+from tfp_ebm.types import ArrayLike, EnergyLike, Estimate, KernelLike, Seed
 
 # Draws of the base that tell whether the target has density wherever the base has.
 _NUM_LOOKS = 1000
 
 
 def annealed_importance_sampling(
-    energy_fn: Any,
+    energy_fn: EnergyLike,
     base: tfp.distributions.Distribution | None = None,
-    kernel: Any = None,
+    kernel: KernelLike | None = None,
     num_temperatures: int = 1000,
     num_chains: int = 64,
     schedule: Any = "sigmoid",
-    seed: Any = 0,
+    seed: Seed = 0,
     jit_compile: bool | str = "auto",
 ) -> Estimate:
     """log Z of an energy (eq. 2) by annealed importance sampling, with its standard error.
@@ -91,14 +91,14 @@ def annealed_importance_sampling(
 
 
 def reverse_annealed_importance_sampling(
-    energy_fn: Any,
-    samples: Any = None,
+    energy_fn: EnergyLike,
+    samples: ArrayLike = None,
     base: tfp.distributions.Distribution | None = None,
-    kernel: Any = None,
+    kernel: KernelLike | None = None,
     num_temperatures: int = 1000,
     num_chains: int = 64,
     schedule: Any = "sigmoid",
-    seed: Any = 0,
+    seed: Seed = 0,
     is_exact: bool = False,
     jit_compile: bool | str = "auto",
 ) -> Estimate:
@@ -163,7 +163,7 @@ def reverse_annealed_importance_sampling(
 
 
 def importance_sampling(
-    energy_fn: Any, base: tfp.distributions.Distribution | None = None, num_samples: int = 10_000, seed: Any = 0
+    energy_fn: EnergyLike, base: tfp.distributions.Distribution | None = None, num_samples: int = 10_000, seed: Seed = 0
 ) -> Estimate:
     """log Z by importance sampling, log (1/n) Σ f(xᵢ)/b(xᵢ) with xᵢ ~ b: annealing over a single temperature.
 
@@ -193,7 +193,7 @@ def _run(
     kernel: Any,
     num_temperatures: Any,
     schedule: Any,
-    seed: Any,
+    seed: Seed,
     jit_compile: bool | str,
     is_reverse: bool,
 ) -> np.ndarray:

@@ -8,18 +8,18 @@ An error of log Z shifts every term alike and does not average out, so it is add
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
+import tensorflow_probability as tfp
 
 from tfp_ebm.arguments import check_count, check_data, check_positive
 from tfp_ebm.evaluation import densities
 from tfp_ebm.evaluation.estimate import combined, mean_estimate, value_and_error
 from tfp_ebm.model.distribution import EnergyDistribution
-from tfp_ebm.types import Estimate
+from tfp_ebm.types import ArrayLike, EnergyLike, Estimate, Seed
 
 
-def log_likelihood(energy_fn: Any, x: Any, log_normalizer: Any) -> Estimate:
+def log_likelihood(energy_fn: EnergyLike, x: ArrayLike, log_normalizer: Estimate | float) -> Estimate:
     """The mean of log p(x) = −E(x) − log Z over rows, in nats, with the error of both terms.
 
     Args:
@@ -40,7 +40,9 @@ def log_likelihood(energy_fn: Any, x: Any, log_normalizer: Any) -> Estimate:
     return combined(mean_estimate(-densities.energies(energy_fn, x), "the energy"), -value, error)
 
 
-def bits_per_dimension(energy_fn: Any, x: Any, log_normalizer: Any, bin_width: float = 1.0) -> Estimate:
+def bits_per_dimension(
+    energy_fn: EnergyLike, x: ArrayLike, log_normalizer: Estimate | float, bin_width: float = 1.0
+) -> Estimate:
     """The code length of held-out data in bits per coordinate, −(mean log p(x)/d + log δ)/log 2.
 
     With bins of width δ a coordinate is told up to δ: for pixels k/256 plus uniform noise on [0, 1/256), δ = 1/256.
@@ -66,7 +68,11 @@ def bits_per_dimension(energy_fn: Any, x: Any, log_normalizer: Any, bin_width: f
 
 
 def kl_divergence(
-    energy_fn: Any, reference: Any, log_normalizer: Any, num_samples: int = 10_000, seed: Any = 0
+    energy_fn: EnergyLike,
+    reference: tfp.distributions.Distribution,
+    log_normalizer: Estimate | float,
+    num_samples: int = 10_000,
+    seed: Seed = 0,
 ) -> Estimate:
     """Returns KL(reference ‖ model) = E_p[log p(x) + E(x)] + log Z in nats, by exact draws of the reference p.
 
@@ -95,7 +101,9 @@ def kl_divergence(
     return combined(_labelled(mean_estimate(terms, "log p(x) + E(x)"), reference), value, error)
 
 
-def fisher_divergence(energy_fn: Any, reference: Any, num_samples: int = 10_000, seed: Any = 0) -> Estimate:
+def fisher_divergence(
+    energy_fn: EnergyLike, reference: tfp.distributions.Distribution, num_samples: int = 10_000, seed: Seed = 0
+) -> Estimate:
     """Returns the Fisher divergence ½ E_p‖∇ log p(x) + ∇E(x)‖², which score matching minimises (eq. 40).
 
     It needs no log Z, and has the same factor ½ as `losses.ScoreMatching`. It hardly depends on the weights of
@@ -126,6 +134,6 @@ def fisher_divergence(energy_fn: Any, reference: Any, num_samples: int = 10_000,
     return _labelled(mean_estimate(terms, "the difference of scores"), reference)
 
 
-def _labelled(estimate: Estimate, reference: Any) -> Estimate:
+def _labelled(estimate: Estimate, reference: tfp.distributions.Distribution) -> Estimate:
     """Marks an estimate as approximate where the draws are a chain's."""
     return estimate._replace(is_approximate=isinstance(reference, EnergyDistribution))

@@ -12,18 +12,16 @@ therefore added.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from tfp_ebm.arguments import check_choice, check_data
 from tfp_ebm.evaluation import densities
-from tfp_ebm.types import Estimate
+from tfp_ebm.types import ArrayLike, EnergyLike, Estimate
 
 KINDS = ("log_prob", "gradient", "class_probability")
 
 
-def ood_statistic(energy_fn: Any, x: Any, kind: str = "log_prob") -> np.ndarray:
+def ood_statistic(energy_fn: EnergyLike, x: ArrayLike, kind: str = "log_prob") -> np.ndarray:
     """Computes how much each row looks like the data, higher for more: the three statistics of Grathwohl et al. (2020).
 
       * "log_prob": −E(x), which is log p(x) up to log Z (Du & Mordatch 2019, arXiv:1903.08689).
@@ -59,7 +57,7 @@ def ood_statistic(energy_fn: Any, x: Any, kind: str = "log_prob") -> np.ndarray:
     return densities.class_probabilities(energy_fn, x).max(-1)
 
 
-def ood_auroc(energy_fn: Any, x_in: Any, x_out: Any, kind: str = "log_prob") -> Estimate:
+def ood_auroc(energy_fn: EnergyLike, x_in: ArrayLike, x_out: ArrayLike, kind: str = "log_prob") -> Estimate:
     """Computes the area under the ROC curve of separating `x_in` (higher statistics) from `x_out` by the model.
 
     Args:

@@ -31,6 +31,7 @@ from tfp_ebm.arguments import check_choice, check_count, check_jit_compile, chec
 from tfp_ebm.derivatives import refuse_faulty_layers
 from tfp_ebm.energy.base import check_base, draw
 from tfp_ebm.energy.function import EnergyFunction
+from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.losses.base import Loss, LossOutput, input_specs
 from tfp_ebm.mcmc.kernels.adaptive import log_step_size_change
 from tfp_ebm.mcmc.kernels.kernel import is_calibrated
@@ -307,8 +308,7 @@ class MaximumLikelihood(Loss):
             base = energy_fn.base
         else:
             raise ValueError(f"`base` must be given to {type(self.chains).__name__} for an energy that has none.")
-        standardization = getattr(energy_fn, "standardization", None)
-        return base if standardization is None else standardization.standardized(base)
+        return Coordinates.of(energy_fn).distribution_in_chain(base)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, for Keras."""

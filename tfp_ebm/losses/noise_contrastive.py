@@ -30,6 +30,7 @@ from tfp_ebm.arguments import check_choice, check_count, check_positive
 from tfp_ebm.energy.base import check_base, draw
 from tfp_ebm.energy.data import first_rows, row_blocks
 from tfp_ebm.energy.moments import DataMoments
+from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.losses.base import Loss, LossOutput
 from tfp_ebm.losses.noise_models import MIXTURE_ROWS, FittedNoise
 from tfp_ebm.random import fold_in
@@ -228,8 +229,7 @@ class NoiseContrastiveEstimation(Loss):
                 + (", for an energy that has no base." if self.noise is None else f": {self.noise!r} is not yet.")
             )
         check_base("noise", noise, x.dtype, tuple(x.shape[1:]))
-        standardization = getattr(energy_fn, "standardization", None)
-        return noise if standardization is None else standardization.standardized(noise)
+        return Coordinates.of(energy_fn).distribution_in_chain(noise)
 
     def _begin(self, log_ratio: tf.Tensor, num_rows: tf.Tensor) -> None:
         """Starts log Z, in the first training step that can, at the minimum of this batch's loss over log Z alone."""

@@ -23,6 +23,7 @@ from tfp_ebm import arguments
 from tfp_ebm.caller import warn
 from tfp_ebm.energy.shapes import as_state
 from tfp_ebm.energy.signs import check_target
+from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.kernels.langevin import Langevin
 from tfp_ebm.mcmc.running.chain import value_at_start
@@ -105,15 +106,10 @@ def annealed_langevin(
             raise ValueError("`target_log_prob_fn` must be a model of (x, sigma), got one whose network takes x alone.")
         target = energy_function.unnormalized_log_prob
         x = as_state(initial_state, energy_function.dtype, energy_function.event_shape, "initial_state")
-        state = check_state(energy_function.standardization.to_z(x))
+        state = check_state(Coordinates.of(energy_function).to_chain(x))
     levels = tf.constant(scales, state.dtype)
     samples = _run(target, state, levels, smallest * levels / levels[-1], num_steps, seed, jit_compile)
-    if energy_function is None:
-        return samples
-    return samples._replace(
-        states=energy_function.standardization.to_x(samples.states),
-        unnormalized_log_prob=samples.unnormalized_log_prob - energy_function.standardization.log_scale_sum(),
-    )
+    return Coordinates.of(energy_function).finish(samples)
 
 
 def _anneal(

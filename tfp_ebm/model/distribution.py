@@ -20,6 +20,7 @@ from tfp_ebm.arguments import check_count, check_event_shape, check_kernel
 from tfp_ebm.caller import warn
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.signs import check_energy
+from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.arrival import MIN_CHAINS, last_states
 from tfp_ebm.mcmc.diagnostics import MAX_RHAT
 from tfp_ebm.mcmc.running.finite import is_finite
@@ -230,6 +231,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         self,
         num_results: int,
         num_chains: int,
+        *,
         seed: Any,
         num_burnin_steps: int | None = None,
         num_steps_between_results: int = 0,
@@ -268,12 +270,15 @@ class EnergyDistribution(tfp.distributions.Distribution):
             seed=seed,
             **kwargs,
         )
-        log_normalizer = 0.0 if self._log_normalizer is None else self.log_normalizer
-        if isinstance(self._energy, EnergyModel):
-            standardization = self._energy.energy_function.standardization
-            log_normalizer += standardization.log_scale_sum()
-            samples = samples._replace(states=standardization.to_x(samples.states))
-        return samples._replace(unnormalized_log_prob=samples.unnormalized_log_prob - log_normalizer)
+        samples = self._coordinates.finish(samples)
+        if self._log_normalizer is None:
+            return samples
+        return samples._replace(unnormalized_log_prob=samples.unnormalized_log_prob - self.log_normalizer)
+
+    @property
+    def _coordinates(self) -> Coordinates:
+        """Where chains run: in z for a model, in x for a callable, be it an `EnergyFunction`, whose own x is a z."""
+        return Coordinates.of(self._energy) if isinstance(self._energy, EnergyModel) else Coordinates()
 
     def _chains(self, num_chains: Any, seed: tf.Tensor) -> tuple[Callable[..., tf.Tensor], tf.Tensor, Any, tf.Tensor]:
         """Target, starts and kernel of chains, in standardised coordinates if the energy is a model's; their seed."""
@@ -327,9 +332,9 @@ class EnergyDistribution(tfp.distributions.Distribution):
     def _last_states(self, num_chains: Any, seed: tf.Tensor) -> tf.Tensor:
         """The last states of as many chains, `[num_chains, *event]`."""
         if isinstance(num_chains, int) and num_chains < _FEW_CHAINS:
-            return self.sample_chains(1, num_chains, seed, jit_compile=False).states[0]
+            return self.sample_chains(1, num_chains, seed=seed, jit_compile=False).states[0]
         if self._num_burnin_steps == 0 or not tf.executing_eagerly():
-            return self.sample_chains(1, num_chains, seed).states[0]
+            return self.sample_chains(1, num_chains, seed=seed).states[0]
         target, start, kernel, seed = self._chains(num_chains, seed)
         states, arrival = last_states(target, start, kernel, num_burnin_steps=self._num_burnin_steps, seed=seed)
         if arrival.at_least > MAX_RHAT:
@@ -338,9 +343,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
                 "burn-in steps the chains did not forget where they were, and each mode's share of the samples may be "
                 "that of the starts. A larger `num_burnin_steps`, or a kernel that crosses between modes, helps."
             )
-        if isinstance(self._energy, EnergyModel):
-            return self._energy.energy_function.standardization.to_x(states)
-        return states
+        return self._coordinates.from_chain(states)
 
     # --- TFP's contract --------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc
 from tfp_ebm.energy.function import EnergyFunction
+from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.running.steps import last_state
 
 # Chains and steps of the run that settles the step size of an adaptive kernel.
@@ -131,10 +132,10 @@ def exported_sampler(
       kernel: a kernel of `ebm.mcmc`, or any callable `target -> tfp.mcmc.TransitionKernel`.
       jit_compile: whether by XLA.
     """
-    standardization, dtype = energy_function.standardization, energy_function.dtype
+    coordinates, dtype = Coordinates.of(energy_function), energy_function.dtype
     settled: Any = ()
     if isinstance(kernel, mcmc.Kernel):
-        kernel = kernel.in_coordinates(standardization)
+        kernel = kernel.in_coordinates(coordinates.standardization)
         settled = kernel.initial_step_size
         if kernel.is_adaptive:
             if base is not None:
@@ -147,8 +148,8 @@ def exported_sampler(
         initial_state = tf.ensure_shape(initial_state, arguments[0].shape)
         seed, num_steps = tf.ensure_shape(seed, [2]), tf.ensure_shape(num_steps, [])
         step_size = tf.nest.map_structure(tf.constant, settled) if step_size is None else step_size
-        target, z = energy_function.unnormalized_log_prob, standardization.to_z(initial_state)
-        return standardization.to_x(last_state(target, kernel, z, step_size, seed, num_steps))
+        target, z = energy_function.unnormalized_log_prob, coordinates.to_chain(initial_state)
+        return coordinates.from_chain(last_state(target, kernel, z, step_size, seed, num_steps))
 
     function = tf.function(sample, jit_compile=jit_compile, autograph=False)
     arguments = (
@@ -169,7 +170,7 @@ def _adapted_step_size(
     start = base.sample(_ADAPTATION_CHAINS, seed=tf.constant([0, 0]))
     samples = mcmc.sample(
         energy_function.unnormalized_log_prob,
-        energy_function.standardization.to_z(start),
+        Coordinates.of(energy_function).to_chain(start),
         kernel,
         num_results=1,
         num_burnin_steps=_ADAPTATION_STEPS,

@@ -23,6 +23,7 @@ import tensorflow as tf
 from tfp_ebm import losses, random
 from tfp_ebm.arguments import check_count, check_positive
 from tfp_ebm.derivatives import score
+from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.kernels.langevin import UncalibratedLangevin
 from tfp_ebm.mcmc.running.compiled import Compiled, find_compiled
 from tfp_ebm.mcmc.running.finite import is_finite
@@ -142,7 +143,7 @@ def li_chen_sommer_2019_samples(
     num_lost = num_samples - int(tf.reduce_sum(tf.cast(is_finite(z, 1), tf.int32)))
     if num_lost > 0:
         warnings.warn(f"{num_lost} of {num_samples} chains went to a NaN or an infinity.", stacklevel=2)
-    return energy_function.standardization.to_x(z)
+    return Coordinates.of(energy_function).from_chain(z)
 
 
 def _anneal(

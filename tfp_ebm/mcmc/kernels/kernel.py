@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -24,8 +24,7 @@ import tensorflow_probability as tfp
 from tfp_ebm import arguments
 from tfp_ebm.energy.signs import check_target
 from tfp_ebm.mcmc.results import find
-
-TargetLogProbFn: TypeAlias = Callable[..., tf.Tensor]
+from tfp_ebm.types import TargetLogProbFn
 
 
 class Kernel(abc.ABC):
