@@ -21,7 +21,7 @@ FLOORS = [
     {"mcmc"},
     {"losses"},
     {"model", "composition", "callbacks", "recipes"},
-    {"evaluation", "plotting", "cli", "__main__"},
+    {"evaluation", "plotting", "lesson", "cli", "__main__"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -5,7 +5,6 @@ import io
 import json
 import pathlib
 import re
-import sys
 
 import jupytext
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 TUTORIALS = ROOT / "tutorials"
-sys.path.insert(0, str(TUTORIALS))
 
 NAMES = [
     "01_energies_as_distributions",
@@ -135,7 +133,7 @@ def test_public_interface_was_enough(name):
 
 
 def test_ledger_sees_what_does_not_hold(capsys):
-    from lesson import Ledger
+    from tfp_ebm.lesson import Ledger
 
     ledger = Ledger()
     ledger.equal("log Z", 1.8379, 1.83788, 0.001)
