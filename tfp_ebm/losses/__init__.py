@@ -59,7 +59,8 @@ def _missing(loss_class: type[Loss]) -> list[str]:
     return [
         name
         for name, parameter in inspect.signature(loss_class).parameters.items()
-        if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     ]
 
 

@@ -8,6 +8,7 @@ What TFP can do with a density known up to a constant, it can do with this one: 
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,9 @@ from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.shapes import as_state, one_per_row, over_leading_dimensions
 from tfp_ebm.mcmc.arrival import MAX_RHAT, MIN_CHAINS, last_states
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
+from tfp_ebm.mcmc.running.compiled import find_compiled
 from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.networks.normalized import NormalizedEnergy
 from tfp_ebm.random import stateless_seed
 
 tfb, tfd = tfp.bijectors, tfp.distributions
@@ -32,6 +35,14 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 # Below this many chains a run is over before XLA has compiled it, and R-hat says little. TFP's joint distributions draw
 # a single sample to learn the structure of their parts, each time they are traced.
 _FEW_CHAINS = MIN_CHAINS
+
+
+def _exact_sampler(model: EnergyModel) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Returns the compiled function (number, seed) -> samples `[number, *event]` of a network that draws exactly."""
+    network, standardization = model.network, model.standardization
+    signature = [tf.TensorSpec((), tf.int32), tf.TensorSpec((2,), tf.int32)]
+    draw = functools.partial(lambda n, seed: standardization.to_x(network.draw(n, seed)))
+    return tf.function(draw, input_signature=signature, autograph=False)
 
 
 class EnergyDistribution(tfp.distributions.Distribution):
@@ -244,6 +255,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
         # to every draw, and count on each draw being another.
         derived = isinstance(seed, int) and seed.bit_length() > 64
         seed = samplers.sanitize_seed(seed) if seed is None or derived else stateless_seed(seed)
+        if self._draws_exactly:
+            return self._exact_samples(n, seed)
         static = tf.get_static_value(n)
         num_chains = n if static is None else int(static)
         if static is not None and static < _FEW_CHAINS:
@@ -264,6 +277,20 @@ class EnergyDistribution(tfp.distributions.Distribution):
             if isinstance(self._energy, EnergyModel)
             else states
         )
+
+    @property
+    def _draws_exactly(self) -> bool:
+        """Whether the energy draws samples by itself, and no kernel was asked for."""
+        is_normalized = isinstance(self._energy, EnergyModel) and isinstance(self._energy.network, NormalizedEnergy)
+        return is_normalized and self.parameters["kernel"] is None and self._energy.base_measure is None
+
+    def _exact_samples(self, n: Any, seed: tf.Tensor) -> tf.Tensor:
+        draw = find_compiled(
+            self._energy.unnormalized_log_prob,
+            "exact samples",
+            lambda resolve: _exact_sampler(resolve().__self__),
+        )
+        return draw(tf.cast(n, tf.int32), seed)
 
     # --- TFP's contract --------------------------------------------------------------------------------------------
 

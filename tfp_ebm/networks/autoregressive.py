@@ -19,6 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_ebm import random
 from tfp_ebm.arguments import check_count, check_event_shape, check_probability
@@ -307,8 +308,10 @@ def autoregressive(
 def gaussian_parts(distribution: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns probabilities, means and covariances of a Gaussian mixture or of a single multivariate normal."""
     parts = getattr(distribution, "components_distribution", distribution)
-    if not hasattr(parts, "covariance"):
-        raise TypeError(f"`proposal` must be a mixture of multivariate normals, got {distribution!r}.")
+    if not isinstance(
+        parts, tfp.distributions.MultivariateNormalLinearOperator | tfp.distributions.MultivariateNormalTriL
+    ):
+        raise TypeError(f"`proposal` must be a multivariate normal or a mixture of them, got {distribution!r}.")
     loc, covariance = np.asarray(parts.mean()), np.asarray(parts.covariance())
     if parts is distribution:
         return np.ones(1), loc.reshape(1, -1), covariance.reshape(1, *covariance.shape[-2:])

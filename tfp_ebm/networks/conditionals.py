@@ -68,9 +68,7 @@ class FreeConditionals:
         centres = np.linspace(-1.0, 1.0, number + 2)[1:-1] * 2.0 if number > 1 else np.zeros(1)
         width = -np.log(DEVIATION["logistic"] * (1.0 if number == 1 else 0.5 * number**0.5))
         log_scale = _LOG_SCALE_LIMIT * tf.tanh(log_scale / _LOG_SCALE_LIMIT) + tf.constant(width, loc.dtype)
-        return Conditionals(
-            tf.nn.log_softmax(logits), loc + tf.constant(centres, loc.dtype), log_scale, self.family
-        )
+        return Conditionals(tf.nn.log_softmax(logits), loc + tf.constant(centres, loc.dtype), log_scale, self.family)
 
 
 class MixtureConditionals(keras.layers.Layer):

@@ -67,6 +67,7 @@ class DistributionEnergy(NormalizedEnergy):
     def __init__(self, distribution: Any, **kwargs: Any) -> None:
         check_base("distribution", distribution)
         kwargs.pop("event_shape", None)
+        kwargs.setdefault("dtype", distribution.dtype.name)
         super().__init__(distribution.event_shape, **kwargs)
         self._given = types.SimpleNamespace(distribution=distribution)  # hidden from Keras's tracking
         self.built = True

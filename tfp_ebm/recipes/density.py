@@ -230,7 +230,9 @@ def fit_density(
     if not 0.0 < validation < 1.0:
         raise ValueError(f"`validation` must be a share between 0 and 1, got {validation!r}.")
     num_rows, size = rows.shape
-    seconds = 60.0 * (min(1.0, 0.15 + num_rows * size / 60_000) if minutes is None else check_positive("minutes", minutes))
+    seconds = 60.0 * (
+        min(1.0, 0.15 + num_rows * size / 60_000) if minutes is None else check_positive("minutes", minutes)
+    )
     start = time.monotonic()
     train, held_out = split_rows(rows, validation, seed)
     loc, scale, heavy = _robust_units(rows[train])
