@@ -1,4 +1,4 @@
-"""A Gaussian mixture fitted to data by scikit-learn's expectation maximisation, its size chosen by held-out likelihood."""
+"""A Gaussian mixture fitted by scikit-learn's expectation maximisation, its size chosen by held-out likelihood."""
 
 from __future__ import annotations
 

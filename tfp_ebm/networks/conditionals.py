@@ -1,6 +1,7 @@
 """Proposals q(xᵢ | x_<i) of an autoregressive energy: mixtures of logistics or normals, one for each coordinate.
 
-`MixtureConditionals` are the conditionals of a Gaussian mixture, in closed form. With u = L_c⁻¹(x − m_c) component c has
+`MixtureConditionals` are the conditionals of a Gaussian mixture, in closed form. With u = L_c⁻¹(x − m_c) component c
+has
 
     xᵢ | x_<i, c ~ N(xᵢ − Lᵢᵢ uᵢ, Lᵢᵢ²),      log weight = log π_c + Σ_{j<i} [log N(u_j) − log L_jj],
 

@@ -1,8 +1,8 @@
 """The density of a table in one call: candidates whose log Z is known, stacked by held-out likelihood.
 
-A Gaussian, a Gaussian mixture and autoregressive energies in several orders of the columns are fitted to one part of the
-rows; weights of their mixture are found by expectation maximisation on the other (stacking; Smyth & Wolpert 1999). The
-mixture is an energy with log Z = 0: its log density is exact, and so are its samples.
+A Gaussian, a Gaussian mixture and autoregressive energies in several orders of the columns are fitted to one part of
+the rows; weights of their mixture are found by expectation maximisation on the other (stacking; Smyth & Wolpert
+1999). The mixture is an energy with log Z = 0: its log density is exact, and so are its samples.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _MIN_ROWS = 10
 # A column whose range between its outer thousandths is more than this many times that of its quartiles, about 4.6 for
 # a normal, has heavy tails.
 _HEAVY_TAILS = 12.0
+# Components of a mixture whose conditionals are proposals: each needs nodes of its own.
+_MAX_PROPOSAL_COMPONENTS = 8
 # How often a training is judged on the held-out rows.
 _NUM_JUDGEMENTS = 25
 # Seconds for each number in the energy head of a training step, and for each step, on one processor core.
@@ -62,7 +64,7 @@ def settings_for_rows(num_rows: int, size: int, seconds: float, num_networks: in
     True
     """
     batch_size = 256 if num_rows >= 4000 else 128 if num_rows >= 1000 else 64
-    dropout = float(np.interp(math.log10(num_rows), [2.3, 3.0, 4.0, 5.0], [0.4, 0.3, 0.1, 0.0]))
+    dropout = float(np.interp(math.log10(num_rows), [2.3, 3.0, 4.0, 4.5], [0.4, 0.3, 0.1, 0.0]))
     decay = 10.0 ** float(np.interp(math.log10(num_rows), [2.5, 4.0], [-2.0, -4.0]))
     per_step = _SECONDS_PER_STEP + _SECONDS_PER_NUMBER * batch_size * size * 33 * 32
     affordable = int(seconds / num_networks / per_step)
@@ -109,7 +111,7 @@ def mean_energy(network: NormalizedEnergy, z: np.ndarray) -> float:
 def trained(
     network: NormalizedEnergy, z: np.ndarray, held_out: np.ndarray, settings: Settings, seed: int, deadline: float
 ) -> tuple[NormalizedEnergy, bool]:
-    """Trains a network by exact maximum likelihood; returns it at its best, and whether the clock ended the training."""
+    """Trains a network by exact maximum likelihood; returns it at its best, and whether the clock cut the training."""
     num_steps = settings.num_steps
     steps_per_epoch = num_steps // _NUM_JUDGEMENTS
     model = EnergyModel(network, seed=seed)
@@ -131,6 +133,7 @@ def trained(
         shuffled_batches(z, settings.batch_size, seed),
         epochs=_NUM_JUDGEMENTS,
         steps_per_epoch=steps_per_epoch,
+        shuffle=False,
         verbose=0,
         callbacks=[keras.callbacks.SwapEMAWeights(swap_on_epoch=True), keep, keras.callbacks.TerminateOnNaN()],
     )
@@ -224,7 +227,7 @@ def fit_density(
     columns = [str(name) for name in x.columns] if hasattr(x, "columns") else None
     rows = np.asarray(check_data("x", x, min_rows=_MIN_ROWS), np.float64)
     if rows.ndim != 2:
-        raise ValueError(f"`x` must have shape [rows, columns], got {rows.shape}.")
+        raise ValueError(f"`x` must be a table of shape [rows, columns], got {rows.shape}.")
     _check_columns(rows)
     check_count("seed", seed, minimum=0)
     if not 0.0 < validation < 1.0:
@@ -233,7 +236,6 @@ def fit_density(
     seconds = 60.0 * (
         min(1.0, 0.15 + num_rows * size / 60_000) if minutes is None else check_positive("minutes", minutes)
     )
-    start = time.monotonic()
     train, held_out = split_rows(rows, validation, seed)
     loc, scale, heavy = _robust_units(rows[train])
     with np.errstate(over="ignore"):
@@ -265,17 +267,18 @@ def fit_density(
     if mixture.mixture_distribution.probs.shape[0] > 1:
         add("gaussian_mixture", DistributionEnergy(mixture))
     is_cut = False
-    if size > 0:
-        plan = _plan(size, len(train), mixture, seed)
-        settings = settings_for_rows(len(train), size, seconds, len(plan))
-        for number, (name, options) in enumerate(plan.items()):
-            deadline = start + seconds * (number + 1) / len(plan) * 1.5 + 30.0
-            network = networks.autoregressive(
-                [size], [settings.width] * 2, dropout=settings.dropout, seed=seed + number, **options
-            )
-            network, was_cut = trained(network, y[train], y[held_out], settings, seed + number, deadline)
-            is_cut |= was_cut
-            add(name, network)
+    if mixture.mixture_distribution.probs.shape[0] > _MAX_PROPOSAL_COMPONENTS:
+        mixture = fit_gaussian_mixture(y[train], _MAX_PROPOSAL_COMPONENTS, seed=seed)
+    plan = _plan(size, len(train), mixture, seed)
+    settings = settings_for_rows(len(train), size, seconds, len(plan))
+    for number, (name, options) in enumerate(plan.items()):
+        deadline = time.monotonic() + 1.5 * seconds / len(plan) + 10.0
+        network = networks.autoregressive(
+            [size], [settings.width] * 2, dropout=settings.dropout, seed=seed + number, **options
+        )
+        network, was_cut = trained(network, y[train], y[held_out], settings, seed + number, deadline)
+        is_cut |= was_cut
+        add(name, network)
     weights = stacking_weights(np.stack(log_probs, 1))
     kept = weights > 1e-3
     weights = weights[kept] / weights[kept].sum()
@@ -298,11 +301,13 @@ def _plan(size: int, num_rows: int, mixture: Any, seed: int) -> dict[str, dict[s
     natural, other = list(range(size)), rng.permutation(size).tolist()
     if size == 1:
         return {"autoregressive": {"num_components": 1}}
-    at_mixture = {"proposal": mixture, "order": other if num_rows >= 2000 else natural}
+    number = mixture.mixture_distribution.probs.shape[0]
+    of_mixture = {"proposal": mixture, "num_nodes": (max(32, 6 * number), max(64, 24 * number))}
+    at_mixture = {**of_mixture, "order": other if num_rows >= 2000 else natural}
     if num_rows < 2000:
         return {
             "autoregressive_mixture_1": at_mixture,
-            "autoregressive_mixture_2": {"proposal": mixture, "order": other},
+            "autoregressive_mixture_2": {**of_mixture, "order": other},
             "autoregressive_1": {"order": natural},
         }
     return {
