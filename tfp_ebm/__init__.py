@@ -15,6 +15,7 @@ __all__ = [
     "derivatives",
     "evaluation",
     "fit_base",
+    "fit_density",
     "losses",
     "mcmc",
     "networks",
@@ -47,3 +48,4 @@ if not _IS_COMMAND:
     from tfp_ebm.energy.base import fit_base
     from tfp_ebm.model.distribution import EnergyDistribution
     from tfp_ebm.model.energy_model import EnergyModel
+    from tfp_ebm.recipes.density import fit_density

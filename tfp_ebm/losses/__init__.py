@@ -20,6 +20,7 @@ from tfp_ebm.losses.denoising import (
     NoiseConditionalDenoisingScoreMatching,
 )
 from tfp_ebm.losses.maximum_likelihood import MaximumLikelihood
+from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
 from tfp_ebm.losses.noise_contrastive import NoiseContrastiveEstimation
 from tfp_ebm.losses.score_matching import ScoreMatching
 from tfp_ebm.losses.sliced import SlicedScoreMatching
@@ -32,6 +33,7 @@ __all__ = [
     "LossOutput",
     "MaximumLikelihood",
     "MultiscaleDenoisingScoreMatching",
+    "NegativeLogLikelihood",
     "NoiseConditionalDenoisingScoreMatching",
     "NoiseContrastiveEstimation",
     "PersistentContrastiveDivergence",
@@ -49,6 +51,7 @@ _CLASSES: dict[str, type[Loss]] = {
         ImprovedContrastiveDivergence,
         MaximumLikelihood,
         MultiscaleDenoisingScoreMatching,
+        NegativeLogLikelihood,
         NoiseConditionalDenoisingScoreMatching,
         NoiseContrastiveEstimation,
         PersistentContrastiveDivergence,
@@ -63,7 +66,8 @@ def _missing(loss_class: type[Loss]) -> list[str]:
     return [
         name
         for name, parameter in inspect.signature(loss_class).parameters.items()
-        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     ]
 
 

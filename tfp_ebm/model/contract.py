@@ -83,3 +83,19 @@ def checked_log_normalizer(value: Any, dtype: tf.DType) -> Any:
     if known is not None and not np.isfinite(known):
         raise ValueError(f"`log_normalizer` must be finite, got {known}.")
     return value
+
+
+def with_added_axes(distribution: Any, slices: Any) -> tfp.distributions.Distribution:
+    """Returns a distribution of batch shape () with the batch axes of size 1 that `slices` adds.
+
+    Raises:
+      IndexError: for an index or a slice, since there is no axis to index.
+    """
+    slices = slices if isinstance(slices, tuple) else (slices,)
+    added = sum(item is None for item in slices)
+    if any(item is not None and item is not Ellipsis for item in slices) or len(slices) - added > 1:
+        raise IndexError(
+            f"{distribution.name} has batch shape () and cannot be sliced, got [{', '.join(map(str, slices))}]; p[..., "
+            "tf.newaxis] adds an axis, tfd.Sample(p, n) or p.sample(n) gives several."
+        )
+    return distribution if added == 0 else BroadcastEnergies(distribution, with_shape=[1] * added)

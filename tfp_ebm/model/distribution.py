@@ -2,8 +2,8 @@
 
     p(x) = exp(−E(x)) / Z        (eq. 1)
 
-Whatever TFP can do with a density that is known up to a constant, it can do with this one: any `tfp.mcmc` kernel takes
-its `unnormalized_log_prob`, and a joint distribution takes it as a prior. `log_prob` exists only once log Z is known.
+Any `tfp.mcmc` kernel takes its `unnormalized_log_prob`, and a joint distribution takes it as a prior. `log_prob` exists
+only once log Z is known.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from tfp_ebm.mcmc.arrival import MIN_CHAINS, last_states
 from tfp_ebm.mcmc.diagnostics import MAX_RHAT
 from tfp_ebm.mcmc.running.finite import is_finite
 from tfp_ebm.model.contract import (
-    BroadcastEnergies,
     UnfrozenVariables,
     check_count_or_tensor,
     checked_log_normalizer,
+    with_added_axes,
 )
 from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.model.exact_draws import draws_exactly, exact_draws
 from tfp_ebm.model.joint_draws import next_draw
 from tfp_ebm.model.negative_energy import model_of, negative_energy_of, unnormalized_log_prob
 from tfp_ebm.random import fold_in, stateless_seed
@@ -317,8 +318,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
         # TFP documents None as "any seed", and takes an int for a stateful one; here an int means the same bits again.
-        # An int beyond 64 bits is one that TFP itself derived: its auto-batched joint distributions hand the same one
-        # to every draw, and count on each draw being another.
+        # TFP's auto-batched joint distributions pass the same int beyond 64 bits for draws that must differ.
         static = tf.get_static_value(n)
         num_chains = n if static is None else int(static)
         if isinstance(seed, int) and seed.bit_length() > 64:
@@ -330,7 +330,9 @@ class EnergyDistribution(tfp.distributions.Distribution):
         return self._last_states(num_chains, tfp.random.sanitize_seed(None) if seed is None else stateless_seed(seed))
 
     def _last_states(self, num_chains: Any, seed: tf.Tensor) -> tf.Tensor:
-        """The last states of as many chains, `[num_chains, *event]`."""
+        """The last states of as many chains, `[num_chains, *event]`, or exact samples where the network draws them."""
+        if self._kernel is None and draws_exactly(self._energy):
+            return exact_draws(self._energy, num_chains, seed)
         if isinstance(num_chains, int) and num_chains < _FEW_CHAINS:
             return self.sample_chains(1, num_chains, seed=seed, jit_compile=False).states[0]
         if self._num_burnin_steps == 0 or not tf.executing_eagerly():
@@ -378,14 +380,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         Raises:
           IndexError: for an index or a slice, since there is no axis to index.
         """
-        slices = slices if isinstance(slices, tuple) else (slices,)
-        added = sum(item is None for item in slices)
-        if any(item is not None and item is not Ellipsis for item in slices) or len(slices) - added > 1:
-            raise IndexError(
-                f"{self.name} has batch shape () and cannot be sliced, got [{', '.join(map(str, slices))}]; p[..., "
-                "tf.newaxis] adds an axis, tfd.Sample(p, n) or p.sample(n) gives several."
-            )
-        return self if added == 0 else BroadcastEnergies(self, with_shape=[1] * added)
+        return with_added_axes(self, slices)
 
     def __reduce__(self) -> Any:
         # TFP's attributes hold functions and name scopes; the arguments are all there is to copy or to pickle

@@ -2,8 +2,8 @@
 
     p(x) = exp(−E(x)) / Z        (eqs. 1-2)
 
-It is a plain `keras.Model`: `fit` with every callback, `save`, `predict`, `export`. What it adds to a network are the
-units of the data, a base distribution, scores, and (in `trainer.py`) a training step for energy functions.
+It is a plain `keras.Model`: `fit` with every callback, `save`, `predict`, `export`. It adds to a network the
+standardisation of the data, a base distribution, scores, and (in `trainer.py`) a training step for energy functions.
 """
 
 from __future__ import annotations
@@ -389,8 +389,7 @@ class EnergyModel(EnergyTrainer):
             raise TypeError(f"export takes no argument {', '.join(map(repr, kwargs))} with format 'tf_saved_model'.")
         if kernel is not None:
             check_kernel(kernel)
-        path = replaceable_directory(filepath)
-        energy_function = self.energy_function
+        path, energy_function = replaceable_directory(filepath), self.energy_function
         # TensorFlow Serving looks for `serve`, and for the first endpoint.
         endpoints = {"serve": self._endpoints.energy, **vars(self._endpoints)}
         base = self.base if self._has_base else None
@@ -398,4 +397,4 @@ class EnergyModel(EnergyTrainer):
         with written_atomically(path) as temporary:
             write_saved_model(self, {**endpoints, "sample": sampler}, temporary)
         if verbose:
-            print(f"Saved model at {path}, with the endpoints {', '.join(endpoints)}, sample.")
+            print(f"Saved model at {path}, with the endpoints {', '.join([*endpoints, 'sample'])}.")

@@ -27,6 +27,7 @@ from tfp_ebm.energy.shapes import as_state
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.model import monitoring
 from tfp_ebm.model.layer_losses import adds_losses, losses_of_call, regularization
+from tfp_ebm.networks.normalized import NormalizedEnergy
 from tfp_ebm.random import fold_in, stateless_seed
 
 # What the seeds of a training step and of an evaluation are folded with, so that the two never share noise.
@@ -90,6 +91,8 @@ class EnergyTrainer(keras.Model):
     @property
     def log_normalizer(self) -> tf.Tensor | None:
         """log Z (eq. 2) as the loss has learned it, such as noise contrastive estimation; None if it is not known."""
+        if isinstance(self.network, NormalizedEnergy) and getattr(self, "base_measure", None) is None:
+            return tf.zeros([], self.dtype)
         return None if self.loss is None else self.loss.known_log_normalizer
 
     def _build_training(self) -> None:
