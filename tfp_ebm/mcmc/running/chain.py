@@ -111,7 +111,7 @@ class Chain:
     ) -> tuple[Position, Any]:
         """Runs the steps `steps[0]` to `steps[1] - 1`, and returns position and record after them."""
         target = self._resolve()
-        kernel = build(self._kernel, target, plan.step_size)
+        kernel, first_slot = build(self._kernel, target, plan.step_size), plan.slot(steps[0])
 
         def add(carried: Any, t: tf.Tensor, before: tf.Tensor, after: tf.Tensor, results: Any) -> Any:
             log_prob: Any = ()
@@ -120,7 +120,7 @@ class Chain:
                 log_prob = target(after) if log_prob is None else log_prob
             accepted = is_accepted(kernel, results, before, after, position.start_log_prob)
             visit = Visit(after, log_prob, accepted)
-            return self._recorder.add(carried, visit, plan.slot(t) - plan.slot(steps[0]), plan.is_result(t))
+            return self._recorder.add(carried, visit, plan.slot(t) - first_slot, plan.is_result(t))
 
         carried = self._recorder.begin(record, self._like(position))
         state, results, carried = run_steps(
