@@ -223,14 +223,12 @@ def test_damaged_numpy_files(tmp_path, write):
 
 
 def test_unknown_files_and_names(tmp_path, write):
-    with pytest.raises(
-        FileNotFoundError, match="`path_or_name='two_suns'` is neither a file nor a known name"
-    ) as error:
+    with pytest.raises(FileNotFoundError, match="`path_or_name='two_suns'`") as error:
         datasets.load("two_suns")
     assert all(name in str(error.value) for name in [*datasets.TOY_NAMES, "digits"])
     with pytest.raises(FileNotFoundError, match="neither a file"):
         datasets.load(tmp_path)
-    with pytest.raises(ValueError, match=r"must be a \.npy, \.npz or \.csv file, got the suffix '\.xlsx'"):
+    with pytest.raises(ValueError, match=r"\.npy, \.npz or \.csv.*'\.xlsx'"):
         datasets.load(write("1,2", "data.xlsx"))
     for bad in (3, None, np.ones([3, 2])):
         with pytest.raises(TypeError, match="`path_or_name` must be a name or a path"):
@@ -247,7 +245,7 @@ def test_options_that_would_do_nothing_are_refused(write):
             datasets.load(path, **options)
     with pytest.raises(ValueError, match=r"`delimiter` is for \.csv files"):
         datasets.load("two_moons", delimiter=",")
-    with pytest.raises(ValueError, match="`dequantize` is for whole numbers, and two_moons has a density already"):
+    with pytest.raises(ValueError, match=r"`dequantize`.*two_moons"):
         datasets.load("two_moons", dequantize=True)
 
 
@@ -267,9 +265,7 @@ def test_columns_that_float32_cannot_resolve_are_refused(write, tmp_path):
     np.save(tmp_path / "good.npy", good)  # constant columns and mixed scales pass
     np.testing.assert_allclose(datasets.load(tmp_path / "good.npy"), good, rtol=1e-7)
     bad = "a,b\n" + "\n".join(f"{value!r},{1e6 + 1e-3 * value!r}" for value in small.tolist())
-    with pytest.raises(
-        ValueError, match=r"needs more than float32's precision in 'b': its numbers, 1000000 ± 0\.00096"
-    ):
+    with pytest.raises(ValueError, match=r"float32.* in 'b'.* 1000000 ± 0\.00096"):
         datasets.load(write(bad))
     for column in (1e300 * small, np.full(100, 1e39), 1e-50 * small, 2**53 + np.arange(100)):
         np.save(tmp_path / "bad.npy", np.stack([small, column], -1))

@@ -157,7 +157,7 @@ def test_a_target_of_another_shape_than_the_grid_is_refused(measure):
         measure(gaussian(2), gaussian(1), -9, 9)
     with pytest.raises(ValueError, match="`target` must be over vectors or arrays"):
         measure(tfd.Normal(0.0, 1.0), energy, -9, 9)
-    with pytest.raises(ValueError, match="`target` must have an exact log_prob, got one that knows no log Z"):
+    with pytest.raises(ValueError, match=r"`target`.*log_prob"):
         measure(ebm.EnergyDistribution(ebm.EnergyModel(ebm.networks.mlp([2], [4]))), energy, -9, 9)
     assert measure(gaussian(2), energy, -9, 9).value == pytest.approx(0.0, abs=1e-6)
 
