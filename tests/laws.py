@@ -28,7 +28,7 @@ def quartic(x):
 
 def quadratic(precision, mean):
     """The energy ½(x − mean)ᵀ precision (x − mean), in float64."""
-    precision, mean = tf.constant(precision, tf.float64), tf.constant(mean, tf.float64)
+    precision, mean = tf.convert_to_tensor(precision, tf.float64), tf.convert_to_tensor(mean, tf.float64)
     return lambda x: 0.5 * tf.einsum("...i,ij,...j->...", x - mean, precision, x - mean)
 
 

@@ -321,7 +321,7 @@ def test_bad_arguments_are_named():
         p.log_prob(tf.zeros([5, 1]))
     with pytest.raises(ValueError, match=r"`value` must have shape"):
         p.log_prob(0.0)
-    with pytest.raises(TypeError, match="`value` must have the dtype float32 of two_moons, got float64"):
+    with pytest.raises(TypeError, match=r"`value`.*float32.*float64"):
         p.log_prob(tf.zeros([5, 2], tf.float64))
 
 

@@ -301,7 +301,7 @@ def test_rules_can_be_added(monkeypatch):
     assert explain(network).method == "forward"
     x = rng().normal(size=(4, 3))
     np.testing.assert_allclose(laplacian(network, x, "forward"), laplacian(network, x, "reverse"), rtol=1e-9)
-    with pytest.raises(TypeError, match="`targets` must be layer classes or functions, got 'silu'"):
+    with pytest.raises(TypeError, match=r"`targets`.*'silu'"):
         forward_laplacian_rule("silu")
 
 

@@ -85,8 +85,10 @@ def test_all_tutorials_are_there_and_no_other():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_is_in_step_with_its_source(name):
+    """After a change of the text alone `build.py --text` brings the notebook into step, without executing it."""
     source = (TUTORIALS / f"{name}.py").read_text(encoding="utf-8")
-    assert cells_of(notebook(name)) == cells_of_source(source)
+    is_in_step = cells_of(notebook(name)) == cells_of_source(source)
+    assert is_in_step, f"run `python tutorials/build.py --text {name[:2]}`, without --text if code has changed"
     assert cells_of(notebook(name)) != cells_of_source(source.replace("import", "import  ", 1))
 
 

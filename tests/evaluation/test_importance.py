@@ -366,9 +366,7 @@ def test_reverse_from_a_target_without_density_where_the_base_has_some():
     """No chain from the box reaches the rest of the plane: the value is −log P_base(box), and the warning says so."""
     box = tfd.Independent(tfd.Uniform([0.0, 0.0], [1.0, 1.0]), 1)
     base = tfd.MultivariateNormalDiag([0.5, 0.5], [1.0, 1.0])
-    with pytest.warns(
-        UserWarning, match=r"no density at 8[4-7]\.\d% of the base's draws.* too large by some (1\.9|2)\."
-    ):
+    with pytest.warns(UserWarning, match=r"no density at 8[4-7]\.\d%.* (1\.9|2)\."):
         log_z = reverse_annealed_importance_sampling(box, None, base, mcmc.RandomWalk(0.3), 20, 64)
     excess = -2.0 * math.log(math.erf(0.5 / math.sqrt(2.0)))
     assert abs(log_z.value - excess) < 4 * log_z.standard_error < 0.1

@@ -192,10 +192,10 @@ def test_it_trains_and_samples_two_modes():
 
 
 def test_nonfinite_chains_are_counted():
-    with pytest.warns(UserWarning, match="1 of 3 chains start at a state where"):
+    with pytest.warns(UserWarning, match="1 of 3 chains start"):
         result = annealed_langevin(blurred, [[np.nan, 0.0], [0.0, 0.0], [1.0, 0.0]], [1.0], 2, seed=0)
     assert int(result.num_nonfinite) == 1
-    with pytest.warns(UserWarning, match=r"3 of 3 chains went to a NaN or an infinity; a smaller step size"):
+    with pytest.warns(UserWarning, match="3 of 3 chains.*step size"):
         result = annealed_langevin(lambda x, s: -tf.reduce_sum(x**4, -1), tf.ones([3, 2]), [1.0], 50, 3.0, seed=0)
     assert int(result.num_nonfinite) == 3
 
@@ -207,7 +207,7 @@ def test_graph_mode_steps_in_where_xla_fails():
     run = {"sigmas": [1.0], "num_steps": 2, "seed": 0}
     with pytest.raises((tf.errors.InvalidArgumentError, tf.errors.UnimplementedError)):
         annealed_langevin(target, tf.ones([2, 2]), jit_compile=True, **run)
-    with pytest.warns(UserWarning, match="The chain runs in graph mode, because XLA failed on it"):
+    with pytest.warns(UserWarning, match="graph mode.*XLA"):
         result = annealed_langevin(target, tf.ones([2, 2]), [1.0], 2000, seed=0)
     assert result.states.shape == (1, 2, 2)
     with warnings.catch_warnings():

@@ -28,7 +28,6 @@ def state(model):
 def test_a_learning_rate_of_100_is_caught_rolled_back_and_given_up(rate):
     """Everything stays finite; the energy's spread says it. What was good is there at the end, bit for bit."""
     model = make(rate)
-    model._build_optimizer()
     before = [weight.numpy() for weight in model.weights]
     guard = ebm.callbacks.DivergenceGuard(max_rollbacks=2)
     with pytest.warns(UserWarning, match="Training diverged by step .* energy_spread is") as caught:

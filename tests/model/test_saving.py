@@ -75,7 +75,7 @@ def test_image_base_survives():
 
 def test_codec_refuses_what_it_cannot_save(tmp_path):
     model = ebm.EnergyModel(Quadratic(), base_measure=ebm.targets.two_moons())
-    with pytest.raises(TypeError, match=r"`base_measure` cannot be saved: .*not one of tfp\.distributions"):
+    with pytest.raises(TypeError, match=r"`base_measure`.*tfp\.distributions"):
         model.save(tmp_path / "model.keras")
     assert not (tmp_path / "model.keras").exists()
     with pytest.raises(TypeError, match="cannot be saved: function"):
@@ -186,7 +186,7 @@ def test_export_replaces_nothing_but_a_saved_model(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious.txt").write_text("data")
     (tmp_path / "file").write_text("data")
-    with pytest.raises(ValueError, match=r"holds something else than a SavedModel \(precious.txt\)"):
+    with pytest.raises(ValueError, match=r"SavedModel.*precious\.txt"):
         model.export(tmp_path / "mine", kernel=kernel, verbose=False)
     with pytest.raises(ValueError, match="is a file"):
         model.export(tmp_path / "file", kernel=kernel, verbose=False)

@@ -78,8 +78,8 @@ def test_constants_of_the_chains():
 
 def test_constants_of_the_optimizers():
     def rate(model, step):
-        schedule = model.optimizer._learning_rate
-        return float(schedule(step) if callable(schedule) else schedule)
+        model.optimizer.iterations.assign(step)
+        return float(model.optimizer.learning_rate)
 
     def moments(model):
         return model.optimizer.beta_1, model.optimizer.beta_2, model.optimizer.epsilon
@@ -313,7 +313,7 @@ def test_more_bad_arguments():
         recipes.li_chen_sommer_2019_samples(model, 0, seed=0)
     with pytest.raises(TypeError, match="`seed`"):
         recipes.li_chen_sommer_2019_samples(model, 2, temperatures=[1.0], seed=None)
-    with pytest.raises(TypeError, match="`model` must be an EnergyModel compiled with a Multiscale"):
+    with pytest.raises(TypeError, match=r"`model`.*Multiscale"):
         recipes.li_chen_sommer_2019_samples(recipes.jem(tiny()), 2, seed=0)
 
 
