@@ -27,6 +27,15 @@ class NormalizedEnergy(keras.Model):
 
     Args:
       event_shape: shape of one state.
+
+    >>> class StandardNormal(NormalizedEnergy):
+    ...     def call(self, x, training=False):
+    ...         return 0.5 * tf.reduce_sum(x**2, -1) + 0.5 * x.shape[1] * math.log(2.0 * math.pi)
+    ...
+    ...     def draw(self, num_samples, seed):
+    ...         return random.normal(tf.stack([num_samples, *self.event_shape]), seed)
+    >>> StandardNormal([2]).draw(3, tf.constant([0, 1])).shape
+    TensorShape([3, 2])
     """
 
     def __init__(self, event_shape: Any, **kwargs: Any) -> None:
