@@ -9,17 +9,18 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "tfp_ebm" / "__init__.py").read_text(), re.MULTILINE).group(1)
 
 ARVIZ = ["arviz>=0.17,<2"]
+TABLES = ["pyarrow>=14", "openpyxl>=3.1"]  # .parquet and .feather, .xlsx; pandas alone reads text and .json
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.5",
-    "scikit-learn>=1.4",
     "scipy>=1.11",
     "ruff>=0.6",
     "mypy>=1.11",
     "jupytext>=1.16",
     *ARVIZ,
+    *TABLES,
 ]
-TUTORIALS = ["jupytext>=1.16", "nbclient>=0.10.1", "ipykernel>=6", "scikit-learn>=1.4"]
+TUTORIALS = ["jupytext>=1.16", "nbclient>=0.10.1", "ipykernel>=6"]
 BENCH = ["torch", "torchebm", "jax", "folx", "optax", "blackjax", "numpyro"]  # ebmkit is not on the index
 
 setup(
@@ -32,16 +33,19 @@ setup(
     packages=find_packages(include=["tfp_ebm", "tfp_ebm.*"]),
     package_data={"tfp_ebm": ["py.typed"]},
     python_requires=">=3.10",
+    # An upper bound is the next release that may break what the package relies on.
     install_requires=[
-        "tensorflow>=2.18,<2.22",
-        "tensorflow-probability>=0.25,<0.26",
-        "tf-keras>=2.18,<2.22",
-        "keras>=3.6",
-        "numpy>=1.26",
-        "matplotlib>=3.8",
+        "tensorflow>=2.18,<2.22",  # TFP 0.25 is released for these, and reaches into TensorFlow's internals
+        "tensorflow-probability>=0.25,<0.26",  # kernels read the fields of TFP's nested results
+        "tf-keras>=2.18,<2.22",  # Keras 2, which TFP imports; its release is TensorFlow's
+        "keras>=3.6,<4",  # training and layer rules use a few of Keras 3's internals
+        "numpy>=1.26,<3",
+        "pandas>=2,<4",  # releases of pandas deprecate options of `read_csv`
+        "scikit-learn>=1.4,<2",
+        "matplotlib>=3.8,<4",
         "setuptools",  # TFP imports distutils, which Python 3.12 and later only has through setuptools
     ],
-    extras_require={"test": TEST, "tutorials": TUTORIALS, "bench": BENCH, "arviz": ARVIZ},
+    extras_require={"test": TEST, "tutorials": TUTORIALS, "bench": BENCH, "arviz": ARVIZ, "tables": TABLES},
     entry_points={"console_scripts": ["tfp-ebm=tfp_ebm.cli:main"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

@@ -241,9 +241,9 @@ def main():
     for seed in options.seeds:
         data = sets(seed)
         _, _, held_out, outside = data
-        for label, score, energy, seconds[label] in scored(data, options, seed):
+        for label, kind, energy, seconds[label] in scored(data, options, seed):
             for name, x_out in outside.items():
-                auroc = ebm.evaluation.ood_auroc(energy, held_out, x_out, score)
+                auroc = ebm.evaluation.ood_auroc(energy, held_out, x_out, kind)
                 results[label][name].append((auroc.value, auroc.standard_error))
             line = ", ".join(f"{name} {values[-1][0]:.3f}" for name, values in results[label].items())
             print(f"seed {seed}, {label}, {seconds[label]:.0f} s: {line}", flush=True)

@@ -3,6 +3,8 @@
 import pathlib
 import sys
 
+from tfp_ebm.backend import check_backend
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "derivatives",
     "evaluation",
     "fit_base",
+    "fit_density",
     "losses",
     "mcmc",
     "networks",
@@ -25,6 +28,8 @@ __all__ = [
 # TensorFlow takes seconds to import, so the command line parses its arguments first and then imports what it needs.
 # Whoever else imports this package gets all of it: Keras finds a saved model's classes only once imported.
 _IS_COMMAND = sys.orig_argv[1:3] == ["-m", "tfp_ebm"] or pathlib.Path(sys.argv[0]).name == "tfp-ebm"
+
+check_backend(imports_keras=not _IS_COMMAND)  # before an import fails in words of its own
 
 if not _IS_COMMAND:
     from tfp_ebm import (
@@ -43,3 +48,4 @@ if not _IS_COMMAND:
     from tfp_ebm.energy.base import fit_base
     from tfp_ebm.model.distribution import EnergyDistribution
     from tfp_ebm.model.energy_model import EnergyModel
+    from tfp_ebm.recipes.density import fit_density

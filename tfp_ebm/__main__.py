@@ -2,7 +2,7 @@
 
 import sys
 
-from tfp_ebm.cli.commands import main
+from tfp_ebm.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

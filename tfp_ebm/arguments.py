@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,32 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     return value
 
 
+def check_jit_compile(value: Any, choices: tuple[Any, ...] = (True, False, "auto")) -> bool | str:
+    """Returns `value` as a bool, or as "auto" where that is one of `choices`.
+
+    >>> check_jit_compile("auto"), check_jit_compile(1)
+    ('auto', True)
+    """
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f"`jit_compile` must be {', '.join(others)} or {last}, got {value!r}.")
+    return value if isinstance(value, str) else bool(value)
+
+
+def check_kernel(value: Any, *, hashable: bool = False) -> Any:
+    """Returns `value` if it can be a kernel, a callable `target_log_prob_fn -> tfp.mcmc.TransitionKernel`.
+
+    Args:
+      value: the argument `kernel`.
+      hashable: whether it must also have a hash, so that its compiled loop can be reused.
+    """
+    if not callable(value):
+        raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {value!r}.")
+    if hashable and not isinstance(value, Hashable):
+        raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, and have a hash, got {value!r}.")
+    return value
+
+
 def check_sigmas(name: str, values: Any) -> tuple[float, ...]:
     """Returns noise scales as a tuple of floats if they are positive and sorted, one way or the other."""
     if isinstance(values, str) or np.ndim(values) != 1 or np.size(values) == 0:
@@ -103,12 +130,28 @@ def check_weights(name: str, weights: Any, num_rows: int) -> np.ndarray:
     return array
 
 
+def is_frame(x: Any) -> bool:
+    """Whether `x` is a `pandas.DataFrame`, found out without importing pandas."""
+    return type(x).__module__.split(".")[0] == "pandas" and hasattr(x, "columns")
+
+
+def _numbers_of_frame(name: str, frame: Any) -> np.ndarray:
+    """The numbers of a `pandas.DataFrame` `[rows, columns]`, with NaN for what is missing."""
+    kinds = {str(column): getattr(dtype, "kind", "O") for column, dtype in frame.dtypes.items()}
+    others = [column for column, kind in kinds.items() if kind not in "biuf"]
+    if others:
+        raise TypeError(f"`{name}` must hold real numbers, but its columns {', '.join(map(repr, others))} do not.")
+    if all(isinstance(dtype, np.dtype) for dtype in frame.dtypes):
+        return frame.to_numpy()
+    return frame.to_numpy(np.float64, na_value=np.nan)
+
+
 def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None, min_rows: int = 1) -> np.ndarray:
     """Returns `x` as a numeric array `[rows, *event]` if it is whole: not empty, every number finite.
 
     Args:
       name: the argument's name, for the errors.
-      x: array-like of numbers.
+      x: array-like of numbers, or a `pandas.DataFrame` of them.
       event_shape: the shape of one row; unchecked if None, but a row must have one.
       min_rows: rows that it must have.
 
@@ -118,7 +161,7 @@ def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None, mi
         (the error says how many, and where the first one is).
     """
     try:
-        array = np.asarray(x)
+        array = _numbers_of_frame(name, x) if is_frame(x) else np.asarray(x)
     except ValueError as error:  # ragged nested lists
         raise ValueError(f"`{name}` must be a rectangular array of numbers: {error}") from error
     if array.dtype.kind not in "biuf":
@@ -141,3 +184,13 @@ def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None, mi
             f"the first at index {first} ({array[first]})."
         )
     return array
+
+
+def check_keras_3(name: str, value: Any) -> None:
+    """Raises TypeError if `value` is an object of tf_keras, the Keras 2 package, whose classes have the same names."""
+    for kind in type(value).__mro__ if not isinstance(value, type) else value.__mro__:
+        if kind.__module__.split(".")[0] == "tf_keras":
+            raise TypeError(
+                f"`{name}` must be an object of Keras 3 (`import keras`), got {type(value).__name__} of the package "
+                "tf_keras, which is Keras 2: make it with `keras`."
+            )

@@ -1,10 +1,9 @@
-"""Keras callbacks for what goes wrong, and what one wants to see, while an energy is trained.
+"""Keras callbacks that watch the training of an energy: one undoes divergence, the other writes samples.
 
-Training by sampled negatives is a game between the energy and its chains. It can be lost in two ways: a number stops
-being finite, or everything stays finite while the energy's scale runs away, since an energy that is steep enough traps
-its chains wherever they are. The second is seen by no test for NaN, and not by the loss, which hovers around 0 either
-way; it is seen by the standard deviation of the energy. For a Gaussian in d dimensions that is √(d/2), whatever its
-covariance.
+Training by sampled negatives can fail in two ways: a number stops being finite, or everything stays finite while the
+energy's scale grows without bound, since an energy that is steep enough traps its chains wherever they are. The second
+shows in no test for NaN, and not in the loss, which stays around 0 in either case; it shows in the standard deviation
+of the energy. For a Gaussian in d dimensions that is √(d/2), whatever its covariance.
 """
 
 from __future__ import annotations
@@ -56,12 +55,14 @@ class _ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class DivergenceGuard(keras.callbacks.Callback):
-    """Sees a training diverge, goes back to the last good state, lowers the learning rate, and gives up in the end.
+    """Detects divergence, restores the last good state, lowers the learning rate, and stops after `max_rollbacks`.
 
-    Looked at after every batch (every compiled call, with `steps_per_execution`): the loss, `energy_spread` and
+    After every batch (every compiled call, with `steps_per_execution`) it checks the loss, `energy_spread` and
     `energy_gap` where the loss reports them, and the norm of the gradient, which this callback makes the model report.
-    Keras averages them over the epoch so far. A good state is everything that the model keeps: weights, the loss's own
-    (replay buffer, step sizes), the optimizer's, the step counter. A learning-rate schedule goes on, scaled.
+    Keras averages them over the epoch so far. A good state is everything that the model keeps: its weights, those of
+    the loss (replay buffer, step sizes), of the optimizer, and the step counter. A learning-rate schedule goes on,
+    scaled. Under a `keras.optimizers.LossScaleOptimizer` (float16), gradients that overflow while the scale is adapted
+    are left to the optimizer, which skips those steps; the scale itself is not restored.
 
     Args:
       max_energy_spread: limit of the energy's standard deviation over data and negatives, and of its gap between the
@@ -128,7 +129,7 @@ class DivergenceGuard(keras.callbacks.Callback):
         self._keep()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Looks at the figures; keeps the state, or goes back."""
+        """Keeps the state if the figures are good, restores the last good one if they are not."""
         figures = {name: float(value) for name, value in (logs or {}).items()}
         reason = self._trouble(figures)
         if reason:
@@ -146,10 +147,11 @@ class DivergenceGuard(keras.callbacks.Callback):
 
     @property
     def _state(self) -> list[keras.Variable]:
-        return [*self.model.weights, *self.model.optimizer.variables]
+        # not the scale of the loss, which its optimizer owns: it may have overflowed with the value that was kept
+        return [*self.model.weights, *self._optimizer.variables]
 
     def _trouble(self, figures: Mapping[str, float], margin: float = 1.0) -> str:
-        """Which figure is beyond `margin` of its limit, in words; empty if none is."""
+        """The figure that is beyond `margin` times its limit, in words; empty if none is."""
         spread = self.max_energy_spread
         if spread is None:
             spread = _MAX_SPREAD * math.sqrt(math.prod(self.model.event_shape))

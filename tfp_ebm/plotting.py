@@ -1,7 +1,7 @@
-"""Pictures of data, samples and energies. Every function takes `ax=None` and returns what it drew on.
+"""Pictures of data, samples and energies. Every function takes `ax=None` and returns the axes that it drew on.
 
 matplotlib is imported when something is drawn, not with the package. The two colours, blue for data and vermilion for
-samples, keep apart in every kind of colour vision (Okabe & Ito 2008).
+samples, are distinct in every kind of colour vision (Okabe & Ito 2008).
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-__all__ = ["density_curve", "energy_contours", "histograms", "image_grid", "run_figure", "scatter"]
+__all__ = ["density_curve", "energy_contours", "histograms", "image_grid", "scatter"]
 
 DATA_COLOR, SAMPLE_COLOR, MODEL_COLOR = "#0072B2", "#D55E00", "#000000"
 
-# Contours reach this far above the lowest energy: exp(−8) of the highest density is as good as nothing to the eye.
+# Contours reach this far above the lowest energy, where the density is exp(−8) of the highest.
 _DEPTH = 8.0
-_MAX_POINTS, _MAX_PANELS, _MAX_IMAGES = 2000, 8, 64
-# Width and greatest height of a panel of the plane, inches.
-_PANEL_WIDTH, _PANEL_HEIGHT = 3.4, 3.8
+_MAX_POINTS, MAX_PANELS, MAX_IMAGES = 2000, 8, 64
 
 
 def _axes(ax: Axes | None) -> Axes:
@@ -32,14 +29,14 @@ def _axes(ax: Axes | None) -> Axes:
     return plt.subplots(figsize=(4, 4), layout="constrained")[1] if ax is None else ax
 
 
-def _rows(x: Any) -> np.ndarray:
-    """`x` as float64 without the rows that hold a NaN or an infinity, which nothing could show."""
+def finite_rows(x: Any) -> np.ndarray:
+    """Returns `x` as float64 without the rows that hold a NaN or an infinity."""
     x = np.asarray(x, np.float64)
     return x[np.isfinite(x).all(axis=tuple(range(1, x.ndim)))]
 
 
-def _box(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two corners around nearly all of the rows `[n, d]`: a few far ones must not shrink the picture of the others."""
+def bounding_box(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns two corners around nearly all rows `[n, d]`: a few far ones must not shrink the picture of the others."""
     low, high = np.quantile(x, [0.002, 0.998], axis=0)
     margin = np.where(high > low, 0.15 * (high - low), 1.0)
     return low - margin, high + margin
@@ -53,7 +50,7 @@ def scatter(x: Any, ax: Axes | None = None, title: str = "", color: str = DATA_C
     'data'
     """
     ax = _axes(ax)
-    x = _rows(x)[:_MAX_POINTS]
+    x = finite_rows(x)[:_MAX_POINTS]
     ax.scatter(x[:, 0], x[:, 1], s=4, color=color, alpha=0.5, linewidths=0)
     ax.set(title=title, xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
     return ax
@@ -104,8 +101,8 @@ def histograms(
     """
     import matplotlib.pyplot as plt
 
-    data, samples = _rows(data), _rows(samples)
-    count = min(data.shape[1], _MAX_PANELS)
+    data, samples = finite_rows(data), finite_rows(samples)
+    count = min(data.shape[1], MAX_PANELS)
     if axes is None:
         columns = min(count, 4)
         rows = -(-count // columns)
@@ -114,7 +111,7 @@ def histograms(
         axes = list(grid.flat)
         for ax in axes[count:]:
             ax.remove()
-    low, high = _box(data)
+    low, high = bounding_box(data)
     for i, ax in enumerate(axes[:count]):
         bins = np.linspace(low[i], high[i], 41)
         _histogram(ax, data[:, i], bins, color=DATA_COLOR, alpha=0.4, label="data")
@@ -164,7 +161,7 @@ def image_grid(images: Any, ax: Axes | None = None, title: str = "", columns: in
     >>> ax = image_grid(np.random.default_rng(0).uniform(size=[10, 8, 8]), title="samples")
     """
     ax = _axes(ax)
-    images = _rows(images)[:_MAX_IMAGES]
+    images = finite_rows(images)[:MAX_IMAGES]
     images = images[..., 0] if images.ndim == 4 and images.shape[-1] == 1 else images
     low, high = np.quantile(images, [0.005, 0.995])
     count, height, width = images.shape[:3]
@@ -177,82 +174,3 @@ def image_grid(images: Any, ax: Axes | None = None, title: str = "", columns: in
     ax.set(title=title, xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     return ax
-
-
-def run_figure(
-    energy_fn: Callable[[Any], Any],
-    data: Any,
-    samples: Any,
-    names: Sequence[str] | None = None,
-    image_shape: tuple[int, ...] | None = None,
-) -> Figure:
-    """Draws what a fit came to: data beside samples, and the energy where it can be seen.
-
-    One coordinate: histograms and the model's density. Two: as many points of data as of samples, and energy contours.
-    Images: two grids. Otherwise: a histogram for each of the first eight coordinates.
-
-    Args:
-      energy_fn: callable `[n, *event] -> [n]`.
-      data: `[n, *event]`.
-      samples: `[n, *event]`; rows that are not finite are left out.
-      names: one for each coordinate; default: x₁, x₂, ….
-      image_shape: draws each row as an image of this shape.
-
-    >>> import matplotlib; matplotlib.use("Agg")
-    >>> x = np.random.default_rng(0).normal(size=[50, 2])
-    >>> len(run_figure(lambda x: 0.5 * (np.asarray(x) ** 2).sum(-1), x, x).axes)  # three panels and a colour bar
-    4
-    """
-    import matplotlib.pyplot as plt
-
-    data, samples = _rows(data), _rows(samples)
-    if image_shape is not None:
-        height = 4.0 * image_shape[0] / image_shape[1] + 0.3
-        figure, axes = plt.subplots(1, 2, figsize=(8, min(height, 8.0)), layout="constrained")
-        image_grid(data[:_MAX_IMAGES].reshape(-1, *image_shape), axes[0], "data")
-        image_grid(samples[:_MAX_IMAGES].reshape(-1, *image_shape), axes[1], "samples")
-        return figure
-    size = int(np.prod(data.shape[1:]))
-    data, samples = data.reshape(-1, size), samples.reshape(-1, size)
-    low, high = _box(data)
-    if size == 2:
-        return _plane_figure(energy_fn, data, samples, low, high, names)
-    axes = histograms(data, samples, names)
-    whole: Any = axes[0].figure  # to matplotlib's types it could be part of a figure
-    if size == 1:
-        density_curve(energy_fn, float(low[0]), float(high[0]), axes[0])
-        axes[0].legend(frameon=False, fontsize="small")
-    if size > _MAX_PANELS:
-        whole.suptitle(f"the first {_MAX_PANELS} of {size} coordinates")
-    return whole
-
-
-def _plane_figure(
-    energy_fn: Callable[[Any], Any],
-    data: np.ndarray,
-    samples: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    names: Sequence[str] | None,
-) -> Figure:
-    """Data, samples and energy in three panels of one box, whose shape the figure takes."""
-    import matplotlib.pyplot as plt
-
-    width, height = high - low
-    # Columns in very different units would otherwise be drawn as a line.
-    equal = 0.2 < height / width < 5
-    ratio = height / width if equal else 1.0
-    panel = min(_PANEL_WIDTH, _PANEL_HEIGHT / ratio)
-    size = (3 * panel + 1.8, panel * ratio + 0.9)
-    figure, axes = plt.subplots(1, 3, figsize=size, layout="constrained", sharex=True, sharey=True)
-    count = max(1, min(len(data), len(samples)))
-    scatter(data[:count], axes[0], "data")
-    scatter(samples[:count], axes[1], "samples", SAMPLE_COLOR)
-    energy_contours(energy_fn, low.tolist(), high.tolist(), axes[2], "energy")
-    for ax in axes:
-        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal" if equal else "auto")
-        if names:
-            ax.set(xlabel=names[0], ylabel=names[1])
-        ax.locator_params(nbins=5)
-        ax.label_outer()
-    return figure

@@ -25,6 +25,23 @@ import tensorflow_probability as tfp
 _MODULES = {"distributions": tfp.distributions, "bijectors": tfp.bijectors}
 
 
+# Of `.keras` files: 2 since the attributes that hold weights were renamed (`units` to `standardization`).
+FORMAT_VERSION = 2
+
+
+def check_format_version(version: int) -> None:
+    """Raises ValueError if a `.keras` file of this format version cannot be read.
+
+    >>> check_format_version(FORMAT_VERSION)
+    """
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"this model was saved in format version {version}, but this tfp_ebm reads version {FORMAT_VERSION}. Load "
+            "it with the tfp_ebm that wrote it, save its network from there by `model.network.save(...)`, and here put "
+            "that into `EnergyModel(network)` and `adapt` it to the same data; or train anew."
+        )
+
+
 def encode(value: Any, name: str = "base_measure") -> Any:
     """Converts a distribution to nested dicts of plain values.
 
@@ -110,7 +127,7 @@ def fingerprint(value: Any) -> Hashable:
     >>> fingerprint(tfd.Normal(tf.Variable(0.0), 2.0)) == fingerprint(tfd.Normal(tf.Variable(0.0), 2.0))
     False
     """
-    if isinstance(value, np.ndarray | np.generic | tf.__internal__.EagerTensor):
+    if isinstance(value, np.ndarray | np.generic) or (isinstance(value, tf.Tensor) and hasattr(value, "numpy")):
         array = np.asarray(value)
         return array.dtype.name, array.shape, array.tobytes()
     if value is None or isinstance(value, bool | int | float | str | tf.DType):

@@ -1,18 +1,21 @@
 # %% [markdown]
 # # 1. Energies as distributions
 #
-# An energy is a function that gives every point a number. Any such function, a formula or a neural network, is a
-# probability distribution in disguise. This lesson lifts the disguise.
+# An energy is a function that gives every point a number. Any such function, a formula or a neural network, defines a
+# probability distribution, provided that its normaliser is finite. This lesson shows how.
 #
 # **After this you can**
 #
-# - turn an energy into a density, and say what its normaliser $Z$ is in one and two dimensions (eqs. 1-3);
+# - turn an energy into a density, and compute its normaliser $Z$ in one and two dimensions (eqs. 1-3);
 # - explain temperature, and why the most likely point is not where the samples are (eq. 4);
 # - combine distributions by adding their energies (eq. 5);
 # - use any Keras network as an energy, and see whether its $Z$ exists;
 # - hand an energy to TensorFlow Probability: `tfp.mcmc`, joint distributions, posteriors.
 #
-# It covers §1 of the note *Basics of Energy Based Models* (eqs. 1-5) and what is needed of eqs. 6-10.
+# It covers §1 of the note *Basics of Energy Based Models* (eqs. 1-5) and previews eqs. 6-10.
+#
+# Prerequisites: calculus, NumPy, and a first idea of what a density is. Reading time about 25 minutes. Next: [tutorial
+# 2](02_monte_carlo_and_markov_chains.ipynb); all tutorials are listed in [README.md](README.md).
 
 # %%
 import math
@@ -23,9 +26,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from lesson import BLACK, BLUE, GREEN, ORANGE, VERMILION, Ledger, size, style
 
 import tfp_ebm as ebm
+from tfp_ebm.lesson import BLACK, BLUE, GREEN, ORANGE, VERMILION, Ledger, size, style
 
 tfd = tfp.distributions
 style()
@@ -52,8 +55,8 @@ log_z = ebm.evaluation.grid_log_normalizer(double_well, -4, 4, dtype=tf.float64)
 print(f"log Z = {log_z.value:.12f}, certain to {log_z.standard_error:.0e}")
 
 # %% [markdown]
-# `grid_log_normalizer` sums over a fine grid, and says how far it may be off. This energy lets us check it without any
-# grid. Expand all but $e^{-ax^4}$ into a power series and integrate term by term:
+# `grid_log_normalizer` sums over a fine grid, and reports how far it may be off. For this energy it can be checked
+# without a grid. Expand all but $e^{-ax^4}$ into a power series and integrate term by term:
 #
 # $$\int e^{-ax^4 + bx^2 - cx}dx = \sum_{k,j \ge 0} \frac{b^k}{k!}\,\frac{c^{2j}}{(2j)!}\;
 # \tfrac12\, a^{-(m+1)/4}\; \Gamma\!\left(\tfrac{m+1}{4}\right), \quad m = 2k + 2j .$$
@@ -103,8 +106,8 @@ print(f"log Z of E + 5, less log Z of E: {shifted.value - log_z.value:.12f}")
 #
 # $$P_i = \frac{e^{-E_i/(k_B T)}}{Z} . \tag{4}$$
 #
-# How sharp is it in reality? A hydrogen atom needs 10.2 eV to leave its lowest level for the next one, which has four
-# times as many states.
+# How strong is the effect in reality? A hydrogen atom needs 10.2 eV to leave its lowest level for the next one, which
+# has four times as many states.
 
 # %%
 BOLTZMANN = 8.617333262e-5  # eV per kelvin
@@ -124,8 +127,9 @@ for name, temperature in (("one T", np.array([1.0, 1.0])), ("a T for each state"
     print(f"{name:19s} P = {np.round(weights / weights.sum(), 3)}")
 
 # %% [markdown]
-# A density has a temperature too: $P_T(x) \propto e^{-E(x)/T}$. Heat flattens it. Cold gathers it in the deepest well,
-# and at $T \to 0$ only the minimum is left. Here is the double well from hot to cold, and the share of the left well.
+# A density has a temperature too: $P_T(x) \propto e^{-E(x)/T}$. A high temperature flattens it. A low one concentrates
+# it in the deepest well, and as $T \to 0$ only the minimum is left. Here is the double well at three temperatures, with
+# the share of the left well and the mean energy (the axis label "E-average of $P_T$") against $T$.
 
 # %%
 temperatures = np.geomspace(0.1, 10, 60)
@@ -152,8 +156,8 @@ axes[2].legend()
 plt.show()
 
 # %% [markdown]
-# $Z$ knows all of this. With $\beta = 1/T$ the mean energy is $-\partial \log Z/\partial\beta$, because differentiating
-# the integral brings down $-E$. At $T = 1$, by the exact series and a small step in $\beta$:
+# All of this can be read off $Z$. With $\beta = 1/T$ the mean energy is $-\partial \log Z/\partial\beta$, because
+# differentiating the integral brings down $-E$. At $T = 1$, by the exact series and a small step in $\beta$:
 
 
 # %%
@@ -173,10 +177,10 @@ print(f"−∂ log Z/∂β             {slope:.6f}")
 # %% [markdown]
 # ## The lowest energy is not the typical energy
 #
-# "Every system seeks minimum energy" is half of the story. There is one point of lowest energy and a great many a
-# little higher up, and in many dimensions the many win. Take $E(x) = \frac12\|x\|^2$, whose draws are standard
-# normal. The density is highest at $E = 0$, yet the energies of the draws gather around $d/2$, with standard
-# deviation $\sqrt{d/2}$.
+# The note says that "every system seeks minimum energy". That is half of the story. There is one point of lowest energy
+# and a great many slightly above it, and in many dimensions the many win. Take $E(x) = \frac12\|x\|^2$, whose samples
+# are standard normal. The density is highest at $E = 0$, yet the energies of the samples lie around $d/2$, with
+# standard deviation $\sqrt{d/2}$.
 
 # %%
 # `size(full, smoke)` is the full amount of work, or a small one where a test only asks whether the lesson runs
@@ -194,7 +198,8 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# So a sample is not a minimum, and a sampler is not an optimiser.
+# So a sample is not a minimum, and a sampler is not an optimiser. (In the code, `size(full, smoke)` is the amount of
+# work: `full` here, and `smoke` when the tests run a tutorial quickly. You can ignore it.)
 #
 # ## Any positive function will do
 #
@@ -202,9 +207,9 @@ plt.show()
 #
 # $$P_i = \frac{F_i}{Z} . \tag{5}$$
 #
-# The energy of $F$ is $E = -\log F$. What is gained by the exponent is that $E$ is free: it may be negative, have any
-# scale, and be any network. And it turns products into sums. Where experts $P_1$ and $P_2$ must *both* agree, multiply
-# the densities: the energies add. For Gaussians the precisions add.
+# The energy of $F$ is $E = -\log F$. The advantage of the exponent is that $E$ is unconstrained: it may be negative,
+# have any scale, and be any network. It also turns products into sums. Where experts $P_1$ and $P_2$ must *both* agree,
+# multiply the densities: the energies add. For Gaussians the precisions add.
 
 
 # %%
@@ -230,7 +235,7 @@ print(f"product of N(−1, 1) and N(2, 1/4): mean {product_mean:.6f}, precision 
 print(f"by hand: mean (−1·1 + 2·4)/5 = {7 / 5}, precision 1 + 4 = 5")
 
 # %% [markdown]
-# In the plane this becomes a language. A ring, a diagonal band, both, either:
+# In the plane such combinations describe shapes. A ring, a diagonal band, both, either:
 
 
 # %%
@@ -262,8 +267,8 @@ fig.suptitle("Densities from two energies")
 plt.show()
 
 # %% [markdown]
-# The ring has a closed form to test two-dimensional quadrature against. In polar coordinates
-# $Z = 2\pi\int_0^\infty r\, e^{-(r-R)^2/2s^2}dr = 2\pi\left[s^2 e^{-R^2/2s^2} + R\,s\sqrt{2\pi}\;\Phi(R/s)\right]$.
+# The normaliser of the ring has a closed form, which tests the two-dimensional quadrature. In polar coordinates $Z =
+# 2\pi\int_0^\infty r\, e^{-(r-R)^2/2s^2}dr = 2\pi\left[s^2 e^{-R^2/2s^2} + R\,s\sqrt{2\pi}\;\Phi(R/s)\right]$.
 
 
 # %%
@@ -281,8 +286,9 @@ print(f"by the grid {ring_log_z.value:.10f} ± {ring_log_z.standard_error:.0e}, 
 # %% [markdown]
 # ## Any network is an energy
 #
-# A network that returns one number per row is an energy: no encoder, no inverse, no special layer is asked for. Wrap it
-# in `ebm.EnergyModel`. Three of them, untrained: a dense one, one with Fourier features, and one made by hand.
+# A network that returns one number per example is an energy: it needs no encoder, no inverse and no special layer. Wrap
+# it in `ebm.EnergyModel`. Here are three untrained ones: a dense network, one with Fourier features, and one built by
+# hand.
 
 # %%
 keras.utils.set_random_seed(5)
@@ -307,8 +313,8 @@ for name, network in networks.items():
     print(f"{name:17s} E(x) = {ebm.EnergyModel(network).energy(x).numpy()}")
 
 # %% [markdown]
-# Is each of them a distribution? Only if $Z$ is finite, and nothing makes a bare network's $Z$ finite. Widen the box
-# and see what the integral does:
+# Is each of them a distribution? Only if $Z$ is finite, and nothing guarantees that for a bare network. Widen the box
+# and see what happens to the integral:
 
 # %%
 bare = ebm.EnergyModel(networks["dense, silu"])
@@ -320,8 +326,8 @@ with warnings.catch_warnings(record=True) as caught:
 print("It warned each time, first with:", caught[0].message)
 
 # %% [markdown]
-# There is no end to it. So give the energy a *base measure*: $E(x) = \text{network}(x) - \log b(x)$ with a density $b$.
-# The network then says how the density differs from $b$, and far away $b$ decides. For data,
+# It grows without bound. So give the energy a *base measure*: $E(x) = \text{network}(x) - \log b(x)$ with a density
+# $b$. The network then describes how the density differs from $b$, and far from the origin $b$ dominates. For data,
 # `base_measure=ebm.fit_base(x)` is the natural choice; here it is a wide Gaussian.
 
 # %%
@@ -345,8 +351,8 @@ fig.suptitle("Densities of three untrained networks on a Gaussian base")
 plt.show()
 
 # %% [markdown]
-# With a base there is a second road to $Z$, one that needs no grid: $Z = \mathbb E_b\, e^{-\text{network}(x)}$, an
-# average over draws of $b$.
+# With a base there is a second way to compute $Z$, without a grid: $Z = \mathbb E_b\, e^{-\text{network}(x)}$, an
+# average over samples from $b$.
 
 # %%
 model = models["by hand"]
@@ -359,21 +365,22 @@ print(f"nodes of a grid of 64 along each of 28 × 28 pixels: a number of {len(st
 # %% [markdown]
 # ## What the normaliser costs
 #
-# Both roads end early. A grid of 64 nodes on each side has $64^d$ of them, and you saw the number for an image.
-# Averages fare better, and how much better is the subject of tutorial 2. Most of the time $Z$ is not needed at all:
+# Both ways have limits. A grid of 64 nodes on each side has $64^d$ of them, and the last line above shows that number
+# for an image. Averages fare better; tutorial 2 measures how much. Most of the time $Z$ is not needed at all:
 #
-# - *ratios* $P(x)/P(y) = e^{E(y) - E(x)}$ do not contain it. Samplers live on them (tutorials 2 to 5);
-# - the *score* $\nabla_x \log P(x) = -\nabla_x E(x)$ does not contain it. Score matching lives on it (tutorial 7);
+# - *ratios* $P(x)/P(y) = e^{E(y) - E(x)}$ do not contain it. Samplers use only ratios (tutorials 2 to 5);
+# - the *score* $\nabla_x \log P(x) = -\nabla_x E(x)$ does not contain it. Score matching uses only the score (tutorial
+#   7);
 # - *training by likelihood* needs only the gradient of $\log Z$, which is an average.
 #
-# The last is eqs. 6-10 of the note, the subject of tutorial 6, in short. The log-likelihood of data (eqs. 6, 7) is
-# $\mathbb L(\theta) = -\mathbb E_{data} E_\theta(x) - \log Z_\theta$. Its gradient (eqs. 8, 9) is a difference of
-# two averages, the first of which is taken over the training set (eq. 10):
+# The last point summarises eqs. 6-10 of the note, the subject of tutorial 6. The log-likelihood of data (eqs. 6, 7) is
+# $\mathbb L(\theta) = -\mathbb E_{data} E_\theta(x) - \log Z_\theta$. Its gradient (eqs. 8, 9) is a difference of two
+# averages, the first of which is taken over the training set (eq. 10):
 #
 # $$\frac{\partial \mathbb L}{\partial\theta} = -\mathbb E_{data}\frac{\partial E_\theta}{\partial\theta}(x) +
 # \mathbb E_{P_\theta}\frac{\partial E_\theta}{\partial\theta}(x) . \tag{9}$$
 #
-# Let θ be the coefficient of the double well $E_\theta(x) = x^4 - \theta x^2 + x/2$, and the data a few draws near 1.
+# Let θ be the coefficient of the double well $E_\theta(x) = x^4 - \theta x^2 + x/2$, and the data 200 samples near 1.
 # Then $\partial E/\partial\theta = -x^2$. Both sides of eq. 9 at θ = 4:
 
 # %%
@@ -392,8 +399,8 @@ print(f"∂L/∂θ by a small step {by_difference:.6f}, by two averages {by_aver
 # %% [markdown]
 # ## An energy is a target for TensorFlow Probability
 #
-# `ebm.EnergyDistribution` is a `tfd.Distribution`. It has `unnormalized_log_prob` from the start. `log_prob` exists
-# once $\log Z$ is known, and says so before.
+# `ebm.EnergyDistribution` is a `tfd.Distribution`. It always has `unnormalized_log_prob`. `log_prob` works once $\log
+# Z$ is known; before that it raises an error that explains what is missing.
 
 # %%
 start = tfd.MultivariateNormalDiag([0.0, 0.0], [2.0, 2.0])
@@ -403,12 +410,14 @@ try:
     p.log_prob([2.25, 0.0])
 except NotImplementedError as error:
     print(error)
-p = p.with_log_normalizer(ring_log_z.value)
+p = p.with_log_normalizer(ring_log_z)
 print(f"now log_prob is {p.log_prob([2.25, 0.0]):.4f}")
 
 # %% [markdown]
-# `sample` runs one Markov chain for each draw, from `base`, and returns where they end; tutorials 2 to 5 open that box.
-# The same target goes into any kernel of `tfp.mcmc`, by itself or through `ebm.mcmc.sample`, which compiles the chain.
+# `sample` runs one Markov chain for each sample, starting from `base`, and returns where the chains end. A Markov chain
+# moves a point step by step so that its distribution approaches the target; tutorials 2 to 5 explain how. The kernel
+# below, Hamiltonian Monte Carlo (HMC), is the subject of tutorial 4. The same target works with any kernel of
+# `tfp.mcmc`, directly or through `ebm.mcmc.sample`, which compiles the chain.
 
 # %%
 draws = p.sample(size(4_000, 1_000), seed=1).numpy()
@@ -427,9 +436,10 @@ print(f"of chains of TFP's own HMC {np.linalg.norm(chains.states, axis=-1).mean(
 print(f"exact                      {exact_radius:.4f}")
 
 # %% [markdown]
-# A distribution can be a *prior*. Somewhere on the ring is a point $x$, and an instrument saw it at $y = (2.4, 1.2)$
-# with noise of standard deviation 0.6. A joint distribution of TFP states this, and its density at the observed $y$
-# is the posterior, up to a constant that nobody needs.
+# A distribution can be a *prior*. Somewhere on the ring is a point $x$, and an instrument measured it at $y = (2.4,
+# 1.2)$ with noise of standard deviation 0.6. A joint distribution of TFP expresses this, and its density at the
+# observed $y$ is the posterior of $x$, up to a constant that is not needed. The posterior mean is printed with its
+# Monte Carlo standard error (`mcse`), which `ebm.mcmc.diagnose` estimates from the chains (tutorial 2).
 
 # %%
 joint = tfd.JointDistributionNamed({"x": p, "y": lambda x: tfd.MultivariateNormalDiag(x, [0.6, 0.6])})
@@ -474,8 +484,8 @@ plt.show()
 # %% [markdown]
 # ## The numbers beside the truth
 #
-# Deterministic rows are held to the error that the quadrature or the finite step admits, statistical rows to four
-# standard errors.
+# Each tutorial ends in such a table: a measured number, the truth, and the tolerance. Deterministic rows are held to
+# the error of the quadrature or of the finite step, statistical rows to four standard errors.
 
 # %%
 ledger = Ledger()

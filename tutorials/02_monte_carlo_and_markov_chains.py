@@ -1,19 +1,23 @@
 # %% [markdown]
 # # 2. Monte Carlo and Markov chains
 #
-# Averages over a distribution are sums over draws, and draws come from a walk. Both halves of the name MCMC, each with
-# its law and its counter-examples.
+# MCMC estimates averages over a distribution from samples (Monte Carlo), and makes the samples by a random walk (a
+# Markov chain). This tutorial takes the two halves of the name one after the other, each with its theorem and its
+# counter-examples.
 #
 # **After this you can**
 #
-# - estimate an integral by draws, with an error bar that is right (eq. 11);
-# - say when a grid beats draws and when not, by a figure that you measured;
-# - write a finite Markov chain as a matrix and find its stationary law (eqs. 12-14, Definitions 1 and 2);
+# - estimate an integral from samples, with a correct error bar (eq. 11);
+# - decide when a grid beats samples and when not, from a figure that you measured;
+# - write a finite Markov chain as a matrix and find its stationary distribution (eqs. 12-14, Definitions 1 and 2);
 # - check detailed balance, entry by entry (eq. 15, Theorem 2.1);
-# - recognise chains that never arrive: periodic, reducible, and those with no stationary law at all;
-# - tell what a correlated draw is worth.
+# - recognise chains that never converge: periodic ones, reducible ones, and those without a stationary distribution;
+# - compute how many independent samples a correlated chain is worth.
 #
 # It covers §2.1 up to §2.1.1 of the note *Basics of Energy Based Models*.
+#
+# Prerequisites: [tutorial 1](01_energies_as_distributions.ipynb), means and variances, matrices. Reading time about 30
+# minutes. Next: [tutorial 3](03_metropolis_hastings.ipynb).
 
 # %%
 import functools
@@ -21,17 +25,17 @@ import functools
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
-from lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Ledger, size, style
 
 import tfp_ebm as ebm
+from tfp_ebm.lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Ledger, size, style
 
 style()
 rng = np.random.default_rng(0)
 
 # %% [markdown]
-# ## An average of draws
+# ## An average of samples
 #
-# Eq. 11 of the note replaces an integral by an average over draws of $P$:
+# Eq. 11 of the note replaces an integral by an average over samples from $P$:
 #
 # $$I = \int P(x) f(x)\,dx \;\approx\; \hat I = \frac1n\sum_{i=1}^n f(x_i), \qquad x_i \sim P . \tag{11}$$
 #
@@ -56,15 +60,18 @@ print(f"√(1/n) · D f          {np.sqrt(1 / n) * variance:.5f}")
 # %% [markdown]
 # The note lists three properties.
 #
-# **Property 1, unbiasedness.** The mean of the estimates is $I$.
+# **Property 1, unbiasedness.** The mean of the estimates is $I$. **Erratum:** the note adds that the estimate therefore
+# "somehow converges to the true integral". Unbiasedness says nothing about convergence: $f(x_1)$ alone, without any
+# average, is unbiased too. That $\hat I$ converges is the law of large numbers.
 #
 # **Property 2, approximation error.** $D\hat I = \frac1n D f$, and by the central limit theorem $\hat I$ is nearly
-# normal. **Erratum:** the note then prints the standard error as $\sqrt{1/n}\cdot D f$. It is the root of the whole,
+# normal. **Erratum:** the note then prints the standard error as $\sqrt{1/n}\cdot D f$. The root belongs over the
+# complete fraction,
 #
 # $$\text{standard error} = \sqrt{\frac{D f}{n}} ,$$
 #
-# as the unit already tells: an error of $f$ is measured like $f$, not like its square. The measured spread agrees
-# with the second line of numbers and not with the third.
+# as the unit already shows: an error of $f$ is measured like $f$, not like its square. The measured spread agrees with
+# the line "√(D f / n)" and not with the last one.
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 3.6))
@@ -82,14 +89,14 @@ ax.legend(loc="upper right")
 plt.show()
 
 # %% [markdown]
-# Less fluctuation of $f$, less error. At the end of that road is a constant $f$, for which one draw is enough.
+# The less $f$ fluctuates, the smaller is the error. For a constant $f$ one sample is enough.
 #
-# ## Draws against grids
+# ## Samples against grids
 #
 # **Property 3: the rate does not depend on the dimension.** The note lists how errors fall with the number $n$ of
-# places where $f$ is evaluated: trapezoid rule $n^{-2/d}$, Simpson's rule $n^{-4/d}$, Monte Carlo $n^{-1/2}$. Let us
-# measure that list. Let $P$ be uniform on the cube $[0, 1]^d$ and $f(x) = e^{-x_1 - \dots - x_d}$. Then
-# $I = (1 - 1/e)^d$.
+# places where $f$ is evaluated: trapezoid rule $n^{-2/d}$, Simpson's rule $n^{-4/d}$, Monte Carlo $n^{-1/2}$. We
+# measure all three. Let $P$ be uniform on the cube $[0, 1]^d$ and $f(x) = e^{-x_1 - \dots - x_d}$. Then $I = (1 -
+# 1/e)^d$.
 
 
 # %%
@@ -145,17 +152,19 @@ for ax, dimension in zip(axes, DIMENSIONS, strict=True):
         ax.loglog(nodes, errors, marker + "-", color=color, ms=5, label=rule)
     every = np.geomspace(5, 1e8, 2)
     ax.loglog(every, relative_sd(dimension) / np.sqrt(every), color=VERMILION, label="$n^{-1/2}$, theory")
-    ax.loglog(counts, draws_error[dimension], "o", color=VERMILION, ms=6, label="draws, measured")
+    ax.loglog(counts, draws_error[dimension], "o", color=VERMILION, ms=6, label="samples, measured")
     ax.set(title=f"d = {dimension}", xlabel="evaluations n", xlim=(2, 3e8), ylim=(1e-9, 2))
     ax.set_xticks([1e2, 1e4, 1e6, 1e8])
 axes[0].set_ylabel("relative error")
 axes[3].legend(fontsize=10, loc="lower left", handlelength=1.5)
-fig.suptitle("Grids fall behind as the dimension grows; draws do not notice it")
+fig.suptitle("The error of a grid falls more slowly in higher dimension; that of samples keeps its rate")
 plt.show()
 
 # %% [markdown]
-# From $d = 4$ on the trapezoid rule is no faster than draws, from $d = 8$ on Simpson's is not. The slopes, read off
-# between two fine grids and by a straight line through the four measured errors of the draws:
+# From $d = 4$ on the error of the trapezoid rule falls no faster than that of samples, and from $d = 8$ on Simpson's
+# does not either. (This compares *rates*. At $d = 8$ Simpson's rule still has the smaller error in the picture, and the
+# error of a given number of samples has grown with $d$, for a reason that follows.) The slopes, measured between two
+# fine grids, and for the samples by a straight line through the four measured errors:
 
 
 # %%
@@ -174,11 +183,12 @@ for d in DIMENSIONS:
     print(f"{slope('Simpson', 32, d):10.3f} {-4 / d:6.3f} {draws_slope[d]:8.3f} {-0.5:6.3f}")
 
 # %% [markdown]
-# Two things that the list does not say.
+# Two things are missing from the list.
 #
-# **A grid can be far better than its rate.** $n^{-2/d}$ is the trapezoid rule's rate for functions that stop short at
-# the edge of the box. A density that has died out there is integrated with an error that falls faster than any power.
-# That is why `ebm.evaluation.grid_log_normalizer` uses that rule. Here is $\log Z$ of $E(x) = x^2/2$ on $[-9, 9]$:
+# **A grid can be far better than its rate.** $n^{-2/d}$ is the trapezoid rule's rate for functions that do not vanish
+# at the edge of the box. A smooth density that has decayed to zero there is integrated with an error that falls faster
+# than any power. That is why `ebm.evaluation.grid_log_normalizer` uses that rule. Here is $\log Z$ of $E(x) = x^2/2$ on
+# $[-9, 9]$:
 
 # %%
 exact_log_z = 0.5 * np.log(2 * np.pi)
@@ -187,10 +197,10 @@ for num in (18, 20, 22, 24, 26):
     print(f"{num} cells: error {abs(value - exact_log_z):.0e}")
 
 # %% [markdown]
-# **The rate does not depend on the dimension, but the constant may.** $D f$ is a property of $f$, and $f$ changes
-# with $d$. For $x \sim N(0, I_d)$ take the mean of the squared coordinates, and take $e^{x_1 + \dots + x_d}$, which
-# is what the weights of importance sampling look like. The first is harmless. The second has the relative variance
-# $e^d - 1$:
+# **Erratum: the rate does not depend on the dimension, but the constant may.** The note concludes that the error itself
+# does not depend on the dimension. But $D f$ is a property of $f$, and $f$ changes with $d$. For $x \sim N(0, I_d)$
+# take the mean of the squared coordinates, and take $e^{x_1 + \dots + x_d}$, which behaves like the weights of
+# importance sampling. The first is harmless. The second has the relative variance $e^d - 1$:
 
 # %%
 print("  d   draws needed for 1 %: mean of squares   exp of the sum")
@@ -198,20 +208,20 @@ for d in (1, 2, 4, 8, 16, 32):
     print(f"{d:3d} {2 / d * 1e4:35.0f} {np.expm1(d) * 1e4:18.2g}")
 
 # %% [markdown]
-# That is why $\log Z$ of a high-dimensional energy is not simply averaged.
-# `ebm.evaluation.annealed_importance_sampling` cuts one hopeless average into many easy ones.
+# That is why $\log Z$ of a high-dimensional energy is not computed as a plain average.
+# `ebm.evaluation.annealed_importance_sampling` replaces one hopeless average by many easy ones.
 #
 # ## Markov chains
 #
-# How does one draw from $P(x) = e^{-E(x)}/Z$? By walking. **Definition 1** of the note: a Markov chain makes its
-# variables one after the other, each from the one before it, so that their joint law is
+# How does one sample from $P(x) = e^{-E(x)}/Z$? By a random walk. **Definition 1** of the note: a Markov chain
+# generates its variables one after the other, each from the one before it, so that their joint distribution is
 #
 # $$P(x_1, \dots, x_n) = P_0(x_1)\,P_1(x_2|x_1)\cdots P_{n-1}(x_n|x_{n-1}) . \tag{12}$$
 #
 # $P_0$ is the *base* distribution, where chains start. **Erratum:** the note prints the last factor as
-# $P_n(x_n|x_{n-1})$. After $P_1(x_2|x_1)$ the factor of $x_n$ has the index $n - 1$. To see that it matters, let the
-# three transition laws $P_1, P_2, P_3$ differ, walk three places, and compare how often each path came up with both
-# products.
+# $P_n(x_n|x_{n-1})$. After $P_1(x_2|x_1)$ the factor of $x_n$ has the index $n - 1$. To show that it matters, we let
+# the three transition distributions $P_1, P_2, P_3$ differ, walk over three places, and compare the frequency of each
+# path with both products.
 
 # %%
 base = np.array([0.6, 0.3, 0.1])
@@ -242,19 +252,19 @@ printed = chi_square(first_two[:, :, None] * transitions[3])
 print(f"χ² with 26 degrees of freedom: P_(n−1) {right:.1f}, P_n as printed {printed:.0f}")
 
 # %% [markdown]
-# **Definition 2**: a chain is *homogeneous* if its transition law is the same at every step,
+# **Definition 2**: a chain is *homogeneous* if its transition distribution is the same at every step,
 #
 # $$P_i(x_i|x_{i-1}) = P(x_i|x_{i-1}) \quad \forall i . \tag{13}$$
 #
-# (Eq. 13 numbers a law by the place it leads to, eq. 12 by the place it starts from. Once there is one law for all
-# steps, nothing hangs on it.) From here on chains are homogeneous, and a finite one is a matrix: $T_{ij} = P(j|i)$,
-# rows sum to one.
+# (Eq. 13 numbers a transition by the place where it ends, eq. 12 by the place where it starts. Once all steps share one
+# transition, the numbering does not matter.) From here on chains are homogeneous, and a finite one is a matrix:
+# $T_{ij} = P(j|i)$, rows sum to one.
 #
-# ## A chain and its stationary law
+# ## A chain and its stationary distribution
 #
-# Take 53 places on a line and the double well of tutorial 1 at temperature 2, $P_i \propto e^{-E(x_i)/2}$. The rule
-# of the walk, which tutorial 3 explains, is: propose one of the three nearest places to the left or to the right, and
-# go there with probability $\min(1, P_j/P_i)$, else stay.
+# Take 53 places on a line and the double well of tutorial 1 at temperature 2, $P_i \propto e^{-E(x_i)/2}$. The rule of
+# the walk, which tutorial 3 explains, is: propose one of the three nearest places to the left or to the right, and go
+# there with probability $\min(1, P_j/P_i)$, else stay.
 
 # %%
 places = np.linspace(-2.6, 2.6, 53)
@@ -274,8 +284,9 @@ def metropolis_matrix(probabilities, reach=3):
 matrix = metropolis_matrix(target)
 
 # %% [markdown]
-# Eq. 14 follows the law of the walker from step to step: the next law is $P_n(x') = \sum_x P(x'|x)\,P_{n-1}(x)$, a row
-# vector times the matrix. Start all walkers at the right end.
+# Eq. 14 follows the distribution of the walker from step to step: the next one is $P_n(x') = \sum_x
+# P(x'|x)\,P_{n-1}(x)$, a row vector times the matrix. (The note writes $P_1(\cdot|\cdot)$ for a transition in eq. 12
+# and $P_1(\cdot)$ for the distribution of $x_2$ here.) All walkers start at the right end.
 
 # %%
 NUM_STEPS = 600
@@ -305,17 +316,17 @@ right_.legend()
 plt.show()
 
 # %% [markdown]
-# First the right well fills, within some twenty steps. Then walkers leak over the barrier, at a rate that the second
-# eigenvalue tells: the distance falls like $|\lambda_2|^n$.
+# First the right well fills, within some twenty steps. Then walkers cross the barrier, at a rate given by the second
+# eigenvalue: the distance falls like $|\lambda_2|^n$.
 #
-# Read eq. 14 with this picture. It writes $P_{n-1}$ for the laws of $x_n$, $x_{n+1}$ and $x_{n+2}$ alike. That is not
-# a misprint of indices, it *says* that the law has stopped changing: $P_n = P_{n-1}$. But the orange curve shows when
-# that holds: in the limit. After any finite number of steps the law still moves a little (here by a factor
-# $|\lambda_2|$ less each time), so a sample from a chain is a sample from nearly $P$, and how nearly is the user's
-# business.
+# Compare eq. 14 with this picture. It writes $P_{n-1}$ for the distributions of $x_n$, $x_{n+1}$ and $x_{n+2}$ alike.
+# That is not a misprint of indices: it means that the distribution has stopped changing, $P_n = P_{n-1}$. But the
+# orange curve shows when that holds: in the limit. After any finite number of steps the distribution still changes a
+# little (here by a factor $|\lambda_2|$ less each time). So a chain gives a sample from approximately $P$, and it is up
+# to you to check how good the approximation is.
 #
-# The same with walkers in place of a matrix. `ebm.mcmc.MetropolisHastings` runs the walk for the package; its histogram
-# after $n$ steps must be $P_n$.
+# The same with walkers in place of a matrix. `ebm.mcmc.MetropolisHastings` is the package's version of the walk; its
+# histogram after $n$ steps must be $P_n$.
 
 
 # %%
@@ -355,16 +366,18 @@ for number, (value, bins) in chi_squares.items():
 # %% [markdown]
 # ## Detailed balance
 #
-# How do we know that the walk stops changing at *our* $P$? **Theorem 2.1**: if
+# How do we know that the distribution of the walk stops changing at *our* $P$? **Theorem 2.1**: if
 #
 # $$P(x)\,P(x'|x) = P(x')\,P(x|x') \quad \text{for all } x, x', \tag{15}$$
 #
-# then $P$ is stationary. Sum both sides over $x$: on the left is the next law at $x'$, on the right $P(x')$ times one.
+# then $P$ is stationary. Sum both sides over $x$: on the left is the next distribution at $x'$, on the right $P(x')$
+# times one.
 #
-# Eq. 15 speaks of *flows*: as many walkers go from $x$ to $x'$ as come back. Put the flows $F_{ij} = P_i T_{ij}$ into
-# a matrix, and detailed balance is $F = F^\top$, entry by entry. Beside it a chain that is stationary *without*
-# detailed balance: a ring whose walkers go clockwise with probability 0.6, counter-clockwise with 0.2. The uniform
-# law stays as it is, but there is a current.
+# Eq. 15 is about *flows*: as many walkers go from $x$ to $x'$ as come back. Put the flows $F_{ij} = P_i T_{ij}$ into a
+# matrix, and detailed balance is $F = F^\top$, entry by entry. (The white square in the middle of the left panel is the
+# top of the barrier: all places around it are likelier, every proposal is accepted, and no walker stays.) Beside it we
+# show a chain that is stationary *without* detailed balance: a ring whose walkers go clockwise with probability 0.6,
+# counter-clockwise with 0.2. The uniform distribution does not change, but there is a current.
 
 # %%
 flow = target[:, None] * matrix
@@ -391,14 +404,16 @@ for name, law, chain in (("walk", target, matrix), ("ring", np.full(12, 1 / 12),
     print(f"{name}: |F − Fᵀ| ≤ {abs(flows - flows.T).max():.0e}, |P T − P| ≤ {abs(law @ chain - law).max():.0e}")
 
 # %% [markdown]
-# So detailed balance is enough for stationarity, and not necessary. It is popular because it is *local*: it can be
-# arranged for each pair of places by itself, without knowing $Z$. That is all that tutorial 3 does.
+# So detailed balance is sufficient for stationarity, but not necessary. It is popular because it is *local*: it can be
+# arranged for each pair of places separately, without knowing $Z$. Tutorial 3 uses nothing else.
 #
-# ## Chains that never arrive
+# ## Chains that never converge
 #
-# Stationary is not the same as *reached*. The note asks for two properties more: the chain is *irreducible* (it can
-# get everywhere) and *aperiodic* (it does not return in a fixed rhythm). Three chains of four places, all in detailed
-# balance with the uniform law, started at place 0:
+# **Erratum:** after Theorem 2.1 the note says that once the equation is checked "the Markov chain will converge".
+# Detailed balance makes $P$ stationary; it does not make the chain *converge* to it. For that two more properties are
+# needed, which the note names before: the chain is *irreducible* (it can get everywhere) and *aperiodic* (it does not
+# return in a fixed rhythm). Here are three chains of four places, all in detailed balance with the uniform
+# distribution, started at place 0:
 #
 # - **good**: stay or step around the square;
 # - **periodic**: always step around the square. After an even number of steps a walker is never at an odd place;
@@ -436,12 +451,12 @@ axes[2].set(title="Eigenvalues, unit circle", xlabel="real part", ylabel="imagin
 plt.show()
 
 # %% [markdown]
-# The eigenvalues tell them apart. One of them is always 1. A second one at 1 makes a chain reducible, one at −1 or
-# elsewhere on the circle makes it periodic; only when all others lie inside does the law arrive, at the rate of the
-# largest. (Markers of one place are set apart a little.)
+# The eigenvalues distinguish them. One of them is always 1. A second one at 1 makes a chain reducible, one at −1 or
+# elsewhere on the circle makes it periodic; only if all others lie inside the circle does the distribution converge, at
+# the rate of the largest. (Markers at the same place are drawn slightly apart.)
 #
-# Energies with separated modes make chains that are *nearly* reducible: $\lambda_2$ is so near 1 that no one waits.
-# Make the double well colder and watch how many steps it takes to halve the distance:
+# Energies with separated modes give chains that are *nearly* reducible: $\lambda_2$ is so near 1 that convergence takes
+# longer than anyone waits. Lower the temperature of the double well and see how many steps halve the distance:
 
 # %%
 for temperature in (2.0, 1.0, 0.5, 0.25):
@@ -453,13 +468,12 @@ for temperature in (2.0, 1.0, 0.5, 0.25):
     )
 
 # %% [markdown]
-# Two remarks on the note's wording. First, it calls a chain irreducible if $P(x|x') > 0$ for all pairs. That is more
-# than needed: our walk only reaches its neighbours in one step, yet gets everywhere in several, which is what
-# irreducible means.
+# **Erratum:** the note calls a chain irreducible if $P(x|x') > 0$ for all pairs. That is more than needed: our walk
+# only reaches its neighbours in one step, yet gets everywhere in several, which is what irreducible means.
 #
-# **Erratum:** secondly, the note says that such a chain "has a stationary state". On finitely many places this is
-# true. On a line or in a space it is not: let $x' = x + Z$, $Z \sim N(0, 1)$. Every place can be reached from every
-# other in one step, and there is no rhythm. Still there is no stationary law. The walkers spread for ever:
+# **Erratum:** the note says that such a chain "has a stationary state". On finitely many places this is true. On a line
+# or in a space it is not: let $x' = x + Z$, $Z \sim N(0, 1)$. Every place can be reached from every other in one step,
+# and there is no rhythm. Still there is no stationary distribution. The walkers spread without bound:
 
 # %%
 free = np.zeros(size(20_000, 5_000))
@@ -470,14 +484,14 @@ for number in range(1, 1_001):
 free_variance, free_error = free.var() / 1_000, np.sqrt(2 / len(free))
 
 # %% [markdown]
-# What is missing is a stationary law in the first place. Detailed balance with a $P$ that has a finite $Z$ provides it,
-# by construction, and *then* irreducible and aperiodic suffice.
+# What is missing is a stationary distribution. Detailed balance with a $P$ that has a finite $Z$ provides it, by
+# construction, and *then* irreducible and aperiodic suffice.
 #
-# ## What a correlated draw is worth
+# ## What a correlated sample is worth
 #
-# A chain's draws resemble their neighbours, so an average over $n$ of them is worth fewer independent draws. Take a
-# chain whose correlation at lag $k$ is $\rho^k$, namely $x' = \rho x + \sqrt{1 - \rho^2}\,Z$. It is stationary at
-# $N(0, 1)$. Its effective sample size is
+# Successive samples of a chain resemble each other, so an average over $n$ of them is worth fewer independent samples.
+# Take a chain whose correlation at lag $k$ is $\rho^k$, namely $x' = \rho x + \sqrt{1 - \rho^2}\,Z$. It is stationary
+# at $N(0, 1)$. Its effective sample size is
 #
 # $$\text{ESS} = n\,\frac{1 - \rho}{1 + \rho}, \qquad
 # \text{standard error of the mean} = \frac{\text{sd}}{\sqrt{\text{ESS}}} .$$
@@ -504,10 +518,11 @@ ax.legend(ncol=2)
 plt.show()
 
 # %% [markdown]
-# (At the left the chains of ρ = 0.99 are too short for the formula: their error cannot exceed the law's own spread, 1.)
+# (At the left the chains of ρ = 0.99 are too short for the formula: their error cannot exceed the standard deviation of
+# the distribution, 1.)
 #
-# Nobody knows ρ of a real chain. `ebm.mcmc.diagnose` estimates the ESS from the draws, and with it the error bar of the
-# mean, `mcse`.
+# The ρ of a real chain is unknown. `ebm.mcmc.diagnose` estimates the ESS from the samples, and with it the standard
+# error of the mean, `mcse`. It also prints R-hat, which compares chains with each other; tutorials 3 and 4 explain it.
 
 # %%
 judged = ebm.mcmc.diagnose(kept[0.9], event_ndims=0)
@@ -523,9 +538,9 @@ print(f"share of {len(alone)} single chains whose 90 % interval holds the truth:
 # %% [markdown]
 # ## The numbers beside the truth
 #
-# Rows about slopes of grids are held to $2k/m$, the difference between the $m$ intervals that the theory speaks of
-# and the $m + 1$ nodes that $n$ counts ($k$ the order). Statistical rows are held to four standard errors, and χ² to
-# four standard deviations above its mean.
+# Rows about slopes of grids are held to $2k/m$, the difference between the $m$ intervals of the theory and the $m + 1$
+# nodes that $n$ counts ($k$ is the order). Statistical rows are held to four standard errors, and χ² to four standard
+# deviations above its mean.
 
 # %%
 ledger = Ledger()

@@ -1,18 +1,21 @@
 # %% [markdown]
 # # 3. Metropolis-Hastings
 #
-# One rule turns any way of proposing moves into a sampler of any energy.
+# The Metropolis-Hastings rule turns any way of proposing moves into a sampler of any energy.
 #
 # **After this you can**
 #
 # - write Metropolis-Hastings in ten lines, and run the compiled one on thousands of chains;
-# - tell when a chain has arrived, and by which quantity to judge it;
+# - decide when a chain has converged, and by which quantity to judge it;
 # - use symmetric and asymmetric proposals, and see what happens when the correction is left out;
-# - say what a proposal must be able to reach;
-# - choose its scale: what the acceptance rate does to the effective sample size;
-# - cross between separated modes.
+# - state which places a proposal must be able to reach;
+# - choose its scale, from the acceptance rate and the effective sample size;
+# - sample separated modes.
 #
-# It covers §2.1.2 of the note *Basics of Energy Based Models* and its Figure 1, and puts eqs. 14 and 15 to work.
+# It covers §2.1.2 of the note *Basics of Energy Based Models* and its Figure 1, and applies eqs. 14 and 15.
+#
+# Prerequisites: [tutorial 2](02_monte_carlo_and_markov_chains.ipynb). Reading time about 30 minutes. Next: [tutorial
+# 4](04_hamiltonian_monte_carlo.ipynb).
 
 # %%
 import math
@@ -21,9 +24,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from lesson import BLACK, BLUE, GREEN, VERMILION, Ledger, size, style
 
 import tfp_ebm as ebm
+from tfp_ebm.lesson import BLACK, BLUE, GREEN, VERMILION, Ledger, size, style
 
 tfd = tfp.distributions
 style()
@@ -32,7 +35,9 @@ style()
 # ## The algorithm
 #
 # The target is known up to its normaliser, $P(x) = \hat P(x)/Z$ with $\hat P = e^{-E}$. There is a proposal
-# $q(x^*|x)$ that we can draw from. Then
+# distribution $q(x^*|x)$ that we can sample. (The note prints $P(x) = P(x)/Z$ without the hat, calls $q$ the "Markov
+# chain", which is the result of the algorithm and not the proposal, and drops the $\min(1, \cdot)$ of α where $q$ is
+# symmetric.) Then
 #
 # 1. draw $x_0 \sim P_0$;
 # 2. for $i = 1, \dots, m$: draw a candidate $x^* \sim q(x^*|x_{i-1})$, compute
@@ -41,8 +46,8 @@ style()
 #
 # and set $x_i = x^*$ with probability $\alpha$, else $x_i = x_{i-1}$.
 #
-# A rejected candidate is not forgotten: the old place counts once more. Here it is in NumPy for a symmetric proposal,
-# $q(x|x^*) = q(x^*|x)$, which drops out of α:
+# When a candidate is rejected, the old place counts once more. Here is the algorithm in NumPy for a symmetric proposal,
+# $q(x|x^*) = q(x^*|x)$, which cancels in α:
 
 
 # %%
@@ -81,8 +86,8 @@ print(f"(both ± {variance_error:.3f})")
 # ## Figure 1: two modes, seen from far away
 #
 # The example of the note: a target of two Gaussians, and a base distribution $P_0$ far above them. Our target is
-# `ebm.targets.two_gaussians()`, $0.3\,N((-2, 0), 0.5^2 I) + 0.7\,N((2, 0), 0.5^2 I)$. It knows its exact density, so
-# that we can check what comes out. The walk is only told $\log \hat P$.
+# `ebm.targets.two_gaussians()`, $0.3\,N((-2, 0), 0.5^2 I) + 0.7\,N((2, 0), 0.5^2 I)$. Its exact density is known, so
+# that we can check the result. The walk itself only uses $\log \hat P$.
 
 # %%
 target = ebm.targets.two_gaussians()
@@ -112,12 +117,12 @@ right.legend(loc="upper right", fontsize=11)
 plt.show()
 
 # %% [markdown]
-# ## When has a chain arrived?
+# ## When has a chain converged?
 #
-# "Starting from some $n < m$ we will obtain samples from $P$." Which $n$? Over thousands of chains we can watch their
-# law change. The height $x_2$ has settled after some twenty steps. The share of chains in the left mode has not: at
-# first the modes get what falls to them from above, nearly half each, and only crossings between the modes bring it
-# to 0.3.
+# "Starting from some $n < m$ we will obtain samples from $P$." Which $n$? Over a thousand chains we can see how their
+# distribution changes. The height $x_2$ has settled after some twenty steps. The share of chains in the left mode has
+# not: at first nearly half of the chains fall into each mode, and only crossings between the modes bring the share to
+# 0.3.
 
 # %%
 height = states[..., 1].mean(1)
@@ -137,9 +142,9 @@ axes[1].set_ylim(0.2, 0.6)
 plt.show()
 
 # %% [markdown]
-# So a chain must be judged by its *slowest* quantity, and R-hat, which compares chains with each other, is how one
-# looks for it: `ebm.mcmc.diagnose` gives it for each coordinate, and near 1 is what we want. (Tutorial 4 has more on
-# R-hat.) Drop the first half:
+# So a chain must be judged by its *slowest* quantity. R-hat, which compares chains with each other, helps to find it:
+# `ebm.mcmc.diagnose` computes it for each coordinate, and it should be near 1. (Tutorial 4 has more on R-hat.) We drop
+# the first half:
 
 # %%
 kept = chains.states[num_steps // 2 :]
@@ -152,7 +157,7 @@ print(f"share of the left mode  {share.mean:.4f} ± {share.mcse:.4f}, truth 0.3"
 print(f"acceptance rate         {np.mean(chains.is_accepted):.3f}")
 
 # %% [markdown]
-# $Z$ never entered. Add 100 to $\log\hat P$, that is, multiply $\hat P$ by $e^{100}$, and every decision stays the
+# $Z$ was never used. Add 100 to $\log\hat P$, that is, multiply $\hat P$ by $e^{100}$, and every decision stays the
 # same:
 
 # %%
@@ -168,8 +173,8 @@ print(f"share of states that are equal: {same_share}")
 # %% [markdown]
 # ## Why accept what is worse?
 #
-# "If we only took steps with improvements, then sooner or later we would have stabilized in the distribution mode."
-# Let us see. Three rules, everything else alike: accept always, accept improvements only, accept with probability α.
+# "If we only took steps with improvements, then sooner or later we would have stabilized in the distribution mode." We
+# test this with three rules, everything else equal: accept always, accept improvements only, accept with probability α.
 
 
 # %%
@@ -212,16 +217,17 @@ for name, variance in variances.items():
     print(f"accept {name:20s} variance of x₂ after 400 steps: {variance:.5f} (truth 0.25)")
 
 # %% [markdown]
-# Without rejection the walkers spread for ever (mind the axes), $1.5^2$ more in each step. Without acceptance of
-# losses they all end on the two peaks. Between the two is a sampler.
+# Without rejection the walkers spread without bound (the left panel's axes go to ±100, the others' to ±4): the variance
+# grows by $1.5^2$ in each step. If only improvements are accepted, all walkers end on the two peaks. Accepting with
+# probability α gives a sampler.
 #
 # ## Asymmetric proposals
 #
-# Why does α have this form? Multiply it out. The flow from $x$ to $x^* \ne x$ is
+# Why does α have this form? The flow from $x$ to $x^* \ne x$ is
 #
 # $$P(x)\,q(x^*|x)\,\alpha(x, x^*) = \min\big(P(x)\,q(x^*|x),\; P(x^*)\,q(x|x^*)\big),$$
 #
-# and the right side does not change when $x$ and $x^*$ trade places. That is detailed balance, eq. 15, for *any* $q$.
+# and the right side does not change when $x$ and $x^*$ are exchanged. That is detailed balance, eq. 15, for *any* $q$.
 # As a matrix: take a random target on 30 places and a random, thoroughly asymmetric proposal.
 
 # %%
@@ -247,12 +253,13 @@ for name, matrix in (("with q", right_matrix), ("without q", wrong_matrix)):
     print(f"{name:10s} |F − Fᵀ| ≤ {abs(flow - flow.T).max():.0e}, limit is {distance:.1e} away from P")
 
 # %% [markdown]
-# A case from practice. A quantity is positive, so let its proposals be: stretch it, $x^* = x\,e^{0.8 Z}$. Then
-# $q(x^*|x)$ is log-normal, and $q(x|x^*)/q(x^*|x) = x^*/x$. The target is a Gamma law, $E(x) = x - 2\log x$, whose
-# mean is 3.
+# A practical case: a quantity is positive, so its proposals should be positive too. Stretch it, $x^* = x\,e^{0.8 Z}$.
+# Then $q(x^*|x)$ is log-normal, and $q(x|x^*)/q(x^*|x) = x^*/x$. The target is a Gamma distribution, $E(x) = x - 2\log
+# x$, whose mean is 3.
 #
-# Leave the factor out, and what comes of it can be foretold: the proposal by itself is in balance with $1/x$, so the
-# chain samples $P(x)/x$. That is another Gamma law, of mean 2, and nothing in the trace of the chain would warn you.
+# If the factor is left out, theory predicts the result: the proposal by itself is in balance with $1/x$, so the chain
+# samples $P(x)/x$. That is another Gamma distribution, of mean 2, and nothing in the trace of the chain would reveal
+# the mistake.
 
 
 # %%
@@ -292,18 +299,18 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# `None` in place of the ratio means "q is symmetric"; say it only when it is. Langevin proposals, which lean
+# `None` in place of the ratio means "q is symmetric"; use it only when that is true. Langevin proposals, which drift
 # downhill, are asymmetric too: with their ratio they are MALA (tutorial 5).
 #
 # ## What a proposal must reach
 #
-# The note wonders whether the support of $q$ must match that of $P$. It need not. Three things are needed, and they
-# can be seen on two islands, the uniform law on $[-2, -1] \cup [1, 2]$, with all chains starting on the left one:
+# The note asks whether the support of $q$ must match that of $P$. It need not. Three rules hold, shown here on two
+# islands, the uniform distribution on $[-2, -1] \cup [1, 2]$, with all chains starting on the left one:
 #
 # - proposals *outside* the support of $P$ do no harm: they have $P(x^*) = 0$ and are rejected;
 # - proposals may be *narrower* than the support, if chains can get everywhere in several steps. If not, the chain is
 #   reducible (tutorial 2);
-# - whatever is proposed must be able to come *back*: where $q(x|x^*) = 0$, α is zero.
+# - each move must be possible in the reverse direction: where $q(x|x^*) = 0$, α is zero.
 
 
 # %%
@@ -344,11 +351,11 @@ plt.show()
 # %% [markdown]
 # ## Acceptance and effective sample size
 #
-# How large should the steps be? Small ones are nearly always accepted, and get nowhere. Large ones are nearly always
-# rejected. What counts is the effective sample size per step (tutorial 2).
+# How large should the steps be? Small ones are nearly always accepted, but hardly move. Large ones are nearly always
+# rejected. The figure of merit is the effective sample size per step (tutorial 2).
 #
-# On $N(0, 1)$ everything is known. The acceptance of a walk of scale $s$ is $\frac2\pi\arctan\frac2s$. And the chain
-# on a fine grid is a matrix $T$, from which the ESS follows without any simulation: for $f(x) = x$,
+# On $N(0, 1)$ everything is known. The acceptance rate of a walk of scale $s$ is $\frac2\pi\arctan\frac2s$. The chain
+# on a fine grid is a matrix $T$, from which the ESS follows without simulation: for $f(x) = x$,
 #
 # $$\frac{\text{ESS}}{n} = \frac{\operatorname{var} f}{2\,\langle f, (I - T)^{-1} f\rangle_P - \operatorname{var} f} .$$
 
@@ -405,9 +412,9 @@ plt.show()
 
 # %% [markdown]
 # The best acceptance is near 0.44 in one dimension and falls to 0.234 in many (dotted; Roberts, Gelman & Gilks 1997).
-# The optimum is flat, so nothing hangs on the second digit. What does hang on the dimension is the best value itself:
-# it falls like $0.331/d$, because a random walk must shorten its steps as $d$ grows. `Adaptive` finds the scale
-# during the burn-in, and `summarize` keeps statistics instead of draws:
+# The optimum is flat, so the second digit does not matter. The dimension does: the best ESS per step falls like
+# $0.331/d$, because a random walk must shorten its steps as $d$ grows. `Adaptive` finds the scale during the burn-in,
+# and `summarize` keeps statistics instead of samples:
 
 # %%
 dimensions = np.array(size([1, 2, 4, 8, 16, 32], [1, 32]))
@@ -432,17 +439,16 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# A gradient would tell the walk where to go. That is what Hamiltonian Monte Carlo (tutorial 4) and Langevin dynamics
-# (tutorial 5) add.
+# Hamiltonian Monte Carlo (tutorial 4) and Langevin dynamics (tutorial 5) do better by using the gradient of the energy.
 #
 # ## Separated modes
 #
 # Steps that suit one mode may never find the other. Take the same two Gaussians and steps of 0.3. Chains started in
-# both modes stay where they are, and their shares are those of the starts, whatever $P$ says. Two cures keep detailed
+# both modes stay where they are, and their shares are those of the starts, whatever $P$ is. Two cures keep detailed
 # balance:
 #
-# - a *global move* now and then: `IndependenceMetropolis(base)` proposes from a fixed, wide law, wherever the chain
-#   is, with $q(x^*|x) = b(x^*)$, asymmetric, corrected. `Sequential` does one after the other;
+# - a *global move* now and then: `IndependenceMetropolis(base)` proposes from a fixed, wide distribution, wherever the
+#   chain is. Its $q(x^*|x) = b(x^*)$ is asymmetric, and corrected. `Sequential` applies one kernel after the other;
 # - *tempering*: `ReplicaExchange` runs copies at higher temperatures, which cross with ease, and swaps neighbours.
 
 # %%
@@ -474,13 +480,13 @@ axes[-1].set_xlabel("step")
 plt.show()
 
 # %% [markdown]
-# The first row is what many short chains look like that "have converged": each one quiet, all of them together wrong.
-# R-hat sees it, since the chains disagree.
+# The first row shows chains that look converged one by one, while together they have the wrong shares. R-hat detects
+# it, since the chains disagree.
 #
 # ## The same on a network
 #
-# Nothing above asked where $\log\hat P$ comes from. Here it is a Keras network on a Gaussian base (tutorial 1), and the
-# truth a grid.
+# None of this depends on where $\log\hat P$ comes from. Here it is a Keras network on a Gaussian base (tutorial 1), and
+# the truth is computed on a grid.
 
 # %%
 model = ebm.EnergyModel(
@@ -502,8 +508,8 @@ print(f"mean by draws {draws.mean(0).round(3)} ± {network_error.round(3)}, by a
 # ## The numbers beside the truth
 #
 # Statistical rows are held to four standard errors. KS is the largest distance between two distribution functions,
-# times $\sqrt n$; by Kolmogorov's law it exceeds 2.3 for a true law once in twenty thousand times. The law $0.331/d$
-# holds for large $d$, up to terms of relative size $1/d$.
+# times $\sqrt n$; if the samples follow the given distribution it exceeds 2.3 once in twenty thousand times
+# (Kolmogorov). The formula $0.331/d$ holds for large $d$, up to terms of relative size $1/d$.
 
 
 # %%

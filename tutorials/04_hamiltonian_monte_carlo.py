@@ -1,17 +1,21 @@
 # %% [markdown]
 # # 4. Hamiltonian Monte Carlo
 #
-# Give a sample a momentum and let it glide through the landscape of the energy: it arrives far away, and is still a
-# fair sample. This tutorial builds the method from its physics, and each property that makes it exact is measured.
+# Hamiltonian Monte Carlo (HMC) gives a point a random momentum and lets it move like a particle in the potential $E$.
+# It moves far in one step and is still accepted with high probability. This tutorial builds the method from its
+# physics, and measures each property that makes it exact.
 #
 # **After this you can**
 #
 # - read a density as a potential, and sample it with `ebm.mcmc.HMC`,
 # - check the three properties of the leapfrog step: small energy error, reversibility, preserved volume,
 # - choose step size, trajectory length and mass, and let `ebm.mcmc.Adaptive` do the first,
-# - judge chains by ESS and R-hat, and know what these two cannot see.
+# - judge chains by ESS and R-hat, and know what these two cannot detect.
 #
-# It covers section 2.1.3 of the note: equations 16 to 20, Figures 2 and 3.
+# It covers section 2.1.3 of the note *Basics of Energy Based Models*: equations 16 to 20, Figures 2 and 3.
+#
+# Prerequisites: [tutorial 3](03_metropolis_hastings.ipynb). Reading time about 40 minutes. Next: [tutorial
+# 5](05_langevin_and_fokker_planck.ipynb).
 
 # %%
 import math
@@ -20,22 +24,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Ledger, size, style
 
 import tfp_ebm as ebm
+from tfp_ebm.lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Ledger, size, style
 
 style()
 
 # %% [markdown]
 # ## A random variable and a particle
 #
-# Figure 2 of the note compares two things that seem to have nothing in common. A random variable is mostly found
-# where its density $P(q)$ is high. A particle is mostly found where its potential $U(q)$ is low. With
-# $U(q) = -\log P(q)$ these are the same places. (The note says in words that $U$ is minus the density; its formula,
-# minus the *log* density, is the right one.)
+# Figure 2 of the note compares two things that seem to have nothing in common. A random variable is mostly found where
+# its density $P(q)$ is high. A particle is mostly found where its potential $U(q)$ is low. With $U(q) = -\log P(q)$
+# these are the same places. **Erratum:** the note writes in words that $U$ is minus the density; its formula, minus the
+# *logarithm* of the density, is the right one.
 #
-# Our density has two modes, and we leave it unnormalised on purpose: $\hat P(q) = \exp(-q^2/2s^2)\cosh(aq/s^2 + b)$.
-# It is a mixture of normal laws at $\pm a$ with the weights .3 and .7, and we know its normaliser too.
+# Our density has two modes, and we leave it unnormalised on purpose: $\hat P(q) = \exp(-q^2/2s^2)\cosh(aq/s^2 + b)$. It
+# is a mixture of normal distributions at $\pm a$ with the weights .3 and .7, and its normaliser is known.
 
 # %%
 A, S, B = 1.1, 0.6, 0.5 * math.log(0.7 / 0.3)
@@ -55,8 +59,8 @@ def gradient(q):
 LOG_Z2 = 0.5 * math.log(2 * math.pi * S**2) + A**2 / (2 * S**2) + math.log(2 * math.cosh(B))
 
 # %% [markdown]
-# The particle below moves by `ebm.mcmc.HMC`, whose parts we look at one by one afterwards, and its place is noted 400
-# times. The draws of the random variable come straight from the mixture.
+# The particle below moves by `ebm.mcmc.HMC`, whose parts we examine one by one afterwards, and its place is recorded
+# 400 times. The samples of the random variable are drawn from the mixture directly.
 
 # %%
 rng = np.random.default_rng(0)
@@ -93,23 +97,24 @@ print(
 )
 
 # %% [markdown]
-# ## The Hamiltonian and its law
+# ## The Hamiltonian and its distribution
 #
 # The total energy of the particle is its Hamiltonian (eq. 16), kinetic and potential energy:
 #
 # $$H(p, q) = K(p) + U(q),\qquad K(p) = \sum_i\frac{p_i^2}{2m_i}.$$
 #
-# At temperature one Boltzmann's law for position and momentum together is $\exp(-H)/Z$, and since the exponential of
-# a sum is a product it falls apart (eq. 17):
+# At temperature one the Boltzmann distribution of position and momentum together is $\exp(-H)/Z$, and since the
+# exponential of a sum is a product it factorises (eq. 17):
 #
 # $$P(q, p) = \frac{e^{-H(p, q)}}Z = \underbrace{\tfrac1{Z_2}\hat P(q)}_{P(q)}\;
 # \underbrace{\prod_i\mathbb N(p_i\,|\,0, m_i)}_{P(p)}.$$
 #
-# So position and momentum are independent: whoever can sample $(q, p)$ may forget $p$ and has a sample of $P(q)$. Eq.
-# 18 writes the same for a network, $\hat H(X, p) = \sum_ip_i^2/2m_i - \log\hat P_\theta(X)$ with
-# $-\log\hat P_\theta(X) = E_\theta(X)$: the energy of a model *is* the potential. The hats say that no $Z$ is needed.
-# (In eq. 17 the letter $Z_1$ stands for two things, the normaliser of $\hat P$ in the exponent, which is $Z_2$ later,
-# and the normaliser of the momenta. With the second meaning $Z = Z_1Z_2$.) We can check $Z = Z_1Z_2$, because
+# So position and momentum are independent: a sample of $(q, p)$ without its $p$ is a sample of $P(q)$. Eq. 18 writes
+# the same for a network, $\hat H(X, p) = \sum_ip_i^2/2m_i - \log\hat P_\theta(X)$ with $-\log\hat P_\theta(X) =
+# E_\theta(X)$: the energy of a model *is* the potential. The hats mean that no $Z$ is needed.
+#
+# **Erratum:** in eq. 17 the letter $Z_1$ stands for two things, the normaliser of $\hat P$ in the exponent, which is
+# $Z_2$ later, and the normaliser of the momenta. With the second meaning $Z = Z_1Z_2$. We can check that, because
 # `ebm.evaluation.grid_log_normalizer` integrates in the plane of $(q, p)$:
 
 # %%
@@ -129,13 +134,14 @@ print(f"log Z by the grid: {log_z.value:.6f}; log Z1 + log Z2 = {log_z1 + LOG_Z2
 # %% [markdown]
 # ## Hamilton's equations
 #
-# In an isolated system $H$ stays constant, and position and momentum move by Hamilton's equations (eq. 19):
+# In an isolated system $H$ stays constant, and position and momentum follow Hamilton's equations (eq. 19):
 #
 # $$\frac{\partial X_k}{\partial t} = \frac{\partial H}{\partial p_k} = \frac{p_k}{m_k},\qquad
 # \frac{\partial p_k}{\partial t} = -\frac{\partial H}{\partial X_k} = \left(\nabla_X\log\hat P_\theta(X)\right)_k.$$
 #
 # **Erratum:** the note prints $p_i/m_i$ in the first. Each coordinate moves by *its own* momentum and mass, so the
-# index is $k$. Automatic differentiation says so, for two coordinates with the masses 1 and 4:
+# index is $k$. (The left sides are total derivatives $dX_k/dt$, $dp_k/dt$; the note prints ∂.) Automatic
+# differentiation confirms the index, for two coordinates with the masses 1 and 4:
 
 # %%
 masses = np.array([1.0, 4.0])
@@ -149,8 +155,8 @@ print("p_k/m_k  =", momenta.numpy() / masses)
 print("p_i/m_i with the other index =", (momenta.numpy() / masses)[::-1])
 
 # %% [markdown]
-# With the right index the energy is conserved, with the other one it is not. We follow both in the potential
-# $U = \tfrac12X_1^2 + 2X_2^2$, in steps so small that they hardly err (the step itself comes next).
+# With the right index the energy is conserved, with the other one it is not. We follow both in the potential $U =
+# \tfrac12X_1^2 + 2X_2^2$, in steps so small that their error is negligible (the step itself comes next).
 
 # %%
 
@@ -181,9 +187,10 @@ for name, values in energies.items():
     print(f"{name} index: H starts at {values[0]:.4f} and stays between {values.min():.4f} and {values.max():.4g}")
 
 # %% [markdown]
-# The note tells of two interactions. *Inner* ones, Hamilton's equations, keep $H$. *Outer* ones, with a heat bath,
-# change it; and the note is right to think that the bath acts on the momentum: it draws a new $p\sim\mathbb N(0, M)$.
-# Without the bath the particle would stay on one line of constant $H$ for ever.
+# The note describes two interactions. *Internal* ones, Hamilton's equations, keep $H$ constant. *External* ones, with a
+# heat bath, change it. The note is not sure whether the bath acts on the momentum; it does: it draws a new
+# $p\sim\mathbb N(0, M)$. Without the bath the particle would always stay on one line of constant $H$. In the left panel
+# the white paths follow lines of constant $H$, clockwise, and the dotted lines are the new momenta.
 
 # %%
 q, bath = np.array(-1.0), np.random.default_rng(5)
@@ -212,7 +219,7 @@ plt.show()
 # ## The leapfrog step
 #
 # Hamilton's equations can seldom be solved by hand. The leapfrog step (eq. 20) moves the momentum by half a step, the
-# position by a whole one, and the momentum by the other half:
+# position by a full step, and the momentum by another half step:
 #
 # $$p_k^{(t + \epsilon/2)} = p_k^{(t)} + \tfrac\epsilon2\left(\nabla_X\log\hat P_\theta(X^{(t)})\right)_k,\quad
 # X_k^{(t + \epsilon)} = X_k^{(t)} + \epsilon\,\frac{p_k^{(t + \epsilon/2)}}{m_k},\quad
@@ -291,20 +298,22 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# Euler's path spirals outwards. The leapfrog stays near its line for ever, with an energy error $O(\epsilon^2)$,
-# comes back to rounding, and has the determinant 1.
+# Euler's path spirals outwards. The leapfrog's path stays near its line, with an energy error of $O(\epsilon^2)$. Run
+# backwards it returns to its start up to rounding, and its determinant is 1.
 #
 # ## The three steps of the sampler
 #
 # 1. Draw a momentum $p\sim\mathbb N(0, M)$: the heat bath.
 # 2. Follow the leapfrog for $L$ steps to $(X', p')$: Hamilton's equations.
-# 3. Accept with probability $\alpha = \min(1, \exp[-\hat H(X', p') + \hat H(X, p)])$, else stay: the correction for
-#    the error of step 2.
+# 3. Accept with probability $\alpha = \min(1, \exp[-\hat H(X', p') + \hat H(X, p)])$, else stay: the correction for the
+#    error of step 2.
 #
-# Since the leapfrog is reversible and keeps volume, $\alpha$ is the Metropolis-Hastings rule for it, and detailed
-# balance (eq. 15) holds. Volume and stationarity have another consequence that is easy to check: if $(q, p)$ follows
-# $\exp(-H)$, then $\mathbb E\exp(-\Delta H) = \int e^{-H(q', p')}dq\,dp/Z = 1$ exactly, at any step size. For Euler,
-# which changes volume, not.
+# Strictly, the proposal of step 2 is $(X', -p')$: with the sign of the momentum turned round, the same map leads back,
+# as in the check above, so the proposal is its own inverse. The sign does not change $\hat H$, and step 1 discards the
+# momentum. Since the leapfrog is reversible in this sense and preserves volume, $\alpha$ is the Metropolis-Hastings
+# rule for it, and detailed balance (eq. 15) holds. Volume and stationarity have another consequence that is easy to
+# check: if $(q, p)$ follows $\exp(-H)$, then $\mathbb E\exp(-\Delta H) = \int e^{-H(q', p')}dq\,dp/Z = 1$ exactly, at
+# any step size. For Euler's step, which changes volume, this fails.
 
 # %%
 factors = {}
@@ -319,8 +328,8 @@ for name, method in [("Euler", euler), ("leapfrog", leapfrog)]:
     print(f"{name:8s}: E exp(−ΔH) = {mean:.4f} ± {error:.4f}")
 
 # %% [markdown]
-# `ebm.mcmc.HMC` is these three steps (with `tfp.mcmc` behind it). Does it accept as often as our own leapfrog says it
-# should? Both start in exact draws.
+# `ebm.mcmc.HMC` is these three steps (it uses `tfp.mcmc`). Does it accept as often as our own leapfrog predicts? Both
+# start from exact samples.
 
 # %%
 expected = np.minimum(1.0, factors["leapfrog"])
@@ -332,7 +341,7 @@ print(f"acceptance: own leapfrog {expected.mean():.4f}, ebm.mcmc.HMC {accepted.m
 
 # %% [markdown]
 # What if step 3 is left out? On $\mathbb N(0, 1)$ the leapfrog keeps $\tfrac12p^2 + \tfrac12(1 - \epsilon^2/4)q^2$
-# instead of $H$, so that the chain ends with the variance $1/(1 - \epsilon^2/4)$, whatever the length of the
+# instead of $H$, so that the chain has the stationary variance $1/(1 - \epsilon^2/4)$, whatever the length of the
 # trajectory. With step 3 it is 1.
 
 # %%
@@ -363,9 +372,9 @@ print(f"with step 3:    variance {with_step_3[0]:.4f} ± {with_step_3[1]:.4f}, t
 # ## The length of a trajectory
 #
 # On $\mathbb N(0, 1)$ a trajectory of length $t = L\epsilon$ is a rotation: $q' = q\cos t + p\sin t$. The chain is
-# autoregressive with correlation $\rho = \cos t$, and $N$ draws of it are worth $N(1 - \rho)/(1 + \rho)$ independent
-# ones: the effective sample size, ESS. A truth to hold `ebm.mcmc.diagnose` against. (The kernel is compiled once: the
-# step size is an argument.)
+# autoregressive with correlation $\rho = \cos t$, and $N$ samples of it are worth $N(1 - \rho)/(1 + \rho)$ independent
+# ones: the effective sample size, ESS. That is an exact value to test `ebm.mcmc.diagnose` with. The result is in the
+# left panel of the figure at the end of the next section. (The kernel is compiled once: the step size is an argument.)
 
 # %%
 lengths, leaps = np.array([0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.57, 1.8, 2.0]), 20
@@ -387,8 +396,8 @@ true_shares = (1 - np.cos(lengths)) / (1 + np.cos(lengths))
 # ## The mass matrix
 #
 # With coordinates of different scales no single length is right: $\epsilon$ must suit the narrowest, and the widest
-# then takes many steps. The cure is a mass for each coordinate, the inverse of its variance. A light coordinate moves
-# far. That is the same as to rescale the coordinates, exactly:
+# then takes many steps. The cure is a mass for each coordinate, the inverse of its variance: a coordinate with a small
+# mass moves far. That is exactly equivalent to rescaling the coordinates:
 
 # %%
 scales = np.geomspace(0.1, 10.0, 10)
@@ -410,8 +419,8 @@ print(f"HMC with masses beside HMC in rescaled coordinates: largest difference {
 
 # %% [markdown]
 # How much is it worth? Four targets of ten coordinates, whose scales go from 1 to $\kappa$. With unit masses and the
-# step size that the narrowest coordinate allows, we count effective draws per gradient of the worst coordinate. With
-# the right masses the step size is the same, and every target is the round one.
+# step size that the narrowest coordinate allows, we compute the ESS per gradient of the worst coordinate. With the
+# right masses the step size is the same, and every target is equivalent to the round one.
 
 # %%
 kappas, eps, leaps = np.array([1.0, 3.0, 10.0, 30.0]), 0.5, 3
@@ -442,10 +451,10 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# Left: short trajectories are a random walk. At $t = \pi/2$ the draws are independent, and beyond it even better than
-# that for the mean, since each draw tends to the other side. (At $t = \pi$ the chain would jump between $q$ and $-q$,
-# and explore nothing.) Right: with unit masses the worst coordinate suffers as the square of the scale; with the
-# right ones not at all.
+# Left (the section before): short trajectories are a random walk. At $t = \pi/2$ the samples are independent. Beyond it
+# the mean is estimated even better, since each sample tends to lie on the other side of the one before. (At $t = \pi$
+# the chain would jump between $q$ and $-q$, and explore nothing.) Right: with unit masses the efficiency of the worst
+# coordinate falls as the square of the scale; with the right masses it does not fall.
 #
 # ## The Rosenbrock valley
 #
@@ -502,12 +511,12 @@ ax.legend(fontsize=10, loc="upper left")
 plt.show()
 
 # %% [markdown]
-# The note says that HMC is warm after one step. Here the first step crosses the valley, and after two or three the
-# mean of a hundred chains cannot be told from the truth. Metropolis-Hastings walks at random along a valley .3 wide,
-# and needs about a hundred thousand. To count steps flatters HMC, though: one of its steps costs as many gradients as
-# it has leapfrog steps, here 2500. The axis on the right counts evaluations for both, and HMC still arrives far
-# earlier. It is also more accurate: here is the error of the mean that a single chain would report, with the same
-# number of evaluations for both.
+# **Erratum:** the note's Figure 3 counts "only one step" until HMC is warm. Here the first step crosses the valley, and
+# after two or three the mean of a hundred chains cannot be distinguished from the truth. Metropolis-Hastings walks at
+# random along a valley .3 wide, and needs about a hundred thousand. But counting steps flatters HMC: one of its steps
+# costs as many gradients as it has leapfrog steps, here 2500. The axis on the right counts evaluations for both, and
+# HMC still converges far earlier. It is also more accurate: here is the error of the mean that a single chain would
+# report, with the same number of evaluations for both.
 
 # %%
 errors_of_means = {}
@@ -521,11 +530,11 @@ print(
 )
 
 # %% [markdown]
-# The few steps have a limit. The second hundred of chains started high *above* the valley, at $(1, 21)$. A particle
-# there falls in, and in the long time of this trajectory it shoots far up the arms, where the valley is too narrow
-# for the step size: $H$ is not kept, and the step is rejected. Shorter trajectories are accepted. They turn potential
-# energy into kinetic energy, which the next momentum of the heat bath replaces by its own: half of the energy goes at
-# each step, or more, and the chain is warm after eight steps, not after one.
+# HMC is not always that fast. The second hundred chains start high *above* the valley, at $(1, 21)$. A particle there
+# falls in, and in the long time of this trajectory it moves far up the arms, where the valley is too narrow for the
+# step size: $H$ is not conserved, and the step is rejected. Shorter trajectories are accepted. They turn potential
+# energy into kinetic energy, which the next momentum from the heat bath replaces: half of the energy or more is lost at
+# each step, and the chain is warm after eight steps, not after one.
 
 # %%
 short_glide = ebm.mcmc.HMC(step_size=0.025, num_leapfrog_steps=400)
@@ -540,10 +549,10 @@ print("median of U − min U before and after the shorter steps:", *(f"{value:.0
 # %% [markdown]
 # ## Adaptation
 #
-# A step size too small wastes gradients, one too large is rejected. `ebm.mcmc.Adaptive` tunes it during the burn-in
-# by dual averaging, until three quarters of the proposals are accepted, and then freezes it (while it changes, the
-# chain has no stationary law). Here is a target of twenty dimensions, and the adapted step from a start far too small
-# and one far too large.
+# A step size that is too small wastes gradients; with one that is too large proposals are rejected. `ebm.mcmc.Adaptive`
+# tunes it during the burn-in by dual averaging, until three quarters of the proposals are accepted, and then freezes it
+# (while it changes, the chain has no stationary distribution). Here is a target of twenty dimensions, and the adapted
+# step from a start far too small and one far too large.
 
 # %%
 many = scaled_target(np.geomspace(1, 3, 20))
@@ -590,10 +599,10 @@ plt.show()
 # %% [markdown]
 # ## Can the chains be trusted?
 #
-# ESS counts what the draws are worth, R-hat asks whether the chains agree: it is 1 if all halves of all chains cover
-# the same law, and more than 1.05 or so if not. Neither knows the truth. Take two modes that HMC cannot cross, at −3
-# and 3, with weights .3 and .7. If the chains start on both sides, R-hat cries out. If all start on the left, they
-# agree with each other, and are all wrong.
+# ESS measures how many independent samples the chains are worth. R-hat measures whether the chains agree: it is near 1
+# if all halves of all chains cover the same distribution, and above 1.05 or so if not. Neither knows the truth. Take
+# two modes that HMC cannot cross, at −3 and 3, with weights .3 and .7. If the chains start on both sides, R-hat is
+# large. If all start on the left, they agree with each other, and are all wrong.
 
 # %%
 
@@ -633,13 +642,13 @@ plt.show()
 
 # %% [markdown]
 # The cure is a global move that keeps detailed balance: `ebm.mcmc.IndependenceMetropolis` proposes from a wide base,
-# and one accepted proposal in a while is enough. `ebm.mcmc.Sequential` joins it to HMC.
+# and an occasional accepted proposal is enough. `ebm.mcmc.Sequential` combines it with HMC.
 #
 # ## A network as the potential
 #
-# Nothing above asked what the energy is. By eq. 18 any network will do; here is a random one, tilted by a normal law
-# so that $Z$ is finite. `ebm.EnergyDistribution` samples it by HMC with an adapted step. The truth is the mean by a
-# grid.
+# Nothing above depends on what the energy is. By eq. 18 any network will do; here is a random one, with a normal base
+# measure so that $Z$ is finite. `ebm.EnergyDistribution` samples it by HMC with an adapted step. The truth is the mean
+# by a grid.
 
 # %%
 tilt = tfp.distributions.MultivariateNormalDiag(tf.zeros(2), 1.5 * tf.ones(2))

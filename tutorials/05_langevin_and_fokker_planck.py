@@ -1,17 +1,21 @@
 # %% [markdown]
 # # 5. Langevin dynamics and the Fokker-Planck equation
 #
-# A particle that is pulled downhill and pushed about at random ends up distributed by a law that we can choose. This
-# tutorial follows the derivation of that law step by step, computes every step, and finds where it slips.
+# A particle that a force pulls downhill and random collisions push about has a stationary distribution that we can
+# choose. This tutorial follows the derivation of that distribution step by step, checks every step by computation, and
+# finds the step that is wrong.
 #
 # **After this you can**
 #
-# - say what each term of the Langevin equation does, and why its stationary law is $\exp(-2U)$ and not $\exp(-U)$,
-# - solve the Fokker-Planck equation on a grid and lay particles of `ebm.mcmc.Langevin` beside it,
-# - choose the step size of Langevin dynamics, knowing the bias that it costs,
+# - explain each term of the Langevin equation, and why its stationary distribution is $\exp(-2U)$ and not $\exp(-U)$,
+# - solve the Fokker-Planck equation on a grid and compare it with particles of `ebm.mcmc.Langevin`,
+# - choose the step size of Langevin dynamics, knowing the bias that it causes,
 # - remove the bias with `ebm.mcmc.MALA`.
 #
-# It covers section 2.1.4 of the note, equations 21 to 38, and equation 65.
+# It covers section 2.1.4 of the note *Basics of Energy Based Models*, equations 21 to 38, and equation 65.
+#
+# Prerequisites: [tutorial 3](03_metropolis_hastings.ipynb), Taylor expansion, partial derivatives. Reading time about
+# 45 minutes. Next: [tutorial 6](06_maximum_likelihood.ipynb).
 
 # %%
 import math
@@ -19,14 +23,14 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
-from lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Ledger, size, style
 
 import tfp_ebm as ebm
+from tfp_ebm.lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Ledger, size, style
 
 style()
 
 # %% [markdown]
-# The example of the whole tutorial is a particle on a line in a potential with two wells, the left one deeper.
+# The example throughout is a particle on a line in a potential with two wells, the left one deeper.
 
 # %%
 TILT = 0.25
@@ -50,19 +54,19 @@ def curvature(x):
 # %% [markdown]
 # ## The Langevin equation
 #
-# Newton's law for a particle in a liquid (eq. 21):
+# Newton's second law for a particle in a liquid (eq. 21):
 #
 # $$m\,\mathbf a = \mathbf F(x) - \gamma\,\mathbf v + \eta(t).$$
 #
-# $\mathbf F$ is the force of the potential, $-\gamma\mathbf v$ the friction, and $\eta(t)$ the pushes of the
-# molecules. What $\eta(t)$ does in a short time $dt$ is a normal number of variance $dt$, independent of all others.
-# If the mass is negligible the left side is zero (eq. 22), $0 = \mathbf F\,dt - \gamma\,d\mathbf x + \eta(t)\,dt$,
-# and with $\mathbf F = -\nabla U$ and $\gamma = 1$ that is eq. 23:
+# $\mathbf F$ is the force of the potential, $-\gamma\mathbf v$ the friction, and $\eta(t)$ the pushes of the molecules.
+# The effect of $\eta(t)$ in a short time $dt$ is a normal random number of variance $dt$, independent of all others. If
+# the mass is negligible the left side is zero (eq. 22), $0 = \mathbf F\,dt - \gamma\,d\mathbf x + \eta(t)\,dt$, and
+# with $\mathbf F = -\nabla U$ and $\gamma = 1$ that is eq. 23 (the note drops $\gamma$ there without stating that it is
+# one):
 #
 # $$d\mathbf x = -\nabla U(\mathbf x)\,dt + \eta(t)\,dt.$$
 #
 # May one neglect the mass? We give particles of several masses, and one without, the same pushes.
-# (`size(full, smoke)` chooses the first number, or the second when the tests run the tutorial in a hurry.)
 
 # %%
 rng = np.random.default_rng(0)
@@ -113,10 +117,15 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# The path with a small mass stays within $m\mathbf v$ of the massless one, and $\mathbf v$ is of the size
-# $\sqrt{1/2m}$, so the distance falls like $\sqrt m$. The $\tfrac12$ is the key to what follows. Physics says that
-# each velocity carries the energy $\tfrac12 m\,\mathbb E\,v^2 = \tfrac12 k_BT$. Let us read the temperature of this
-# liquid from the particles:
+# To leading order in a small mass the path differs from the massless one by $m\mathbf v$, and $\mathbf v$ is of the
+# size $\sqrt{1/2m}$, so the distance should be $\sqrt{m/2}$. The figure shows that this is a limit: measured over
+# $\sqrt{m/2}$, the distances are 1.43, 1.82, 1.63, 1.24 and 1.03, from the heaviest to the lightest. Only the lightest
+# masses are near the line. The argument needs the time $m$ in which friction stops a particle to be much shorter than
+# the time $1/\nabla^2U \approx 1/8$ in which it moves through the well; the two heaviest particles swing past the
+# massless one.
+#
+# The $\tfrac12$ is the key to what follows. In physics each velocity has the mean energy $\tfrac12 m\,\mathbb E\,v^2 =
+# \tfrac12 k_BT$. We measure the temperature of this liquid from the particles:
 
 # %%
 mass = 0.1
@@ -125,23 +134,22 @@ temperature, temperature_error = per_path.mean(), per_path.std(ddof=1) / math.sq
 print(f"k_B T = m E v² = {temperature:.4f} ± {temperature_error:.4f}")
 
 # %% [markdown]
-# The pushes of variance $dt$ are those of temperature $\tfrac12$. By Boltzmann's law (eq. 4) the positions should
-# then have the law $\exp(-U/\tfrac12) = \exp(-2U)$. The rest of the derivation shows that they do.
+# The pushes of variance $dt$ are those of temperature $\tfrac12$. By eq. 4 the positions should then have the Boltzmann
+# distribution $\exp(-U/\tfrac12) = \exp(-2U)$. The rest of the derivation shows that they do.
 #
 # ## One step of the discretised equation
 #
-# For a computer time goes in steps (eq. 24):
+# A computer needs discrete time steps (eq. 24):
 #
 # $$\mathbf x_{k+1} = \mathbf x_k - \nabla U(\mathbf x_k)\,dt + d\eta,\qquad d\eta\sim\mathbb N(0, dt).$$
 #
-# So the next position is normal about the point that the force leads to (eq. 25),
-# $\mathbf x\sim\mathbb N(\mathbf x\,|\,\mathbf x' - \nabla U(\mathbf x')dt,\ dt)$, and the law of many particles goes
-# by eq. 26:
+# So the next position is normal about the point that the force leads to (eq. 25), $\mathbf x\sim\mathbb N(\mathbf
+# x\,|\,\mathbf x' - \nabla U(\mathbf x')dt,\ dt)$, and the distribution of many particles follows eq. 26:
 #
 # $$P_t(\mathbf x) = \int d\mathbf x'\,P(\mathbf x|\mathbf x')\,P_{t-dt}(\mathbf x'),$$
 #
-# the second line of which says what *stationary* means: a law that this integral gives back. On a grid the integral
-# is a product of a matrix and a vector.
+# The second line of eq. 26 defines *stationary*: a distribution that this integral does not change. On a grid the
+# integral is a product of a matrix and a vector.
 
 # %%
 h = 0.01
@@ -189,8 +197,8 @@ right.legend(fontsize=10)
 plt.show()
 
 # %% [markdown]
-# The stationary law of the steps is next to $\exp(-2U)$, and not exactly it. What is left is the price of a finite
-# $dt$. Here is the total variation between the two, which halves with $dt$:
+# The stationary distribution of the steps is close to $\exp(-2U)$, but not equal to it. The rest is the error of a
+# finite $dt$. Here is the total variation between the two, which halves when $dt$ is halved:
 
 # %%
 steps_tried = [0.04, 0.02, 0.01, 0.005]
@@ -216,8 +224,8 @@ print(f"it falls like dt to the power {matrix_order[0]:.3f}")
 # %% [markdown]
 # ## The change of variables
 #
-# For a differential equation we need $P_t - P_{t-dt}$ to first order in $dt$. In eq. 26 the unknown law stands under
-# the integral at $\mathbf x'$, so the note changes variables to the noise (eq. 27):
+# For a differential equation we need $P_t - P_{t-dt}$ to first order in $dt$. In eq. 26 the unknown density is
+# evaluated under the integral at $\mathbf x'$, so the note changes variables to the noise (eq. 27):
 #
 # $$\mathbf y = -\mathbf x + \mathbf x' - \nabla U(\mathbf x')dt,\qquad
 # \mathbb N(\mathbf x\,|\,\mathbf x' - \nabla U(\mathbf x')dt, dt) = \mathbb N(\mathbf y\,|\,0, dt),$$
@@ -227,17 +235,16 @@ print(f"it falls like dt to the power {matrix_order[0]:.3f}")
 # $$P_t(\mathbf x) = \int d\mathbf y\,\left|\frac{\partial\mathbf x'}{\partial\mathbf y}\right|\,
 # \mathbb N(\mathbf y\,|\,0, dt)\,P_{t-dt}(\mathbf x'(\mathbf y)).$$
 #
-# Eq. 29 solves for $\mathbf x'$ by expanding $\nabla U$ about $\mathbf x$. Its last line is
-# $\mathbf x' = \mathbf x + \mathbf y + \nabla U\,dt + \nabla\nabla U\,\mathbf y\,dt$ and smaller terms. By eqs. 30
-# and 31 $\mathbf y$ is a normal number of size $\sqrt{dt}$, so that $\mathbf y\,dt$ is of size $dt^{3/2}$ and can go
-# too. What remains is eq. 32:
+# Eq. 29 solves for $\mathbf x'$ by expanding $\nabla U$ about $\mathbf x$. Its last line is $\mathbf x' = \mathbf x +
+# \mathbf y + \nabla U\,dt + \nabla\nabla U\,\mathbf y\,dt$ and smaller terms. By eqs. 30 and 31 $\mathbf y$ is a normal
+# number of size $\sqrt{dt}$, so that $\mathbf y\,dt$ is of size $dt^{3/2}$ and can be dropped too. What remains is eq.
+# 32:
 #
 # $$\mathbf x' = \mathbf x + \mathbf y + \nabla U(\mathbf x)dt + o(dt),\qquad
 # \left|\frac{\partial\mathbf x'}{\partial\mathbf y}\right| = 1 + \operatorname{div}\nabla U(\mathbf x)dt + o(dt).$$
 #
-# **Erratum:** eqs. 29, 31 and 32 print $O(dt)$ for what is dropped. It must be $o(dt)$, smaller than $dt$: terms of
-# the size of $dt$ are the very ones that we keep. The exact $\mathbf x'$ and Jacobian, found by iteration, tell how
-# small it is.
+# **Erratum:** eqs. 29, 31 and 32 print $O(dt)$ for what is dropped. It must be $o(dt)$, smaller than $dt$: terms of the
+# size of $dt$ are the ones that we keep. We compare with the exact $\mathbf x'$ and Jacobian, found by iteration.
 
 # %%
 nodes, weights = np.polynomial.hermite_e.hermegauss(20)  # means over z ~ N(0, 1)
@@ -263,10 +270,10 @@ position_errors, jacobian_errors = np.array(position_errors), np.array(jacobian_
 # $$P_t(\mathbf x) = \left(1 + \operatorname{div}\nabla U(\mathbf x)dt\right)\,
 # \mathbb E_{\mathbb N(\mathbf y|0, dt)}\left[P_{t-dt}(\mathbf x + \mathbf y + \nabla U(\mathbf x)dt)\right] + o(dt).$$
 #
-# **Erratum:** its first line,
-# $\int d\mathbf y\,\mathbb N(\mathbf y|0,dt)\,P_{t-dt}(\mathbf x + \mathbf y + \nabla U dt)$, lacks the Jacobian,
-# which is back in the second line. We let a normal law make one step: exactly, by eq. 26, and by both lines of eq.
-# 33. Then we compare $(P_t - P_{t-dt})/dt$ with what comes next, the right side of eq. 34.
+# **Erratum:** its first line, $\int d\mathbf y\,\mathbb N(\mathbf y|0,dt)\,P_{t-dt}(\mathbf x + \mathbf y + \nabla U
+# dt)$, lacks the Jacobian, which is back in the second line. We let a normal distribution make one step: exactly, by
+# eq. 26, and by both lines of eq. 33. Then we compare $(P_t - P_{t-dt})/dt$ with the right side of eq. 34, which comes
+# next.
 
 # %%
 xs = np.linspace(-1.5, 2.0, 71)
@@ -330,10 +337,10 @@ plt.show()
 print(f"the rate differs from eq. 34 by an error that falls like dt to the power {order(changes, rate_errors)[0]:.3f}")
 
 # %% [markdown]
-# Both parts of eq. 32 are right to $o(dt)$: they fall like $dt^{3/2}$. The orange squares in the middle are a
-# warning: if one drops $\nabla\nabla U\,\mathbf y\,dt$ *first* and differentiates then, the Jacobian comes out as 1,
-# which is wrong by $O(dt)$. A small term can have a derivative that is not small. On the right, without the Jacobian
-# $P_t$ is wrong by $O(dt)$, as much as it changes in the step, and with it by $O(dt^2)$.
+# Both parts of eq. 32 are right to $o(dt)$: they fall like $dt^{3/2}$. The orange squares in the middle are a warning:
+# if one drops $\nabla\nabla U\,\mathbf y\,dt$ *first*, as the first line of eq. 32 does, and differentiates then, the
+# Jacobian comes out as 1, which is wrong by $O(dt)$. A small term can have a derivative that is not small. On the
+# right, without the Jacobian $P_t$ is wrong by $O(dt)$, as much as it changes in the step, and with it by $O(dt^2)$.
 #
 # ## The Fokker-Planck equation
 #
@@ -344,10 +351,10 @@ print(f"the rate differs from eq. 34 by an error that falls like dt to the power
 # $$\frac{\partial}{\partial t}P_t = \nabla P_t^T\,\nabla U + P_t\operatorname{div}\nabla U + \frac12\nabla^2P_t
 # = \operatorname{div}\left(P_t\nabla U + \tfrac12\nabla P_t\right).$$
 #
-# The right form says that probability is not lost but flows, with the current
-# $-P\nabla U - \tfrac12\nabla P = -\tfrac12e^{-2U}\,\nabla(e^{2U}P)$. A good numerical scheme keeps that. We cut the
-# line into cells. What flows through a face leaves one cell and enters the next, so the total stays one to the last
-# bit (finite volumes); time goes by the Crank-Nicolson rule, the mean of the rates before and after the step.
+# The right-hand form shows that probability is conserved: it flows, with the current $-P\nabla U - \tfrac12\nabla P =
+# -\tfrac12e^{-2U}\,\nabla(e^{2U}P)$. A good numerical scheme conserves it too. We cut the line into cells. What flows
+# through a face leaves one cell and enters the next, so the total stays one up to rounding (finite volumes). Time steps
+# follow the Crank-Nicolson rule, the mean of the rates before and after the step.
 
 # %%
 
@@ -369,7 +376,7 @@ def crank_nicolson(rates, tau):
 
 
 # %% [markdown]
-# First a test where eq. 34 can be solved by hand. For $U = \tfrac12x^2$ a normal law stays normal, with mean
+# First a test where eq. 34 can be solved by hand. For $U = \tfrac12x^2$ a normal distribution stays normal, with mean
 # $m_0e^{-t}$ and variance $\tfrac12 + (s_0^2 - \tfrac12)e^{-2t}$. Halving cells and time steps should make the error
 # four times smaller.
 
@@ -388,9 +395,9 @@ for width in widths:
 solver_order = order(widths, solver_errors)
 
 # %% [markdown]
-# Now the two wells, and the particles beside them. `ebm.mcmc.Langevin` makes the step
-# $x' = x + \tfrac12\varepsilon^2\nabla\log p(x) + \tau Z$. With $\log p = -U$, $\varepsilon = \sqrt{2\,dt}$ and
-# $\tau = \sqrt{dt}$ that is eq. 24 to the letter. All particles start in a small cloud at 1.3, in the shallow well.
+# Now the two wells, compared with particles. `ebm.mcmc.Langevin` makes the step $x' = x +
+# \tfrac12\varepsilon^2\nabla\log p(x) + \tau Z$. With $\log p = -U$, $\varepsilon = \sqrt{2\,dt}$ and $\tau =
+# \sqrt{dt}$ that is eq. 24 to the letter. All particles start in a small cloud at 1.3, in the shallow well.
 
 # %%
 
@@ -439,9 +446,9 @@ axes[0, 0].legend(fontsize=10, loc="upper left")
 plt.show()
 
 # %% [markdown]
-# Curve and histogram agree at every time: first the cloud slides to the bottom of its well, then it leaks over the
-# barrier, until both wells hold their share. Do they agree as well as so many particles can? Pearson's $\chi^2$ per
-# degree of freedom is 1 up to chance if they do. What the finite $dt$ adds to it is known from eq. 26.
+# Curve and histogram agree at every time: first the cloud moves to the bottom of its well, then particles cross the
+# barrier, until both wells hold their share. Do they agree as well as so many particles can? If they do, Pearson's
+# $\chi^2$ per degree of freedom is 1 up to chance. The part due to the finite $dt$ is known from eq. 26.
 
 # %%
 
@@ -466,9 +473,14 @@ for k in shown:
     print(f"time {clock[k]:5g}: χ² per degree {value:.2f} ± {deviation:.2f}; of it the finite dt makes {shift:.2f}")
 
 # %% [markdown]
-# How fast is the end reached? Slowest of all is the exchange between the wells. Its rate $\lambda$ is the smallest
-# positive eigenvalue of $-L$. Any other difference from the stationary law is gone before, and the distance falls
-# like $e^{-\lambda t}$.
+# Two of the six values are high, 2.02 at time .05 and 1.84 at time 16, the latter by 2.9 standard deviations. Over 100
+# other seeds the mean $\chi^2$ at time 16, against the distribution of the *steps*, is 1.03 ± .03: this seed is a rare
+# one, and shows no error of the sampler. At time .05 the small, narrow cloud has few bins, and a quarter of the excess
+# is the finite $dt$.
+#
+# How fast does the distribution converge? Slowest is the exchange between the wells. Its rate $\lambda$ is the smallest
+# positive eigenvalue of $-L$. Any other difference from the stationary distribution decays faster, and the distance
+# falls like $e^{-\lambda t}$.
 
 # %%
 root = np.sqrt(boltzmann(2))
@@ -489,17 +501,17 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# ## The stationary law
+# ## The stationary distribution
 #
-# Where nothing changes any more the left side of eq. 34 is zero (eq. 35). In one dimension that is eq. 36,
+# If nothing changes any more the left side of eq. 34 is zero (eq. 35). In one dimension that is eq. 36,
 #
 # $$0 = \frac{\partial P}{\partial x}\frac{\partial U}{\partial x} + P\frac{\partial^2U}{\partial x^2}
 # + \frac12\frac{\partial^2P}{\partial x^2}.$$
 #
-# Put in $P = \exp(-cU)/Z$. What comes out is $(1 - \tfrac c2)(\operatorname{div}\nabla U - c\,\|\nabla U\|^2)P$, zero
-# for $c = 2$ and for no other $c$. That holds in any dimension and for any $U$, so we take a random network of two
-# inputs. The derivatives are those of `ebm.derivatives.energy_score_laplacian`, which gives $E$, $-\nabla E$ and
-# $\nabla^2E$ of any function $E$.
+# Insert $P = \exp(-cU)/Z$. The right side becomes $(1 - \tfrac c2)(\operatorname{div}\nabla U - c\,\|\nabla U\|^2)P$,
+# which is zero for $c = 2$ and for no other $c$. That holds in any dimension and for any $U$, so we take a random
+# network of two inputs. The derivatives are those of `ebm.derivatives.energy_score_laplacian`, which gives $E$,
+# $-\nabla E$ and $\nabla^2E$ of any function $E$.
 
 # %%
 network = ebm.networks.mlp([2], units=[32, 32], dtype="float64", seed=3)
@@ -524,7 +536,7 @@ for c, remainder in zip(factors, remainders, strict=True):
 # %% [markdown]
 # ## The slip of equations 37 and 38
 #
-# The note sums up: with $dt = \epsilon^2$, the step (eq. 37)
+# The note concludes: with $dt = \epsilon^2$, the step (eq. 37)
 #
 # $$\mathbf x_{k+1} = \mathbf x_k - \nabla U(\mathbf x_k)\epsilon^2 + \mu\epsilon,\qquad\mu\sim\mathbb N(0, 1)$$
 #
@@ -537,7 +549,7 @@ for c, remainder in zip(factors, remainders, strict=True):
 #
 # $$X^{k+1} = X^k - \frac{\epsilon^2}2\nabla_XE_\theta(X^k) + \epsilon Z^k,$$
 #
-# eq. 37 with $U = \tfrac12E$. Both steps on a mixture of two normal laws with weights .3 and .7:
+# eq. 37 with $U = \tfrac12E$. Here are both steps on a mixture of two normal distributions with weights .3 and .7:
 
 # %%
 
@@ -582,10 +594,9 @@ axes[0].legend(loc="upper left")
 plt.show()
 
 # %% [markdown]
-# In the language of temperature: eq. 37 is Langevin dynamics at $T = \tau^2/\varepsilon^2 = \tfrac12$, the
-# temperature that we read from the particles at the start. It samples $P^{1/T} = P^2$. On $\mathbb N(0, 1)$ both
-# stationary variances are known to the last digit, because the step is linear: $1/(2 - \epsilon^2)$ for eq. 37 and
-# $1/(1 - \epsilon^2/4)$ for eq. 65.
+# In terms of temperature: eq. 37 is Langevin dynamics at $T = \tau^2/\varepsilon^2 = \tfrac12$, the temperature that we
+# measured from the particles at the start. It samples $P^{1/T} = P^2$. On $\mathbb N(0, 1)$ both stationary variances
+# are known exactly, because the step is linear: $1/(2 - \epsilon^2)$ for eq. 37 and $1/(1 - \epsilon^2/4)$ for eq. 65.
 
 # %%
 
@@ -614,15 +625,15 @@ print(f"eq. 65: variance {corrected[0]:.4f} ± {corrected[1]:.4f}, by theory {1 
 # ## Bias against the step size
 #
 # Even eq. 65 is not exact. On $\mathbb N(0, 1)$ its variance is $1/(1 - \epsilon^2/4)$: too large by about
-# $\epsilon^2/4$, and without bound as $\epsilon$ nears 2. No number of steps helps, since the chain arrives at the
-# wrong law. A smaller $\epsilon$ does, and costs more steps for the same way.
+# $\epsilon^2/4$, and without bound as $\epsilon$ approaches 2. More steps do not help, since the chain converges to the
+# wrong distribution. A smaller $\epsilon$ helps, and needs more steps to cover the same distance.
 #
 # ## MALA, the cure
 #
-# Take the Langevin step as a *proposal* and accept it with the probability of Metropolis and Hastings (section
-# 2.1.2). Then detailed balance (eq. 15) holds at every $\epsilon$. This is `ebm.mcmc.MALA`, the Metropolis-adjusted
-# Langevin algorithm. The price of a large $\epsilon$ is rejected steps, and those can be counted, while a bias
-# cannot.
+# Take the Langevin step as a *proposal* and accept it with the probability of Metropolis and Hastings (section 2.1.2).
+# Then detailed balance (eq. 15) holds at every $\epsilon$. This is `ebm.mcmc.MALA`, the Metropolis-adjusted Langevin
+# algorithm. The cost of a large $\epsilon$ is rejected steps, and those can be counted, while a bias cannot be
+# observed.
 
 # %%
 step_sizes = [0.3, 0.6, 0.9, 1.2, 1.5, 1.7]
@@ -630,10 +641,10 @@ unadjusted = np.array([second_moment(ebm.mcmc.Langevin(eps), num_results, seed=5
 adjusted = np.array([second_moment(ebm.mcmc.MALA(eps), num_results, seed=6) for eps in step_sizes])
 
 # %% [markdown]
-# How large should $\epsilon$ be? What counts is effective draws per gradient, which `ebm.mcmc.diagnose` tells. In one
-# dimension nearly anything goes. In many, here fifty, the best $\epsilon$ accepts a little over half of its
-# proposals: theory says .574 (Roberts & Rosenthal 1998), which is what `ebm.mcmc.Adaptive(ebm.mcmc.MALA(...))` aims
-# at.
+# How large should $\epsilon$ be? The figure of merit is the ESS per gradient, which `ebm.mcmc.diagnose` computes. In
+# one dimension many values work. In many dimensions, here fifty, the best $\epsilon$ accepts a little over half of its
+# proposals: the theoretical optimum is .574 (Roberts & Rosenthal 1998), the default target of
+# `ebm.mcmc.Adaptive(ebm.mcmc.MALA(...))`.
 
 # %%
 
@@ -675,9 +686,9 @@ right.legend(loc="lower left", bbox_to_anchor=(0.6, 0.05))
 plt.show()
 
 # %% [markdown]
-# MALA is also the shortest Hamiltonian Monte Carlo of the tutorial before: one leapfrog step of size $\epsilon$ moves
-# the position by $\tfrac12\epsilon^2\nabla\log p + \epsilon p$, with the momentum $p$ for the noise. So both kernels,
-# given the same seed, draw the same chain:
+# MALA is also Hamiltonian Monte Carlo (tutorial 4) with a single leapfrog step: one step of size $\epsilon$ moves the
+# position by $\tfrac12\epsilon^2\nabla\log p + \epsilon p$, with the momentum $p$ as the noise. So both kernels, given
+# the same seed, generate the same chain:
 
 # %%
 both = [

@@ -1,19 +1,23 @@
 # %% [markdown]
 # # 6. Maximum likelihood with MCMC
 #
-# How an energy is fitted by maximum likelihood with draws from Markov chains, and why the chains decide what is
+# How an energy is fitted by maximum likelihood with samples from Markov chains, and why the chains determine what is
 # learned.
 #
 # **After this you can**
 #
 # - write the likelihood's gradient as a difference of two averages, and check it;
-# - tell contrastive divergence, short-run chains and persistent chains apart by what they see;
-# - say in advance which density unadjusted Langevin chains will teach, and why Metropolis' rule matters;
+# - distinguish contrastive divergence, short-run chains and persistent chains, and the error that each of them makes;
+# - predict which density is learned with unadjusted Langevin chains, and explain why Metropolis' rule matters;
 # - judge a training by its density instead of its chains, and get it right with calibrated chains and global moves;
-# - watch over a run with `callbacks.DivergenceGuard`;
+# - protect a run with `callbacks.DivergenceGuard`;
 # - run the recipe of Du & Mordatch (2019) on images, knowing what its samples are.
 #
-# It covers §2 of the note, eqs. 6-10. Chains and kernels are those of tutorials 2 to 5.
+# It covers §2 of the note *Basics of Energy Based Models*, eqs. 6-10.
+#
+# Prerequisites: [tutorials 2](02_monte_carlo_and_markov_chains.ipynb) to [5](05_langevin_and_fokker_planck.ipynb),
+# whose chains and kernels it uses, and Keras's `fit`. Reading time about 35 minutes. Next: [tutorial
+# 7](07_score_matching.ipynb).
 
 # %%
 import warnings
@@ -23,9 +27,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from lesson import BLACK, BLUE, GREEN, ORANGE, VERMILION, Ledger, size, style
 
 import tfp_ebm as ebm
+from tfp_ebm.lesson import BLACK, BLUE, GREEN, ORANGE, VERMILION, Ledger, size, style
 
 style()
 tfd = tfp.distributions
@@ -45,7 +49,7 @@ tfd = tfp.distributions
 # \mathbb{E}_{P_{data}} \frac{\partial E_\theta}{\partial\theta}(X).$$
 #
 # In one dimension every term is known by quadrature. Take the double well $E_\theta(x) = \theta_1 x + \theta_2 x^2 +
-# \theta_3 x^4$, so that $\partial E/\partial\theta = (x, x^2, x^4)$. The data are draws of one such well, the model
+# \theta_3 x^4$, so that $\partial E/\partial\theta = (x, x^2, x^4)$. The data are samples from one such well, the model
 # starts at another.
 
 
@@ -108,9 +112,9 @@ print("eq. 7, differentiated:", by_differences.round(6))
 print("eq. 9:                ", by_eq_9.round(6))
 
 # %% [markdown]
-# Follow it to the top. The curvature of $\mathbb{L}$ is minus the covariance of $\partial E/\partial\theta$ under the
-# model, so $\mathbb{L}$ is concave here and Newton's method takes a few steps. At the top both averages agree: *the
-# model's draws have the data's moments*.
+# Now maximise. The curvature of $\mathbb{L}$ is minus the covariance of $\partial E/\partial\theta$ under the model, so
+# $\mathbb{L}$ is concave here and Newton's method takes a few steps. At the maximum both averages agree: *the model's
+# samples have the data's moments*.
 
 # %%
 fitted = start.copy()
@@ -138,13 +142,13 @@ axes[1].legend(fontsize=10, loc="upper left")
 plt.show()
 
 # %% [markdown]
-# ## Draws in place of the second average
+# ## Samples in place of the second average
 #
-# The data's average in eq. 9 is a mean over rows (eq. 10). The model's average needs draws of the model: Markov
-# chains. `losses.MaximumLikelihood` is $E(x) - E(x^-)$ with negatives $x^-$ from chains, held constant, so its
-# gradient is minus eq. 9. Its *value* hovers around 0 and says nothing about the fit.
-#
-# `size(full, smoke)` below takes the first number, or the second in a quick run with `TFP_EBM_SMOKE=1`.
+# The data's average in eq. 9 is a mean over examples (eq. 10). The note writes $i \sim \mathbb U(1, \dots, n)$ beside a
+# sum over all $i$; both readings are right, the mean over all examples and the mean over a random minibatch, which
+# estimates it without bias. The model's average needs samples from the model, from Markov chains.
+# `losses.MaximumLikelihood` is $E(x) - E(x^-)$ with negatives $x^-$ from chains, held constant, so its gradient is
+# minus eq. 9. Its *value* fluctuates around 0 and does not measure the fit.
 
 # %%
 model.network.theta.assign(start)
@@ -163,7 +167,7 @@ print("by chains: ", by_chains.round(3), "±", by_chains_error.round(3))
 print(f"value of the loss: {float(value):.2f}, acceptance {float(output.metrics['acceptance_rate']):.2f}")
 
 # %% [markdown]
-# ## Where chains start decides what they see
+# ## Where chains start determines what they see
 #
 # A training step can afford a few steps of a chain, not hundreds. So it matters where chains start:
 #
@@ -238,25 +242,25 @@ axis.legend(loc="lower left")
 plt.show()
 
 # %% [markdown]
-# Contrastive divergence says 0: its chains stay in the mode of the data row that they came from, so they have the
-# data's shares whatever the model's are. Chains from noise have the shares of the *basins* and get the sign wrong.
-# Persistent chains with local moves inherit the same shares. Only chains that can cross see what the density is: the
-# default of `PersistentContrastiveDivergence` begins each training step with a Metropolis move that proposes a fresh
-# draw of the base distribution.
+# Contrastive divergence gives 0: its chains stay in the mode of the example that they came from, so they have the
+# data's shares whatever the model's are. Chains from noise have the shares of the *basins* of attraction, and the sign
+# is wrong. Persistent chains with local moves inherit the same shares. Only chains that can cross between the modes
+# represent the density: the default of `PersistentContrastiveDivergence` begins each training step with a Metropolis
+# move that proposes a fresh sample of the base distribution.
 
 # %% [markdown]
-# ## The chain's law is what is learned
+# ## The chain's distribution is what is learned
 #
-# Even within one mode the chains must have the right law. Training stops where the *negatives'* average equals the
-# data's (eq. 9 with negatives in place of draws of $P_\theta$). Let the data be $N(0, s^2)$, the model
-# $E = \tfrac12\lambda x^2$, and the chain unadjusted Langevin (eq. 65) of step $\varepsilon$. That chain's stationary
+# Even within one mode the chains must have the right distribution. Training stops where the *negatives'* average equals
+# the data's (eq. 9 with negatives in place of samples from $P_\theta$). Let the data be $N(0, s^2)$, the model $E =
+# \tfrac12\lambda x^2$, and the chain unadjusted Langevin (eq. 65) of step $\varepsilon$. That chain's stationary
 # variance is not $1/\lambda$ but $1/(\lambda(1 - \lambda\varepsilon^2/4))$; set it equal to $s^2$ and solve:
 #
 # $$\lambda = \frac{2}{\varepsilon^2}\left(1 - \sqrt{1 - \varepsilon^2/s^2}\right) > \frac{1}{s^2}.$$
 #
-# The model becomes too narrow by just as much as the chain is too wide. For $\varepsilon > s$ there is no solution at
-# all: the chain's variance is never below $\varepsilon^2$, so it can never look like the data, and $\lambda$ grows
-# until the chain explodes.
+# The model becomes too narrow by as much as the chain is too wide. For $\varepsilon > s$ there is no solution: the
+# chain's variance is never below $\varepsilon^2$, so it can never match the data, and $\lambda$ grows until the chain
+# diverges.
 #
 # We train five models at once, one in each coordinate, by giving the kernel one step size per coordinate: with
 # `Langevin` and with `MALA`, which is the same step, accepted by Metropolis' rule.
@@ -307,7 +311,7 @@ for name in learned:
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
-precision = np.linspace(0.4, 3.6, 400)
+precision = np.linspace(0.4, 5.0, 600)
 for step_size, color in ((0.3, GREEN), (0.7, BLUE), (0.95, ORANGE), (1.1, VERMILION)):
     inside = precision[precision < 3.9 / step_size**2]
     variance = 1 / (inside * (1 - inside * step_size**2 / 4))
@@ -328,9 +332,14 @@ axes[1].legend(fontsize=10)
 plt.show()
 
 # %% [markdown]
-# And for $\varepsilon = 1.1\,s$ (red): the expected gradient step $\lambda \leftarrow \lambda +
-# \tfrac12\eta(v(\lambda) - s^2)$, with $v$ the chain's variance, always goes up, until $\lambda\varepsilon^2/4 = 1$,
-# where the chain's steps overshoot for ever.
+# On the left the learned $\lambda$ is where a curve crosses the dashed line, the variance of the data. The curve of
+# $\varepsilon = .95$ crosses it twice, and training finds the smaller root. There the chain's variance falls as
+# $\lambda$ grows, so a $\lambda$ that is too large makes the chain too narrow, and the gradient lowers $\lambda$ again.
+# At the larger root the variance grows with $\lambda$, and any deviation grows too.
+#
+# The curve of $\varepsilon = 1.1\,s$ (red) never reaches the line. The expected gradient step $\lambda \leftarrow
+# \lambda + \tfrac12\eta(v(\lambda) - s^2)$, with $v$ the chain's variance, always goes up, until
+# $\lambda\varepsilon^2/4 = 1$, where the chain's steps overshoot more and more.
 
 # %%
 path, step_size, learning_rate = [1.0], 1.1, 0.4
@@ -343,8 +352,8 @@ print(f"ε = 1.1: λ passes {4 / step_size**2:.2f} after {len(path) - 1} steps; 
 # ## Chains that look right while the density is wrong
 #
 # Now a network, and the common recipe for it: unadjusted Langevin of $\varepsilon^2/2 = .01$, 20 steps per training
-# step, a replay buffer, 5 % restarts from noise. The data are two Gaussians of weights .3 and .7. In two dimensions
-# the density is known on a grid, so we need not trust the chains: we compute KL(data‖model) after every epoch, for
+# step, a replay buffer, 5 % restarts from noise. The data are two Gaussians of weights .3 and .7. In two dimensions the
+# density can be computed on a grid, so we need not trust the chains: we compute KL(data‖model) after every epoch, for
 # the same network, the same data and the same optimiser, with the recipe's chains and with the package's default.
 
 # %%
@@ -356,7 +365,7 @@ num_epochs, steps_per_epoch, batch_size = size(8, 4), size(150, 75), 256
 def exact_kl(model):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of mass outside the box, of which we make our own picture
-        return ebm.evaluation.grid_kl_divergence(target, model, -10, 10, num=256).value
+        return ebm.evaluation.grid_kl_divergence(model, target, -10, 10, num=256).value
 
 
 def train(loss):
@@ -420,9 +429,10 @@ for axis in axes.flat:
 plt.show()
 
 # %% [markdown]
-# The recipe's chains have the right shares, and the density has not. What the loss compares is the law of *short
-# chains restarted from noise*, and training shapes the energy until that law matches the data; the energy need not.
-# The loss shows nothing either way. So: judge by the density where you can, and use chains that are calibrated.
+# The recipe's chains show the right proportions, but the learned density does not. The loss compares the data with
+# *short chains restarted from noise*, and training changes the energy until the distribution of these chains matches
+# the data; the density of the energy need not match. The loss does not reveal it. So judge by the density where you
+# can, and use chains that are calibrated.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
@@ -436,12 +446,15 @@ axes[0].legend(fontsize=10)
 plt.show()
 
 # %% [markdown]
+# The calibrated run is not monotone: its KL is .017 after the first epoch, .47 after the second, and falls from there.
+# The loss gives no sign of that either.
+#
 # ## What the guard shows
 #
-# A game between an energy and its chains can be lost. With a learning rate a thousand times too large the energy's
-# scale runs away; every number stays finite, so a test for NaN sees nothing. `callbacks.DivergenceGuard` looks at the
-# standard deviation of the energy over data and negatives, `energy_spread`, which is $\sqrt{d/2}$ for any Gaussian;
-# beyond its limit it goes back to the last good state and halves the learning rate. We run the same diverging
+# Training an energy against its own chains can diverge. With a learning rate a thousand times too large the energy's
+# scale grows without bound; every number stays finite, so a test for NaN detects nothing. `callbacks.DivergenceGuard`
+# monitors the standard deviation of the energy over data and negatives, `energy_spread`, which is $\sqrt{d/2}$ for any
+# Gaussian. Beyond its limit it returns to the last good state and halves the learning rate. We run the same diverging
 # training without and with it.
 
 
@@ -475,18 +488,14 @@ for event in guard.events:
 print("the first warning:", caught[0].message if caught else "none")
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
-axes[0].semilogy(unguarded_spreads, color=VERMILION, label="without")
-axes[0].semilogy(guarded_spreads, color=BLUE, label="with the guard")
-axes[0].axhline(50.0, color=BLACK, linestyle="--", linewidth=1.2, label="limit")
-axes[0].set(title="Standard deviation of the energy", xlabel="training step", ylabel="energy_spread")
-axes[0].legend(fontsize=10)
 rates = [1.0, *(event["learning_rate"] for event in guard.events)]
-axes[1].semilogy(range(len(rates)), rates, "o-", color=BLUE)
-axes[1].set(title="Learning rate after each rollback", xlabel="rollbacks", ylabel="learning rate")
-axes[1].set_xticks(range(len(rates)))
-axes[1].set_yticks(rates, [f"{rate:g}" for rate in rates])
-axes[1].set_yticks([], minor=True)
+figure, axis = plt.subplots(figsize=(8, 3.8))
+axis.semilogy(unguarded_spreads, color=VERMILION, label="without the guard, learning rate 1")
+by_guard = f"with the guard: {len(rates) - 1} rollbacks, learning rate {rates[0]:g} → {rates[-1]:g}"
+axis.semilogy(guarded_spreads, color=BLUE, label=by_guard)
+axis.axhline(50.0, color=BLACK, linestyle="--", linewidth=1.2, label="limit of the guard")
+axis.set(title="Standard deviation of the energy", xlabel="training step", ylabel="energy_spread", ylim=(1e-2, 1e20))
+axis.legend(fontsize=10, loc="upper left")
 plt.show()
 
 # %% [markdown]
@@ -495,7 +504,7 @@ plt.show()
 # `recipes.du_mordatch_2019` has that paper's constants: 60 steps $x' = x - 10\,\mathrm{clip}(\nabla E, \pm.01) + .005
 # Z$ from a replay buffer, 5 % restarts from uniform noise, energies held near 0 by a penalty. In the terms of eq. 65
 # the step is $\varepsilon = \sqrt{20}$ and the noise $\tau = .005$, so the chain's temperature is $T =
-# \tau^2/\varepsilon^2$: practically zero. We train it for a short time on scikit-learn's digits.
+# \tau^2/\varepsilon^2$, practically zero. We train it for a short time on scikit-learn's digits.
 
 # %%
 digits = ebm.datasets.digits(images=True)
@@ -519,11 +528,12 @@ print(f"temperature of the chains: {temperature:.3g}")
 print({name: round(history[name][-1], 4) for name in ("data_energy", "sample_energy", "energy_spread")})
 
 # %% [markdown]
-# The oldest chains of the buffer have gone through the most steps, and look like strokes. Are they draws of
-# $e^{-E}/Z$? The energy differs by thousandths between a digit and noise, so at temperature 1 a digit is hardly
-# likelier than noise. Calibrated chains (MALA in the box of the pixels, by `mcmc.Transformed`) that *start at digits*
-# show it: they dissolve. What the recipe learns is an energy whose order is right and whose cold, short chains give
-# pictures. For a density use `PersistentContrastiveDivergence`; the README's digits are its draws at temperature 1.
+# The oldest chains of the buffer have made the most steps, and show blobs that resemble parts of digits. Are they
+# samples from $e^{-E}/Z$? The energy differs by hundredths between a digit and noise, so at temperature 1 a digit is
+# hardly more probable than noise. Calibrated chains (MALA in the box of the pixels, by `mcmc.Transformed`) that *start
+# at digits* show it: the digits dissolve. The recipe learns an energy that ranks images correctly, and short
+# low-temperature chains on it produce pictures; it does not learn a density. For a density use
+# `PersistentContrastiveDivergence`; the digits in [BENCHMARKS.md](../BENCHMARKS.md) are its samples at temperature 1.
 
 # %%
 oldest = np.argsort(-pictures.loss.chains.ages.numpy())[:64]

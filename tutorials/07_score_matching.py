@@ -1,18 +1,22 @@
 # %% [markdown]
 # # 7. Score matching
 #
-# How an energy is fitted without draws of the model and without $Z$, by its gradient in $x$: exactly, by denoising,
-# and along random slices.
+# How an energy is fitted by its gradient in $x$, without samples from the model and without $Z$: exactly, by denoising,
+# and along random directions.
 #
 # **After this you can**
 #
-# - say what the Fisher divergence measures, and turn it into a loss that needs no score of the data;
-# - tell when that integration by parts fails;
+# - explain what the Fisher divergence measures, and turn it into a loss that needs no score of the data;
+# - recognise when that integration by parts fails;
 # - choose between exact, denoising and sliced score matching by what they cost and what they learn;
 # - choose the noise scale of denoising, knowing both sides of the trade;
-# - recognise the one thing scores cannot see, the weights of separated modes, and cure it.
+# - recognise what scores cannot determine, the weights of separated modes, and correct them.
 #
-# It covers §3 to §3.2 of the note: eqs. 39-57 and Figures 4-7.
+# It covers §3 to §3.2 of the note *Basics of Energy Based Models*: eqs. 39-57 and Figures 4-7.
+#
+# Prerequisites: [tutorial 1](01_energies_as_distributions.ipynb), integration by parts, the Hessian matrix; tutorial 5
+# for one cure. Reading time about 50 minutes; the five parts (exact, cost, denoising, sliced, weights of modes) can be
+# read separately. Next: [tutorial 8](08_noise_contrastive_estimation.ipynb).
 
 # %%
 import functools
@@ -23,15 +27,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Ledger, size, style
 
 import tfp_ebm as ebm
+from tfp_ebm.lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Ledger, size, style
 
 style()
 tfd = tfp.distributions
 
 # %% [markdown]
-# ## A divergence that knows no normaliser
+# ## A divergence without the normaliser
 #
 # Maximising the likelihood is minimising $\mathbb{KL}(P_{data}\|P_\theta)$ (eq. 39). Score matching minimises the
 # *Fisher divergence* instead (eq. 40):
@@ -39,11 +43,17 @@ tfd = tfp.distributions
 # $$\mathbb{F}(P_{data}\|P_\theta) = \tfrac12\,\mathbb{E}_{P_{data}} \|\nabla_X\log P_{data}(X) - \nabla_X\log
 # P_\theta(X)\|^2 .$$
 #
-# The model's score is $\nabla_X \log P_\theta = -\nabla_X E_\theta$, free of $Z_\theta$. It is zero only for
-# $\log P_\theta = \log P_{data} + C$, and as both integrate to one, $C = 0$ (eq. 41): the same conclusion as for KL.
+# The model's score is $\nabla_X \log P_\theta = -\nabla_X E_\theta$, free of $Z_\theta$. If $P_{data} > 0$ on a
+# connected set that holds all of the model's mass, the divergence is zero only for $\log P_\theta = \log P_{data} + C$
+# with one constant $C$, and as both integrate to one, $C = 0$ (eq. 41): the same conclusion as for KL.
 #
-# We compute both on a grid in one dimension: the data is a mixture of two Gaussians, the model that mixture shifted
-# by $t$ and with an arbitrary constant added to its energy.
+# **Erratum:** the note states eq. 41 without the condition. The divergence compares scores only where there is data. If
+# the support of $P_{data}$ has several separate pieces, each piece has a constant of its own, and $\mathbb F = 0$
+# leaves the weights of the pieces undetermined. The last part of this tutorial, "Blind to the weights of modes", shows
+# the practical form of this: modes that are *nearly* separate.
+#
+# We compute both divergences on a grid in one dimension: the data is a mixture of two Gaussians, the model that mixture
+# shifted by $t$ and with an arbitrary constant added to its energy.
 
 # %%
 grid = np.linspace(-8.0, 8.0, 4001)
@@ -90,23 +100,27 @@ plt.show()
 # \int\! P_{data}\,\tfrac{\partial}{\partial x}\log P_{data}\,\tfrac{\partial}{\partial x}\log P_\theta +
 # \tfrac12\!\int\! P_{data}\Big(\tfrac{\partial}{\partial x}\log P_\theta\Big)^2 .$$
 #
-# **Erratum:** the note's eq. 42 drops the ½ of eq. 40 throughout, and $P_{data}$ in its second line. With the ½ lost
-# the constant would be twice as large; without $P_{data}$ the integral does not even exist, since scores grow
-# outwards.
+# (The note's eq. 42 considers the integral without the ½ of eq. 40, that is $2\mathbb F$; its eq. 44 has the ½ again.)
+# **Erratum:** the second line of eq. 42 lacks a pair of brackets. It prints $P_{data}$ in front of the first term only,
+# so that the two other terms are not weighted by it. Their integral does not exist, since scores grow outwards. The
+# third line is right again.
 #
-# The first term is a constant. In the second, $P_{data}\,\partial\log P_{data} = \partial P_{data}$, and integration
-# by parts (eq. 43) moves the derivative onto the model:
+# The first term is a constant. In the second, $P_{data}\,\partial\log P_{data} = \partial P_{data}$, and integration by
+# parts (eq. 43) moves the derivative onto the model:
 #
 # $$\int \tfrac{\partial P_{data}}{\partial x}\tfrac{\partial}{\partial x}\log P_\theta =
 # \Big[P_{data}\,\tfrac{\partial}{\partial x}\log P_\theta\Big]_{-\infty}^{+\infty} -
 # \int P_{data}\,\tfrac{\partial^2}{\partial x^2}\log P_\theta ,$$
 #
-# where the boundary term is taken to vanish. What is left needs only draws of the data (eq. 44); in any dimension
+# where the boundary term must vanish. **Erratum:** the note gives $P_{data}(x) \to 0$ as the reason. That is not
+# enough: the product $P_{data}\,\partial\log P_\theta$ must go to zero, also where the model's score grows. What is
+# left needs only samples of the data (eq. 44); in any dimension
 #
 # $$\mathbb{F} = \mathbb{E}_{P_{data}}\Big[\tfrac12\|\nabla_X\log P_\theta\|^2 + \mathrm{tr}\,H_{\log P_\theta}\Big] +
 # const ,$$
 #
-# with the trace of the Hessian matrix (eq. 45). Check each line on the grid, for a shifted model:
+# with the trace of the Hessian matrix (eq. 45). **Erratum:** in the second line of eq. 44 the sum runs over $j$, but
+# its terms carry the index $i$. We check each line on the grid, for a shifted model:
 
 # %%
 model_score = derivative(mixture_log_prob(grid - 0.8))
@@ -117,23 +131,23 @@ by_definition = 0.5 * integral(p * (data_score - model_score) ** 2)
 expanded = constant - cross + 0.5 * integral(p * model_score**2)
 by_parts = constant + integral(p * (0.5 * model_score**2 + derivative(model_score)))
 print(f"eq. 40: {by_definition:.5f}   eq. 42 with its ½: {expanded:.5f}   eq. 44 and its constant: {by_parts:.5f}")
-as_printed = 2 * constant - 2 * cross + integral(p * model_score**2)
-print(f"eq. 42 as printed, with P_data restored but without the ½: {as_printed:.5f}, twice as much")
+without_half = 2 * constant - 2 * cross + integral(p * model_score**2)
+print(f"eq. 42 without the ½ of eq. 40: {without_half:.5f}, twice as much")
+as_printed = p * data_score**2 - 2 * data_score * model_score + model_score**2  # P_data on the first term only
 for edge in (4, 6, 8):
     inside = np.abs(grid) <= edge
-    value = np.trapezoid((data_score**2 - 2 * data_score * model_score + model_score**2)[inside], grid[inside])
-    print(f"its second line, without P_data, integrated over ±{edge}: {value:.1f}")
+    print(f"the second line of eq. 42 as printed, over ±{edge}: {np.trapezoid(as_printed[inside], grid[inside]):.1f}")
 
 # %% [markdown]
-# The last lines grow with the box: two mixtures of the same widths have scores that differ by a constant in the
-# tails, and nothing weighs the tails down.
+# The first line confirms the derivation. The last three lines, eq. 42's second line as printed, fall without bound as
+# the box grows: far from the data the two unweighted terms behave like $-x^2/s^4$, with $s$ the width of a mode.
 #
 # ### When the boundary term stays
 #
 # Data on a half line, $P_{data} = e^{-x}$ for $x \ge 0$, and the model $E = \lambda x$. Maximum likelihood gives
-# $\lambda = 1$. Eq. 44 says $J = \tfrac12\lambda^2$ (there is no curvature), least at $\lambda = 0$. The reason is
-# the boundary term: $P_{data}(0)\cdot\lambda$ is not zero. Adding it back gives $\tfrac12\lambda^2 - \lambda$, with
-# its minimum at 1.
+# $\lambda = 1$. Eq. 44 gives $J = \tfrac12\lambda^2$ (there is no curvature), least at $\lambda = 0$. The reason is the
+# boundary term: $P_{data}(0)\cdot\lambda$ is not zero. Adding it back gives $\tfrac12\lambda^2 - \lambda$, with its
+# minimum at 1.
 
 # %%
 draws = np.random.default_rng(0).exponential(size=(10_000, 1))
@@ -145,9 +159,10 @@ boundary_values = [0.5 * rate**2 - rate for rate in np.linspace(0, 2, 201)]
 boundary_minimiser = np.linspace(0, 2, 201)[np.argmin(boundary_values)]
 
 # %% [markdown]
-# The same is true of whole numbers, such as raw pixels: they have no density, let alone a score. The energy
-# $-k\cos 2\pi x$ has a sharp peak of density on each integer; there its score is 0 and its curvature $4\pi^2k$, so
-# $J$ falls without bound as $k$ grows. `datasets.digits()` therefore dequantises by default.
+# Discrete data fail as well, such as pixels stored as integers (the note's remark on digital images): they have no
+# density, and so no score. The energy $-k\cos 2\pi x$ has a sharp peak of density on each integer; there its score is 0
+# and its curvature $4\pi^2k$, so $J$ falls without bound as $k$ grows. `datasets.digits()` therefore dequantises by
+# default.
 
 # %%
 whole = np.random.default_rng(0).integers(0, 17, size=(1000, 1)).astype("float64")
@@ -164,8 +179,8 @@ for k in (1.0, 10.0, 100.0):
 # ## Exact score matching
 #
 # `losses.ScoreMatching` is eq. 44. For $E = \tfrac12(x-\mu)^TP(x-\mu)$ and data of mean $m$ and covariance $S$ it is
-# $\tfrac12\mathrm{tr}(P^2S) + \tfrac12\|P(\mu-m)\|^2 - \mathrm{tr}\,P$: least at $\mu = m$, $P = S^{-1}$, the
-# maximum-likelihood solution of the same sample, where it is $-\tfrac12\mathrm{tr}\,S^{-1}$. So a quadratic energy
+# $\tfrac12\mathrm{tr}(P^2S) + \tfrac12\|P(\mu-m)\|^2 - \mathrm{tr}\,P$, which is least at $\mu = m$, $P = S^{-1}$, the
+# maximum-likelihood solution for the same data, where it is $-\tfrac12\mathrm{tr}\,S^{-1}$. So a quadratic energy
 # trained by it must find the inverse covariance.
 
 
@@ -206,8 +221,8 @@ least = float(tf.reduce_mean(ebm.losses.ScoreMatching()(exact_fit, sample, seed=
 print(f"J there: {least:.5f}, −½ tr S⁻¹: {-0.5 * np.trace(np.linalg.inv(s)):.5f}")
 
 # %% [markdown]
-# And a network on two moons, whose density is known, by the preset for tables: a dense network, tilted by the
-# Gaussian fitted to the data, which keeps the tails in place.
+# And a network on two moons, whose density is known, by the preset for tables: a dense network with the Gaussian fitted
+# to the data as base measure, which fixes the tails.
 
 # %%
 moons = ebm.targets.two_moons()
@@ -235,7 +250,7 @@ def show_density(axis, energy, title):
 
 
 moons_model = trained(x_moons, ebm.losses.ScoreMatching())
-moons_kl = ebm.evaluation.grid_kl_divergence(moons, moons_model, -8, 8, num=400).value
+moons_kl = ebm.evaluation.grid_kl_divergence(moons_model, moons, -8, 8, num=400).value
 figure, axes = plt.subplots(1, 2, figsize=(8.4, 4), sharey=True)
 show_density(axes[0], lambda x: -moons.log_prob(x), "true density")
 show_density(axes[1], moons_model.energy, f"learned by eq. 44, KL {moons_kl:.3f}")
@@ -246,10 +261,11 @@ plt.show()
 # ## What the trace costs
 #
 # Eq. 44 needs second derivatives of a network. The note draws what automatic differentiation does for them: a forward
-# pass (Figure 4), a backward pass for the gradient (Figure 5), and then, *for each component of the gradient*,
-# another backward pass, of whose result only one number is wanted (Figure 6). Sliced score matching, below, needs one
-# such pass for a single number, $v\cdot\nabla f$ (Figure 7). We measure each on a network of $n = 64$ inputs before
-# we draw them.
+# pass (Figure 4), a backward pass for the gradient (Figure 5), and then, *for each component of the gradient*, another
+# backward pass, of whose result only one number is needed (Figure 6, where $\partial^2f/\partial x_1$ stands for
+# $\partial^2f/\partial x_1^2$). Sliced score matching, below, needs one such pass for a single number, $v\cdot\nabla f$
+# (Figure 7; **erratum:** its caption names denoising score matching, but the figure is of sliced score matching). We
+# measure each on a network of $n = 64$ inputs before we draw them.
 
 
 # %%
@@ -365,13 +381,15 @@ for axis, title in zip(axes, titles, strict=True):
 plt.show()
 
 # %% [markdown]
-# **Erratum:** §3 says that the trace alone "requires O(n) operations", and that frameworks happen to need the whole
-# Hessian. $n$ numbers are summed, but each of them has its price. In reverse mode that is a backward pass: $n$ of
-# them, one after the other, each as dear as the gradient. `method="forward"` gives the trace in *one* pass that
-# carries all $n$ directions through the layers together: still $O(n)$ of arithmetic, but in a few large matrix
-# products, and nothing is computed to be thrown away. Only sliced and denoising score matching are free of $n$.
+# **Erratum:** §3 states that the trace alone "requires O(n) operations". It is a sum of $n$ numbers, but each of them
+# must be computed, and the trace costs about $n$ times as much as a gradient, whichever way. In reverse mode these are
+# $n$ backward passes, one after the other. `method="forward"` needs *one* pass, which carries all $n$ directions
+# through the layers together: about the same arithmetic, but in a few large matrix products, and no result is
+# discarded, so it is faster. (The note counts a gradient as $O(n)$ operations; in these units the trace takes $O(n^2)$,
+# as its §3.2 states itself.) Sliced and denoising score matching cost a few gradients, whatever $n$ is; what remains is
+# that the gradient itself grows with the width of the input layer.
 #
-# Measured on whole training gradients, loss and parameter gradient, against the dimension:
+# Measured on complete training gradients, loss and parameter gradient, against the dimension:
 
 # %%
 losses = {
@@ -416,8 +434,8 @@ plt.show()
 # %% [markdown]
 # ## Denoising score matching
 #
-# Two things stand in the way of eq. 44: second derivatives, and data without a density. Add noise to the data,
-# $X^* = X + \sigma z$ with $z \sim N(0, I)$ (eq. 51). It has a smooth density $Q(X^*)$, so aim at that (eq. 46):
+# Eq. 44 has two difficulties: second derivatives, and data without a density. Add noise to the data, $X^* = X + \sigma
+# z$ with $z \sim N(0, I)$ (eq. 51). It has a smooth density $Q(X^*)$, so aim at that (eq. 46):
 #
 # $$\mathbb{F}(Q\|P_\theta) = \tfrac12\,\mathbb{E}_{Q}\|\nabla\log Q(X^*) - \nabla\log P_\theta(X^*)\|^2 .$$
 #
@@ -430,9 +448,11 @@ plt.show()
 #
 # $$\frac1{2N}\sum_i \Big\|\frac{z_i}{\sigma} + \nabla\log P_\theta(x_i + \sigma z_i)\Big\|^2 ,$$
 #
-# which is `losses.DenoisingScoreMatching(sigma)`. It is a regression: each row's target $-z/\sigma$ is wild, its mean
-# at a given $x^*$ is the score of $Q$. The picture shows that; the numbers below check eq. 48, that for *any* model
-# eq. 49 exceeds eq. 46 by the same constant $\tfrac12(d/\sigma^2 - \mathbb{E}_Q\|\nabla\log Q\|^2)$.
+# which is `losses.DenoisingScoreMatching(sigma)`. (Eqs. 46-51 write $\sigma^2$ for the covariance $\sigma^2I$, and eq.
+# 51 prints $z \sim \mathbb N(\epsilon|0, I)$ for $\mathbb N(z|0, I)$.) It is a regression: the target $-z/\sigma$ of an
+# example has a large variance, and its mean at a given $x^*$ is the score of $Q$. The picture shows that; the numbers
+# below check eq. 48, that for *any* model eq. 49 exceeds eq. 46 by the same constant $\tfrac12(d/\sigma^2 -
+# \mathbb{E}_Q\|\nabla\log Q\|^2)$.
 
 # %%
 sigma = 0.5
@@ -456,7 +476,7 @@ axis.legend(loc="upper right", fontsize=10, markerscale=1.5)
 plt.show()
 
 # %% [markdown]
-# For two models, eq. 46 by quadrature, and eq. 49 by the package's loss on those rows:
+# For two models, eq. 46 by quadrature, and eq. 49 by the package's loss on these samples:
 
 # %%
 constant_48 = 0.5 * (1 / sigma**2 - integral(q * q_score**2))
@@ -476,9 +496,9 @@ print(f"the constant: {constant_48:.4f}")
 # %% [markdown]
 # ### Which noise scale?
 #
-# What is learned is $Q$, the blurred data: a Gaussian of covariance $\Sigma$ comes out as $P = (\Sigma + \sigma^2
-# I)^{-1}$. On the sample from above, the gradient of the loss vanishes there, and not at $S^{-1}$. Its noise is
-# averaged over 50 seeds; $z$ is the mean in units of its standard error.
+# What is learned is $Q$, the blurred data: for a Gaussian of covariance $\Sigma$ the learned precision is $P =
+# (\Sigma + \sigma^2 I)^{-1}$. On the data from above, the gradient of the loss vanishes there, and not at $S^{-1}$. Its
+# noise is averaged over 50 seeds; $z$ is the mean in units of its standard error.
 
 # %%
 largest_z = {}
@@ -496,14 +516,15 @@ for name, blur in (("(S + σ²I)⁻¹", 0.5**2), ("S⁻¹", 0.0)):
     print(f"gradient at P = {name}: largest |z| = {largest_z[name]:.1f}")
 
 # %% [markdown]
-# So $\sigma$ should be small. But then the targets $-z/\sigma$ are wild. For $E = \tfrac12\lambda x^2$ and data from
-# $N(0, 1)$ both sides have closed forms, at the optimum $\lambda^* = 1/(1 + \sigma^2)$:
+# So $\sigma$ should be small. But then the targets $-z/\sigma$ have a large variance, as the note remarks at the end of
+# §3.1. For $E = \tfrac12\lambda x^2$ and data from $N(0, 1)$ both sides have closed forms, at the optimum $\lambda^* =
+# 1/(1 + \sigma^2)$:
 #
 # - bias: $\lambda^* - 1 = -\sigma^2/(1 + \sigma^2)$;
-# - variance of a row's gradient: exactly $1/\sigma^2$, so that of $\hat\lambda$ from $n$ rows is
+# - variance of the gradient of one example: exactly $1/\sigma^2$, so that of $\hat\lambda$ from $n$ examples is
 #   $1/(n\sigma^2(1+\sigma^2)^2)$, the curvature of the loss being $1 + \sigma^2$.
 #
-# We measure both through the package's loss: gradients row by row, by giving each row a $\lambda$ of its own.
+# We measure both through the package's loss. To obtain a gradient for each example, each has a $\lambda$ of its own.
 
 # %%
 sigmas = np.array([0.03, 0.06, 0.125, 0.25, 0.5, 1.0])
@@ -554,7 +575,7 @@ moons_kls = {}
 figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.9), sharey=True)
 for axis, sigma in zip(axes, (0.01, ebm.recipes.noise_scale(x_moons), 0.5), strict=True):
     model = trained(x_moons, ebm.losses.DenoisingScoreMatching(sigma))
-    moons_kls[sigma] = ebm.evaluation.grid_kl_divergence(moons, model, -8, 8, num=400).value
+    moons_kls[sigma] = ebm.evaluation.grid_kl_divergence(model, moons, -8, 8, num=400).value
     show_density(axis, model.energy, f"σ = {sigma:.2g}, KL {moons_kls[sigma]:.3f}")
 axes[0].set_ylabel("$x_2$")
 plt.show()
@@ -562,8 +583,8 @@ plt.show()
 # %% [markdown]
 # ## Sliced score matching
 #
-# Denoising learns $Q$. Sliced score matching aims at $P_{data}$ itself: two vectors are equal if their projections on
-# all directions are. With random directions $v$ (eq. 53)
+# Denoising learns $Q$. Sliced score matching learns $P_{data}$ itself: two vectors are equal if their projections on
+# all directions are equal. With random directions $v$ (eq. 53)
 #
 # $$\mathbb{F}_s = \mathbb{E}_{P_{data}}\mathbb{E}_{v}\;\tfrac12\big(v^T\nabla\log P_{data} - v^T\nabla\log
 # P_\theta\big)^2 .$$
@@ -580,13 +601,18 @@ plt.show()
 # **Errata:**
 #
 # - eqs. 53 and 54 print $[\tfrac12(\ldots)]^2$, with the ½ inside the square: half of the right value;
-# - eq. 56 expands $\tfrac12(v^Ts)^2$ as $\tfrac12\sum_k (s_kv_k)^2$: the cross terms are gone. The expectation is the
-#   same, the draws are not;
+# - eq. 54 lacks transposes and a gradient: it should have $d(v^TP_{data})$ as $v^T\nabla P_{data}\,dX$ and
+#   $v^T\nabla\log P_\theta$ for $v\nabla\log P_\theta$, and its third line lacks the weight $P_{data}$;
+# - eqs. 56 and 57 lack "+ const", which eq. 44 has, and their left side is $\mathbb F_s$, not $\mathbb F$;
+# - eq. 56 expands $\tfrac12(v^Ts)^2$ as $\tfrac12\sum_k (s_kv_k)^2$: the cross terms are missing. The expectation is
+#   the same, the value for a given $v$ is not;
 # - eq. 57 drops the expectations over data and $v$;
-# - the text speaks of unit vectors. For those $\mathbb{E}[vv^T] = I/n$, and the divergence shrinks by $n$; the
+# - the text says that the difference has to be calculated for *all* projections, "in other way we will obtain bad
+#   estimator". One random direction per example gives an unbiased estimate; it is the package's default;
+# - the text says unit vectors. For those $\mathbb{E}[vv^T] = I/n$, and the divergence is smaller by the factor $n$; the
 #   package's "sphere" directions have length $\sqrt n$.
 #
-# The first, on the scores of two Gaussians in five dimensions, and the last:
+# The first, on the scores of two Gaussians in five dimensions, together with the last:
 
 # %%
 d, num_directions = 5, size(200_000, 50_000)
@@ -605,9 +631,9 @@ for name, v in directions.items():
     print(f"{name:13s} ½(v·difference)²: {right:.4f}   eq. 53 as printed: {printed:.4f}")
 
 # %% [markdown]
-# The second: for $E = \sum_i x_i$ in five dimensions the score is $(-1, \ldots, -1)$ and there is no curvature. With
-# random signs $\tfrac12(v^Ts)^2$ is .5, 4.5 or 12.5; eq. 56 as printed gives 2.5 at every draw. The package has the
-# right draws, and with `variance_reduced=True`, its default, eq. 57's 2.5.
+# The expansion in eq. 56: for $E = \sum_i x_i$ in five dimensions the score is $(-1, \ldots, -1)$ and there is no
+# curvature. With random signs $\tfrac12(v^Ts)^2$ is .5, 4.5 or 12.5; eq. 56 as printed gives 2.5 for every $v$. The
+# package has the right values, and with `variance_reduced=True`, its default, eq. 57's 2.5.
 
 # %%
 zeros = tf.zeros([2000, 5])
@@ -620,8 +646,8 @@ print("with the first term at its expectation:", np.unique(reduced))
 
 # %% [markdown]
 # What remains random is $v^TAv$, with $A$ the Hessian. Its variance is $2\sum_{i\ne j}A_{ij}^2$ for random signs,
-# $2\|A\|_F^2$ for Gaussian directions, $\frac{2d}{d+2}(\|A\|_F^2 - \mathrm{tr}^2A/d)$ for the sphere: signs see a
-# diagonal Hessian without any noise.
+# $2\|A\|_F^2$ for Gaussian directions, $\frac{2d}{d+2}(\|A\|_F^2 - \mathrm{tr}^2A/d)$ for the sphere. With random signs
+# the trace of a diagonal Hessian has no noise at all.
 
 # %%
 matrix = np.array([[2.0, 0.5, 0.0], [0.5, 1.0, -0.3], [0.0, -0.3, 3.0]])
@@ -656,9 +682,9 @@ for projection, variance in theory.items():
 # %% [markdown]
 # ## Blind to the weights of modes
 #
-# A score is a slope. Between two separated modes there is hardly any data, so hardly anything tells how high one mode
-# stands above the other. Give the data weights .2 and .8 and the model the same two modes with weights .8 and .2, and
-# pull them apart: the Fisher divergence vanishes while the KL divergence stays at $.6\log 4$.
+# A score is a slope. Between two separated modes there is hardly any data, so the scores hardly determine how high one
+# mode is above the other. Give the data weights .2 and .8 and the model the same two modes with weights .8 and .2, and
+# move them apart: the Fisher divergence vanishes while the KL divergence stays at $.6\log 4$.
 
 # %%
 gaps = np.linspace(0.25, 4.0, 31)
@@ -679,9 +705,10 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# Does a network learn wrong weights, then? Two modes twelve standard deviations apart, .2 and .8. After exact score
-# matching its scores are right where the data is, and its weights are an accident of how the network joins the modes.
-# KL and the share of the left mode tell; the Fisher divergence, measured with the true score, does not.
+# Does a network learn wrong weights, then? We take two modes twelve standard deviations apart, with weights .2 and .8.
+# After exact score matching its scores are right where the data is, and its weights depend on how the network happens
+# to interpolate between the modes. KL and the share of the left mode reveal that; the Fisher divergence, measured with
+# the true score, does not.
 
 # %%
 two_modes = tfd.MixtureSameFamily(
@@ -696,8 +723,8 @@ def judged(model):
     """Share of the left mode, KL and Fisher divergence."""
     density = density_of(model.energy)
     share = density[:, axis_nodes < 0].sum() / density.sum()
-    kl = ebm.evaluation.grid_kl_divergence(two_modes, model, -10, 10, num=400).value
-    return share, kl, ebm.evaluation.fisher_divergence(two_modes, model, num_samples=size(50_000, 10_000)).value
+    kl = ebm.evaluation.grid_kl_divergence(model, two_modes, -10, 10, num=400).value
+    return share, kl, ebm.evaluation.fisher_divergence(model, two_modes, num_samples=size(50_000, 10_000)).value
 
 
 matched = trained(x, ebm.losses.ScoreMatching())
@@ -707,10 +734,10 @@ print("share of the left mode {:.3f}, KL {:.3f}, Fisher {:.4f}".format(*report["
 # %% [markdown]
 # ### Cure 1: noise at many scales
 #
-# At a large $\sigma$ the modes are one, and their weights are seen. `NoiseConditionalDenoisingScoreMatching` trains a
-# network of $(x, \sigma)$ at all scales at once, and `mcmc.annealed_langevin` follows the scales down: chains find
-# their mode while it is still joined to the other, so that the *samples* have the right shares. The energy at the
-# smallest scale alone, `family.given(sigma)`, is as blind as before.
+# At a large $\sigma$ the modes overlap, and their weights can be learned. `NoiseConditionalDenoisingScoreMatching`
+# trains a network of $(x, \sigma)$ at all scales at once, and `mcmc.annealed_langevin` goes through the scales from
+# large to small: chains choose their mode while it still overlaps with the other, so that the *samples* have the right
+# shares. The energy at the smallest scale alone, `family.given(sigma)`, still has wrong weights.
 #
 # (The network sees $x/\sqrt{1 + \sigma^2}$, which has the same width at every scale.)
 
@@ -739,8 +766,8 @@ print(f"the energy at the smallest scale alone: share {judged(family.given(noise
 # %% [markdown]
 # ### Cure 2: noise contrastive estimation on top
 #
-# NCE (tutorial 8) compares densities, not slopes. Some steps of it, starting from the score-matched network,
-# keep the shapes and set the weights right; it learns $\log Z$ as well.
+# NCE (tutorial 8) compares densities, not slopes. Some steps of it, starting from the score-matched network, keep the
+# shapes and correct the weights; it learns $\log Z$ as well.
 
 # %%
 matched.compile(

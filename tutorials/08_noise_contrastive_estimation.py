@@ -1,19 +1,22 @@
 # %% [markdown]
 # # 8. Noise contrastive estimation
 #
-# Mix the data with noise whose density is known, and learn to tell the two apart. A classifier that does this as well
-# as it can be done knows the density of the data, its normaliser included: no chains, no second derivatives, and
-# $\log Z$ is learned like any other weight.
+# Mix the data with noise whose density is known, and train a classifier to distinguish the two. The best possible
+# classifier contains the density of the data, its normaliser included. The method needs no chains and no second
+# derivatives, and $\log Z$ is learned like any other weight.
 #
 # **After this you can**
 #
-# - say what a noise contrastive loss estimates, and why its optimum is normalised by itself;
+# - explain what a noise contrastive loss estimates, and why its optimum is normalised by itself;
 # - train an energy together with its $\log Z$, and check that number against a grid and against annealed importance
 #   sampling;
-# - see from one metric, `overlap`, whether the noise is too easy, and how well $\log Z$ can be known at all;
+# - see from one metric, `overlap`, whether the noise is too easy, and how accurately $\log Z$ can be learned;
 # - choose the noise, and how much of it.
 #
-# It follows section 3.3 of the note, eqs. 58-64.
+# It covers section 3.3 of the note *Basics of Energy Based Models*, eqs. 58-64.
+#
+# Prerequisites: [tutorial 1](01_energies_as_distributions.ipynb), Bayes' rule, logistic regression. Reading time about
+# 30 minutes. Next: [tutorial 9](09_side_by_side.ipynb).
 
 # %%
 import warnings
@@ -22,9 +25,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Ledger, size, style
 
 import tfp_ebm as ebm
+from tfp_ebm.lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Ledger, size, style
 
 tfd = tfp.distributions
 style()
@@ -33,20 +36,21 @@ ledger = Ledger()
 # %% [markdown]
 # ## The mixture and its labels
 #
-# Take a draw of the data with probability $P(y=1)$ and one of the noise with $P(y=0)$. The mixture of both is eq. 58,
+# Take a sample of the data with probability $P(y=1)$ and one of the noise with $P(y=0)$. The mixture of both is eq. 58,
 #
 # $$P_{data,n}(X) = P(y=0)\,P_n(X) + P(y=1)\,P_{data}(X).$$
 #
-# Who sees $X$ alone can say how probable it is that $X$ was data. By Bayes' rule that is eq. 59,
+# Given only $X$, Bayes' rule gives the probability that it came from the data (eq. 59),
 #
 # $$P_{data,n}(y=1|X) = \frac{P_{data}(X)}{\nu^{-1}P_n(X) + P_{data}(X)},\qquad
 # P_{data,n}(y=0|X) = \frac{P_n(X)}{P_n(X) + \nu P_{data}(X)},\qquad \nu = \frac{P(y=1)}{P(y=0)}.$$
 #
-# **Erratum, of convention.** The note's $\nu$ counts data per noise. Gutmann and Hyvärinen's $\nu$, and `noise_ratio`
-# in this package, count noise per data: `noise_ratio` $= 1/\nu$. In this tutorial $\nu$ is the note's.
+# **A difference of convention.** The note's $\nu$, which it uses without defining it, counts data per noise. Gutmann
+# and Hyvärinen's $\nu$, and `noise_ratio` in this package, count noise per data: `noise_ratio` $= 1/\nu$. In this
+# tutorial $\nu$ is the note's.
 #
-# We draw such a mixture with four draws of noise per draw of data, and compare the share of data among the points of
-# each bin with eq. 59. (`size(full, smoke)` is `full` here, and `smoke` where the tests run this page quickly.)
+# We draw such a mixture with four samples of noise per sample of data, and compare the share of data among the points
+# of each bin with eq. 59.
 
 # %%
 one = tf.constant(1.0, tf.float64)
@@ -91,20 +95,21 @@ plt.show()
 # ## The model as a classifier
 #
 # Put the model $P_\theta(X) = e^{-E_\theta(X)}/Z_\theta$ in the place of the data. Its mixture with the noise is eq.
-# 60, $P_{\theta,n}(X) = P(y=0)P_n(X) + P(y=1)P_\theta(X)$, and what it says about labels is eq. 61,
+# 60, $P_{\theta,n}(X) = P(y=0)P_n(X) + P(y=1)P_\theta(X)$, and its probability of the labels is eq. 61,
 #
 # $$P_{\theta,n}(y=1|X) = \frac{P_\theta(X)}{\nu^{-1}P_n(X) + P_\theta(X)} = \sigma(u(X)),\qquad
 # u(X) = -E_\theta(X) - \log Z_\theta - \log P_n(X) + \log\nu.$$
 #
 # It is a logistic regression whose logit is an energy, a number, and a known function. Training minimises the mean
-# Kullback-Leibler divergence between the two laws of the label. Eq. 62 writes it out: up to a constant, the entropy of
-# the true labels, it is the cross-entropy
+# Kullback-Leibler divergence between the two distributions of the label. Eq. 62 writes it out: up to a constant, the
+# entropy of the true labels, it is the cross-entropy
 #
 # $$\mathcal{L}(\theta) = -P(y=0)\,\mathbb{E}_{P_n}\log P_{\theta,n}(y=0|X) - P(y=1)\,\mathbb{E}_{P_{data}}\log
 # P_{\theta,n}(y=1|X) + \text{const}.$$
 #
-# In one dimension every line of eq. 62 is a sum over a grid. We take a wrong model, a single Gaussian, and check that
-# the first line (a divergence) and the last (a cross-entropy) differ by just that entropy.
+# (The note uses the same letter $\mathcal L$ in eq. 63 for the negative of this, up to weights.) In one dimension every
+# line of eq. 62 is a sum over a grid. We take a wrong model, a single Gaussian, and check that the first line (a
+# divergence) and the last (a cross-entropy) differ by exactly that entropy.
 
 # %%
 grid = np.linspace(-16, 16, 6401)
@@ -140,8 +145,8 @@ entropy_of_labels = cross_entropy(log_p, nu)
 print(f"mean KL {first_line:.6f} + entropy {entropy_of_labels:.6f} = cross-entropy {last_line:.6f}")
 
 # %% [markdown]
-# `ebm.losses.NoiseContrastiveEstimation` is that cross-entropy per draw of the data, that is, divided by $P(y=1)$. Any
-# loss of the package can be called on a bare energy function, so we ask it for the same model.
+# `ebm.losses.NoiseContrastiveEstimation` is that cross-entropy per sample of the data, that is, divided by $P(y=1)$.
+# Any loss of the package can be called on an energy function, so we evaluate it for the same model.
 
 # %%
 noise_1d = tfd.Sample(noise, 1)  # events of shape [1]
@@ -162,25 +167,66 @@ print(f"the package's loss {by_package:.4f} ± {error_of_loss:.4f}, eq. 62 / P(y
 # %% [markdown]
 # ## Only the truth classifies best
 #
-# The divergence is zero only where both laws of the label agree, and then, $P_n$ being the same on both sides, eq. 64:
+# The divergence is zero only if both distributions of the label agree, and then, as $P_n$ is the same on both sides,
+# eq. 64:
 #
 # $$\frac{P_n}{P_n + \nu P_\theta} = \frac{P_n}{P_n + \nu P_{data}}\quad\Rightarrow\quad P_\theta(X) = P_{data}(X).$$
 #
-# Nothing was said of $\int P_\theta = 1$. The optimum is normalised by itself, and so $\log Z_\theta$ may be a free
-# number. Compare maximum likelihood, which would send a free $\log Z$ to $-\infty$.
+# **Erratum:** this needs $P_n(X) > 0$ wherever $P_{data}(X) > 0$, which the note does not state. Where $P_n = 0$ both
+# sides are zero whatever $P_\theta$ is.
+#
+# The condition $\int P_\theta = 1$ was not used. The optimum is normalised by itself, and so $\log Z_\theta$ may be a
+# free, trainable number, as the note remarks. (In maximum likelihood a free $\log Z$ would go to $-\infty$.)
+#
+# Both statements can be checked on the grid: the divergence of models that differ from the data by the weight of the
+# left mode and by $\log Z$, with the noise from above, and with the same noise cut off at $x = 0$.
+
+
+# %%
+def label_divergence(log_model, log_noise, nu):
+    """The first line of eq. 62, on the nodes where there is noise; elsewhere both classifiers are certain."""
+    some = np.isfinite(log_noise)
+    u_true, u_model = (log_density[some] - log_noise[some] + np.log(nu) for log_density in (log_p, log_model))
+    h = 1 / (1 + np.exp(-u_true))
+    kl = h * (softplus(-u_model) - softplus(-u_true)) + (1 - h) * (softplus(u_model) - softplus(u_true))
+    return integral((np.exp(log_noise[some]) + nu * np.exp(log_p[some])) / (1 + nu) * kl)
+
+
+left_mode, right_mode = (tfd.Normal(mean, 0.5 * one).log_prob(grid).numpy() for mean in (-2 * one, 2 * one))
+candidates = [(share, log_z) for share in np.linspace(0.1, 0.9, 17) for log_z in np.linspace(-0.5, 0.5, 11)]
+divergences = [
+    label_divergence(np.logaddexp(np.log(share) + left_mode, np.log(1 - share) + right_mode) - log_z, log_q, nu)
+    for share, log_z in candidates
+]
+first, second = np.argsort(divergences)[:2]
+for name, k in (("least", first), ("second", second)):
+    share, log_z = candidates[k]
+    print(
+        f"{name:6s} divergence {divergences[k]:.2e}: left weight {share:.2f} (truth .30), log Z {log_z:+.1f} (truth 0)"
+    )
+
+doubled = np.where(grid > 0, log_p + np.log(2), log_p)
+on_the_left = np.where(grid < 0, log_q - np.log(noise.cdf(0.0 * one).numpy()), -np.inf)
+for name, log_noise in (("noise everywhere", log_q), ("noise on the left only", on_the_left)):
+    value = label_divergence(doubled, log_noise, nu)
+    print(f"{name:22s}: divergence {value:.2e} of a model with twice the density on the right")
+
+# %% [markdown]
+# The least divergence is that of the true weight and the true $\log Z$, and it is zero. With noise on the left only, a
+# model with twice the density on the right cannot be distinguished from the truth.
 #
 # ## Erratum: eq. 63 without its weights
 #
-# Eq. 63, which is to be maximised, prints
-# $\mathbb{E}_{P_n}\log\frac{P_n}{P_n+\nu P_\theta} + \mathbb{E}_{P_{data}}\log\frac{P_\theta}{\nu^{-1}P_n+P_\theta}$:
-# the weights $P(y=0)$ and $P(y=1)$ of eq. 62 are gone. Then the optimum has $\nu P_\theta = P_{data}$. The shape is
-# right, and $\log Z$ is too large by $\log\nu$. Right is
+# Eq. 63, which is to be maximised, prints $\mathbb{E}_{P_n}\log\frac{P_n}{P_n+\nu P_\theta} +
+# \mathbb{E}_{P_{data}}\log\frac{P_\theta}{\nu^{-1}P_n+P_\theta}$: the weights $P(y=0)$ and $P(y=1)$ of eq. 62 are
+# missing. Then the optimum has $\nu P_\theta = P_{data}$: the shape is right, and $\log Z$ is too large by $\log\nu$.
+# The right formula is
 #
 # $$\mathcal{L}(\theta) = P(y=0)\,\mathbb{E}_{P_n}\log\frac{P_n}{P_n+\nu P_\theta} +
 # P(y=1)\,\mathbb{E}_{P_{data}}\log\frac{P_\theta}{\nu^{-1}P_n+P_\theta}.$$
 #
-# Only at $\nu = 1$ do both agree, and Table 1's line for noise contrastive estimation, which has no $\nu$, is that
-# case alone. We minimise both by BFGS, over scale, place and $\log Z$ of a Gaussian model of Gaussian data, for
+# Only at $\nu = 1$ do both agree, and Table 1's line for noise contrastive estimation, which has no $\nu$, is that case
+# alone. We minimise both by BFGS, over the scale, location and $\log Z$ of a Gaussian model of Gaussian data, for
 # several $\nu$.
 
 # %%
@@ -228,8 +274,9 @@ plt.show()
 # %% [markdown]
 # ## Energy and log Z learned together
 #
-# Now a network. `ebm.recipes.low_dimensional` is a dense network on standardised data, tilted by a Gaussian that is
-# fitted to the data and widened a little; with `noise=None` that base is also the noise. The target is the pinwheel,
+# Now a network. `ebm.recipes.low_dimensional` is a dense network on standardised data. Its base measure is a Gaussian
+# that is fitted to the data and widened a little; with `noise=None` that base is also the noise. (The note takes the
+# standard normal distribution as noise, which corresponds to this for standardised data.) The target is the pinwheel,
 # whose density is known.
 
 # %%
@@ -244,8 +291,8 @@ p = ebm.EnergyDistribution(model)  # knows log Z: p.log_prob works
 print({name: round(values[-1], 4) for name, values in history.items()})
 
 # %% [markdown]
-# The learned number beside the two that this package computes: by quadrature on a box much wider than the data, and by
-# annealed importance sampling, which has no bound on the dimension.
+# We compare the learned $\log Z$ with two other estimates of this package: quadrature on a box much wider than the
+# data, and annealed importance sampling, which works in any dimension.
 
 # %%
 box = {"low": [-8, -8], "high": [8, 8], "num": 200}
@@ -254,8 +301,8 @@ by_ais = ebm.evaluation.annealed_importance_sampling(
     p, num_temperatures=size(300, 40), num_chains=size(500, 200), seed=1
 )
 learned = float(p.log_normalizer)
-kl = ebm.evaluation.grid_kl_divergence(target, p, **box)  # normalised by the grid
-kl_of_noise = ebm.evaluation.grid_kl_divergence(target, model.base, log_normalizer=0.0, **box)
+kl = ebm.evaluation.grid_kl_divergence(p, target, **box)  # normalised by the grid
+kl_of_noise = ebm.evaluation.grid_kl_divergence(model.base, target, log_normalizer=0.0, **box)
 print(
     f"log Z: learned {learned:.4f}, grid {by_grid_2d.value:.4f}, AIS {by_ais.value:.4f} ± {by_ais.standard_error:.4f}"
 )
@@ -277,16 +324,16 @@ plt.show()
 # %% [markdown]
 # ## The choice of the noise
 #
-# How well can $\log Z$ be known from $n$ rows of data? Write $h = P_{\theta,n}(y=1|X)$. Rows teach where $h$ is
-# neither 0 nor 1, and the metric `overlap` is the share that does, $\omega = (1 + \nu)\,\mathbb{E}_{data}[1 - h]$:
-# one where noise and data agree, near zero where the classifier has nothing left to learn. For a known energy the
-# theory of Gutmann and Hyvärinen (2012) says
+# How accurately can $\log Z$ be estimated from $n$ examples? Write $h = P_{\theta,n}(y=1|X)$. Examples carry
+# information where $h$ is neither 0 nor 1, and the metric `overlap` is their share, $\omega = (1 +
+# \nu)\,\mathbb{E}_{data}[1 - h]$: one if noise and data agree, near zero if the classifier has nothing left to learn.
+# For a known energy the theory of Gutmann and Hyvärinen (2012) gives
 #
 # $$n\,\operatorname{Var}(\widehat{\log Z}) = (1 + \nu)\,(1/\omega - 1).$$
 #
-# So `overlap` tells the error of $\log Z$. We check it: in its first training step the loss starts $\log Z$ at the
-# optimum for that batch, so a fresh loss on a fresh batch is one such estimate. The energy is the pinwheel's true one,
-# the noise a round Gaussian of growing width.
+# So `overlap` predicts the error of $\log Z$. We check that: in its first training step the loss starts $\log Z$ at the
+# optimum for that batch, so a new loss on a new batch is one such estimate. The energy is the pinwheel's true one, the
+# noise a round Gaussian of growing width.
 
 # %%
 num_rows, repeats, ratio = 2000, size(50, 10), 1.0
@@ -315,8 +362,8 @@ predicted = np.sqrt((1 + 1 / ratio) * (1 / np.array(overlaps) - 1))
 error_of_error = 1 / np.sqrt(2 * repeats)  # of a standard deviation from so many estimates, relative
 
 # %% [markdown]
-# And against the dimension: data from $N(0, I)$, noise that is only 1.5 times wider in every coordinate. What is good
-# noise in two dimensions is too easy in fifty. That is why this method is for few dimensions, or for noise that is a
+# And against the dimension: data from $N(0, I)$, noise that is only 1.5 times wider in every coordinate. Noise that is
+# good in two dimensions is too easy in fifty. That is why this method is for few dimensions, or for noise that is a
 # good model already.
 
 # %%
@@ -345,10 +392,10 @@ axes[2].set(title="Noise 1.5 times too wide", xlabel="dimension d", ylabel="over
 plt.show()
 
 # %% [markdown]
-# What does it do to a training? The same network and the same short training with four kinds of noise: one that is far
-# too wide, one that is too narrow to cover the data, the fitted Gaussian, and a mixture that `loss.adapt(x)` fits by
-# expectation maximisation (with a wide tenth that keeps the surroundings covered). `fit` itself warns of noise that is
-# too easy, or that leaves data out; we print what it says.
+# How does the noise affect training? We train the same network for the same short time with four kinds of noise: one
+# that is far too wide, one that is too narrow to cover the data, the fitted Gaussian, and a mixture that
+# `loss.adapt(x)` fits by expectation maximisation (a tenth of which is a wide Gaussian, to cover the surroundings).
+# `fit` warns of noise that is too easy, or that leaves data out; we print its warnings.
 
 
 # %%
@@ -375,7 +422,7 @@ for name, kind in noises.items():
     candidate = ebm.EnergyDistribution(candidate)
     with warnings.catch_warnings():  # where training failed, the grid says that mass is elsewhere: so does the KL
         warnings.simplefilter("ignore")
-        error = ebm.evaluation.grid_kl_divergence(target, candidate, **box)
+        error = ebm.evaluation.grid_kl_divergence(candidate, target, **box)
         log_mass = ebm.evaluation.grid_log_normalizer(candidate, **box).value - float(candidate.log_normalizer)
     trained[name] = candidate, error.value, log_mass, found["overlap"][-1]
     print(f"{name:24s} overlap {found['overlap'][-1]:.4f}, KL {error.value:.4f}, log of the mass {log_mass:+.3f}")
@@ -395,11 +442,12 @@ plt.show()
 # %% [markdown]
 # ## How much noise
 #
-# Suppose that the noise is as good as it can be, $P_n = P_{data}$. Then for the parameters of the energy, and for
-# $\log Z$, noise contrastive estimation from $n$ rows has the variance of maximum likelihood times $1 + \nu$, that is
-# $1 +$ 1/`noise_ratio`: twice that of maximum likelihood with one draw of noise per row, and next to nothing lost with
-# sixteen. We estimate the precision $a$ of $E(x) = \frac12 a x^2$ with free $\log Z$ from many sets of 500 rows of
-# $N(0, 1)$. Each fit is a logistic regression on $(-\frac12x^2, -1)$ with two weights, solved by Newton's method.
+# Suppose that the noise is as good as possible, $P_n = P_{data}$. Then for the parameters of the energy, and for $\log
+# Z$, noise contrastive estimation from $n$ examples has the variance of maximum likelihood times $1 + \nu$, that is $1
+# +$ 1/`noise_ratio`: twice that of maximum likelihood with one sample of noise per example, and hardly more than it
+# with sixteen. We estimate the precision $a$ of $E(x) = \frac12 a x^2$ with free $\log Z$ from many sets of 500
+# examples from $N(0, 1)$. Each fit is a logistic regression on $(-\frac12x^2, -1)$ with two weights, solved by Newton's
+# method.
 
 # %%
 num_sets, num_rows = size(1000, 500), 500
@@ -441,9 +489,10 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# So: noise that is near the data and a little wider, a few times as much of it as data, and an eye on `overlap`.
-# Without a `noise` of your own it is the model's base, in the recipe the Gaussian fitted to the data, somewhat
-# widened.
+# In short: choose noise that is near the data and a little wider, take a few times as much of it as data, and watch
+# `overlap`. Without an argument `noise` the loss uses the model's base. For at most three coordinates
+# `low_dimensional(x)` and the command line choose the fitted mixture instead; given a loss object, as above,
+# `low_dimensional` leaves its noise as it is.
 #
 # ## The numbers beside the truth
 

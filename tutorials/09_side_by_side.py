@@ -1,17 +1,20 @@
 # %% [markdown]
 # # 9. Side by side
 #
-# Five ways to train the same network on the same data: what each costs, what each gets right, and which one to take
-# when.
+# Five ways to train the same network on the same data: what each costs, what each gets right, and when to use which.
 #
 # **After this you can**
 #
 # - read every line of the note's Table 1 as a loss of this package;
 # - judge a density by its picture, its samples (eq. 65), its Kullback-Leibler divergence and its Fisher divergence, and
-#   know why these may disagree;
+#   explain why these may disagree;
 # - choose a loss for your own data.
 #
-# It follows section 3.4 of the note: Table 1 and eq. 65.
+# It covers section 3.4 of the note *Basics of Energy Based Models*: Table 1 and eq. 65.
+#
+# Prerequisites: tutorials [6](06_maximum_likelihood.ipynb), [7](07_score_matching.ipynb) and
+# [8](08_noise_contrastive_estimation.ipynb). Reading time about 20 minutes; "Which one when" near the end can be read
+# alone. Next: [tutorial 10](10_in_practice.ipynb).
 
 # %%
 import time
@@ -20,10 +23,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Ledger, size, style
 from scipy.ndimage import gaussian_filter
 
 import tfp_ebm as ebm
+from tfp_ebm.lesson import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Ledger, size, style
 
 tfd = tfp.distributions
 style()
@@ -33,8 +36,9 @@ ledger = Ledger()
 # %% [markdown]
 # ## Table 1, line by line
 #
-# Each line of Table 1 is a step $\theta^{k+1} = \theta^k - \nabla_\theta(\ldots)$ down an average over a batch. What is
-# averaged, and who computes it here:
+# Each line of Table 1 is a gradient step $\theta^{k+1} = \theta^k - \nabla_\theta(\ldots)$ on an average over a batch.
+# (The table leaves out the learning rate, and does not state that the samples $\hat x$ are held fixed when the gradient
+# is taken.) This is what is averaged, and the class that computes it here:
 #
 # - maximum likelihood by chains: $E(x) - E(\hat x)$ with $\hat x \sim P_\theta$;
 #   `PersistentContrastiveDivergence`, `ContrastiveDivergence`, `MaximumLikelihood`
@@ -48,8 +52,8 @@ ledger = Ledger()
 # (The last line of Table 1 is right for as much noise as data only; tutorial 8 shows what changes otherwise.)
 #
 # A loss can be called on any energy. For $E(x) = \frac12 x^T P x$ the gradient is $Px$ and the Hessian $P$, so that
-# Table 1 can be written out in NumPy. Score matching must agree to rounding. The others draw $z$, $v$ or $\hat x$,
-# and must agree within their standard error with the mean over those draws.
+# Table 1 can be written out in NumPy. Score matching must agree to rounding. The others sample $z$, $v$ or $\hat x$,
+# and must agree within their standard error with the mean over these samples.
 
 # %%
 precision = np.array([[1.5, -0.4], [-0.4, 0.8]])
@@ -105,9 +109,9 @@ errors["score matching"] = 1e-9
 errors["noise contrastive"] = np.std(softplus(u_noise)) * np.sqrt(2 / n)  # two independent sets of noise
 
 # %% [markdown]
-# Of maximum likelihood only the gradient has a meaning. Its negatives come from chains, here 60 steps of HMC from the
-# data. For $\partial/\partial P_{11}$ Table 1 says $\frac12\overline{x_1^2} - \frac12\overline{\hat x_1^2}$, whose
-# mean over exact draws of the model is $\frac12(\overline{x_1^2} - (P^{-1})_{11})$.
+# For maximum likelihood only the gradient has a meaning. Its negatives come from chains, here 60 steps of HMC from the
+# data. For $\partial/\partial P_{11}$ Table 1 gives $\frac12\overline{x_1^2} - \frac12\overline{\hat x_1^2}$, whose
+# mean over exact samples of the model is $\frac12(\overline{x_1^2} - (P^{-1})_{11})$.
 
 # %%
 likelihood = ebm.losses.MaximumLikelihood(ebm.mcmc.HMC(0.5, 3), num_steps=60, chains=ebm.mcmc.FromData())
@@ -124,15 +128,18 @@ for name, value in values.items():
 # ## One network, five losses
 #
 # Now a network of two hidden layers of 128, with the same initial weights, the same batches, number of steps and
-# learning rate for all, tilted by a Gaussian fitted to the data. (Left to itself, `ebm.recipes.low_dimensional` would
-# choose what suits the loss: Fourier features for maximum likelihood and noise contrastive estimation, which makes
-# these two better still, and the learning rate.)
+# learning rate for all, and a Gaussian fitted to the data as base measure. (By default `ebm.recipes.low_dimensional`
+# chooses what suits the loss: the learning rate, and Fourier features for maximum likelihood and noise contrastive
+# estimation, which makes these two better still.)
 #
-# Two data sets: the moons, a curved shape in one or two pieces, and two Gaussians of weights .3 and .7 that are eight
-# standard deviations apart. `size(full, smoke)` is `full` here, and `smoke` where the tests run this page quickly.
+# We use two data sets: the moons, two curved shapes close to each other, and two Gaussians of weights .3 and .7 that
+# are twelve standard deviations apart.
 
 # %%
-targets = {"Two moons": ebm.targets.two_moons(), "Two Gaussians": ebm.targets.two_gaussians()}
+far_apart = tfd.MixtureSameFamily(
+    tfd.Categorical(probs=[0.3, 0.7]), tfd.MultivariateNormalDiag([[-3.0, 0.0], [3.0, 0.0]], [[0.5, 0.5], [0.5, 0.5]])
+)
+targets = {"Two moons": ebm.targets.two_moons(), "Two Gaussians": far_apart}
 num_rows, steps, batch = size(50_000, 6000), size(2000, 144), 250
 box = {"low": [-8, -8], "high": [8, 8], "num": size(256, 128)}
 METHODS = {
@@ -148,7 +155,7 @@ METHODS = {
 runs, gaussian_kl = {}, {}
 for data_name, target in targets.items():
     x = target.sample(num_rows, seed=(0, 0)).numpy()
-    gaussian_kl[data_name] = ebm.evaluation.grid_kl_divergence(target, ebm.fit_base(x), **box).value
+    gaussian_kl[data_name] = ebm.evaluation.grid_kl_divergence(ebm.fit_base(x), target, **box).value
     print(f"{data_name}: KL to the fitted Gaussian {gaussian_kl[data_name]:.3f}")
     for method, (_, make_loss) in METHODS.items():
         model = ebm.recipes.low_dimensional(
@@ -158,8 +165,8 @@ for data_name, target in targets.items():
         model.fit(x, batch_size=batch, epochs=steps * batch // num_rows, verbose=0)
         seconds = time.perf_counter() - start
         log_z = ebm.evaluation.grid_log_normalizer(model, **box).value
-        kl = ebm.evaluation.grid_kl_divergence(target, model, log_normalizer=log_z, **box).value
-        fisher = ebm.evaluation.fisher_divergence(target, model, num_samples=size(5000, 1000)).value
+        kl = ebm.evaluation.grid_kl_divergence(model, target, log_normalizer=log_z, **box).value
+        fisher = ebm.evaluation.fisher_divergence(model, target, num_samples=size(5000, 1000)).value
         p = ebm.EnergyDistribution(model, log_normalizer=log_z)
         runs[data_name, method] = {"p": p, "model": model, "kl": kl, "fisher": fisher, "seconds": seconds}
         print(f"  {method:20s} KL {kl:8.4f}   Fisher divergence {fisher:8.4f}   {seconds:5.1f} s")
@@ -169,63 +176,85 @@ for data_name, target in targets.items():
 #
 # Each panel shows $e^{-E(x)}/Z$ with $Z$ by the grid, on one scale of colours.
 
+
 # %% figure="side_by_side"
-axis = np.linspace(-3.2, 3.2, 161, dtype="float32")
-plane = np.stack(np.meshgrid(axis, axis), -1)
-cell = float(axis[1] - axis[0]) ** 2
-
-
-def panels(data_name):
+def panels(data_name, half_width, half_height):
     """The truth and five densities."""
+    axis_1 = np.linspace(-half_width, half_width, 201, dtype="float32")
+    axis_2 = np.linspace(-half_height, half_height, 201, dtype="float32")
+    plane = np.stack(np.meshgrid(axis_1, axis_2), -1)
     truth = targets[data_name].prob(plane).numpy()
-    _, axes = plt.subplots(2, 3, figsize=(9.6, 6.2), sharex=True, sharey=True)
+    _, axes = plt.subplots(2, 3, figsize=(10.4, 0.6 + 7.4 * half_height / half_width), sharex=True, sharey=True)
     shown = {"Truth": truth} | {m: runs[data_name, m]["p"].prob(plane).numpy() for m in METHODS}
     for ax, (name, density) in zip(axes.flat, shown.items(), strict=True):
-        ax.pcolormesh(axis, axis, density, vmin=0, vmax=truth.max(), rasterized=True)
+        ax.pcolormesh(axis_1, axis_2, density, vmin=0, vmax=truth.max(), rasterized=True)
         note = "" if name == "Truth" else f", KL {runs[data_name, name]['kl']:.2g}"
         ax.set(title=name + note, aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
         ax.label_outer()
     plt.show()
 
 
-panels("Two moons")
+panels("Two moons", 3.2, 2.2)
 
 # %%
-panels("Two Gaussians")
+panels("Two Gaussians", 5.0, 2.4)
 
 # %% [markdown]
-# On the moons everybody is near the truth. On the separated Gaussians the three that match scores have the *shapes*
-# of both modes, and their weights are wrong: a score says how the density changes from here to there, and between the
-# modes there is no data to say it. The Fisher divergence, which is what they minimise (eq. 40), is small all the
-# same. The two that compare the density with draws, of chains or of noise, have the weights too. The share of mass on
-# the left:
+# On the moons all five are near the truth in KL. But the three that match scores give the upper moon too much weight
+# and the lower one too little, which the colours show (shares of .55 to .57, printed below). On the Gaussians the same
+# error is complete: the three have the shape of the right mode, and hardly any mass in the left one. A score is the
+# slope of the log-density, and between the modes there is no data from which the slope could be learned. So nothing
+# determines how high one mode is above the other.
+#
+# The Fisher divergence, which they minimise (eq. 40), does not reveal that. On the Gaussians it is smallest for exact
+# and sliced score matching, .016 and .015, whose KL of more than 2 nats is larger than that of a single fitted
+# Gaussian, 1.1. On the moons it is three times as large for maximum likelihood and noise contrastive estimation, 1.5,
+# as for score matching, .5, although their KL is about the same. The two divergences measure different errors. The
+# Fisher divergence compares slopes where the data are: small ripples of the density have steep slopes and count much, a
+# wrong weight of a mode has none and counts nothing. KL compares heights: the ripples hardly change it, and the weights
+# do.
+#
+# The two losses that compare the density with samples, of chains or of noise, learn the weights too. The share of the
+# mass in the upper moon, and in the left Gaussian:
 
 # %%
 wide = np.linspace(-8, 8, 321, dtype="float32")
 wide_plane = np.stack(np.meshgrid(wide, wide), -1)
-shares, marginals = {}, {}
+cell = float(wide[1] - wide[0]) ** 2
+
+
+def distance_to(centre, angles):
+    """Distance of the nodes from an arc of radius 1.5."""
+    arc = np.array(centre) + 1.5 * np.stack([np.cos(angles), np.sin(angles)], -1)
+    return np.min([np.linalg.norm(wide_plane - point, axis=-1) for point in arc], 0)
+
+
+upper_arc = distance_to([-0.75, -0.375], np.linspace(0, np.pi, 60))
+lower_arc = distance_to([0.75, 0.375], np.linspace(-np.pi, 0, 60))
+left = np.where(wide < 0, 1.0, np.where(wide > 0, 0.0, 0.5))
+shares, marginals, upper = {}, {}, {}
 for method in METHODS:
     density = runs["Two Gaussians", method]["p"].prob(wide_plane).numpy()
     marginals[method] = density.sum(0) * (wide[1] - wide[0])
-    left = np.where(wide < 0, 1.0, np.where(wide > 0, 0.0, 0.5))
-    shares[method] = float((marginals[method] * left).sum() * (wide[1] - wide[0]))
-    print(f"{method:20s} left {shares[method]:.3f} (truth .300)")
+    shares[method] = float((density * left).sum() * cell)
+    upper[method] = float(runs["Two moons", method]["p"].prob(wide_plane).numpy()[upper_arc < lower_arc].sum() * cell)
+    print(f"{method:20s} upper moon {upper[method]:.3f} (truth .500), left Gaussian {shares[method]:.3f} (truth .300)")
 
 figure, ax = plt.subplots(figsize=(8, 3.8))
 truth = targets["Two Gaussians"].prob(wide_plane).numpy().sum(0) * (wide[1] - wide[0])
 ax.plot(wide, truth, color=BLACK, lw=4, alpha=0.3, label="truth")
 for (method, (color, _)), dash in zip(METHODS.items(), ("-", "--", "-.", ":", "-"), strict=True):
     ax.plot(wide, marginals[method], color=color, ls=dash, label=f"{method}: {shares[method]:.2f} on the left")
-ax.set(title="Two Gaussians, the first coordinate", xlabel="$x_1$", ylabel="density", xlim=(-4.2, 4.2))
-ax.legend(fontsize=10, loc="upper left")
+ax.set(title="Two Gaussians, the first coordinate", xlabel="$x_1$", ylabel="density", xlim=(-5.2, 5.2))
+ax.legend(fontsize=10, loc="upper center")
 plt.show()
 
 # %% [markdown]
 # ## What denoising learns
 #
 # Denoising matches the data *blurred* by noise of $\sigma$ (eqs. 46-52), here a tenth of a standard deviation in each
-# coordinate. Blurring the true density on a grid tells what it can reach at best, and shows that the learned density is
-# nearer to the blurred one than to the data's.
+# coordinate. Blurring the true density on a grid gives the smallest KL that it can reach, and shows that the learned
+# density is nearer to the blurred one than to the data's.
 
 # %%
 fine = np.linspace(-5, 5, 301, dtype="float32")
@@ -251,7 +280,7 @@ print(
 # %% [markdown]
 # ## Samples
 #
-# Whatever trained it, an energy is sampled in the same way. The note's summary gives the Langevin step, eq. 65,
+# An energy is sampled in the same way, however it was trained. The note's summary gives the Langevin step, eq. 65,
 #
 # $$X^{k+1} = X^k - \frac{\epsilon^2}{2}\nabla_X E_\theta(X^k) + \epsilon Z^k .$$
 #
@@ -262,7 +291,7 @@ print(
 eps, num_samples = 0.05, size(1000, 300)
 figure, axes = plt.subplots(2, 3, figsize=(9.6, 5.6), sharex=True, sharey=True)
 moons_x = targets["Two moons"].sample(num_samples, seed=(9, 9)).numpy()
-ebm.plotting.scatter(moons_x, axes[0, 0], "Data")
+ebm.plotting.scatter(moons_x, axes[0, 0], "Data", BLACK)
 langevin_p = {}
 for ax, method in zip(axes.flat[1:], METHODS, strict=True):
     p = ebm.EnergyDistribution(
@@ -279,9 +308,13 @@ for method, result in langevin_p.items():
     print(f"{method:20s} MMD² {result.value:9.2e} ± {result.standard_error:.1e}, p = {result.p_value:.3f}")
 
 # %% [markdown]
-# Eq. 65 does not carry a chain from one Gaussian to the other: the shares that its samples show are those of the
-# starts, whoever trained the energy, and a picture of them looks right for all five. A Metropolis kernel with global
-# moves knows better: it proposes from a fixed distribution and accepts by the density.
+# On the moons the samples of all five pass the test: with 1000 samples it does not detect the differences between the
+# densities above.
+#
+# On the Gaussians samples by eq. 65 cannot be trusted at all. Langevin steps hardly ever take a chain from one Gaussian
+# to the other, so the shares of the samples are those of the starts, here about one half, whatever the density is:
+# wrong for all five, and too large on the left even where the density has no left mode. A Metropolis kernel with global
+# moves is right: it proposes from a fixed distribution and accepts by the density.
 
 # %%
 start = tfd.MultivariateNormalDiag(tf.zeros(2), 3.0 * tf.ones(2))
@@ -302,35 +335,38 @@ for method in METHODS:
 # %% [markdown]
 # ## Which one when
 #
-# The divergence from the truth against the time of training, on this machine. Maximum likelihood pays ten steps of a
-# chain for each step of training.
+# The divergence from the truth against the time of training, on one machine with two cores. Maximum likelihood needs
+# ten steps of a chain for each step of training.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), sharex=True, sharey=True)
 for ax, data_name in zip(axes, targets, strict=True):
     for (method, (color, _)), marker in zip(METHODS.items(), "osD^v", strict=True):
         run = runs[data_name, method]
         ax.loglog(run["seconds"], run["kl"], marker, color=color, ms=11, label=method)
     ax.axhline(gaussian_kl[data_name], color=BLACK, ls="--", lw=1.2, label="the fitted Gaussian")
     ax.set(title=data_name, xlabel=f"seconds for {steps} steps")
-    ax.xaxis.set_minor_formatter(plt.NullFormatter())
-    ax.set_xticks([5, 10, 20, 40, 80], ["5", "10", "20", "40", "80"])
+times = [run["seconds"] for run in runs.values()]
+axes[0].set_xlim(0.7 * min(times), 1.4 * max(times))
+ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) if 0.7 * min(times) < tick < 1.4 * max(times)]
+axes[0].set_xticks(ticks, [str(tick) for tick in ticks])
+axes[0].set_xticks([], minor=True)
 axes[0].set_ylabel("KL(data‖model), nats")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=11)
 plt.show()
 
 # %% [markdown]
-# - **Few dimensions, and $\log Z$ too:** noise contrastive estimation: the weights of the modes, log-densities at
-#   once, and no chains. Watch `overlap`.
-# - **The density with its weights, and no noise that is near the data:** maximum likelihood by persistent chains; the
-#   dearest step, and with longer chains it goes where noise contrastive estimation cannot. Watch `acceptance_rate` and
-#   `energy_gap`.
-# - **Connected data in moderate dimension:** score matching; no chain, no noise, no $\sigma$. Make sure that no modes
-#   are apart.
-# - **High dimension:** sliced score matching, whose cost does not grow with the dimension (tutorial 7).
-# - **Images, or data on a thin sheet:** denoising; the cheapest step, and it bears anything. Its density is the
-#   blurred one.
-# - **Modes far apart, and scores all the same:** multi-scale denoising (tutorial 7); large noise joins the modes.
+# - **Few dimensions, and $\log Z$ too:** noise contrastive estimation: the weights of the modes, log-densities at once,
+#   and no chains. Watch `overlap`.
+# - **The density with its weights, if no good noise distribution is known:** maximum likelihood by persistent chains.
+#   It has the most expensive step; with longer chains it also works where noise contrastive estimation fails. Watch
+#   `acceptance_rate` and `energy_gap`.
+# - **Connected data in moderate dimension:** score matching; no chain, no noise, no $\sigma$. Make sure that there are
+#   no separate modes.
+# - **High dimension:** sliced score matching, which costs a few gradients in any dimension (tutorial 7).
+# - **Images, or data near a surface of lower dimension:** denoising; it has the cheapest step, and works on any data.
+#   It learns the blurred density.
+# - **Separate modes, with score matching:** multi-scale denoising (tutorial 7); large noise joins the modes.
 #
 # ## The numbers beside the truth
 

@@ -1,21 +1,25 @@
 """Renders the tutorials: executes each percent-format source and writes the notebook beside it.
 
-    python tutorials/build.py               # all, full size
-    python tutorials/build.py 01 03         # those
+    python tutorials/build.py               # renders all, full size
+    python tutorials/build.py 01 03         # renders tutorials 1 and 3
+    python tutorials/build.py --text        # copies changed text into the notebooks; executes nothing
     python tutorials/build.py --smoke       # runs the sources as scripts, small, and writes nothing
+    python tutorials/build.py --readme      # draws the README's first picture by the README's first command
 
-The pictures in the notebooks are reduced to 256 colours. A cell headed `# %% figure="name"` leaves its last picture in
-`figures/` too, for the README. The extra `tutorials` has what this needs.
+The pictures in the notebooks are reduced to 256 colours. A cell headed `# %% figure="name"` also writes its last
+picture to `figures/`, for the README. The extra `tutorials` installs what this needs.
 """
 
 import argparse
 import base64
 import concurrent.futures
 import io
+import json
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 HERE = pathlib.Path(__file__).parent
@@ -25,7 +29,7 @@ ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def sources(names):
-    """The tutorials whose names start so, all if none is named."""
+    """Returns the tutorials whose names start so; all if none is named."""
     found = [p for p in sorted(HERE.glob("[0-9][0-9]_*.py")) if not names or p.name.startswith(tuple(names))]
     if not found:
         raise SystemExit(f"no tutorial is named {' or '.join(names)}")
@@ -33,7 +37,7 @@ def sources(names):
 
 
 def reduced(png):
-    """The same picture in 256 colours, as base64."""
+    """Returns the same picture in 256 colours, as base64."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
@@ -43,7 +47,7 @@ def reduced(png):
 
 
 def tidied(notebook):
-    """Pictures made small; what only tells of the machine and the moment goes, so that a rerun changes little."""
+    """Reduces the pictures and drops what depends on the machine and the time, so that a rerun changes little."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
@@ -58,7 +62,7 @@ def tidied(notebook):
 
 
 def keep_figures(notebook, stem):
-    """Writes the pictures that have a name."""
+    """Writes the named pictures to `figures/`."""
     for cell in notebook.cells:
         if not (name := cell.metadata.get("figure")):
             continue
@@ -72,14 +76,14 @@ def keep_figures(notebook, stem):
 
 
 def write(path, content):
-    """All of the file or nothing."""
+    """Writes a file completely or not at all."""
     part = path.with_name(path.name + ".part")
     part.write_bytes(content)
     os.replace(part, path)
 
 
 def render(source):
-    """Executes one source; returns what to say of it."""
+    """Executes one source; returns a line to print."""
     import jupytext
     import nbclient
     import nbformat
@@ -106,8 +110,27 @@ def render(source):
     return f"{source.stem}: {seconds:.0f} s, {len(content) // 1000} kB"
 
 
+def retold(source):
+    """Copies the text of one source into its notebook, whose outputs stay; the code must be the same."""
+    import jupytext
+    import nbformat
+
+    path = source.with_suffix(".ipynb")
+    executed = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    cells = jupytext.read(source, fmt="py:percent").cells
+    outputs = [cell for cell in executed.cells if cell.cell_type == "code"]
+    if [cell.source for cell in outputs] != [cell.source for cell in cells if cell.cell_type == "code"]:
+        raise SystemExit(f"{source.stem}: the code has changed too; render it without --text")
+    remaining = iter(outputs)
+    executed.cells = [next(remaining) if cell.cell_type == "code" else cell for cell in cells]
+    for i, cell in enumerate(executed.cells):
+        cell["id"] = f"cell-{i}"
+    write(path, (nbformat.writes(executed, version=nbformat.NO_CONVERT) + "\n").encode())
+    return f"{source.stem}: text copied"
+
+
 def smoke(source):
-    """Runs one source small, as a script; returns what to say of it."""
+    """Runs one source small, as a script; returns a line to print."""
     start = time.perf_counter()
     environment = {**os.environ, "TFP_EBM_SMOKE": "1", "MPLBACKEND": "Agg"}
     result = subprocess.run([sys.executable, source], env=environment, capture_output=True, text=True)
@@ -116,18 +139,37 @@ def smoke(source):
     return f"{source.stem}: {time.perf_counter() - start:.0f} s"
 
 
+def draw_for_readme():
+    """Runs the README's command, and keeps its picture with the settings that it was drawn with; returns a line."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = pathlib.Path(folder) / "moons"
+        command = [sys.executable, "-m", "tfp_ebm", "fit", "two_moons", "--quiet", "--out", str(run)]
+        subprocess.run(command, check=True)
+        settings = json.loads((run / "report.json").read_text(encoding="utf-8"))["settings"]
+        write(HERE / "figures" / "two_moons.png", (run / "figure.png").read_bytes())
+    write(HERE / "figures" / "two_moons.json", (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+    return f"figures/two_moons.png: {settings}"
+
+
 def main():
-    """Renders, or runs small, what is named."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="how the names of the wanted ones start")
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--jobs", type=int, help="how many at once; default: 1, and 2 of --smoke")
+    parser.add_argument("names", nargs="*", help="how the tutorials' names start; default: all of them")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--smoke", action="store_true", help="run the sources small, and write nothing")
+    mode.add_argument("--text", action="store_true", help="copy changed text into the notebooks, and execute nothing")
+    mode.add_argument("--readme", action="store_true", help="draw the README's first picture, and no tutorial")
+    parser.add_argument("--jobs", type=int, help="tutorials at the same time; default: 1, with --smoke 2")
     options = parser.parse_args()
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    if options.readme:
+        print(draw_for_readme())
+        return
     if not options.smoke:
         os.environ.pop("TFP_EBM_SMOKE", None)
     with concurrent.futures.ThreadPoolExecutor(options.jobs or (2 if options.smoke else 1)) as pool:
-        for line in pool.map(smoke if options.smoke else render, sources(options.names)):
+        action = smoke if options.smoke else retold if options.text else render
+        for line in pool.map(action, sources(options.names)):
             print(line, flush=True)
 
 

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 from keras import layers
+from laws import rng
 
 from tfp_ebm import derivatives
 from tfp_ebm.derivatives import (
@@ -23,11 +24,6 @@ from tfp_ebm.derivatives.forward_laplacian import RULES
 from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.model.energy_model import EnergyModel
-
-
-def rng():
-    """The same numbers in every test, in whatever order they run."""
-    return np.random.default_rng(0)
 
 
 def mlp(size=5, activation="silu", dtype="float64", units=8):
@@ -181,8 +177,11 @@ def test_chunks_bound_the_memory_of_parameter_gradients(method):
     size, kinds = traced(4)
     assert size <= 4 * 20 * 40
     assert not any("TensorList" in kind for kind in kinds)
-    size, kinds = traced(None)  # negative control: without chunks the same check sees all directions
-    assert size >= 40 * 20 * 30 or any("TensorList" in kind for kind in kinds)
+    size, kinds = traced(None)
+    if method == "forward":  # negative control: without chunks the same check sees all directions
+        assert size >= 40 * 20 * 30
+    else:  # takes chunks of its own
+        assert size <= 8 * 20 * 40 and not any("TensorList" in kind for kind in kinds)
 
 
 def test_third_and_fourth_derivatives_of_closed_forms():
@@ -302,12 +301,12 @@ def test_rules_can_be_added(monkeypatch):
     assert explain(network).method == "forward"
     x = rng().normal(size=(4, 3))
     np.testing.assert_allclose(laplacian(network, x, "forward"), laplacian(network, x, "reverse"), rtol=1e-9)
-    with pytest.raises(TypeError, match="`targets` must be layer classes or functions, got 'silu'"):
+    with pytest.raises(TypeError, match=r"`targets`.*'silu'"):
         forward_laplacian_rule("silu")
 
 
 def test_explain():
-    assert str(explain(mlp())) == "method='auto' takes the forward road."
+    assert str(explain(mlp())) == "method='auto' takes forward mode."
     bent = explain(keras.Sequential([keras.Input((2,)), layers.Dense(3, "relu"), layers.LeakyReLU(), layers.Dense(1)]))
     assert bent.method == "forward"
     assert bent.piecewise_linear[0] == "relu"

@@ -5,7 +5,6 @@ import io
 import json
 import pathlib
 import re
-import sys
 
 import jupytext
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 TUTORIALS = ROOT / "tutorials"
-sys.path.insert(0, str(TUTORIALS))
 
 NAMES = [
     "01_energies_as_distributions",
@@ -87,8 +85,10 @@ def test_all_tutorials_are_there_and_no_other():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_is_in_step_with_its_source(name):
+    """After a change of the text alone `build.py --text` brings the notebook into step, without executing it."""
     source = (TUTORIALS / f"{name}.py").read_text(encoding="utf-8")
-    assert cells_of(notebook(name)) == cells_of_source(source)
+    is_in_step = cells_of(notebook(name)) == cells_of_source(source)
+    assert is_in_step, f"run `python tutorials/build.py --text {name[:2]}`, without --text if code has changed"
     assert cells_of(notebook(name)) != cells_of_source(source.replace("import", "import  ", 1))
 
 
@@ -135,7 +135,7 @@ def test_public_interface_was_enough(name):
 
 
 def test_ledger_sees_what_does_not_hold(capsys):
-    from lesson import Ledger
+    from tfp_ebm.lesson import Ledger
 
     ledger = Ledger()
     ledger.equal("log Z", 1.8379, 1.83788, 0.001)

@@ -4,17 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import rng
 
 import tfp_ebm as ebm
 from tfp_ebm.derivatives import energy_score_laplacian
 from tfp_ebm.derivatives.forward_laplacian import NoForwardRule
 
 tfd = tfp.distributions
-
-
-def rng():
-    """The same numbers in every test, in whatever order they run."""
-    return np.random.default_rng(0)
 
 
 GAUSSIANS = {

@@ -169,9 +169,9 @@ def test_dtype_follows_the_network():
     x = np.random.default_rng(0).normal(size=(4, 3))
     assert model.energy(x).dtype == tf.float64 and model(x).dtype == tf.float64
     assert np.abs(model.energy(x) - model.energy(x.astype("float32").astype("float64"))).max() > 0
-    with pytest.raises(TypeError, match="`x` must be a tensor of dtype float64 like the energy, got float32"):
+    with pytest.raises(TypeError, match=r"`x`.*float64.*float32"):
         model.energy(tf.constant(x, tf.float32))
-    with pytest.raises(TypeError, match=r"`base_measure` must have the energy's dtype float64, got .*float32"):
+    with pytest.raises(TypeError, match=r"`base_measure`.*float64.*float32"):
         ebm.EnergyModel(functional("float64"), base_measure=tfd.MultivariateNormalDiag([0.0, 0.0, 0.0], [1.0] * 3))
 
 
@@ -207,7 +207,7 @@ def test_bad_networks(name):
 
 
 def test_dtype_is_the_networks():
-    with pytest.raises(TypeError, match="`dtype` is that of the network's layers: give dtype='float64' to them"):
+    with pytest.raises(TypeError, match=r"`dtype`.*float64"):
         ebm.EnergyModel(functional(), dtype="float64")
 
 

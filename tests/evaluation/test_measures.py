@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import diagonal_normal
 
 import tfp_ebm as ebm
 from tfp_ebm import evaluation, targets
@@ -23,10 +24,6 @@ def energy(x):
 
 def rows(n, d=2, seed=0, sd=1.0, loc=0.0):
     return loc + sd * np.random.default_rng(seed).normal(size=(n, d))
-
-
-def normal(sd, loc=0.0):
-    return tfd.MultivariateNormalDiag(np.full(2, loc), np.full(2, sd))
 
 
 # --- means over points ------------------------------------------------------------------------------------------------
@@ -66,19 +63,19 @@ def test_bits_per_dimension():
 def test_kl_divergence_in_closed_form(sd, loc):
     """KL(N(loc, sd²I) ‖ N(0, I)) = ½ Σ (sd² + loc² − 1 − log sd²)."""
     truth = sd**2 + loc**2 - 1 - 2 * math.log(sd)
-    estimate = evaluation.kl_divergence(normal(sd, loc), energy, LOG_Z, num_samples=10_000, seed=3)
+    estimate = evaluation.kl_divergence(energy, diagonal_normal(2, sd, loc), LOG_Z, num_samples=10_000, seed=3)
     assert abs(estimate.value - truth) <= 4 * estimate.standard_error + 1e-9
     assert estimate.standard_error < 0.012
-    planted = evaluation.kl_divergence(normal(sd, loc), energy, LOG_Z - 0.1, num_samples=10_000, seed=3)
+    planted = evaluation.kl_divergence(energy, diagonal_normal(2, sd, loc), LOG_Z - 0.1, num_samples=10_000, seed=3)
     assert abs(planted.value - truth) > 8 * estimate.standard_error
-    again = evaluation.kl_divergence(normal(sd, loc), energy, LOG_Z, num_samples=10_000, seed=3)
+    again = evaluation.kl_divergence(energy, diagonal_normal(2, sd, loc), LOG_Z, num_samples=10_000, seed=3)
     assert again == estimate
 
 
 def test_kl_agrees_with_the_grid():
     p = targets.two_moons()
-    by_draws = evaluation.kl_divergence(p, energy, LOG_Z, num_samples=20_000)
-    by_grid = evaluation.grid_kl_divergence(p, energy, [-7.0, -7.0], [7.0, 7.0], 200)
+    by_draws = evaluation.kl_divergence(energy, p, LOG_Z, num_samples=20_000)
+    by_grid = evaluation.grid_kl_divergence(energy, p, [-7.0, -7.0], [7.0, 7.0], 200)
     assert abs(by_draws.value - by_grid.value) < 4 * by_draws.standard_error < 0.05
 
 
@@ -86,11 +83,11 @@ def test_kl_agrees_with_the_grid():
 def test_fisher_divergence_in_closed_form(sd, loc):
     """½ E‖x − (x − loc)/sd²‖² = ½ Σ ((1 − 1/sd²)² sd² + loc²): the ½ of the note's eq. 40."""
     truth = (1 - 1 / sd**2) ** 2 * sd**2 + loc**2
-    estimate = evaluation.fisher_divergence(normal(sd, loc), energy, num_samples=10_000, seed=3)
+    estimate = evaluation.fisher_divergence(energy, diagonal_normal(2, sd, loc), num_samples=10_000, seed=3)
     assert abs(estimate.value - truth) <= 4 * estimate.standard_error + 1e-9
     assert abs(2 * estimate.value - truth) > 0.1 * truth  # without the ½
     # the sign: an upside-down energy is far
-    assert evaluation.fisher_divergence(normal(1.0), lambda x: -energy(x)).value == pytest.approx(4.0, rel=0.1)
+    assert evaluation.fisher_divergence(lambda x: -energy(x), diagonal_normal(2)).value == pytest.approx(4.0, rel=0.1)
 
 
 def test_models_and_distributions_and_networks():
@@ -106,16 +103,16 @@ def test_models_and_distributions_and_networks():
     p = tfd.MultivariateNormalTriL(tf.constant([5.0, 5.0]), 2 * tf.eye(2))
     score = -(np.asarray(p.sample(100, seed=[0, 0])) - 5.0) / 4
     terms = 0.5 * np.sum((model.score(p.sample(100, seed=[0, 0])).numpy() - score) ** 2, -1)
-    assert evaluation.fisher_divergence(p, model, 100, seed=0).value == pytest.approx(terms.mean(), rel=1e-4)
+    assert evaluation.fisher_divergence(model, p, 100, seed=0).value == pytest.approx(terms.mean(), rel=1e-4)
 
 
 def test_draws_of_a_chain_are_labelled():
     chains = ebm.EnergyDistribution(
-        energy, [2], ebm.mcmc.RandomWalk(0.5), normal(1.0), num_burnin_steps=1, log_normalizer=LOG_Z
+        energy, [2], ebm.mcmc.RandomWalk(0.5), diagonal_normal(2), num_burnin_steps=1, log_normalizer=LOG_Z
     )
-    estimate = evaluation.kl_divergence(chains, energy, LOG_Z, num_samples=10)
+    estimate = evaluation.kl_divergence(energy, chains, LOG_Z, num_samples=10)
     assert estimate.is_approximate and abs(estimate.value) < 1e-9
-    assert not evaluation.kl_divergence(normal(1.0), energy, LOG_Z, num_samples=10).is_approximate
+    assert not evaluation.kl_divergence(energy, diagonal_normal(2), LOG_Z, num_samples=10).is_approximate
 
 
 def test_a_model_without_mass_where_the_data_is_warns():
@@ -226,7 +223,7 @@ def test_auroc_error_is_calibrated():
     assert apart.value == 1.0 and 0 < apart.standard_error < 0.02
 
 
-def test_the_three_scores():
+def test_the_three_statistics():
     x = np.array([[3.0, 4.0], [0.0, 1.0]])
     np.testing.assert_allclose(evaluation.ood_statistic(energy, x), [-12.5, -0.5])
     np.testing.assert_allclose(evaluation.ood_statistic(energy, x, "gradient"), [-5.0, -1.0])
@@ -235,7 +232,7 @@ def test_the_three_scores():
     np.testing.assert_allclose(by_class, [math.e**2 / (math.e + math.e**2 + 1), 0.5])
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     assert evaluation.ood_statistic(network, x, "class_probability").shape == (2,)
-    auroc = evaluation.ood_auroc(network, rows(20), rows(20, sd=9.0), score="class_probability")
+    auroc = evaluation.ood_auroc(network, rows(20), rows(20, sd=9.0), kind="class_probability")
     assert 0 <= auroc.value <= 1
 
 
@@ -284,13 +281,13 @@ def test_bad_rows(call, bad):
         (lambda: evaluation.log_likelihood(energy, rows(3), None), TypeError, "`log_normalizer`"),
         (lambda: evaluation.log_likelihood(lambda x: x, rows(3), 0.0), ValueError, "one number per row"),
         (lambda: evaluation.bits_per_dimension(energy, rows(3), 0.0, 0.0), ValueError, "`bin_width`"),
-        (lambda: evaluation.kl_divergence(energy, energy, 0.0), TypeError, "`target`"),
-        (lambda: evaluation.kl_divergence(normal(1.0), energy, 0.0, num_samples=0), ValueError, "`num_samples`"),
-        (lambda: evaluation.fisher_divergence(targets.checkerboard(), energy), ValueError, "checkerboard"),
+        (lambda: evaluation.kl_divergence(energy, energy, 0.0), TypeError, "`reference`"),
+        (lambda: evaluation.kl_divergence(energy, diagonal_normal(2), 0.0, num_samples=0), ValueError, "`num_samples`"),
+        (lambda: evaluation.fisher_divergence(energy, targets.checkerboard()), ValueError, "checkerboard"),
         (lambda: evaluation.ood_auroc(energy, rows(3), rows(3, d=3)), ValueError, "one event shape"),
         (lambda: evaluation.ood_auroc(energy, rows(3), rows(1)), ValueError, "`x_out` must have at least 2 rows"),
         (lambda: evaluation.ood_auroc(lambda x: tf.math.log(x[:, 0]), rows(9), rows(9)), ValueError, "NaN"),
-        (lambda: evaluation.ood_statistic(energy, rows(3), "entropy"), ValueError, "`score`"),
+        (lambda: evaluation.ood_statistic(energy, rows(3), "entropy"), ValueError, "`kind`"),
         (lambda: evaluation.ood_statistic(energy, rows(3), "class_probability"), ValueError, "logits"),
     ],
 )

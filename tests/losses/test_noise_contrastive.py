@@ -297,9 +297,9 @@ def test_refuses_noise_that_does_not_fit():
 
     with pytest.raises(ValueError, match=r"`noise` must have event shape \(2,\), got \(3,\)"):
         NCE(tfd.MultivariateNormalDiag(tf.zeros(3)))(energy, x, seed=0)
-    with pytest.raises(TypeError, match="`noise` must have the energy's dtype float32, got <dtype: 'float64'>"):
+    with pytest.raises(TypeError, match=r"`noise`.*float32.*float64"):
         NCE(tfd.MultivariateNormalDiag(np.zeros(2)))(energy, x, seed=0)
-    with pytest.raises(ValueError, match=r"`noise` must be given, or fitted by `adapt\(x\)`.* has no base"):
+    with pytest.raises(ValueError, match=r"`noise`.*`adapt\(x\)`.* base"):
         NCE()(energy, x, seed=0)
     with pytest.raises(ValueError, match=r"fitted by .* 'gaussian_mixture' is not yet"):
         NCE("gaussian_mixture")(energy, x, seed=0)
@@ -311,7 +311,7 @@ def test_refuses_noise_that_does_not_fit():
     loss = NCE("kernel_density")
     with pytest.raises(ValueError, match="`x` must be finite"):
         loss.adapt(x * np.nan)
-    with pytest.raises(ValueError, match="`num_components` must not exceed the rows of `x`, got 8 for 4 rows"):
+    with pytest.raises(ValueError, match=r"`num_components`.* 8 .*4 rows"):
         NCE("gaussian_mixture").adapt(np.eye(4))
     loss.adapt(np.random.default_rng(0).normal(size=(10, 2)))
     loss(energy, x, seed=0)

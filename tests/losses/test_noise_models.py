@@ -4,17 +4,12 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
+from laws import rng
 
 import tfp_ebm as ebm
 from tfp_ebm.energy.base import draw
 from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.losses.noise_models import FittedNoise, GaussianMixture, expectation_maximisation
-
-
-def rng():
-    """The same numbers in every test, in whatever order they run."""
-    return np.random.default_rng(0)
-
 
 PROBS = np.array([0.2, 0.5, 0.3])
 

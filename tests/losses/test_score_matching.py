@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from energies import Quadratic
-from laws import gaussian_data
+from laws import gaussian_data, quadratic
 
 import tfp_ebm as ebm
 from tfp_ebm.losses.denoising import scale_of_rows
@@ -19,15 +19,6 @@ DIMENSIONS = [1, 2, 3, 4, 5, 6]
 
 def moments(x):
     return x.mean(0), np.cov(x.T, bias=True).reshape(x.shape[1], x.shape[1])
-
-
-def quadratic(precision, mean):
-    precision, mean = tf.convert_to_tensor(precision), tf.convert_to_tensor(mean)
-
-    def energy(x):
-        return 0.5 * tf.einsum("...i,ij,...j->...", x - mean, precision, x - mean)
-
-    return energy
 
 
 def random_precision(d):

@@ -132,7 +132,7 @@ def hole(x):
 def test_a_region_of_nan_does_not_spoil_the_step_size(kernel, target):
     """Gradient kernels run into the region too; the step stays finite and reaches the acceptance from both sides."""
     for first_step in (0.05, 20.0):
-        kernel = dataclasses.replace(kernel, **{kernel.tuned: first_step})
+        kernel = dataclasses.replace(kernel, **{kernel.step_size_field: first_step})
         samples = mcmc.sample(
             hole,
             tf.zeros([200, 10], tf.float64),

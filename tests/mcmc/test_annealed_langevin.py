@@ -158,7 +158,8 @@ def test_models_run_in_standardised_units():
     np.testing.assert_allclose(units.to_z(result.states), plain.states, rtol=1e-4, atol=1e-4)
     for states, log_prob, sigma in zip(result.states, result.unnormalized_log_prob, (1.0, 0.5), strict=True):
         np.testing.assert_allclose(log_prob, model.unnormalized_log_prob(states, sigma), rtol=1e-4)
-    assert not np.allclose(annealed_langevin(model.energy_function, x[:4], **options).states, result.states, atol=0.1)
+    bare = annealed_langevin(lambda z, s: -model.energy_function(z, s), x[:4], **options)
+    assert not np.allclose(bare.states, result.states, atol=0.1)
     model.network.factors.assign([0.1, 1.0])  # new weights are seen without a new trace
     assert not np.allclose(annealed_langevin(model, x[:4], **options).states, result.states)
 
@@ -191,10 +192,10 @@ def test_it_trains_and_samples_two_modes():
 
 
 def test_nonfinite_chains_are_counted():
-    with pytest.warns(UserWarning, match="1 of 3 chains start at a state where"):
+    with pytest.warns(UserWarning, match="1 of 3 chains start"):
         result = annealed_langevin(blurred, [[np.nan, 0.0], [0.0, 0.0], [1.0, 0.0]], [1.0], 2, seed=0)
     assert int(result.num_nonfinite) == 1
-    with pytest.warns(UserWarning, match=r"3 of 3 chains went to a NaN or an infinity; a smaller step size"):
+    with pytest.warns(UserWarning, match="3 of 3 chains.*step size"):
         result = annealed_langevin(lambda x, s: -tf.reduce_sum(x**4, -1), tf.ones([3, 2]), [1.0], 50, 3.0, seed=0)
     assert int(result.num_nonfinite) == 3
 
@@ -206,7 +207,7 @@ def test_graph_mode_steps_in_where_xla_fails():
     run = {"sigmas": [1.0], "num_steps": 2, "seed": 0}
     with pytest.raises((tf.errors.InvalidArgumentError, tf.errors.UnimplementedError)):
         annealed_langevin(target, tf.ones([2, 2]), jit_compile=True, **run)
-    with pytest.warns(UserWarning, match="The chain runs in graph mode, because XLA failed on it"):
+    with pytest.warns(UserWarning, match="graph mode.*XLA"):
         result = annealed_langevin(target, tf.ones([2, 2]), [1.0], 2000, seed=0)
     assert result.states.shape == (1, 2, 2)
     with warnings.catch_warnings():
@@ -224,7 +225,7 @@ BAD = {
     "jit": ({"jit_compile": "yes"}, ValueError, "`jit_compile` must be True, False or 'auto'"),
     "state": ({"initial_state": tf.ones([2, 2], tf.int32)}, TypeError, "`initial_state` must be floating-point"),
     "empty": ({"initial_state": tf.ones([0, 2])}, ValueError, "`initial_state` must hold at least one chain"),
-    "target": ({"target_log_prob_fn": 3.0}, TypeError, "`target_log_prob_fn` must be callable"),
+    "target": ({"target_log_prob_fn": 3.0}, TypeError, "`target_log_prob_fn` must be a callable"),
     "ordinary": (
         {"target_log_prob_fn": ebm.EnergyModel(Quadratic(), event_shape=(2,))},
         ValueError,

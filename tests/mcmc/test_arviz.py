@@ -7,9 +7,8 @@ import warnings
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import tensorflow_probability as tfp
-from laws import autoregressive
+from laws import autoregressive, normal
 
 from tfp_ebm import mcmc
 
@@ -36,9 +35,6 @@ def test_bulk_ess_where_it_cannot_be_known():
 
 def test_ess_per_gradient():
     """Evaluations from result to result: leapfrog steps times the steps between. The burn-in costs nothing here."""
-
-    def normal(x):
-        return -0.5 * tf.reduce_sum(x**2, -1)
 
     run = functools.partial(mcmc.sample, normal, np.zeros([8, 2]), num_results=30, seed=0, jit_compile=False)
     samples = run(mcmc.Adaptive(mcmc.HMC(0.3, 5)), num_burnin_steps=20, num_steps_between_results=2)

@@ -4,16 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import quartic
 
 from tfp_ebm import random
 from tfp_ebm.mcmc.kernels.hamiltonian import HamiltonianMonteCarlo
 
 START = tf.constant(np.random.default_rng(0).normal(size=[50, 3]))
 SEED = tf.constant([1, 2])
-
-
-def quartic(x):
-    return -tf.reduce_sum(x**4 / 4 + 0.5 * tf.cos(x), -1) - 0.3 * x[..., 0] * x[..., 1]
 
 
 @pytest.mark.parametrize("step_size", [0.2, [0.1, 0.2, 0.3]], ids=["number", "per_coordinate"])

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import mixture, smallest_p_value
 
 from tfp_ebm import mcmc, random, targets
 
@@ -25,19 +26,17 @@ def gaussian():
     return target, {axis: scipy.stats.norm(0, sd).cdf for axis, sd in projections.items()}
 
 
-def mixture():
+def two_gaussians():
     """.3 N((−1, 0), .8²I) + .7 N((1, .5), .8²I)."""
     weights, means, sd = np.array([0.3, 0.7]), np.array([[-1.0, 0.0], [1.0, 0.5]]), 0.8
-    target = tfd.MixtureSameFamily(
-        tfd.Categorical(probs=weights), tfd.MultivariateNormalDiag(means, scale_diag=np.full([2, 2], sd))
-    )
 
     def cdf(axis):
         axis = np.array(axis)
         scale = sd * np.linalg.norm(axis)
         return lambda x: sum(w * scipy.stats.norm(m @ axis, scale).cdf(x) for w, m in zip(weights, means, strict=True))
 
-    return target, {axis: cdf(axis) for axis in [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (1.0, -1.0)]}
+    axes = [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (1.0, -1.0)]
+    return mixture(weights, means, sd), {axis: cdf(axis) for axis in axes}
 
 
 def banana():
@@ -57,11 +56,6 @@ def banana():
         (1.0, 0.0): scipy.stats.norm(0, 2.5).cdf,
         **{axis: cdf(axis) for axis in [(0.0, 1.0), (0.5, 1.0)]},
     }
-
-
-def smallest_p_value(x, cdfs):
-    """Of the Kolmogorov-Smirnov tests along all axes, times their number (Bonferroni)."""
-    return min(1.0, len(cdfs) * min(scipy.stats.kstest(x @ np.array(axis), cdf).pvalue for axis, cdf in cdfs.items()))
 
 
 def spread(x, seed):
@@ -96,7 +90,7 @@ KERNELS = {
 @pytest.fixture(scope="module")
 def groups():
     """Log density of states [target, temperature, chain, 2], exact draws at temperature 1, distribution functions."""
-    distributions, cdfs = zip(gaussian(), mixture(), banana(), strict=True)
+    distributions, cdfs = zip(gaussian(), two_gaussians(), banana(), strict=True)
     draws = [p.sample([2, NUM_CHAINS], seed=tf.constant([0, 5])) for p in distributions]
 
     def log_prob(x):
@@ -152,7 +146,7 @@ def test_mala_and_hmc_of_one_step_agree():
     once in 16 000, the two KS tests at 1e-3 once in 500. The control, step size ε² for ε as in TFP's MALA, must fail
     both: its jumps are a tenth longer.
     """
-    target, _ = mixture()
+    target, _ = two_gaussians()
     start = target.sample(NUM_CHAINS, seed=tf.constant([0, 7]))
 
     def run(kernel, seed):

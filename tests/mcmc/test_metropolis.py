@@ -6,6 +6,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import quartic
 
 from tfp_ebm import mcmc, serialization
 from tfp_ebm.energy.base import fit_base
@@ -167,7 +168,7 @@ def test_equality_of_bases():
     assert kernel(tf.constant([0.0, 1.0])) == kernel(tf.constant([0.0, 1.0]))
     first, second = tf.Variable([0.0, 1.0]), tf.Variable([0.0, 1.0])
     assert kernel(first) == kernel(first) != kernel(second)
-    assert kernel([0.0, 1.0]).structure == kernel([0.0, 1.0])
+    assert kernel([0.0, 1.0]).without_step_size == kernel([0.0, 1.0])
     assert serialization.fingerprint(tfd.Normal(0.0, 1.0)) != serialization.fingerprint(tfd.Laplace(0.0, 1.0))
 
 
@@ -185,10 +186,6 @@ PARTS = {
     "two_spaces": (mcmc.MALA(0.7), mcmc.Transformed(mcmc.MALA(0.5), SCALE), GLOBAL),
     "within": (GLOBAL, mcmc.Transformed(mcmc.Sequential([mcmc.MALA(0.5), mcmc.RandomWalk(0.3)]), SCALE)),
 }
-
-
-def quartic(x):
-    return -tf.reduce_sum(x**4 / 4 + 0.5 * tf.cos(x), -1) - 0.3 * x[..., 0] * x[..., 1]
 
 
 def run_by_hand(parts, state, num_steps):
@@ -332,7 +329,7 @@ def test_kernels_are_values(kernel):
     restored = keras.saving.deserialize_keras_object(config)
     assert restored is not kernel and type(restored) is type(kernel) and isinstance(kernel, mcmc.Kernel)
     assert restored == kernel and hash(restored) == hash(kernel)
-    assert kernel.structure == kernel.structure.structure
+    assert kernel.without_step_size == kernel.without_step_size.without_step_size
     assert kernel.unadapted == kernel.unadapted.unadapted
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import normal, quartic
 
 from tfp_ebm import mcmc, targets
 from tfp_ebm.mcmc.kernels.hamiltonian import HamiltonianMonteCarlo
@@ -15,14 +16,6 @@ SEED = tf.constant([3, 14], tf.int32)
 LADDER = (1.0, 0.4, 0.15, 0.05)
 SHORT = {"num_results": 1, "num_burnin_steps": 100, "seed": 0}
 graph = functools.partial(mcmc.sample, jit_compile=False)
-
-
-def normal(x):
-    return -0.5 * tf.reduce_sum(x**2, -1)
-
-
-def quartic(x):
-    return -tf.reduce_sum(x**4 / 4 + 0.5 * tf.cos(x), -1) - 0.3 * x[..., 0] * x[..., 1]
 
 
 @pytest.mark.parametrize("mass", [None, [1.0, 2.0]])
@@ -157,7 +150,7 @@ def test_each_replica_adapts():
 
     accepted, results = run()[1:]
     np.testing.assert_allclose(np.mean(accepted, axis=(0, 2)), 0.574, atol=0.08)
-    cold = adaptive.step_after(results, tf.constant(step_size, tf.float64))
+    cold = adaptive.step_size_after(results, tf.constant(step_size, tf.float64))
     assert cold.shape == [2] and np.all(cold > 0.1)
     samples = graph(
         quartic, np.zeros([50, 2]), mcmc.ReplicaExchange(mcmc.Adaptive(mcmc.MALA(0.01)), [1.0, 0.5]), **SHORT
@@ -180,7 +173,7 @@ def test_kernels_are_values(kernel):
     restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(kernel))
     assert restored == kernel and hash(restored) == hash(kernel)
     assert kernel == mcmc.ReplicaExchange(kernel.kernel, np.array(LADDER))
-    assert kernel.structure == kernel.structure.structure != kernel
+    assert kernel.without_step_size == kernel.without_step_size.without_step_size != kernel
     assert kernel.unadapted.kernel == kernel.kernel.unadapted
 
 

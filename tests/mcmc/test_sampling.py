@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import assert_same, normal
 
 from tfp_ebm import mcmc
-from tfp_ebm.mcmc.running import compiled as driver
+from tfp_ebm.mcmc.running import compiled, stretches
+from tfp_ebm.mcmc.running.recorders import KeepDraws
 
 graph = functools.partial(mcmc.sample, jit_compile=False)
 
@@ -27,10 +29,6 @@ class Energy:
     def log_prob(self, x):
         self.num_traces += 1
         return -0.5 * tf.reduce_sum((x - self.location) ** 2, -1)
-
-
-def normal(x):
-    return -0.5 * tf.reduce_sum(x**2, -1)
 
 
 class Counter(tfp.mcmc.TransitionKernel):
@@ -106,9 +104,7 @@ def test_second_call_traces_nothing(name, jit_compile, capsys):
     assert energy.num_traces == num_traces
 
     for same in (again, with_bar):
-        for left, right in zip(first, same, strict=True):
-            if left is not None:
-                np.testing.assert_array_equal(left, right)
+        assert_same(first, same)
     for different in (other, moved, reweighted):
         assert np.any(different.states != first.states)
     np.testing.assert_allclose(
@@ -210,19 +206,19 @@ def test_nothing_keeps_the_target_alive(jit_compile):
     names = {(id(owner), Owner.log_prob), (id(local), None)}
     for target in (owner.log_prob, local):
         mcmc.sample(target, tf.zeros([3, 2]), mcmc.Langevin(0.1), num_results=2, seed=0, jit_compile=jit_compile)
-    assert names <= driver._CHAINS.keys()
+    assert names <= compiled._COMPILED.keys()
     del owner, local, target
     gc.collect()
     assert [reference() for reference in watched] == [None] * 3
-    assert not names & driver._CHAINS.keys()
+    assert not names & compiled._COMPILED.keys()
 
 
 def test_number_of_chains_kept_is_bounded():
     energy = Energy()
-    for num_results in range(1, driver._MAX_CHAINS + 4):
-        driver.find_chain(energy.log_prob, mcmc.MALA(1.0), num_results, False, (5, 2))
-    _, chains = driver._CHAINS[id(energy), Energy.log_prob]
-    assert len(chains) == driver._MAX_CHAINS
+    for num_results in range(1, compiled._MAX_COMPILED + 4):
+        stretches.find_chain(energy.log_prob, mcmc.MALA(1.0), KeepDraws(num_results), (5, 2), False)
+    _, chains = compiled._COMPILED[id(energy), Energy.log_prob]
+    assert len(chains) == compiled._MAX_COMPILED
 
 
 def test_many_shapes_in_a_row_are_no_reason_to_warn(caplog):
@@ -250,9 +246,9 @@ def test_inside_a_function():
     def outer(x, seed):
         return mcmc.sample(energy.log_prob, x, mcmc.MALA(0.8), num_results=3, num_burnin_steps=2, seed=seed)
 
-    before = len(driver._CHAINS)
+    before = len(compiled._COMPILED)
     inner = outer(tf.zeros([5, 2]), tf.constant([0, 1]))
-    assert len(driver._CHAINS) == before
+    assert len(compiled._COMPILED) == before
     direct = graph(energy.log_prob, tf.zeros([5, 2]), mcmc.MALA(0.8), num_results=3, num_burnin_steps=2, seed=1)
     np.testing.assert_allclose(inner.states, direct.states, rtol=1e-6)
     assert inner.num_nonfinite == 0

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import diagonal_normal
 
 import tfp_ebm as ebm
 from tfp_ebm import mcmc
@@ -12,10 +13,6 @@ from tfp_ebm.energy.base import draw
 from tfp_ebm.random import fold_in
 
 tfd = tfp.distributions
-
-
-def normal(d, sd, loc=0.0):
-    return tfd.MultivariateNormalDiag(tf.fill([d], np.float64(loc)), tf.fill([d], np.float64(sd)))
 
 
 def one_step(kernel, target, x, seed=(0, 1)):
@@ -26,7 +23,7 @@ def one_step(kernel, target, x, seed=(0, 1)):
 
 def test_one_temperature_is_the_independence_sampler():
     """log α = h(y) − h(x), h = log p − log b, with the very draw y of the base."""
-    base, target = normal(2, 1.5), normal(2, 1.0, 0.3)
+    base, target = diagonal_normal(2, 1.5), diagonal_normal(2, 1.0, 0.3)
     x = draw(target, [50], tf.constant([3, 4]))
     _, results = one_step(mcmc.TemperedTransition(mcmc.MALA(0.5), base, 1), target.log_prob, x)
     y = results.proposed_state
@@ -37,7 +34,7 @@ def test_one_temperature_is_the_independence_sampler():
 
 def test_the_ratio_is_that_of_the_path():
     """With a kernel that never moves, h is the same at every bridge: log α = h(y) − h(x) for any number of them."""
-    base, target = normal(2, 1.5), normal(2, 1.0, 0.3)
+    base, target = diagonal_normal(2, 1.5), diagonal_normal(2, 1.0, 0.3)
     still = mcmc.MetropolisHastings(lambda x, seed: x)
     x = draw(target, [50], tf.constant([3, 4]))
     _, results = one_step(mcmc.TemperedTransition(still, base, 7), target.log_prob, x)
@@ -48,7 +45,7 @@ def test_the_ratio_is_that_of_the_path():
 
 def acceptance(num_temperatures, d=12):
     """Of one move; the base is 2.5 times as wide as the target, and elsewhere."""
-    base, target = normal(d, 1.0), normal(d, 0.4, 0.8)
+    base, target = diagonal_normal(d), diagonal_normal(d, 0.4, 0.8)
     x = draw(target, [2000], tf.constant([5, 6]))
     kernel = mcmc.TemperedTransition(mcmc.HMC(0.4, 2), base, num_temperatures)
     _, results = tf.function(lambda x: one_step(kernel, target.log_prob, x))(x)
@@ -101,10 +98,10 @@ def test_it_is_saved_and_trains():
 @pytest.mark.parametrize(
     ("arguments", "error", "name"),
     [
-        ((None, normal(2, 1.0)), TypeError, "kernel"),
-        ((mcmc.Langevin(0.1), normal(2, 1.0)), ValueError, "kernel"),
+        ((None, diagonal_normal(2)), TypeError, "kernel"),
+        ((mcmc.Langevin(0.1), diagonal_normal(2)), ValueError, "kernel"),
         ((mcmc.MALA(0.1), "base"), TypeError, "base"),
-        ((mcmc.MALA(0.1), normal(2, 1.0), 0), ValueError, "num_temperatures"),
+        ((mcmc.MALA(0.1), diagonal_normal(2), 0), ValueError, "num_temperatures"),
     ],
 )
 def test_bad_arguments(arguments, error, name):

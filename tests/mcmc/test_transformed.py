@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import smallest_p_value
 
 from tfp_ebm import mcmc
 
@@ -78,9 +79,9 @@ class NoJacobian(tfb.Bijector):
         return tf.zeros_like(x)
 
 
-def smallest_p_value(x, laws):
-    """Of the Kolmogorov-Smirnov tests of all coordinates, times their number (Bonferroni)."""
-    return min(1.0, len(laws) * min(scipy.stats.kstest(x[:, k], law.cdf).pvalue for k, law in enumerate(laws)))
+def marginals(laws):
+    """The distribution functions of the coordinates, by unit vectors."""
+    return {tuple(axis): law.cdf for axis, law in zip(np.eye(len(laws)), laws, strict=True)}
 
 
 # Exact draws must stay exact: p > 1e-3, so the four raise a false alarm once in 250 seeds. The controls, chains of the
@@ -98,8 +99,8 @@ def test_exact_draws_stay_exact(name):
     kernel = mcmc.Transformed(kernel, bijector)
     samples = graph(target, start, kernel, num_results=1, num_burnin_steps=9, seed=17)
     end = samples.states[0].numpy()
-    assert smallest_p_value(end[:NUM_CHAINS], laws) > 1e-3
-    assert smallest_p_value(end[NUM_CHAINS:], laws) < 2e-5
+    assert smallest_p_value(end[:NUM_CHAINS], marginals(laws)) > 1e-3
+    assert smallest_p_value(end[NUM_CHAINS:], marginals(laws)) < 2e-5
     assert 0.2 < np.mean(samples.is_accepted) < 0.99 and samples.num_nonfinite == 0
     np.testing.assert_allclose(samples.unnormalized_log_prob[0], target(samples.states[0]), rtol=1e-6, atol=1e-6)
 
@@ -109,7 +110,7 @@ def test_without_the_jacobian_the_law_is_another():
     log_prob, start, laws = positive()
     kernel = mcmc.Transformed(mcmc.MALA(1.0), NoJacobian(tfb.Softplus()))
     samples = graph(log_prob, start, kernel, num_results=1, num_burnin_steps=9, seed=17)
-    assert smallest_p_value(samples.states[0].numpy(), laws) < 1e-10
+    assert smallest_p_value(samples.states[0].numpy(), marginals(laws)) < 1e-10
 
 
 def test_adaptation_in_the_driver():
@@ -167,7 +168,7 @@ def test_a_start_outside_is_refused(bijector, good, bad):
     kernel = mcmc.Transformed(mcmc.RandomWalk(0.1), bijector)
     run = functools.partial(graph, lambda x: tf.reduce_sum(x, -1), kernel=kernel, num_results=1, seed=0)
     assert np.all(np.isfinite(run(initial_state=np.array([good, good])).states))
-    with pytest.raises(ValueError, match=r"`initial_state` must lie inside.* of its 4 numbers.*\(1, "):
+    with pytest.raises(ValueError, match=r"`initial_state`.* of its 4 .*\(1, "):
         run(initial_state=np.array([good, bad]))
 
 
@@ -202,7 +203,7 @@ def test_kernels_are_values(bijector):
     np.testing.assert_array_equal(restored.bijector.forward(x), bijector.forward(x))
     assert kernel == mcmc.Transformed(kernel.kernel, bijector) and hash(kernel) == hash(kernel)
     assert kernel != mcmc.Transformed(kernel.kernel, tfb.Exp())
-    assert kernel.structure == kernel.structure.structure != kernel
+    assert kernel.without_step_size == kernel.without_step_size.without_step_size != kernel
     assert kernel.unadapted == mcmc.Transformed(mcmc.MALA(0.1), bijector)
 
 

@@ -213,11 +213,11 @@ BAD = {
     ),
     "kernel": (lambda: make(kernel=3), TypeError, "`kernel` must map"),
     "burn-in": (lambda: make(num_burnin_steps=-1), ValueError, "`num_burnin_steps` must be"),
-    "log Z": (lambda: make(log_normalizer=[1.0]), ValueError, "`log_normalizer` must be a number"),
+    "log Z": (lambda: make(log_normalizer=[1.0]), ValueError, "`log_normalizer` must be an Estimate or a number"),
     "an estimate for log Z": (
-        lambda: make(log_normalizer=ebm.evaluation.Estimate(1.0, 0.1)),
+        lambda: make(log_normalizer=(1.0, 0.1)),
         TypeError,
-        "`log_normalizer` must be a number, as an estimate's value is, got Estimate",
+        "`log_normalizer` must be an Estimate or a number, got",
     ),
     "no base": (
         lambda: ebm.EnergyDistribution(lambda x: x[..., 0], event_shape=[2]).sample(3, seed=0),

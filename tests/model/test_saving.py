@@ -75,7 +75,7 @@ def test_image_base_survives():
 
 def test_codec_refuses_what_it_cannot_save(tmp_path):
     model = ebm.EnergyModel(Quadratic(), base_measure=ebm.targets.two_moons())
-    with pytest.raises(TypeError, match=r"`base_measure` cannot be saved: .*not one of tfp\.distributions"):
+    with pytest.raises(TypeError, match=r"`base_measure`.*tfp\.distributions"):
         model.save(tmp_path / "model.keras")
     assert not (tmp_path / "model.keras").exists()
     with pytest.raises(TypeError, match="cannot be saved: function"):
@@ -121,45 +121,47 @@ def test_atomic_directories(tmp_path):
 
 LOADER = """
 import sys, numpy as np, tensorflow as tf
-folder = sys.argv[1]
-model = tf.saved_model.load(folder + "/exported")
-data = np.load(folder + "/expected.npz")
-x = tf.constant(data["x"])
-for name in ("energy", "score", "unnormalized_log_prob"):
-    np.testing.assert_array_equal(getattr(model, name)(x), data[name], err_msg=name)
-np.testing.assert_array_equal(model.serve(x), data["energy"])
-np.testing.assert_array_equal(model.signatures["serving_default"](x=x)["output_0"], data["energy"])
-assert model.energy(x[:1]).shape == [1] and model.energy(tf.concat([x, x, x], 0)).shape == [3 * len(x)]
-with tf.GradientTape() as tape:
-    tape.watch(x)
-    energy = model.energy(x)
-np.testing.assert_allclose(-tape.gradient(energy, x), data["score"], rtol=1e-5, atol=1e-5)
-seed = tf.constant([0, 3])
-samples = model.sample(x, seed, tf.constant(25))
-np.testing.assert_array_equal(samples, model.sample(x, seed=seed, num_steps=25))
-np.testing.assert_allclose(model.sample(x, seed, 0), x, rtol=1e-5, atol=1e-5)  # to standardised units and back
-np.testing.assert_array_equal(samples, data["samples"])
-slow = model.sample(x, seed, 1, step_size=tf.constant(1e-4))
-moved = np.abs(slow - x).max()
-assert 0 < moved < .02 < np.abs(model.sample(x, seed, 1) - x).max(), moved
+
+def check(model, data):
+    x = tf.constant(data["x"])
+    for name in ("energy", "score", "unnormalized_log_prob"):
+        np.testing.assert_array_equal(getattr(model, name)(x), data[name], err_msg=name)
+    np.testing.assert_array_equal(model.serve(x), data["energy"])
+    np.testing.assert_array_equal(model.signatures["serving_default"](x=x)["output_0"], data["energy"])
+    assert model.energy(x[:1]).shape == [1] and model.energy(tf.concat([x, x, x], 0)).shape == [3 * len(x)]
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        energy = model.energy(x)
+    np.testing.assert_allclose(-tape.gradient(energy, x), data["score"], rtol=1e-5, atol=1e-5)
+    seed = tf.constant([0, 3])
+    samples = model.sample(x, seed, tf.constant(25))
+    np.testing.assert_array_equal(samples, model.sample(x, seed=seed, num_steps=25))
+    np.testing.assert_allclose(model.sample(x, seed, 0), x, rtol=1e-5, atol=1e-5)  # to standardised units and back
+    np.testing.assert_array_equal(samples, data["samples"])
+    slow = model.sample(x, seed, 1, step_size=tf.constant(1e-4))
+    moved = np.abs(slow - x).max()
+    assert 0 < moved < .02 < np.abs(model.sample(x, seed, 1) - x).max(), moved
+
+for kernel in sys.argv[2:]:
+    check(tf.saved_model.load(f"{sys.argv[1]}/{kernel}"), np.load(f"{sys.argv[1]}/{kernel}.npz"))
 assert "tfp_ebm" not in sys.modules and "tensorflow_probability" not in sys.modules
 print("whole")
 """
 
 
-@pytest.mark.parametrize("kernel", [ebm.mcmc.HMC(0.3, 3), None], ids=["HMC", "adaptive default"])
-def test_exported_model_runs_with_tensorflow_alone(kernel, tmp_path):
+def test_exported_models_run_with_tensorflow_alone(tmp_path):
     """Energies and scores bit-equal in a process that imports nothing but TensorFlow, at any batch size."""
+    kernels = {"hmc": ebm.mcmc.HMC(0.3, 3), "adaptive_default": None}
     model = ebm.EnergyModel(NETWORKS["functional"](), base_measure=DISTRIBUTIONS["fitted"]())
     model.adapt(X)
-    model.export(tmp_path / "exported", kernel=kernel, verbose=False)
-    loaded = tf.saved_model.load(str(tmp_path / "exported"))
-    np.savez(
-        tmp_path / "expected.npz", x=X, energy=model.energy(X), score=model.score(X),
-        unnormalized_log_prob=model.unnormalized_log_prob(X), samples=loaded.sample(X, tf.constant([0, 3]),
-        tf.constant(25)),
-    )  # fmt: skip
-    result = subprocess.run([sys.executable, "-c", LOADER, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    for name, kernel in kernels.items():
+        model.export(tmp_path / name, kernel=kernel, verbose=False)
+        loaded = tf.saved_model.load(str(tmp_path / name))
+        samples = loaded.sample(X, tf.constant([0, 3]), tf.constant(25))
+        expected = {f: getattr(model, f)(X) for f in ("energy", "score", "unnormalized_log_prob")}
+        np.savez(tmp_path / f"{name}.npz", x=X, samples=samples, **expected)
+    command = [sys.executable, "-c", LOADER, str(tmp_path), *kernels]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and result.stdout.strip() == "whole", result.stderr[-2000:]
 
 
@@ -184,7 +186,7 @@ def test_export_replaces_nothing_but_a_saved_model(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious.txt").write_text("data")
     (tmp_path / "file").write_text("data")
-    with pytest.raises(ValueError, match=r"holds something else than a SavedModel \(precious.txt\)"):
+    with pytest.raises(ValueError, match=r"SavedModel.*precious\.txt"):
         model.export(tmp_path / "mine", kernel=kernel, verbose=False)
     with pytest.raises(ValueError, match="is a file"):
         model.export(tmp_path / "file", kernel=kernel, verbose=False)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from laws import assert_same
 from second_derivatives import STEP, energy_of, error_of_second_derivative, gradient, points, randomize, relative_error
 
 from tfp_ebm import networks
@@ -349,8 +350,7 @@ def test_save_and_load_are_bit_equal(network, tmp_path):
     network.save(tmp_path / "network.keras")
     loaded = keras.models.load_model(tmp_path / "network.keras")
     np.testing.assert_array_equal(loaded(x), network(x))
-    for a, b in zip(loaded.weights, network.weights, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same(loaded.weights, network.weights)
 
 
 def test_graph_and_xla_agree_to_second_order_and_store_u(network):

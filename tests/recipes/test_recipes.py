@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from laws import assert_same
 
 import tfp_ebm as ebm
 from tfp_ebm import random, recipes
@@ -71,14 +72,14 @@ def test_constants_of_the_chains():
         assert (kernel.noise_first, kernel.clamp_noised) == (first, both)
         assert (loss.num_steps, chains.capacity, chains.restart_probability) == (num_steps, capacity, 0.05)
         assert (loss.energy_penalty, loss.data_noise) == (alpha, data_noise)
-        assert (loss.form, loss.kl_weight) == ("difference", 0.0)
+        assert type(loss) is not ebm.losses.ImprovedContrastiveDivergence
         assert "global_acceptance_rate" not in loss.metric_names
 
 
 def test_constants_of_the_optimizers():
     def rate(model, step):
-        schedule = model.optimizer._learning_rate
-        return float(schedule(step) if callable(schedule) else schedule)
+        model.optimizer.iterations.assign(step)
+        return float(model.optimizer.learning_rate)
 
     def moments(model):
         return model.optimizer.beta_1, model.optimizer.beta_2, model.optimizer.epsilon
@@ -240,8 +241,7 @@ def test_a_recipe_trains_and_comes_back_from_its_file(name, tmp_path):
     assert loaded.optimizer.get_config() == model.optimizer.get_config()
     assert json.dumps(loaded.loss.get_config()) == json.dumps(model.loss.get_config())
     assert len(loaded.weights) == len(model.weights)
-    for a, b in zip(loaded.weights, model.weights, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same(loaded.weights, model.weights)
     if name not in ("uva_mnist", "li_chen_sommer_2019"):
         return
     compiled = RECIPES[name](tiny(), pixels=(0, 16))
@@ -313,7 +313,7 @@ def test_more_bad_arguments():
         recipes.li_chen_sommer_2019_samples(model, 0, seed=0)
     with pytest.raises(TypeError, match="`seed`"):
         recipes.li_chen_sommer_2019_samples(model, 2, temperatures=[1.0], seed=None)
-    with pytest.raises(TypeError, match="`model` must be an EnergyModel compiled with a Multiscale"):
+    with pytest.raises(TypeError, match=r"`model`.*Multiscale"):
         recipes.li_chen_sommer_2019_samples(recipes.jem(tiny()), 2, seed=0)
 
 
@@ -338,7 +338,6 @@ def test_small_images_see_grey_levels(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert json.dumps(loaded.loss.get_config()) == json.dumps(model.loss.get_config())
-    for a, b in zip(loaded.weights, model.weights, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same(loaded.weights, model.weights)
     with pytest.raises(ValueError, match="`num_levels`"):
         recipes.small_images(tiny(), num_levels=0)

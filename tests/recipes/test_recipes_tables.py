@@ -20,7 +20,7 @@ def made(x, **arguments):
     """Whether there are Fourier features, and the learning rate at the start."""
     model = recipes.low_dimensional(x, num_steps=10, **arguments)
     features = any("fourier" in layer.name for layer in model.network.layers)
-    return features, float(model.optimizer._learning_rate.initial_learning_rate)
+    return features, float(f"{float(model.optimizer.learning_rate):.6g}")  # of a float32
 
 
 @pytest.mark.parametrize("name", ALIASES)
@@ -39,9 +39,13 @@ def test_network_and_learning_rate_suit_the_loss(x, name):
 
 def test_the_learning_rate_falls_to_zero_along_a_cosine(x):
     optimizer = recipes.low_dimensional(x, "score_matching", num_steps=1000).optimizer
-    schedule = optimizer._learning_rate
-    rates = np.array([float(schedule(step)) for step in (0, 250, 500, 1000, 2000)])
-    expected = float(schedule(0)) * 0.5 * (1 + np.cos(np.pi * np.array([0, 0.25, 0.5, 1, 1])))
+
+    def rate(step):
+        optimizer.iterations.assign(step)
+        return float(optimizer.learning_rate)
+
+    rates = np.array([rate(step) for step in (0, 250, 500, 1000, 2000)])
+    expected = rate(0) * 0.5 * (1 + np.cos(np.pi * np.array([0, 0.25, 0.5, 1, 1])))
     np.testing.assert_allclose(rates, expected, atol=1e-9)
 
 

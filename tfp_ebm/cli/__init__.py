@@ -1,5 +1,52 @@
-"""The command line: `python -m tfp_ebm` and `tfp-ebm`."""
+"""The command line: `python -m tfp_ebm` and `tfp-ebm`. One command trains, samples and exports a model.
 
-from tfp_ebm.cli.commands import main
+    python -m tfp_ebm fit two_moons --out runs/moons
+    python -m tfp_ebm sample runs/moons -n 1000
+    python -m tfp_ebm evaluate runs/moons data.csv
+
+TensorFlow is imported inside the commands, after the arguments are parsed, so that `--help` and a mistyped option
+answer at once. A run is written in one step at the end: if anything goes wrong before, the disk is left as it was.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tfp_ebm.cli.messages import quiet_tensorflow, say, warnings_on_one_line
+from tfp_ebm.cli.options import make_parser
 
 __all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      arguments: what follows the program's name; default: those of this process.
+
+    Returns:
+      The exit code: 0; 2 for bad input, after one line on stderr that names it; 130 when interrupted.
+
+    >>> main(["sample", "no/such/run"])
+    2
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = make_parser().parse_args(arguments)
+        options.command_line = ["tfp-ebm", *arguments]
+        with quiet_tensorflow(), warnings_on_one_line():
+            if options.command == "fit":
+                from tfp_ebm.cli.fit import fit as command
+            elif options.command == "sample":
+                from tfp_ebm.cli.sample import sample as command
+            else:
+                from tfp_ebm.cli.evaluate import evaluate as command
+            command(options)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        say("error", error)
+        return 2
+    except KeyboardInterrupt:
+        say("error", "interrupted; nothing was written")
+        return 130
+    return 0

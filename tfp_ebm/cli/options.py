@@ -3,40 +3,96 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import pathlib
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tfp_ebm import __version__
 
-# What the package offers under these names; repeated here because asking it would import TensorFlow.
+# What the package offers under these names; repeated here because importing the package would import TensorFlow.
 TOYS = (
     *("two_moons", "two_gaussians", "eight_gaussians", "pinwheel", "rings", "checkerboard", "swiss_roll"),
     *("banana", "rosenbrock", "funnel"),
 )
-LOSSES = (
-    *("contrastive_divergence", "denoising_score_matching", "multiscale_denoising_score_matching"),
-    *("noise_contrastive_estimation", "persistent_contrastive_divergence", "score_matching"),
-    "sliced_score_matching",
-)
+# Short names of the losses, their full names, and when to use them.
+LOSSES = {
+    "nce": ("noise_contrastive_estimation", "density and log Z; few columns, many rows"),
+    "dsm": ("denoising_score_matching", "blurs the data by --sigma; any number of columns"),
+    "mdsm": ("multiscale_denoising_score_matching", "the same with six widths of noise; separate modes"),
+    "sm": ("score_matching", "exact; smooth densities"),
+    "ssm": ("sliced_score_matching", "along random directions; many columns"),
+    "pcd": ("persistent_contrastive_divergence", "maximum likelihood by persistent chains; few columns"),
+    "cd": ("contrastive_divergence", "maximum likelihood by short chains from the data"),
+}
 KERNELS = ("hmc", "mala", "nuts", "random_walk", "langevin")
+TABLES = (".csv", ".parquet")
+
+_FIT = f"""\
+example:
+  python -m tfp_ebm fit lake.csv --out runs/lake --loss dsm
+  trains on the columns of lake.csv and writes runs/lake: model.keras, saved_model/, samples.npy, figure.png and
+  report.json. Add --steps 500 for a quick look.
+
+losses:
+{chr(10).join(f"  {short:5} {name}: {use}" for short, (name, use) in LOSSES.items())}"""
+_SAMPLE = """\
+example:
+  python -m tfp_ebm sample runs/lake -n 1000 --out lake_samples.csv
+  draws 1000 rows from the model of runs/lake and writes them under the names of its columns."""
+_EVALUATE = """\
+example:
+  python -m tfp_ebm evaluate runs/lake new.csv --out new_with_energies.csv
+  prints the mean log-likelihood of the rows of new.csv with its standard error, and writes the rows with their
+  energies beside them. Columns are found by name."""
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, where there is one."""
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, where there is one, and examples as they are written."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Leaves its errors to `main`, to be printed on one line like all others."""
+    """Raises its errors, for `main` to print on one line like all others."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
+def read_options(text: str) -> dict[str, Any]:
+    """Parses keyword arguments with literal values, as `--read` takes them; nothing is executed.
+
+    >>> read_options("sep=';', na_values=[-999], header=None")
+    {'sep': ';', 'na_values': [-999], 'header': None}
+    """
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError("only keyword arguments")
+        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(
+            f"must be keyword arguments of pandas.read_csv with literal values, such as \"sep=';', decimal=','\", got "
+            f"{text!r}"
+        ) from error
+
+
+def loss_name(text: str) -> str:
+    """Returns the full name of a loss.
+
+    >>> loss_name("nce"), loss_name("score_matching")
+    ('noise_contrastive_estimation', 'score_matching')
+    """
+    names = {short: name for short, (name, _) in LOSSES.items()}
+    if text not in (*names, *names.values()):
+        known = ", ".join(f"{short} ({name})" for short, name in names.items())
+        raise argparse.ArgumentTypeError(f"must be one of {known}, got {text!r}")
+    return names.get(text, text)
+
+
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; a mistyped option is a ValueError.
+    """Returns the parser of all commands; a mistyped option is a ValueError.
 
     >>> make_parser().parse_args(["fit", "rings", "--out", "runs/rings"]).steps
     5000
@@ -45,57 +101,78 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    fit = commands.add_parser("fit", help="train a model on data", formatter_class=_Formatter)
-    fit.add_argument("data", help=f"a .npy, .npz or .csv file, digits, or one of {', '.join(TOYS)}")
+    def add(name: str, help: str, epilog: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=epilog, formatter_class=_Formatter
+        )
+
+    fit = add("fit", "train a model on data", _FIT)
+    files = "a file (.csv, .tsv, .txt, .parquet, .xlsx, .json, .npy, .npz and others, also .gz or .zip)"
+    fit.add_argument("data", help=f"{files}, digits, or one of {', '.join(TOYS)}")
     fit.add_argument("--out", required=True, type=pathlib.Path, help="directory to write the run to")
     _add_data_options(fit, rows=50_000)
-    loss = "what to minimise (default: noise contrastive estimation for 5000 rows and more to train on, of up to 3 "
-    loss += "coordinates, denoising for all else)"
-    fit.add_argument("--loss", choices=LOSSES, help=loss)
-    sigma = "noise of denoising, which it asks for, in standard deviations of the data (default: 3/4 of Scott's rule, "
-    sigma += "at most 0.4)"
-    fit.add_argument("--sigma", type=float, help=sigma)
-    fit.add_argument("--units", type=int, nargs="+", default=[128, 128], help="widths of the hidden layers")
-    fit.add_argument(
-        "--fourier-features", type=int, help="random frequencies in front of them (default: as suits the loss)"
-    )
-    fit.add_argument("--steps", type=int, default=5000, help="optimizer steps")
-    fit.add_argument("--batch-size", type=int, default=256, help="rows per step")
-    rate = "at the start; decays along a cosine to zero (default: as suits the loss)"
-    fit.add_argument("--learning-rate", type=float, help=rate)
+    _add_training_options(fit)
     _add_sampling_options(fit)
-    fit.add_argument("--seed", type=int, default=0, help="of weights, noise, order of batches and samples")
+    fit.add_argument("--seed", type=int, default=0, help="seed of weights, noise, order of batches and samples")
 
-    sample = commands.add_parser("sample", help="draw more samples of a fitted model", formatter_class=_Formatter)
+    sample = add("sample", "draw more samples from a fitted model", _SAMPLE)
     sample.add_argument("run", type=pathlib.Path, help="directory that `fit` wrote")
-    sample.add_argument("--out", type=pathlib.Path, help=".npy file to write (default: samples_SEED.npy in the run)")
+    file = "file to write: .npy, .csv or .parquet (default: samples_SEED.npy in the run)"
+    sample.add_argument("--out", type=pathlib.Path, help=file)
     _add_sampling_options(sample)
-    sample.add_argument("--seed", type=int, default=1, help="of the samples")
+    sample.add_argument("--seed", type=int, default=1, help="seed of the samples")
 
-    evaluate = commands.add_parser("evaluate", help="score data under a fitted model", formatter_class=_Formatter)
+    evaluate = add("evaluate", "compute energies and log-likelihoods of data under a fitted model", _EVALUATE)
     evaluate.add_argument("run", type=pathlib.Path, help="directory that `fit` wrote")
-    evaluate.add_argument("data", help="what `fit` takes")
-    evaluate.add_argument("--out", type=pathlib.Path, help=".npy file for the energy of each row (default: none)")
+    evaluate.add_argument("data", help="the data, as for `fit`")
+    energies = "file to write: .csv or .parquet for the rows with their energies, .npy for the energies (default: none)"
+    evaluate.add_argument("--out", type=pathlib.Path, help=energies)
     _add_data_options(evaluate, rows=10_000)
-    evaluate.add_argument("--seed", type=int, default=1, help="of toy data and dequantisation")
+    evaluate.add_argument("--seed", type=int, default=1, help="seed of toy data and of --dequantize")
 
     for command in (fit, sample, evaluate):
-        command.add_argument("--overwrite", action="store_true", help="replace what is at --out")
-    for command in (fit, sample):
-        command.add_argument("--quiet", action="store_true", help="no progress bars")
+        command.add_argument("--overwrite", action="store_true", help="replace what exists at --out")
+        command.add_argument("--quiet", action="store_true", help="print no progress and no notes")
     return parser
 
 
 def _add_data_options(parser: argparse.ArgumentParser, rows: int) -> None:
-    parser.add_argument("--key", help="which array of a .npz file (default: the only one)")
-    parser.add_argument("--delimiter", help="between the cells of a .csv file (default: found)")
+    read = "options of pandas for reading the file, such as \"sep=';', decimal=','\" (default: found in the file)"
+    parser.add_argument("--read", type=read_options, metavar="OPTIONS", help=read)
+    parser.add_argument("--key", help="array of a .npz file, or file of a .zip, to read (default: the only one)")
+    parser.add_argument("--delimiter", help="character between the cells of a text file (default: found in the file)")
     parser.add_argument("--dequantize", action="store_true", help="add U(0, 1) to whole numbers, such as pixels")
-    parser.add_argument("--rows", type=int, default=rows, help="rows to draw of a toy distribution")
+    parser.add_argument("--rows", type=int, default=rows, help="number of rows to draw from a toy distribution")
+
+
+def _add_training_options(fit: argparse.ArgumentParser) -> None:
+    loss = f"what to minimise: {', '.join(LOSSES)}, or a full name from the list below (default: nce for 5000 or more "
+    loss += "training rows of up to 3 columns, dsm otherwise)"
+    fit.add_argument("--loss", type=loss_name, help=loss)
+    sigma = "noise level of denoising score matching, in standard deviations of the data; implies that loss (default: "
+    sigma += "3/4 of Scott's rule, at most 0.4)"
+    fit.add_argument("--sigma", type=float, help=sigma)
+    ratio = "noise samples per row, for noise contrastive estimation (default: 4)"
+    fit.add_argument("--noise-ratio", type=float, help=ratio)
+    width = "width of the Gaussian base in terms of the data's standard deviations (default: chosen for the loss)"
+    fit.add_argument("--base-width", type=float, help=width)
+    fit.add_argument("--units", type=int, nargs="+", default=[128, 128], help="widths of the hidden layers")
+    fourier = "number of random Fourier features before the first layer (default: chosen for the loss)"
+    fit.add_argument("--fourier-features", type=int, help=fourier)
+    fit.add_argument("--steps", type=int, default=5000, help="number of optimizer steps")
+    fit.add_argument("--batch-size", type=int, default=256, help="rows per step; at most the number of training rows")
+    rate = "learning rate at the start; it decays along a cosine to zero (default: chosen for the loss)"
+    fit.add_argument("--learning-rate", type=float, help=rate)
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kernel", choices=KERNELS, default="hmc", help="how to sample")
-    step_size = "in standardised units; all but langevin adapt it (default: 0.1, random_walk 0.3, langevin 0.05)"
+    kernel = "Markov kernel; each step of all but langevin begins with a proposal from the base distribution"
+    parser.add_argument("--kernel", choices=KERNELS, default="hmc", help=kernel)
+    step_size = "first step size, in standardised coordinates; all kernels but langevin adapt it (default: 0.1, "
+    step_size += "random_walk 0.3, langevin 0.05)"
     parser.add_argument("--step-size", type=float, help=step_size)
-    parser.add_argument("-n", "--num-samples", type=int, default=4000, help="samples, four of each chain")
-    parser.add_argument("--burnin", type=int, default=300, help="steps of each chain before its first kept state")
+    parser.add_argument("-n", "--num-samples", type=int, default=4000, help="number of samples")
+    chains = "number of chains; samples are taken from all of them (default: a quarter of the samples)"
+    parser.add_argument("--num-chains", type=int, help=chains)
+    parser.add_argument("--burnin", type=int, default=300, help="steps of each chain before the first kept state")
+    parser.add_argument("--thin", type=int, default=5, help="steps from one kept state of a chain to the next")

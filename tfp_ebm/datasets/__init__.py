@@ -1,7 +1,7 @@
-"""Data to learn from: draws of the targets, scikit-learn's digits, and the user's own `.npy`, `.npz` and `.csv` files.
+"""Data to learn from: draws of the targets, scikit-learn's digits, and the user's own files.
 
-Everything arrives as float32 `[rows, ...]`, finite and whole, or not at all: a file that cannot be taken as it is (a
-missing cell, a NaN, a column that float32 cannot resolve) raises an error that says where the trouble sits.
+`load` returns finite float32 numbers `[rows, ...]`, `load_table` a data frame. A file that cannot be taken as it is (a
+missing cell, a date, a column that float32 cannot resolve) raises an error with the line, the column and the cure.
 
 **Dequantisation.** Data that can only be whole numbers have no density. A model that tries to give them one puts ever
 sharper peaks on the integers: the likelihood grows without limit and the exact score-matching objective falls without
@@ -24,11 +24,11 @@ from tfp_ebm.datasets.draws import (
     two_gaussians,
     two_moons,
 )
-from tfp_ebm.datasets.loading import Table, load, load_table
+from tfp_ebm.datasets.loading import load
+from tfp_ebm.datasets.tables import load_table
 
 __all__ = [
     "TOY_NAMES",
-    "Table",
     "banana",
     "checkerboard",
     "digits",

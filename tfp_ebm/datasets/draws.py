@@ -68,7 +68,7 @@ TOY_NAMES = tuple(TOYS)
 
 
 def digits(dequantize: bool = True, seed: Any = 0, images: bool = False) -> np.ndarray:
-    """The 1797 handwritten digits of scikit-learn, 8 × 8 pixels of 0 … 16.
+    """Returns the 1797 handwritten digits of scikit-learn, 8 × 8 pixels of 0 … 16.
 
     Args:
       dequantize: return (pixel + U(0, 1))/17, in [0, 1], which has a density (the head of this module says why that
@@ -79,17 +79,12 @@ def digits(dequantize: bool = True, seed: Any = 0, images: bool = False) -> np.n
     Returns:
       float32 `[1797, 64]` or `[1797, 8, 8, 1]`.
 
-    Raises:
-      ImportError: if scikit-learn is not installed.
-
     >>> x = digits()
     >>> x.shape, bool(x.min() >= 0), bool(x.max() <= 1)
     ((1797, 64), True, True)
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError('The digits come with scikit-learn: pip install "tfp_ebm[test]"') from error
+    from sklearn.datasets import load_digits
+
     pixels = load_digits().data
     if dequantize:
         pixels = dequantize_whole(pixels, seed) / 17

@@ -3,13 +3,13 @@
 Score matching trains on ½‖∇ₓE‖² − tr ∇²ₓE (eq. 44), its sliced form on vᵀ∇²ₓE v (eqs. 53-57). What they cost:
 
   * `reverse`: a backward pass through the gradient for every direction, so d of them for the trace. The twin.
-  * `forward_laplacian`: K directions pushed through the layers at once; nonlinear steps bend them, and the backward
-    pass that gives the score weighs all bends (`jet`). For K = d the exact trace costs little more than the matrix
+  * `forward_laplacian`: K directions carried through the layers at once; nonlinear steps bend them, and the backward
+    pass that gives the score weights all bends (`jet`). For K = d the exact trace costs little more than the matrix
     products of the K slopes, forward and backward; for K = 1 a sliced step costs less than two energies more.
   * `chunks`: the same, K directions at a time, in bounded memory.
 
-`rules` holds one module for each family of Keras layers; `forward_laplacian_rule` adds to them. A rule says how jets
-pass a layer, in terms of `Jet`'s arithmetic:
+`rules` holds one module for each family of Keras layers; `forward_laplacian_rule` adds to them. A rule computes how
+jets pass a layer, in terms of `Jet`'s arithmetic:
 
 >>> import keras
 >>> class Swiglu(keras.layers.Layer):
@@ -26,9 +26,10 @@ pass a layer, in terms of `Jet`'s arithmetic:
 'forward'
 """
 
-from tfp_ebm.derivatives import rules
+from tfp_ebm.derivatives import rules as _rules  # noqa: F401  (registers them)
 from tfp_ebm.derivatives.explanation import Explanation, explain
-from tfp_ebm.derivatives.forward_laplacian import forward_laplacian_rule
+from tfp_ebm.derivatives.faults import refuse_faulty_layers
+from tfp_ebm.derivatives.forward_laplacian import NoForwardRule, forward_laplacian_rule
 from tfp_ebm.derivatives.jet import Jet
 from tfp_ebm.derivatives.second_order import (
     directional_derivatives,
@@ -42,6 +43,7 @@ from tfp_ebm.derivatives.second_order import (
 __all__ = [
     "Explanation",
     "Jet",
+    "NoForwardRule",
     "directional_derivatives",
     "energy_score_curvature",
     "energy_score_laplacian",
@@ -49,6 +51,6 @@ __all__ = [
     "forward_laplacian_rule",
     "hvp",
     "laplacian",
-    "rules",
+    "refuse_faulty_layers",
     "score",
 ]

@@ -1,4 +1,4 @@
-"""Elementwise functions with the derivatives that second-order propagation asks for.
+"""Elementwise functions with the derivatives that second-order propagation needs.
 
 A network's energy and its first two derivatives in x need s, s' and s'' of every activation, a parameter gradient of
 them s''' as well. Where these are known in closed form they share their subexpressions (for silu one sigmoid gives all

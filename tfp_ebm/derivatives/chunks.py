@@ -53,6 +53,56 @@ def sum_over_chunks(chunk: Chunk, x: tf.Tensor, num_chunks: int) -> tf.Tensor:
     return total(x)
 
 
+def map_over_chunks(chunk: Chunk, x: tf.Tensor, directions: tf.Tensor) -> tf.Tensor:
+    """chunk(x, directions[i]) for every i, differentiable in x, in the directions and in the variables it reads.
+
+    Args:
+      chunk: `(x [batch, *event], v [step, ...]) -> [step, batch]`. It must depend on nothing else that is
+        differentiated.
+      x: states `[batch, *event]`.
+      directions: `[chunks, step, ...]`.
+
+    Returns:
+      The results, `[chunks, step, batch]`.
+    """
+
+    @tf.custom_gradient
+    def every(x: tf.Tensor, directions: tf.Tensor) -> Any:
+        num_chunks, step = directions.shape[:2]
+
+        def fill(i: tf.Tensor, results: tf.Tensor) -> list[tf.Tensor]:
+            return [i + 1, _with_row(results, i, chunk(x, tf.gather(directions, i)))]
+
+        shape = tf.stack([num_chunks, step, tf.shape(x)[0]])
+        result = _loop(fill, [tf.zeros(shape, x.dtype)], num_chunks)[0]
+
+        def gradient(upstream: tf.Tensor, variables: Sequence[tf.Variable] | None = None) -> Any:
+            sources = [x, *(variables or ())]
+
+            def accumulate(i: tf.Tensor, of_directions: tf.Tensor, *so_far: tf.Tensor) -> list[tf.Tensor]:
+                v = tf.gather(directions, i)
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch([*sources, v])
+                    part = chunk(x, v)
+                *gradients, of_v = tape.gradient(
+                    part, [*sources, v], tf.gather(upstream, i), unconnected_gradients=tf.UnconnectedGradients.ZERO
+                )
+                sums = [a + tf.convert_to_tensor(b) for a, b in zip(so_far, gradients, strict=True)]
+                return [i + 1, _with_row(of_directions, i, of_v), *sums]
+
+            start = [tf.zeros_like(directions), *(tf.zeros_like(source) for source in sources)]
+            of_directions, of_x, *of_variables = _loop(accumulate, start, num_chunks)
+            return ((of_x, of_directions), of_variables) if variables is not None else (of_x, of_directions)
+
+        return tf.ensure_shape(result, [num_chunks, step, x.shape[0]]), gradient
+
+    return every(x, directions)
+
+
+def _with_row(rows: tf.Tensor, i: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
+    return tf.ensure_shape(tf.tensor_scatter_nd_update(rows, [[i]], row[tf.newaxis]), rows.shape)
+
+
 def _loop(body: Callable[..., Any], start: list[tf.Tensor], times: int) -> list[tf.Tensor]:
     _, *results = tf.while_loop(
         lambda i, *_: i < times, body, [tf.constant(0), *start], parallel_iterations=1, maximum_iterations=times

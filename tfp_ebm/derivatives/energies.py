@@ -1,4 +1,4 @@
-"""What the derivative engine makes of an energy: terms E = Σ terms over flat batches, and what it knows of them.
+"""The derivative engine's view of an energy: E = Σ terms over flat batches.
 
 An energy may be a Keras network, an `EnergyFunction` (a network and, maybe, the tilt −log base of a base measure), or
 any callable `[..., *event] -> [...]`. Networks are read layer by layer, so their event shape must be known, and leading
@@ -23,7 +23,7 @@ class Term:
 
     Attributes:
       function: the term as a callable of x, differentiable in reverse mode.
-      source: what the forward road reads: a Keras network, or an object whose type has a rule.
+      source: what forward mode reads: a Keras network, or an object whose type has a rule.
       inward: from x to the coordinates that `source` takes; made of arithmetic, so that it takes jets too.
       dtype: dtype of the term's values, where it is not that of what `source` computes with.
     """
@@ -40,7 +40,7 @@ class Energy:
 
     Attributes:
       terms: the summands.
-      event_shape: shape of one state; None for a plain callable, where only E(x) can tell.
+      event_shape: shape of one state; None for a plain callable, where only E(x) shows it.
       training: the mode in which networks run.
       offset: gives a constant summand, None standing for zero.
     """
@@ -73,7 +73,7 @@ def as_vector(energies: tf.Tensor) -> tf.Tensor:
 
 
 def as_energy(energy_fn: Any, x: tf.Tensor) -> Energy:
-    """What the engine knows of `energy_fn`."""
+    """Returns `energy_fn` as the engine sees it, or raises if it is no energy of x alone."""
     if not callable(energy_fn):
         raise TypeError(f"`energy_fn` must be a callable, a Keras network or an EnergyModel, got {energy_fn!r}.")
     if hasattr(energy_fn, "energy_function"):
@@ -110,8 +110,8 @@ def _of_model(model: Any, x: tf.Tensor) -> Energy:
     return dataclasses.replace(inner, terms=tuple(map(in_x, inner.terms)), offset=standardization.log_scale_sum)
 
 
-def as_state(energy_fn: Any, x: Any) -> tf.Tensor:
-    """`x` as a floating tensor; what is not a tensor yet takes the dtype of the energy, where that has one."""
+def as_floating(energy_fn: Any, x: Any) -> tf.Tensor:
+    """Returns `x` as a floating tensor; what is not a tensor yet takes the dtype of the energy, if it has one."""
     dtype = getattr(energy_fn, "dtype", None)
     state = tf.convert_to_tensor(x) if tf.is_tensor(x) else tf.convert_to_tensor(x, dtype_hint=dtype)
     if not state.dtype.is_floating:

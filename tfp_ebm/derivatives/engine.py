@@ -1,7 +1,7 @@
-"""The two roads behind one door: flat states, directions, terms, chunks.
+"""Dispatches each term of an energy to forward or reverse mode, for flat states, along directions, in chunks.
 
-Each term of an energy takes the forward road if it can and is not told otherwise, else the reverse road; what comes
-out, E, ∇E and second derivatives along directions, is added up.
+A term is differentiated in forward mode if it can be, unless reverse mode is requested. The results of all terms (E,
+∇E and second derivatives along directions) are added.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfp_ebm.derivatives.chunks import sum_over_chunks
-from tfp_ebm.derivatives.energies import Energy, Term, as_energy, as_state, as_vector
+from tfp_ebm.derivatives.chunks import map_over_chunks, sum_over_chunks
+from tfp_ebm.derivatives.energies import Energy, Term, as_energy, as_floating, as_vector
 from tfp_ebm.derivatives.forward_laplacian import NoForwardRule, no_rule, propagate
 from tfp_ebm.derivatives.jet import Jet, derivatives_along
-from tfp_ebm.derivatives.reverse import reverse_jet
+from tfp_ebm.derivatives.reverse import UNROLLED, gradient_of_energy, reverse_jet
 
 
 class Problem(NamedTuple):
@@ -49,8 +49,8 @@ class Problem(NamedTuple):
 
 
 def pose(energy_fn: Any, x: Any) -> Problem:
-    """The problem of an energy at states `[..., *event]`; raises if they do not fit."""
-    x = as_state(energy_fn, x)
+    """Returns an energy together with its states, flattened; raises if they do not fit."""
+    x = as_floating(energy_fn, x)
     energy = as_energy(energy_fn, x)
     expected = energy.event_shape
     if expected is None:
@@ -78,7 +78,7 @@ def pose(energy_fn: Any, x: Any) -> Problem:
 def _forward(
     term: Term, x: tf.Tensor, directions: tf.Tensor, per_direction: bool, training: bool
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """E, ∇E and second derivatives of a term by the forward road."""
+    """E, ∇E and second derivatives of a term in forward mode."""
 
     def energy(jet: Jet) -> Jet:
         jet = propagate(term.source, term.inward(jet), training=training)
@@ -110,17 +110,46 @@ def along(
         except NoForwardRule:
             if method == "forward":
                 raise
-            parts.append(reverse_jet(term.function, x, directions, per_direction))
+            parts.append(_reverse(term, x, directions, per_direction, energy.training))
     energies, gradients, seconds = zip(*parts, strict=True)
     return energy.total(energies), sum(gradients[1:], gradients[0]), sum(seconds[1:], seconds[0])
 
 
-def random_signs(x: tf.Tensor, count: int, step: int, seed: tf.Tensor) -> tf.Tensor:
-    """`count` random sign vectors for each state, in chunks `[chunks, step, *shape of x]`, the last filled by zeros."""
-    chunks = -(-count // step)
-    bits = tf.random.stateless_uniform(tf.concat([[count], tf.shape(x)], 0), seed, 0, 2, tf.int32, alg="philox")
-    signs = tf.pad(2 * tf.cast(bits, x.dtype) - 1, [[0, chunks * step - count], *[[0, 0]] * x.shape.rank])
-    return tf.ensure_shape(tf.reshape(signs, tf.concat([[chunks, step], tf.shape(x)], 0)), [chunks, step, *x.shape])
+def _reverse(
+    term: Term, x: tf.Tensor, directions: tf.Tensor, per_direction: bool, training: bool
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """E, ∇E and second derivatives of a term in reverse mode.
+
+    Many directions are taken in chunks, each of which runs the network again. A loop over backward passes of one run
+    would do with fewer operations, but XLA cannot compile its gradient for every layer.
+    """
+    count = directions.shape[0]
+    if count is None or count <= UNROLLED or not _can_run_again(term.source, training):
+        return reverse_jet(term.function, x, directions, per_direction)
+    energy, gradient = gradient_of_energy(term.function, x)
+    chunks = -(-count // UNROLLED)
+    padded = tf.pad(directions, [[0, chunks * UNROLLED - count], *[[0, 0]] * x.shape.rank])
+    batches = tf.reshape(padded, tf.concat([[chunks, UNROLLED], tf.shape(directions)[1:]], 0))
+    batches = tf.ensure_shape(batches, [chunks, UNROLLED, *directions.shape[1:]])
+
+    def of_chunk(x: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+        return reverse_jet(term.function, x, v, True)[2]
+
+    second = map_over_chunks(of_chunk, x, batches)
+    second = tf.reshape(second, [chunks * UNROLLED, -1])[:count]
+    second = tf.ensure_shape(second, [count, *x.shape[:1]])
+    return energy, gradient, second if per_direction else tf.reduce_sum(second, 0)
+
+
+def _can_run_again(source: Any, training: bool) -> bool:
+    """Whether a term gives the same when it is computed again: a network that draws no noise, on one device."""
+    if not isinstance(source, keras.Layer) or tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        return False
+    return not (training and _draws_noise(source))
+
+
+def _draws_noise(network: keras.Layer) -> bool:
+    return any(hasattr(layer, "seed_generator") for layer in network._flatten_layers())
 
 
 def trace_in_chunks(
@@ -134,7 +163,7 @@ def trace_in_chunks(
     for term in energy.terms:
         part = problem._replace(energy=dataclasses.replace(energy, terms=(term,), offset=None))
         if num_chunks > 1 and isinstance(term.source, keras.Layer):
-            if energy.training and any(hasattr(layer, "seed_generator") for layer in term.source._flatten_layers()):
+            if energy.training and _draws_noise(term.source):
                 raise ValueError(
                     "`chunk_size` must be None for a network that draws noise in training mode: "
                     f"each chunk would draw its own, got {num_chunks} chunks."

@@ -1,4 +1,4 @@
-"""Which road the second derivatives of a network take, and why."""
+"""Explains whether the second derivatives of a network are taken in forward or in reverse mode."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FLAT_OPERATIONS = ("Relu", "Relu6", "LeakyRelu", "HardSigmoid", "HardTanh", "Ab
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What `method="auto"` does with a network.
+    """The choice of `method="auto"` for a network, and its reasons.
 
     Attributes:
       method: "forward" or "reverse".
@@ -37,7 +37,7 @@ class Explanation:
 
     def __str__(self) -> str:
         """The explanation in words."""
-        lines = [f"method='auto' takes the {self.method} road."]
+        lines = [f"method='auto' takes {self.method} mode."]
         lines += [f"- {reason}" for reason in self.reasons]
         if self.piecewise_linear:
             names = ", ".join(self.piecewise_linear)
@@ -46,7 +46,7 @@ class Explanation:
 
 
 def explain(network: Any) -> Explanation:
-    """What `method="auto"` chooses for the second derivatives of a network, and why.
+    """Explains what `method="auto"` chooses for the second derivatives of a network.
 
     Args:
       network: a Keras network, an `EnergyModel`, or any other energy that `laplacian` takes.
@@ -58,7 +58,7 @@ def explain(network: Any) -> Explanation:
     ...     hidden = keras.layers.Dense(8, activation=activation)
     ...     return keras.Sequential([keras.Input((2,)), hidden, keras.layers.Dense(1)])
     >>> print(explain(network("silu")))
-    method='auto' takes the forward road.
+    method='auto' takes forward mode.
     >>> explain(network("softmax")).reasons
     ('softmax has no rule',)
     """
@@ -97,7 +97,7 @@ def _is_piecewise_linear(part: Any) -> bool:
 
 
 def _trial(network: Any) -> list[str]:
-    """Traces the forward road without computing anything: rules may refuse what a layer's settings ask for."""
+    """Traces forward mode without computing anything, since a rule may not cover a layer's settings."""
     shape = getattr(network, "input_shape", None)
     if shape is None:  # a layer with a rule of its own, which the first call will try
         return []

@@ -1,29 +1,33 @@
-"""Keras layers whose second derivatives are silently wrong, and the door that keeps them out.
+"""Keras layers whose derivatives are silently wrong, and the check that keeps them out.
 
 A loss that trains the score differentiates E twice: in x for the score, then once more (in x or in the weights). A few
 layers of Keras get that second derivative wrong without any error, while the energy and the score themselves are
-right, so that nothing but a finite difference of the gradient shows it. The table below is the outcome of comparing
-every Keras layer that can stand in an energy network with such differences, in float64; the tests repeat the
-comparison for the layers named here and for their allowed neighbours.
+right, so that only a finite difference of the gradient shows it. Some get even the first one wrong. The table below is
+the outcome of comparing every Keras layer that can stand in an energy network with such differences, in float64; the
+tests repeat the comparison for the layers named here and for their allowed neighbours. `operations` does the same for
+the operations of TensorFlow that a network of the user's own is made of.
 
 `_FAULTS` is about Keras's classes and what inherits from them. A subclass that writes the moments out, as those of
-`tfp_ebm.networks` do, says so by an attribute, `differentiates_moments = True`.
+`tfp_ebm.networks` do, declares it by an attribute, `differentiates_moments = True`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
+
+from tfp_ebm.derivatives.operations import operation_faults
 
 
 @dataclasses.dataclass(frozen=True)
 class _Fault:
     """Objects of the Keras class named `kind` for which `applies` holds have the fault `reason`, and a `cure`.
 
-    With `only_in_training` they have it in training mode alone.
+    With `only_in_training` they have it in training mode alone. `order` is that of the first derivative that is wrong.
     """
 
     kind: str
@@ -31,6 +35,7 @@ class _Fault:
     cure: str
     applies: Callable[[Any], bool] = lambda layer: True
     only_in_training: bool = False
+    order: int = 2
 
     def strikes(self, layer: Any) -> bool:
         """Whether `layer` has this fault. By name, since Keras's operations have no public classes."""
@@ -39,8 +44,11 @@ class _Fault:
 
 
 _MOMENTS = "holds the mean inside its variance constant when it is differentiated"
-_RESIZE = "resizes by an operation of TensorFlow that has no second derivative and counts as constant there"
+_RESIZE = "resizes by an operation of TensorFlow that has no second derivative (by bilinear ones it is taken for zero)"
 _RESIZE_CURE = 'Use interpolation="nearest" with keras.layers.UpSampling2D, or a transposed convolution'
+_WARP = "warps images by an operation of TensorFlow whose registered gradient is not its derivative"
+_COLOR = "changes colours by an operation of TensorFlow whose gradient is taken for zero (HSVToRGB)"
+_AUGMENT = "Augment the data before `fit`, for example by `dataset.map`,"
 
 _FAULTS = (
     _Fault(
@@ -69,9 +77,29 @@ _FAULTS = (
         "Use tfp_ebm.networks.SpectralNormalization",
         only_in_training=True,
     ),
-    _Fault("UpSampling2D", _RESIZE, _RESIZE_CURE, lambda layer: layer.interpolation == "bilinear"),
-    _Fault("Resizing", _RESIZE, _RESIZE_CURE, lambda layer: layer.interpolation == "bilinear"),
-    _Fault("Resize", _RESIZE, _RESIZE_CURE, lambda operation: operation.interpolation == "bilinear"),
+    _Fault("UpSampling2D", _RESIZE, _RESIZE_CURE, lambda layer: layer.interpolation != "nearest"),
+    _Fault("Resizing", _RESIZE, _RESIZE_CURE),
+    _Fault("Resize", _RESIZE, _RESIZE_CURE),
+    *(
+        _Fault(kind, _WARP, _AUGMENT, only_in_training=True, order=1)
+        for kind in (
+            *("RandomRotation", "RandomZoom", "RandomTranslation", "RandomShear", "RandomPerspective"),
+            *("AugMix", "RandAugment"),
+        )
+    ),
+    _Fault("AffineTransform", _WARP, "Use layers made of smooth arithmetic", order=1),
+    _Fault("PerspectiveTransform", _WARP, "Use layers made of smooth arithmetic", order=1),
+    *(
+        _Fault(kind, _COLOR, _AUGMENT, only_in_training=True, order=1)
+        for kind in ("RandomHue", "RandomSaturation", "RandomColorJitter")
+    ),
+    _Fault("HSVToRGB", _COLOR, "Use layers made of smooth arithmetic", order=1),
+    _Fault(
+        "Layer",
+        "is rematerialised, and what is computed again in the backward pass has no second derivative",
+        "Make it outside of keras.RematScope",
+        lambda layer: getattr(layer, "_remat_mode", None) is not None,
+    ),
     _Fault("Moments", _MOMENTS, "Use keras.ops.mean of x and of (x − mean)²"),
     _Fault(
         "LayerNorm", _MOMENTS, "Use tfp_ebm.networks.LayerNormalization", lambda operation: not operation.rms_scaling
@@ -79,17 +107,25 @@ _FAULTS = (
 )
 
 
-def refuse_faulty_layers(network: Any, purpose: str, training: bool = True) -> None:
-    """Raises if `network` contains a Keras layer whose second derivative is silently wrong.
+def refuse_faulty_layers(
+    network: Any,
+    purpose: str,
+    training: bool = True,
+    order: int = 2,
+    inputs: Sequence[tf.TensorSpec] | None = None,
+) -> None:
+    """Raises if `network` contains a layer or an operation whose derivative in x is silently wrong.
 
-    All layers are looked at, also nested, wrapped and subclassed ones, and `keras.ops` on the tensors of a functional
-    model. What cannot be seen is arithmetic in a `Lambda`, in a layer's own `call` or in a plain callable:
-    `tf.nn.moments` there has the same fault, and explicit means have not.
+    All layers are checked, also nested, wrapped and subclassed ones, and `keras.ops` on the tensors of a functional
+    model. Where the shape of the network's input is known, the network is traced too, and the operations of TensorFlow
+    in it are checked: those of a `Lambda`, and of a layer's own `call`.
 
     Args:
-      network: a Keras layer or model; any other callable passes unseen.
-      purpose: what needs second derivatives, to open the error message with (a loss's name).
+      network: a Keras layer or model; any other callable passes unchecked.
+      purpose: what needs the derivatives, to open the error message with (a loss's name).
       training: whether the network is run in training mode, where more layers are at fault.
+      order: 1 for the score alone, 2 where the score is differentiated once more.
+      inputs: specs of the network's inputs; default: those that it knows itself.
 
     Raises:
       ValueError: naming the first such layer, what is wrong with it and what to use instead.
@@ -102,19 +138,28 @@ def refuse_faulty_layers(network: Any, purpose: str, training: bool = True) -> N
     ...
     ValueError: Score matching needs second derivatives of the network, and those of its layer `n` ...
     """
+
+    def refuse(fault_order: int, layer: Any, reason: str, cure: str) -> None:
+        needed = "second derivatives" if fault_order == 2 else "derivatives"
+        raise ValueError(
+            f"{purpose} needs {needed} of the network, and those of its layer `{layer.name}` "
+            f"({type(layer).__name__}) are wrong: it {reason}. {cure} instead."
+        )
+
+    if not isinstance(network, keras.layers.Layer):
+        return
     for layer in _layers(network):
         for fault in _FAULTS:
-            if (training or not fault.only_in_training) and fault.strikes(layer):
-                raise ValueError(
-                    f"{purpose} needs second derivatives of the network, and those of its layer `{layer.name}` "
-                    f"({type(layer).__name__}) are wrong: it {fault.reason}. {fault.cure} instead."
-                )
+            if fault.order <= order and (training or not fault.only_in_training) and fault.strikes(layer):
+                refuse(fault.order, layer, fault.reason, fault.cure)
+    for found in operation_faults(network, training, inputs):
+        if found.order <= order:
+            refuse(found.order, found.layer, found.reason, found.cure)
 
 
 def _layers(network: Any) -> Iterator[Any]:
     """Every layer within `network`, itself included, and every operation on a functional model's tensors."""
-    if isinstance(network, keras.layers.Layer):
-        # private: Keras's public `layers` stops at the first level and knows nothing of wrapped layers
-        for layer in network._flatten_layers():
-            yield layer
-            yield from (part for part in getattr(layer, "operations", ()) if not isinstance(part, keras.layers.Layer))
+    # private: Keras's public `layers` stops at the first level and knows nothing of wrapped layers
+    for layer in network._flatten_layers():
+        yield layer
+        yield from (part for part in getattr(layer, "operations", ()) if not isinstance(part, keras.layers.Layer))

@@ -1,4 +1,4 @@
-"""The forward Laplacian: second-order jets pushed through the graph of a Keras network, layer by layer.
+"""The forward Laplacian: second-order jets carried through the graph of a Keras network, layer by layer.
 
 One pass gives energy, slopes along K directions and the sum of second derivatives, at the price of about K + 2 rows
 per row, where d backward passes through a gradient cost several times more and cannot share their work. The idea is
@@ -10,7 +10,7 @@ that of Li et al., "A computational framework for neural network-based variation
         return jet.linear(lambda t: t @ layer.kernel).elementwise(tf.sin)
 
 A functional or Sequential model, nested ones included, is read node by node. A network with a layer that has no rule
-raises `NoForwardRule`, upon which `auto` takes the reverse road.
+raises `NoForwardRule`, and `auto` then takes reverse mode.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ INFERENCE_ONLY: set[Any] = set()
 
 
 class NoForwardRule(ValueError):
-    """Some part of a network cannot be taken by the forward road; says which, why, and how to add a rule."""
+    """The error for a part of a network that has no forward rule; it names the part and how to add a rule.
+
+    >>> from tfp_ebm.derivatives import laplacian
+    >>> try:
+    ...     laplacian(lambda x: tf.reduce_sum(x**2, -1), [[1.0, 2.0]], method="forward")
+    ... except NoForwardRule as error:
+    ...     print("no rule")
+    no rule
+    """
 
 
 def forward_laplacian_rule(*targets: Any, inference_only: bool = False) -> Callable[[Rule], Rule]:
@@ -84,7 +92,7 @@ def has_rule(operation: Any) -> bool:
 
 
 def name_of(operation: Any) -> str:
-    """How errors call a layer, operation or function."""
+    """The name of a layer, operation or function in error messages."""
     name = getattr(operation, "name", None)
     if isinstance(name, str):
         return f"{type(operation).__name__} '{name}'"
@@ -92,7 +100,7 @@ def name_of(operation: Any) -> str:
 
 
 def no_rule(operation: Any, why: str = "has no rule") -> NoForwardRule:
-    """The error that says that `operation` stops the forward road, and how to go on."""
+    """Returns the error for an `operation` that forward mode cannot pass, with the ways to go on."""
     return NoForwardRule(
         f"the forward Laplacian cannot pass {name_of(operation)}: it {why}. Use method='reverse' (which 'auto' "
         "chooses by itself), or add a rule with @tfp_ebm.derivatives.forward_laplacian_rule."

@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-# Up to so many directions the backward passes are written out one after the other instead of looped over.
+# Directions of one chunk, whose backward passes are written out one after the other.
 UNROLLED = 8
+# Directions up to which they are written out where chunks are not possible; a loop does more, but not under XLA.
+MAX_UNROLLED = 64
 
 
 def gradient_of_energy(energy_fn: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -53,7 +55,7 @@ def reverse_jet(
         return tf.reduce_sum(product * v, event_axes)
 
     count = directions.shape[0]
-    if count is not None and count <= UNROLLED:
+    if count is not None and count <= MAX_UNROLLED:
         second = tf.stack([second_derivative(directions[k]) for k in range(count)])
     else:
         signature = tf.TensorSpec(energy.shape, energy.dtype)

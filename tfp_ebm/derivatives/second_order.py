@@ -1,10 +1,10 @@
 """Score, Hessian-vector products, directional second derivatives and Laplacians of an energy.
 
-Score matching (eq. 44) needs tr ∇²ₓE, sliced score matching (eqs. 53-57) vᵀ∇²ₓE v for few directions v. Two roads lead
-there. Forward (`forward_laplacian`): the network's graph is read layer by layer and K directions are carried through
-it, so that energy, score and exact Laplacian come out of one pass. Reverse (`reverse`): nested tapes, one backward
-pass for each direction, for anything differentiable. Both give the same values; `auto` takes the forward road, term by
-term, where it can.
+Score matching (eq. 44) needs tr ∇²ₓE, sliced score matching (eqs. 53-57) vᵀ∇²ₓE v for few directions v. There are two
+ways to compute them. Forward mode (`forward_laplacian`) reads the network's graph layer by layer and carries K
+directions through it, so that one pass gives energy, score and exact Laplacian. Reverse mode (`reverse`) uses nested
+tapes, one backward pass for each direction, for anything differentiable. Both give the same values; `auto` takes
+forward mode, term by term, where it can.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any
 import tensorflow as tf
 
 from tfp_ebm.arguments import check_choice, check_count
-from tfp_ebm.derivatives.energies import as_energy, as_state
-from tfp_ebm.derivatives.engine import Problem, along, pose, random_signs, trace_in_chunks, unit_directions
+from tfp_ebm.derivatives.energies import as_energy, as_floating
+from tfp_ebm.derivatives.engine import Problem, along, pose, trace_in_chunks, unit_directions
+from tfp_ebm.derivatives.failures import naming_the_layer
 from tfp_ebm.derivatives.faults import refuse_faulty_layers
 from tfp_ebm.derivatives.reverse import gradient_of_energy
-from tfp_ebm.random import stateless_seed
+from tfp_ebm.random import rademacher, stateless_seed
 
+_CURVATURE = "The curvature of the energy"
 METHODS = ("auto", "forward", "reverse", "hutchinson")
 
 
@@ -44,20 +46,25 @@ def score(energy_fn: Any, x: Any) -> tf.Tensor:
     >>> score(lambda x: 0.5 * tf.reduce_sum(x**2, -1), [[1.0, -2.0]]).numpy().tolist()
     [[-1.0, 2.0]]
     """
-    x = as_state(energy_fn, x)
+    x = as_floating(energy_fn, x)
     energy = as_energy(energy_fn, x)
     if energy.event_shape is None:  # takes any leading dimensions as they are
         return -gradient_of_energy(energy, x)[1]
-    problem = pose(energy_fn, x)
+    problem = _checked(pose(energy_fn, x), "The score", order=1)
     return problem.restore(-gradient_of_energy(problem.energy, problem.x)[1])
 
 
-def _pose_twice(energy_fn: Any, x: Any) -> Problem:
-    """As `pose`, to be differentiated twice, which layers that are wrong only there would let pass in silence."""
-    problem = pose(energy_fn, x)
+def _checked(problem: Problem, purpose: str, order: int) -> Problem:
+    """Returns `problem`, unless a layer has a derivative of that order, or below, that is silently wrong."""
+    inputs = [tf.TensorSpec([None, *problem.event_shape], problem.x.dtype)]
     for term in problem.energy.terms:
-        refuse_faulty_layers(term.source, "The curvature of the energy", problem.energy.training)
+        refuse_faulty_layers(term.source, purpose, problem.energy.training, order, inputs)
     return problem
+
+
+def _pose_twice(energy_fn: Any, x: Any) -> Problem:
+    """Like `pose`, but first rejects layers whose second derivatives are silently wrong."""
+    return _checked(pose(energy_fn, x), _CURVATURE, order=2)
 
 
 def hvp(energy_fn: Any, x: Any, v: Any) -> tf.Tensor:
@@ -82,12 +89,14 @@ def hvp(energy_fn: Any, x: Any, v: Any) -> tf.Tensor:
     [[6.0, -12.0]]
     """
     problem = _pose_twice(energy_fn, x)
-    v = _directions(v, as_state(energy_fn, x), allow_several=False)
+    v = _directions(v, as_floating(energy_fn, x), allow_several=False)
     v = problem.flatten(v[tf.newaxis])[0]
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(problem.x)
-        _, gradient = gradient_of_energy(problem.energy, problem.x)
-    product = tape.gradient(gradient, problem.x, output_gradients=v, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    zero = tf.UnconnectedGradients.ZERO
+    with naming_the_layer(energy_fn, _CURVATURE):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(problem.x)
+            _, gradient = gradient_of_energy(problem.energy, problem.x)
+        product = tape.gradient(gradient, problem.x, output_gradients=v, unconnected_gradients=zero)
     return problem.restore(product)
 
 
@@ -117,7 +126,7 @@ def directional_derivatives(
       `(E [...], slopes, bends)`; slopes and bends are `[...]`, or `[K, ...]` for K directions.
 
     Raises:
-      TypeError, ValueError: as for `hvp`; ValueError if the method is demanded in vain.
+      TypeError, ValueError: as for `hvp`; ValueError if "forward" is given and not possible.
 
     References:
       Song, Garg, Shi & Ermon, Sliced score matching, UAI 2019.
@@ -155,11 +164,12 @@ def energy_score_curvature(
     """
     check_choice("method", method, ("auto", "forward", "reverse"))
     problem = _pose_twice(energy_fn, x)
-    state = as_state(energy_fn, x)
+    state = as_floating(energy_fn, x)
     v = _directions(v, state)
     several = v.shape.rank > state.shape.rank
     directions = problem.flatten(v if several else v[tf.newaxis])
-    energy, gradient, bends = along(problem, directions, method, per_direction=True)
+    with naming_the_layer(energy_fn, _CURVATURE):
+        energy, gradient, bends = along(problem, directions, method, per_direction=True)
     bends = problem.restore(bends, 1)
     return problem.restore(energy), problem.restore(-gradient), bends if several else bends[0]
 
@@ -195,11 +205,28 @@ def energy_score_laplacian(
     """
     check_choice("method", method, METHODS)
     problem = _pose_twice(energy_fn, x)
+    with naming_the_layer(energy_fn, _CURVATURE):
+        energy, gradient, trace = _with_trace(problem, method, chunk_size, num_probes, seed)
+    return problem.restore(energy), problem.restore(-gradient), problem.restore(trace)
+
+
+def _sign_vectors(x: tf.Tensor, count: int, step: int, seed: tf.Tensor) -> tf.Tensor:
+    """`count` random sign vectors for each state, in chunks `[chunks, step, *shape of x]`, the last filled by zeros."""
+    chunks = -(-count // step)
+    signs = rademacher(tf.concat([[count], tf.shape(x)], 0), seed, x.dtype)
+    signs = tf.pad(signs, [[0, chunks * step - count], *[[0, 0]] * x.shape.rank])
+    return tf.ensure_shape(tf.reshape(signs, tf.concat([[chunks, step], tf.shape(x)], 0)), [chunks, step, *x.shape])
+
+
+def _with_trace(
+    problem: Problem, method: str, chunk_size: int | None, num_probes: int, seed: Any
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """E, ∇E and tr ∇²E at flat states."""
     size = math.prod(problem.event_shape)
     if method == "hutchinson":
         size = check_count("num_probes", num_probes)
         step = size if chunk_size is None else min(check_count("chunk_size", chunk_size), size)
-        probes = random_signs(problem.x, size, step, stateless_seed(seed))
+        probes = _sign_vectors(problem.x, size, step, stateless_seed(seed))
         energy, gradient = gradient_of_energy(problem.energy, problem.x)
         trace = trace_in_chunks(problem, "auto", probes.shape[0], lambda i: probes[i]) / size
     else:
@@ -211,7 +238,7 @@ def energy_score_laplacian(
             trace = trace_in_chunks(
                 problem, method, -(-size // step), lambda i: unit_directions(problem, i * step, step)
             )
-    return problem.restore(energy), problem.restore(-gradient), problem.restore(trace)
+    return energy, gradient, trace
 
 
 def laplacian(
@@ -230,7 +257,7 @@ def laplacian(
       x: floating-point states `[..., *event]`.
       method: "forward" carries directions through the layers of a network, and refuses what it has no rule for;
         "reverse" takes one backward pass for each coordinate, and takes anything; "auto" goes forward where it can
-        (`explain` tells), with the same values; "hutchinson" estimates the trace by the mean of vᵀ∇²ₓE v over random
+        (`explain` shows it), with the same values; "hutchinson" estimates the trace by the mean of vᵀ∇²ₓE v over random
         signs v, without bias and with variance 2 Σ_{i≠j} (∂ᵢ∂ⱼE)² / num_probes.
       chunk_size: how many directions are carried at once, None meaning all: memory, that of parameter gradients
         included, is that of one chunk, for the price of computing each chunk twice in gradients.

@@ -30,6 +30,7 @@ from tfp_ebm.networks.conditional import call_network, takes_condition
 if TYPE_CHECKING:
     from tfp_ebm.energy.base import GaussianBase
     from tfp_ebm.energy.standardization import Standardization
+from tfp_ebm.energy.rows import check_rows
 from tfp_ebm.energy.shapes import as_state, one_per_row, over_leading_dimensions, state_dtype
 
 
@@ -77,7 +78,7 @@ def _unreshaped(base: tfp.distributions.Distribution) -> tfp.distributions.Distr
 
 @forward_laplacian_rule(BaseTilt)
 def _gaussian_tilt(tilt: BaseTilt, jet: Jet) -> Jet:
-    """½‖L⁻¹(x − μ)‖² + log det L + ½d log 2π, for the Gaussians that `fit_base` makes; others take the reverse road."""
+    """½‖L⁻¹(x − μ)‖² + log det L + ½d log 2π, for the Gaussians that `fit_base` makes; others take reverse mode."""
     base = _unreshaped(tilt.base_measure)
     if type(base) not in (tfp.distributions.MultivariateNormalTriL, tfp.distributions.MultivariateNormalDiag):
         raise no_rule(tilt, f"has a base measure, {type(base).__name__}, that is not a multivariate normal")
@@ -133,7 +134,7 @@ class EnergyFunction:
         return (self.network_term,) if self.tilt is None else (self.network_term, self.tilt)
 
     def check_network(self) -> None:
-        """Builds the network if it is not yet, and raises ValueError if it does not return one number per row."""
+        """Builds the network if necessary; raises ValueError unless it returns one number for each row alone."""
         condition = keras.KerasTensor((None,), dtype=self.dtype) if self.is_conditional else None
         output = call_network(self.network, keras.KerasTensor((None, *self.event_shape), dtype=self.dtype), condition)
         shape = getattr(output, "shape", None)
@@ -142,6 +143,7 @@ class EnergyFunction:
                 "`network` must return one energy per row, shape [batch] or [batch, 1], "
                 f"got {shape if shape is not None else type(output).__name__} for input (None, {self.event_shape})."
             )
+        check_rows(self)
 
     def in_mode(self, training: bool) -> EnergyFunction:
         """The same energy with its network's layers in training or in inference mode."""

@@ -1,9 +1,14 @@
-"""What `adapt` learns from data: the units in which a network sees it, and the Gaussian fitted to it.
+"""The standardization z = (x − loc)/scale that `adapt` learns from data, and the trip between x and z.
 
-Both are Keras layers that only hold weights, so that `.keras` files, weight files and checkpoints carry them.
+`Standardization` is a Keras layer that only holds weights, so that `.keras` files, weight files and checkpoints carry
+it. `Coordinates` is for code that runs chains in z, and takes and returns x.
 """
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,7 +34,7 @@ class Standardization(keras.layers.Layer):
         self.built = True
 
     def assign(self, moments: DataMoments) -> None:
-        """Takes location and scale from data; constant coordinates keep scale 1 and are named in one warning.
+        """Sets location and scale from data; constant coordinates keep scale 1 and are named in one warning.
 
         Raises:
           ValueError: if every coordinate is constant.
@@ -57,18 +62,75 @@ class Standardization(keras.layers.Layer):
         return names if len(coordinates) <= 20 else f"{names} and {len(coordinates) - 20} more"
 
     def to_z(self, x: tf.Tensor) -> tf.Tensor:
-        """(x − loc)/scale."""
+        """Returns (x − loc)/scale."""
         return (x - self.loc.value) / self.scale.value
 
     def to_x(self, z: tf.Tensor) -> tf.Tensor:
-        """loc + scale·z."""
+        """Returns loc + scale·z."""
         return self.loc.value + self.scale.value * z
 
     def standardized(self, distribution: tfp.distributions.Distribution) -> tfp.distributions.Distribution:
-        """The law of z = to_z(x) for x of a distribution over x."""
+        """Returns the distribution of z = to_z(x) for x of a distribution over x."""
         to_z = tfp.bijectors.Chain([tfp.bijectors.Scale(1.0 / self.scale.value), tfp.bijectors.Shift(-self.loc.value)])
         return tfp.distributions.TransformedDistribution(distribution, to_z)
 
     def log_scale_sum(self) -> tf.Tensor:
-        """Σ log scale, the log-determinant of `to_x`."""
+        """Returns Σ log scale, the log-determinant of `to_x`."""
         return tf.reduce_sum(tf.math.log(self.scale.value))
+
+
+@dataclasses.dataclass(frozen=True)
+class Coordinates:
+    """The trip between the user's x and the coordinates in which chains run: z for a model, x itself for a callable.
+
+    With z = (x − loc)/scale a density changes by the volume, log p_x(x) = log p_z(z) − Σ log scale. The weights are
+    read at each call, never kept.
+
+    Attributes:
+      standardization: of the model; None where chains run in x.
+
+    >>> layer = Standardization((2,), "float32")
+    >>> _ = layer.loc.assign([1.0, 0.0]), layer.scale.assign([2.0, 0.5])
+    >>> Coordinates(layer).to_chain(tf.constant([[3.0, 1.0]])).numpy().tolist()
+    [[1.0, 2.0]]
+    >>> Coordinates.of(lambda x: x).to_chain(3.0)
+    3.0
+    """
+
+    standardization: Standardization | None = None
+
+    @classmethod
+    def of(cls, energy: Any) -> Coordinates:
+        """Returns the coordinates of a model or an `EnergyFunction`; the identity for anything else."""
+        return cls(getattr(getattr(energy, "energy_function", energy), "standardization", None))
+
+    def to_chain(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the chains' coordinates of states x."""
+        return x if self.standardization is None else self.standardization.to_z(x)
+
+    def from_chain(self, z: tf.Tensor) -> tf.Tensor:
+        """Returns x of states in the chains' coordinates."""
+        return z if self.standardization is None else self.standardization.to_x(z)
+
+    def log_volume(self) -> tf.Tensor | float:
+        """Returns log |dx/dz| = Σ log scale, 0 where chains run in x."""
+        return 0.0 if self.standardization is None else self.standardization.log_scale_sum()
+
+    def finish(self, samples: Any) -> Any:
+        """Returns `Samples` of chains with their states and log densities carried back to x."""
+        if self.standardization is None:
+            return samples
+        return samples._replace(
+            states=self.from_chain(samples.states),
+            unnormalized_log_prob=samples.unnormalized_log_prob - self.log_volume(),
+        )
+
+    def log_prob_in_chain(self, log_prob: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Returns a log density over x as one over the chains' coordinates."""
+        if self.standardization is None:
+            return log_prob
+        return lambda z: log_prob(self.from_chain(z)) + self.log_volume()
+
+    def distribution_in_chain(self, distribution: tfp.distributions.Distribution) -> tfp.distributions.Distribution:
+        """Returns a distribution over x as one over the chains' coordinates."""
+        return distribution if self.standardization is None else self.standardization.standardized(distribution)

@@ -10,7 +10,6 @@ Everything returned has a `value` and a `standard_error`, and whatever cannot be
 """
 
 from tfp_ebm.evaluation.discrepancies import Discrepancy, kernel_stein_discrepancy, mmd
-from tfp_ebm.evaluation.estimate import Estimate
 from tfp_ebm.evaluation.grid import grid_kl_divergence, grid_log_normalizer, grid_total_variation
 from tfp_ebm.evaluation.importance import (
     annealed_importance_sampling,
@@ -19,6 +18,7 @@ from tfp_ebm.evaluation.importance import (
 )
 from tfp_ebm.evaluation.likelihood import bits_per_dimension, fisher_divergence, kl_divergence, log_likelihood
 from tfp_ebm.evaluation.out_of_distribution import ood_auroc, ood_statistic
+from tfp_ebm.types import Estimate
 
 __all__ = [
     "Discrepancy",

@@ -1,9 +1,9 @@
-"""The compiled loop of annealed importance sampling: states led along the bridges between base and target.
+"""The compiled loop of annealed importance sampling: chains moved through the densities between base and target.
 
-Between base b and target f lie the densities p_β ∝ b^(1−β) f^β. A run is a list of moves: before move t the weight of
-each chain grows by δ_t h(x), h = log f − log b, and the move then leaves p_{β_t} unchanged. Each move starts its kernel
-afresh: what a kernel remembers of the point (log density and gradient) is that of the temperature before, and whoever
-hands it on decides by it, which biases the weights (as `tfp.mcmc.sample_annealed_importance_chain` does with HMC).
+Between base b and target f lie the densities p_β ∝ b^(1−β) f^β. A run is a list of moves: before move t the log weight
+of each chain grows by δ_t h(x), h = log f − log b, and the move then leaves p_{β_t} invariant. Each move starts its
+kernel afresh. A kernel's results hold log density and gradient at the β before; reusing those values would bias the
+weights (as it does in `tfp.mcmc.sample_annealed_importance_chain` with HMC).
 
 The number of moves is an argument of the compiled function, up to a power of two that is part of its shape.
 """
@@ -15,52 +15,56 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import serialization
 from tfp_ebm.energy.base import check_base, draw
+from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.evaluation import densities
+from tfp_ebm.mcmc.kernels.adaptive import log_step_size_change
+from tfp_ebm.mcmc.kernels.bridge import bridge_step
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
 from tfp_ebm.mcmc.results import accept_prob
-from tfp_ebm.mcmc.running.compiled import find_compiled, find_loop, run_or_fall_back, xla_pays
+from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled, xla_pays
+from tfp_ebm.mcmc.running.loop import iterate
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.random import chain_key
 
-# Moves of one call of the compiled loop: between two calls an interrupt is heard.
+# Moves of one call of the compiled loop; an interrupt takes effect between two calls.
 _STRETCH = 100
 _MIN_CAPACITY = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Moves:
-    """A run's moves in order, arrays `[num_moves]`.
+    """The moves of a run in order, arrays `[num_moves]`.
 
     Attributes:
       betas: β of each move.
-      weights: δ, what h counts for before each move.
-      steps: the kernel's step size at each, as its `step` with one axis in front; () for a kernel without one.
-      gains: by how much log step size follows the acceptance at each move; zero leaves it.
+      weights: δ, the weight of h before each move.
+      step_sizes: the step size of each move, the kernel's `initial_step_size` with one axis in front; () for a kernel
+        without one.
+      gains: the gain by which log ε follows the acceptance at each move; zero leaves it unchanged.
     """
 
     betas: np.ndarray
     weights: np.ndarray
-    steps: Any
+    step_sizes: Any
     gains: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Bridge:
-    """From a base to a target, in the coordinates in which chains run.
+    """A base and a target, in the coordinates in which chains run.
 
     Attributes:
       target: log f, `[chains, *event] -> [chains]`.
       base: a distribution over x.
       base_log_prob: log b in the chains' coordinates.
-      inward: from x to those.
+      inward: maps x to those coordinates.
       standardization: that of the model, if the chains run in its standardised coordinates.
     """
 
@@ -71,25 +75,21 @@ class Bridge:
     standardization: Any = None
 
     def draw_base(self, num_chains: int, seed: tf.Tensor) -> tf.Tensor:
-        """Exact draws of the base."""
+        """Draws states from the base."""
         return tf.ensure_shape(self.inward(draw(self.base, [num_chains], seed)), [num_chains, *self.base.event_shape])
 
     def log_ratio(self, states: tf.Tensor, needs_gradient: bool = False) -> np.ndarray:
-        """h = log f − log b, float64 `[chains]`.
+        """Computes h = log f − log b, float64 `[chains]`.
 
         Raises:
           TypeError, ValueError: if the target does not fit the base, or has no gradient where it needs one.
         """
         key: Hashable = ("log_ratio", serialization.fingerprint(self.base), needs_gradient, states.shape)
-        compiled = find_compiled(
-            self.target,
-            key,
-            # `partial`, because TensorFlow counts traces by code object and would warn of those of many targets
-            lambda resolve: tf.function(
-                functools.partial(_log_ratio, resolve, self.base_log_prob, needs_gradient), autograph=False
-            ),
+        base_log_prob = self.base_log_prob
+        log_ratio = find_compiled(
+            self.target, key, lambda resolve: Compiled(_log_ratio, resolve, base_log_prob, needs_gradient)
         )
-        return compiled(states).numpy()
+        return log_ratio(states).numpy()
 
     def run(
         self, kernel: Any, states: tf.Tensor, moves: Moves, seed: tf.Tensor, jit_compile: bool | str
@@ -97,8 +97,8 @@ class Bridge:
         """Makes the moves.
 
         Returns:
-          The states; the log weights gathered, float64 `[chains]`; and, `[num_moves, 3]`, what each move knew: the log
-          of the factor on the step size, the mean of min(1, acceptance ratio), and the variance of h before it.
+          The states; the log weights, float64 `[chains]`; and for each move, `[num_moves, 3]`, the log of the factor on
+          the step size, the mean of min(1, acceptance ratio), and the variance of h before it.
         """
         num = len(moves.betas)
         log_weights = tf.zeros(states.shape[:1], tf.float64)
@@ -110,29 +110,27 @@ class Bridge:
             values = np.asarray(values)
             return tf.constant(np.concatenate([values, np.repeat(values[-1:], capacity - num, axis=0)]), dtype)
 
-        steps = tf.nest.map_structure(lambda step: padded(step, states.dtype), moves.steps)
         betas, weights, gains = (padded(row, tf.float64) for row in (moves.betas, moves.weights, moves.gains))
-        given = (betas, weights, steps, gains, chain_key(seed))
-        structure = kernel.structure if isinstance(kernel, Kernel) else kernel
-        find = functools.partial(self._find, structure)
-        loop = find_loop(find, jit_compile, xla_pays(kernel, num, states))
+        step_sizes = tf.nest.map_structure(lambda step: padded(step, states.dtype), moves.step_sizes)
+        given = (betas, weights, step_sizes, gains, chain_key(seed))
+        recipe = kernel.without_step_size if isinstance(kernel, Kernel) else kernel
+        loop = XlaOrGraph(functools.partial(self._find, recipe), jit_compile, xla_pays(kernel, num, states))
         carried = (states, log_weights, tf.zeros([], tf.float64))
         notes = []
         for first in range(0, num, _STRETCH):
             stretch = (tf.constant(first), tf.constant(min(num, first + _STRETCH)))
-            advance = functools.partial(_advanced, (carried, stretch, *given))
-            loop, (carried, note) = run_or_fall_back(advance, loop, find, jit_compile)
+            carried, note = loop.run(Compiled.__call__, carried, stretch, *given)
             notes.append(note.numpy()[: int(stretch[1] - stretch[0])])
         return carried[0], carried[1].numpy(), np.concatenate(notes)
 
-    def _find(self, kernel: Any, jit_compile: bool) -> _Loop:
+    def _find(self, kernel: Any, jit_compile: bool) -> Compiled:
         key: Hashable = ("annealed", kernel, serialization.fingerprint(self.base), jit_compile)
         base_log_prob = self.base_log_prob
-        return find_compiled(self.target, key, lambda resolve: _Loop(resolve, base_log_prob, kernel, jit_compile))
-
-
-def _advanced(given: tuple[Any, ...], loop: _Loop) -> Any:
-    return loop.advance(*given)
+        return find_compiled(
+            self.target,
+            key,
+            lambda resolve: Compiled(_make_moves, resolve, base_log_prob, kernel, jit_compile=jit_compile),
+        )
 
 
 def _log_ratio(
@@ -143,114 +141,108 @@ def _log_ratio(
         tape.watch(states)
         value = tf.convert_to_tensor(resolve()(states))
     if value.dtype != states.dtype:
-        raise TypeError(f"`target` must return values of the base's dtype {states.dtype.name}, got {value.dtype.name}.")
+        raise TypeError(
+            f"`energy_fn` must return values of the base's dtype {states.dtype.name}, got {value.dtype.name}."
+        )
     if value.shape != states.shape[:1]:
         raise ValueError(
-            f"`target` must return one number per state, shape {tuple(states.shape[:1])}, for states of shape "
+            f"`energy_fn` must return one number per state, shape {tuple(states.shape[:1])}, for states of shape "
             f"{tuple(states.shape)}, got {tuple(value.shape)}."
         )
     if needs_gradient and tape.gradient(value, states) is None:
-        raise ValueError("`target` must be differentiable for this kernel; RandomWalk needs no gradient.")
+        raise ValueError("`energy_fn` must be differentiable for this kernel; RandomWalk needs no gradient.")
     return _difference(value, base_log_prob(states))
 
 
 def _difference(log_target: tf.Tensor, log_base: tf.Tensor) -> tf.Tensor:
-    """h in float64; where the target has no mass −∞, even where the base has none either."""
+    """Computes h in float64; −∞ where the target has no mass, also where the base has none."""
     log_target = tf.cast(log_target, tf.float64)
     return tf.where(log_target == -np.inf, log_target, log_target - tf.cast(log_base, tf.float64))
 
 
-class _Loop:
-    """The loop for one target, base and kernel; `is_xla` and `xla_failed` as of `mcmc.driver.Chain`."""
+def _make_moves(
+    resolve: Callable[[], TargetLogProbFn],
+    base_log_prob: TargetLogProbFn,
+    kernel: Any,
+    carried: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+    stretch: tuple[tf.Tensor, tf.Tensor],
+    betas: tf.Tensor,
+    weights: tf.Tensor,
+    step_sizes: Any,
+    gains: tf.Tensor,
+    key: tf.Tensor,
+) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
+    """Makes the moves `stretch[0]` to `stretch[1] - 1`.
 
-    def __init__(
-        self, resolve: Callable[[], TargetLogProbFn], base_log_prob: TargetLogProbFn, kernel: Any, jit_compile: bool
-    ) -> None:
-        self._resolve, self._base_log_prob, self._kernel = resolve, base_log_prob, kernel
-        self.is_xla, self.xla_failed = jit_compile, False
-        self.advance = tf.function(functools.partial(self._advance), autograph=False, jit_compile=jit_compile)
+    Args:
+      resolve, base_log_prob, kernel: log f, log b and the kernel, without its step size.
+      carried: states, log weights, and the log of the factor on the step size.
+      stretch: the numbers of the first move and of the one after the last.
+      betas, weights, step_sizes, gains: see `Moves`.
+      key: from which the noise of each move is derived.
 
-    def _advance(
-        self,
-        carried: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
-        stretch: tuple[tf.Tensor, tf.Tensor],
-        betas: tf.Tensor,
-        weights: tf.Tensor,
-        steps: Any,
-        gains: tf.Tensor,
-        key: tf.Tensor,
-    ) -> tuple[tuple[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
-        target, base_log_prob = self._resolve(), self._base_log_prob
+    Returns:
+      What `carried` becomes, and the notes of `Bridge.run` about these moves.
+    """
+    target = resolve()
+    aim = getattr(kernel, "optimal_accept_prob", None)
 
-        def move(
-            t: tf.Tensor, states: tf.Tensor, log_weights: tf.Tensor, log_factor: tf.Tensor, notes: tf.TensorArray
-        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.TensorArray]:
-            log_ratio = _difference(target(states), base_log_prob(states))
-            log_weights += tf.math.multiply_no_nan(log_ratio, weights[t])
-            beta, factor = tf.cast(betas[t], states.dtype), tf.cast(tf.exp(log_factor), states.dtype)
+    def move(
+        t: tf.Tensor, states: tf.Tensor, log_weights: tf.Tensor, log_factor: tf.Tensor, notes: tf.TensorArray
+    ) -> tuple[Any, ...]:
+        log_ratio = _difference(target(states), base_log_prob(states))
+        log_weights += tf.math.multiply_no_nan(log_ratio, weights[t])
+        beta, factor = tf.cast(betas[t], states.dtype), tf.cast(tf.exp(log_factor), states.dtype)
+        step_size = tf.nest.map_structure(lambda step: step[t] * factor, step_sizes)
+        seed = tf.stack([key, t])
+        states, results = bridge_step(kernel, target, base_log_prob, beta, step_size, states, seed)
+        accept = accept_prob(results, tf.float64)
+        finite = tf.math.is_finite(log_ratio)
+        known = tf.where(finite, log_ratio, tf.zeros_like(log_ratio))
+        share = tf.maximum(tf.reduce_mean(tf.cast(finite, tf.float64)), 1e-12)
+        mean = tf.reduce_mean(known) / share
+        variance = tf.reduce_mean(tf.where(finite, tf.square(known - mean), tf.zeros_like(known))) / share
+        notes = notes.write(t - stretch[0], tf.stack([log_factor, accept, variance]))
+        if aim is not None:
+            log_factor += log_step_size_change(gains[t], accept, aim)
+        return states, log_weights, log_factor, notes
 
-            def bridge(x: tf.Tensor) -> tf.Tensor:
-                return beta * target(x) + (1 - beta) * base_log_prob(x)
-
-            if isinstance(self._kernel, Kernel):
-                kernel = self._kernel.build(bridge, tf.nest.map_structure(lambda step: step[t] * factor, steps))
-            else:
-                kernel = self._kernel(bridge)
-            # afresh at each temperature, whatever the kernel knew at the one before
-            moved, results = kernel.one_step(states, kernel.bootstrap_results(states), seed=tf.stack([key, t]))
-            moved = tf.ensure_shape(moved, states.shape)
-            accept = accept_prob(results, tf.float64)
-            finite = tf.math.is_finite(log_ratio)
-            known = tf.where(finite, log_ratio, tf.zeros_like(log_ratio))
-            share = tf.maximum(tf.reduce_mean(tf.cast(finite, tf.float64)), 1e-12)
-            mean = tf.reduce_mean(known) / share
-            variance = tf.reduce_mean(tf.where(finite, tf.square(known - mean), tf.zeros_like(known))) / share
-            notes = notes.write(t - stretch[0], tf.stack([log_factor, accept, variance]))
-            aim = getattr(self._kernel, "optimal_accept_prob", None)
-            if aim is not None:
-                log_factor += gains[t] * (accept - aim)
-            return t + 1, moved, log_weights, log_factor, notes
-
-        notes = tf.TensorArray(tf.float64, _STRETCH, element_shape=[3])
-        _, *carried, notes = tf.while_loop(
-            lambda t, *_: t < stretch[1], move, (stretch[0], *carried, notes), parallel_iterations=1
-        )
-        return tuple(carried), notes.stack()
+    notes = tf.TensorArray(tf.float64, _STRETCH, element_shape=[3])
+    *after, notes = iterate(move, stretch, *carried, notes)
+    return tuple(after), notes.stack()
 
 
-def make_bridge(target: Any, base: Any) -> Bridge:
-    """The bridge to a model or distribution, whose chains run in standardised units if it has them, or to a callable.
+def make_bridge(energy_fn: Any, base: Any) -> Bridge:
+    """Makes the bridge from a base to exp(−E); chains of a model run in its standardised coordinates.
+
+    Args:
+      energy_fn: as for `densities.energy_of`.
+      base: a distribution; None for that of the model.
 
     Raises:
-      TypeError: if `target` is nothing of the kind, or `base` no distribution, or of another dtype.
-      ValueError: if there is no base, or it is not over states of the target.
+      TypeError: if `energy_fn` is no energy, or `base` no distribution, or of another dtype.
+      ValueError: if there is no base, or it is not over states of the energy.
     """
-    if isinstance(target, EnergyModel):
-        target = EnergyDistribution(target)
-    if base is None and isinstance(target, EnergyDistribution):
-        base = target.base
+    energy = EnergyDistribution(energy_fn) if isinstance(energy_fn, EnergyModel) else energy_fn
+    if base is None and isinstance(energy, EnergyDistribution):
+        base = energy.base
     if base is None:
-        raise ValueError("`base` must be given: the target has no base distribution of its own to start from.")
-    if not isinstance(target, tfp.distributions.Distribution):
-        if not callable(target):
-            raise TypeError(f"`target` must be a model, a distribution or a callable log density, got {target!r}.")
+        raise ValueError("`base` must be given: the energy has no base distribution of its own to start from.")
+    if not isinstance(energy, tfp.distributions.Distribution):
+        densities.energy_of(energy)  # the checks
         check_base("base", base)
-        if isinstance(target, keras.layers.Layer):  # an energy, as in all of this package
-            energy_of = densities.energy_of(target)
-            return Bridge(lambda x: -energy_of(x), base, base.log_prob, lambda x: x)
-        return Bridge(target, base, base.log_prob, lambda x: x)
-    if tuple(target.batch_shape) != ():
-        raise ValueError(f"`target` must be one distribution, got a batch of shape {tuple(target.batch_shape)}.")
-    check_base("base", base, target.dtype, tuple(target.event_shape))
-    energy = target.parameters["energy"] if isinstance(target, EnergyDistribution) else None
-    if not isinstance(energy, EnergyModel):
-        is_energy = isinstance(target, EnergyDistribution)
-        log_density = target.negative_energy if is_energy else target.unnormalized_log_prob
+        return Bridge(densities.negated(energy), base, base.log_prob, lambda x: x)
+    if tuple(energy.batch_shape) != ():
+        raise ValueError(f"`energy_fn` must be one distribution, got a batch of shape {tuple(energy.batch_shape)}.")
+    check_base("base", base, energy.dtype, tuple(energy.event_shape))
+    inner = energy.parameters["energy"] if isinstance(energy, EnergyDistribution) else None
+    if not isinstance(inner, EnergyModel):
+        is_energy = isinstance(energy, EnergyDistribution)
+        log_density = energy.negative_energy if is_energy else energy.unnormalized_log_prob
         return Bridge(log_density, base, base.log_prob, lambda x: x)
-    function = energy.energy_function
-    standardization = function.standardization
-
-    def base_log_prob(z: tf.Tensor) -> tf.Tensor:
-        return base.log_prob(standardization.to_x(z)) + standardization.log_scale_sum()
-
-    return Bridge(function.unnormalized_log_prob, base, base_log_prob, standardization.to_z, standardization)
+    function = inner.energy_function
+    coordinates = Coordinates.of(function)
+    base_log_prob = coordinates.log_prob_in_chain(base.log_prob)
+    return Bridge(
+        function.unnormalized_log_prob, base, base_log_prob, coordinates.to_chain, coordinates.standardization
+    )

@@ -1,7 +1,9 @@
-"""What the estimates are asked about: energies in all the shapes that a user has them in, evaluated in blocks."""
+"""Energies in every form that a user may have, and reference distributions, evaluated in blocks of rows."""
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -13,19 +15,25 @@ import tensorflow_probability as tfp
 from tfp_ebm import derivatives
 from tfp_ebm.arguments import check_data
 from tfp_ebm.energy.shapes import one_per_row
+from tfp_ebm.energy.signs import check_energy
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.random import stateless_seed
+from tfp_ebm.types import EnergyLike, Seed
 
 # Rows per evaluation: large enough for both cores, small enough for the activations of a wide network.
 BLOCK = 16_384
 
 
-def energy_of(energy_fn: Any) -> Callable[[tf.Tensor], tf.Tensor]:
-    """E as a callable `[batch, *event] -> [batch]` of a model, a distribution, a Keras network, or a callable.
+def energy_of(energy_fn: EnergyLike) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns E as a callable `[batch, *event] -> [batch]`.
+
+    Args:
+      energy_fn: an `EnergyModel`, a Keras network, any `tfd.Distribution` (an `EnergyDistribution` too), whose energy
+        is minus its unnormalized log density, or a plain callable, which is an energy.
 
     Raises:
-      TypeError: if `energy_fn` is none of these.
+      TypeError: if `energy_fn` is none of these, or is known to be a log density.
 
     >>> energy_of(lambda x: x**2)(tf.constant([[2.0]])).numpy().tolist()  # a column will do
     [4.0]
@@ -45,10 +53,37 @@ def energy_of(energy_fn: Any) -> Callable[[tf.Tensor], tf.Tensor]:
             "`energy_fn` must be an EnergyModel, an EnergyDistribution, a Keras network or a callable, got "
             f"{energy_fn!r}."
         )
+    check_energy(energy_fn)
     return lambda x: one_per_row(energy_fn(x), x)
 
 
-def event_shape_of(energy_fn: Any) -> tuple[int, ...] | None:
+def negated(energy_fn: EnergyLike) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns −E of a network or a callable; two calls return equal callables, so that compiled loops are found again.
+
+    >>> energy = lambda x: x[:, 0] ** 2
+    >>> negated(energy) == negated(energy), negated(energy)(tf.constant([[2.0]])).numpy().tolist()
+    (True, [-4.0])
+    """
+    if isinstance(energy_fn, types.MethodType):
+        return types.MethodType(_minus_method(energy_fn.__func__), energy_fn.__self__)
+    return types.MethodType(_minus_network if isinstance(energy_fn, keras.layers.Layer) else _minus, energy_fn)
+
+
+def _minus(energy_fn: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
+    energies = tf.convert_to_tensor(energy_fn(x))
+    return -(energies[:, 0] if energies.shape.rank == 2 and energies.shape[1] == 1 else energies)
+
+
+def _minus_network(network: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
+    return -tf.cast(one_per_row(network(x, training=False), x), x.dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _minus_method(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    return lambda owner, x: _minus(functools.partial(function, owner), x)
+
+
+def event_shape_of(energy_fn: EnergyLike) -> tuple[int, ...] | None:
     """The shape of one x, where `energy_fn` knows it."""
     if isinstance(energy_fn, EnergyModel):
         return energy_fn.event_shape if energy_fn.built else None
@@ -57,7 +92,7 @@ def event_shape_of(energy_fn: Any) -> tuple[int, ...] | None:
     return None
 
 
-def dtype_of(energy_fn: Any, x: np.ndarray) -> Any:
+def dtype_of(energy_fn: EnergyLike, x: np.ndarray) -> Any:
     """The dtype in which the energy takes x, an array; a plain callable gets it in its own precision."""
     if isinstance(energy_fn, EnergyModel | tfp.distributions.Distribution):
         return tf.as_dtype(energy_fn.dtype).as_numpy_dtype
@@ -66,7 +101,7 @@ def dtype_of(energy_fn: Any, x: np.ndarray) -> Any:
     return x.dtype if x.dtype in (np.float32, np.float64) else np.dtype(np.float32)
 
 
-def energies(energy_fn: Any, x: Any, name: str = "x") -> np.ndarray:
+def energies(energy_fn: EnergyLike, x: Any, name: str = "x") -> np.ndarray:
     """E at rows, float64 `[rows]`.
 
     Raises:
@@ -79,7 +114,7 @@ def energies(energy_fn: Any, x: Any, name: str = "x") -> np.ndarray:
     return _in_blocks(energy_of(energy_fn), x.astype(dtype_of(energy_fn, x), copy=False))
 
 
-def scores(energy_fn: Any, x: Any, name: str = "x") -> np.ndarray:
+def scores(energy_fn: EnergyLike, x: Any, name: str = "x") -> np.ndarray:
     """−∇E at rows, float64 `[rows, coordinates]`."""
     x = check_data(name, x)
     x = x.astype(dtype_of(energy_fn, x), copy=False)
@@ -114,28 +149,28 @@ def _in_blocks(function: Callable[[tf.Tensor], tf.Tensor], x: np.ndarray) -> np.
     return np.concatenate(parts).astype(np.float64)
 
 
-def check_target(target: Any, name: str = "target") -> tfp.distributions.Distribution:
-    """`target` if it is one distribution."""
-    if not isinstance(target, tfp.distributions.Distribution):
-        raise TypeError(f"`{name}` must be a tfp.distributions.Distribution with an exact log_prob, got {target!r}.")
-    if tuple(target.batch_shape) != ():
-        raise ValueError(f"`{name}` must be one distribution, got a batch of shape {tuple(target.batch_shape)}.")
-    if tuple(target.event_shape) == ():
+def check_reference(reference: Any, name: str = "reference") -> tfp.distributions.Distribution:
+    """Returns `reference` if it is one distribution with a normalised density."""
+    if not isinstance(reference, tfp.distributions.Distribution):
+        raise TypeError(f"`{name}` must be a tfp.distributions.Distribution with an exact log_prob, got {reference!r}.")
+    if tuple(reference.batch_shape) != ():
+        raise ValueError(f"`{name}` must be one distribution, got a batch of shape {tuple(reference.batch_shape)}.")
+    if tuple(reference.event_shape) == ():
         raise ValueError(
             f"`{name}` must be over vectors or arrays, got one over numbers: tfd.Sample({name}, 1) makes one."
         )
-    if isinstance(target, EnergyDistribution) and target.log_normalizer is None:
+    if isinstance(reference, EnergyDistribution) and reference.log_normalizer is None:
         raise ValueError(
-            f"`{name}` must have an exact log_prob, got one that knows no log Z: {name}.with_log_normalizer."
+            f"`{name}` must have an exact log_prob, got one whose log Z is not known: {name}.with_log_normalizer."
         )
-    return target
+    return reference
 
 
-def known_log_prob(target: tfp.distributions.Distribution, x: np.ndarray) -> np.ndarray:
-    """log p of a distribution at rows, float64 `[rows]`."""
-    return _in_blocks(target.log_prob, x.astype(tf.as_dtype(target.dtype).as_numpy_dtype, copy=False))
+def known_log_prob(reference: tfp.distributions.Distribution, x: np.ndarray) -> np.ndarray:
+    """Returns log p of a distribution at rows, float64 `[rows]`."""
+    return _in_blocks(reference.log_prob, x.astype(tf.as_dtype(reference.dtype).as_numpy_dtype, copy=False))
 
 
-def draws(target: tfp.distributions.Distribution, num_samples: int, seed: Any) -> np.ndarray:
-    """Draws `[num_samples, *event]` of a distribution, the same for the same seed."""
-    return np.asarray(target.sample(num_samples, seed=stateless_seed(seed)))
+def draws(reference: tfp.distributions.Distribution, num_samples: int, seed: Seed) -> np.ndarray:
+    """Returns draws `[num_samples, *event]` of a distribution, the same for the same seed."""
+    return np.asarray(reference.sample(num_samples, seed=stateless_seed(seed)))

@@ -25,6 +25,7 @@ import numpy as np
 from tfp_ebm.arguments import check_count, check_data, check_positive
 from tfp_ebm.evaluation import densities
 from tfp_ebm.random import stateless_seed
+from tfp_ebm.types import ArrayLike, EnergyLike, Seed
 
 # Rows of the kernel matrix held at a time, as numbers.
 _BLOCK_NUMBERS = 4_000_000
@@ -48,7 +49,9 @@ class Discrepancy(NamedTuple):
     bandwidth: float
 
 
-def mmd(x: Any, y: Any, bandwidth: float | None = None, num_permutations: int = 200, seed: Any = 0) -> Discrepancy:
+def mmd(
+    x: ArrayLike, y: ArrayLike, bandwidth: float | None = None, num_permutations: int = 200, seed: Seed = 0
+) -> Discrepancy:
     """The squared maximum mean discrepancy of two samples, and the permutation test that they are of one law.
 
     The test has its level exactly if all rows are independent: states of one chain are not.
@@ -101,7 +104,7 @@ def mmd(x: Any, y: Any, bandwidth: float | None = None, num_permutations: int = 
 
 
 def kernel_stein_discrepancy(
-    energy_fn: Any, x: Any, bandwidth: float | None = None, num_bootstraps: int = 200, seed: Any = 0
+    energy_fn: EnergyLike, x: ArrayLike, bandwidth: float | None = None, num_bootstraps: int = 200, seed: Seed = 0
 ) -> Discrepancy:
     """The squared kernel Stein discrepancy between rows and an energy, and the bootstrap test that x ~ exp(−E)/Z.
 
@@ -134,7 +137,7 @@ def kernel_stein_discrepancy(
     score = densities.scores(energy_fn, x)
     if not np.isfinite(score).all():
         raise ValueError(f"the score must be finite, {int(np.sum(~np.isfinite(score).all(-1)))} of {num} are not.")
-    rows = x.reshape(num, -1).astype(np.float64)
+    rows: np.ndarray = x.reshape(num, -1).astype(np.float64)
     rng = _generator(seed)
     width = _bandwidth(rows, bandwidth, rng)
     rows -= rows.mean(0)  # only differences count; this keeps their digits
@@ -165,7 +168,7 @@ def _discrepancy(values: np.ndarray, first: float, width: float) -> Discrepancy:
     return Discrepancy(value, error, float((1 + np.sum(null >= value)) / (1 + len(null))), width)
 
 
-def _generator(seed: Any) -> np.random.Generator:
+def _generator(seed: Seed) -> np.random.Generator:
     return np.random.default_rng([int(word) % 2**32 for word in stateless_seed(seed).numpy()])
 
 

@@ -15,35 +15,18 @@ The shape k of a Pareto tail fitted to the largest weights tells: moments up to 
 from __future__ import annotations
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.arguments import check_finite, check_nonnegative
+from tfp_ebm.types import Estimate
 
 # Below this share of the weights, or this number, the effective sample size is too small for the error to be believed.
 MIN_ESS_SHARE, MIN_ESS = 0.05, 5.0
 # The shape beyond which the mean of so few weights is not to be trusted; with fewer weights its own error is as large.
 MAX_PARETO_SHAPE, MIN_WEIGHTS_FOR_SHAPE = 0.7, 500
-
-
-class Estimate(NamedTuple):
-    """A number and how far it can be trusted.
-
-    Attributes:
-      value: the estimate.
-      standard_error: of `value`.
-      ess: effective number of weights, chains or draws; None where there is no such number.
-      log_weights: of importance samples, float64 `[num_chains]`; None where there are none.
-      is_approximate: whether an assumption of the method holds only nearly, such as that draws of a chain are exact.
-    """
-
-    value: float
-    standard_error: float
-    ess: float | None = None
-    log_weights: np.ndarray | None = None
-    is_approximate: bool = False
 
 
 def of_log_weights(log_weights: np.ndarray, is_reverse: bool = False, is_approximate: bool = False) -> Estimate:

@@ -18,10 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_ebm.arguments import check_count
 from tfp_ebm.evaluation import densities
-from tfp_ebm.evaluation.estimate import Estimate, value_and_error
+from tfp_ebm.evaluation.estimate import value_and_error
+from tfp_ebm.types import ArrayLike, EnergyLike, Estimate
 
 # A share of mass outside the box beyond which the user must hear of it; the width of a frame, as a share of the box.
 _MAX_OUTSIDE, _FRAME = 1e-3, 1 / 32
@@ -68,10 +70,12 @@ class _Grid(NamedTuple):
         return outer * ratio / (1 - ratio) / total
 
 
-def _make_grid(energy_fn: Any, low: Any, high: Any, num: Any, event_shape: tuple[int, ...] | None) -> _Grid:
+def _make_grid(
+    energy_fn: EnergyLike, low: ArrayLike, high: ArrayLike, num: Any, event_shape: tuple[int, ...] | None
+) -> _Grid:
     known = densities.event_shape_of(energy_fn)
     if event_shape is not None and known not in (None, event_shape):
-        raise ValueError(f"`energy_fn` must have the target's event shape {event_shape}, got {known}.")
+        raise ValueError(f"`energy_fn` must have the reference's event shape {event_shape}, got {known}.")
     known = known if event_shape is None else event_shape
     try:
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
@@ -104,7 +108,12 @@ class _OnGrid(NamedTuple):
 
 
 def _on_grid(
-    energy_fn: Any, low: Any, high: Any, num: Any, dtype: Any, event_shape: tuple[int, ...] | None = None
+    energy_fn: EnergyLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    num: Any,
+    dtype: Any,
+    event_shape: tuple[int, ...] | None = None,
 ) -> _OnGrid:
     grid = _make_grid(energy_fn, low, high, num, event_shape)
     try:
@@ -142,8 +151,10 @@ def _on_grid(
     return _OnGrid(grid, values, Estimate(float(np.log(whole) - lowest), float(error)))
 
 
-def grid_log_normalizer(energy_fn: Any, low: Any, high: Any, num: int = 512, dtype: Any = tf.float32) -> Estimate:
-    """log Z = log ∫ exp(−E(x)) dx (eq. 2) over a box, for one or two coordinates.
+def grid_log_normalizer(
+    energy_fn: EnergyLike, low: ArrayLike, high: ArrayLike, num: int = 512, dtype: Any = tf.float32
+) -> Estimate:
+    """Returns log Z = log ∫ exp(−E(x)) dx (eq. 2) over a box, for one or two coordinates.
 
     Args:
       energy_fn: an `EnergyModel`, an `EnergyDistribution`, any `tfd.Distribution` (by its unnormalized_log_prob), a
@@ -170,41 +181,48 @@ def grid_log_normalizer(energy_fn: Any, low: Any, high: Any, num: int = 512, dty
     return _on_grid(energy_fn, low, high, num, dtype).log_normalizer
 
 
-def _model_log_prob(on_grid: _OnGrid, log_normalizer: Any) -> tuple[np.ndarray, float]:
+def _model_log_prob(on_grid: _OnGrid, log_normalizer: Estimate | float | None) -> tuple[np.ndarray, float]:
     known = on_grid.log_normalizer if log_normalizer is None else log_normalizer
     value, error = value_and_error(known)
     return -on_grid.energies - value, error
 
 
 def _compared(
-    target: Any,
-    energy_fn: Any,
+    energy_fn: EnergyLike,
+    reference: tfp.distributions.Distribution,
     box: tuple[Any, Any, Any],
-    log_normalizer: Any,
+    log_normalizer: Estimate | float | None,
     terms: Callable[[np.ndarray, np.ndarray], np.ndarray],
     factor: float,
 ) -> tuple[Estimate, float]:
     """∫ terms(log p, log q), its error, and the mass of p that the grid misses."""
-    densities.check_target(target)
-    on_grid = _on_grid(energy_fn, *box, target.dtype, tuple(target.event_shape))
-    log_p = densities.known_log_prob(target, on_grid.grid.nodes)
+    densities.check_reference(reference)
+    on_grid = _on_grid(energy_fn, *box, reference.dtype, tuple(reference.event_shape))
+    log_p = densities.known_log_prob(reference, on_grid.grid.nodes)
     log_q, error = _model_log_prob(on_grid, log_normalizer)
     value, difference = on_grid.grid.integral(terms(log_p, log_q))
     mass, _ = on_grid.grid.integral(np.exp(log_p))
     missed = 1.0 - mass
     if abs(missed) > 1e-2:
-        warnings.warn(f"the grid sees {mass:.4g} of the target's mass 1: the box or `num` is too small.", stacklevel=4)
+        warnings.warn(
+            f"the grid sees {mass:.4g} of the reference's mass 1: the box or `num` is too small.", stacklevel=4
+        )
     return Estimate(value, float(np.hypot(difference, factor * error) + max(missed, 0.0))), missed
 
 
 def grid_kl_divergence(
-    target: Any, energy_fn: Any, low: Any, high: Any, num: int = 512, log_normalizer: Any = None
+    energy_fn: EnergyLike,
+    reference: tfp.distributions.Distribution,
+    low: ArrayLike,
+    high: ArrayLike,
+    num: int = 512,
+    log_normalizer: Estimate | float | None = None,
 ) -> Estimate:
-    """KL(target ‖ model) = ∫ p(x) (log p(x) + E(x) + log Z) dx over a box, in nats.
+    """Returns KL(reference ‖ model) = ∫ p(x) (log p(x) + E(x) + log Z) dx over a box, in nats.
 
     Args:
-      target: a `tfd.Distribution` of one or two coordinates with an exact `log_prob`.
       energy_fn, low, high, num: see `grid_log_normalizer`.
+      reference: the truth p, a `tfd.Distribution` of one or two coordinates with an exact `log_prob`.
       log_normalizer: log Z, a number or an `Estimate`; default: by the same grid. A box narrower than the model's mass
         then flatters the model, and warns.
 
@@ -213,7 +231,7 @@ def grid_kl_divergence(
 
     >>> from tfp_ebm import targets
     >>> p = targets.two_gaussians()
-    >>> abs(grid_kl_divergence(p, lambda x: -p.log_prob(x), [-6, -6], [6, 6], num=128).value) < 1e-4
+    >>> abs(grid_kl_divergence(lambda x: -p.log_prob(x), p, [-6, -6], [6, 6], num=128).value) < 1e-4
     True
     """
 
@@ -221,27 +239,32 @@ def grid_kl_divergence(
         with np.errstate(invalid="ignore"):
             return np.where(np.exp(log_p) > 0, np.exp(log_p) * (log_p - log_q), 0.0)  # 0 log 0, or nearly
 
-    return _compared(target, energy_fn, (low, high, num), log_normalizer, terms, 1.0)[0]
+    return _compared(energy_fn, reference, (low, high, num), log_normalizer, terms, 1.0)[0]
 
 
 def grid_total_variation(
-    target: Any, energy_fn: Any, low: Any, high: Any, num: int = 512, log_normalizer: Any = None
+    energy_fn: EnergyLike,
+    reference: tfp.distributions.Distribution,
+    low: ArrayLike,
+    high: ArrayLike,
+    num: int = 512,
+    log_normalizer: Estimate | float | None = None,
 ) -> Estimate:
-    """The total variation ½ ∫ |p(x) − exp(−E(x))/Z| dx: the share of mass that is in the wrong place, from 0 to 1.
+    """Returns the total variation ½ ∫ |p(x) − exp(−E(x))/Z| dx, the share of mass in the wrong place, from 0 to 1.
 
     Args:
-      target, energy_fn, low, high, num, log_normalizer: as for `grid_kl_divergence`.
+      energy_fn, reference, low, high, num, log_normalizer: as for `grid_kl_divergence`.
 
     Raises:
       TypeError, ValueError: as `grid_log_normalizer`.
 
     >>> from tfp_ebm import targets
     >>> p = targets.two_gaussians()
-    >>> grid_total_variation(p, lambda x: -p.log_prob(x), [-6, -6], [6, 6], num=128).value < 1e-4
+    >>> grid_total_variation(lambda x: -p.log_prob(x), p, [-6, -6], [6, 6], num=128).value < 1e-4
     True
     """
 
     def terms(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
         return 0.5 * np.abs(np.exp(log_p) - np.exp(log_q))
 
-    return _compared(target, energy_fn, (low, high, num), log_normalizer, terms, 0.5)[0]
+    return _compared(energy_fn, reference, (low, high, num), log_normalizer, terms, 0.5)[0]

@@ -19,28 +19,29 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm.arguments import check_count, check_data
+from tfp_ebm.arguments import check_count, check_data, check_jit_compile
 from tfp_ebm.evaluation.bridges import Bridge, Moves, make_bridge
-from tfp_ebm.evaluation.estimate import Estimate, of_log_weights
-from tfp_ebm.evaluation.schedules import check_kernel, check_schedule, make_plan
+from tfp_ebm.evaluation.estimate import of_log_weights
+from tfp_ebm.evaluation.schedules import check_annealed_kernel, check_schedule, make_schedule
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
 from tfp_ebm.mcmc.kernels.kernel import Kernel
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.random import fold_in, stateless_seed
+from tfp_ebm.types import ArrayLike, EnergyLike, Estimate, KernelLike, Seed
 
 # Draws of the base that tell whether the target has density wherever the base has.
 _NUM_LOOKS = 1000
 
 
 def annealed_importance_sampling(
-    target: Any,
+    energy_fn: EnergyLike,
     base: tfp.distributions.Distribution | None = None,
-    kernel: Any = None,
+    kernel: KernelLike | None = None,
     num_temperatures: int = 1000,
     num_chains: int = 64,
     schedule: Any = "sigmoid",
-    seed: Any = 0,
+    seed: Seed = 0,
     jit_compile: bool | str = "auto",
 ) -> Estimate:
     """log Z of an energy (eq. 2) by annealed importance sampling, with its standard error.
@@ -50,9 +51,9 @@ def annealed_importance_sampling(
     has found is missing from log Z and from its error; the reverse direction, from draws that know it, shows that.
 
     Args:
-      target: an `EnergyModel`, an `EnergyDistribution`, any `tfd.Distribution`, a Keras network, which is an energy, or
-        a callable log density `[chains, *event] -> [chains]`, up to the constant that is asked for.
-      base: a `tfd.Distribution` with exact draws and density, wider than the target; default: the target's.
+      energy_fn: an `EnergyModel`, an `EnergyDistribution`, any other `tfd.Distribution`, by minus its log density, a
+        Keras network, or a callable energy `[chains, *event] -> [chains]`. The target density is exp(−E).
+      base: a `tfd.Distribution` with exact draws and density, wider than the target; default: the model's.
       kernel: a calibrated kernel of `ebm.mcmc`, one step of which is made at each temperature; `Adaptive` of one has a
         step size for each temperature. Default: adaptive HMC of 10 leapfrog steps.
       num_temperatures: K, the number of steps in β from base to target.
@@ -70,44 +71,44 @@ def annealed_importance_sampling(
         an effective sample size of 25 and more, in 83 % at 13.
 
     Raises:
-      TypeError, ValueError: if target, base and kernel do not fit together, or the kernel would bias the weights.
+      TypeError, ValueError: if energy, base and kernel do not fit together, or the kernel would bias the weights.
 
     References:
       R. M. Neal, Annealed importance sampling, Statistics and Computing 11, 2001.
 
     >>> from tfp_ebm import mcmc
     >>> base = tfp.distributions.MultivariateNormalDiag([0.0, 0.0], [2.0, 2.0])
-    >>> log_prob = lambda x: -0.5 * tf.reduce_sum(x**2, -1)
-    >>> log_z = annealed_importance_sampling(log_prob, base, mcmc.HMC(0.5, 4), num_temperatures=20, num_chains=200)
+    >>> energy = lambda x: 0.5 * tf.reduce_sum(x**2, -1)
+    >>> log_z = annealed_importance_sampling(energy, base, mcmc.HMC(0.5, 4), num_temperatures=20, num_chains=200)
     >>> abs(log_z.value - np.log(2 * np.pi)) < 4 * log_z.standard_error < 0.2
     True
     """
     num_chains = check_count("num_chains", num_chains, minimum=2)
-    bridge = make_bridge(target, base)
+    bridge = make_bridge(energy_fn, base)
     start = bridge.draw_base(num_chains, fold_in(stateless_seed(seed), 2))
     log_weights = _run(bridge, start, kernel, num_temperatures, schedule, seed, jit_compile, is_reverse=False)
     return of_log_weights(log_weights)
 
 
 def reverse_annealed_importance_sampling(
-    target: Any,
-    samples: Any = None,
+    energy_fn: EnergyLike,
+    samples: ArrayLike = None,
     base: tfp.distributions.Distribution | None = None,
-    kernel: Any = None,
+    kernel: KernelLike | None = None,
     num_temperatures: int = 1000,
     num_chains: int = 64,
     schedule: Any = "sigmoid",
-    seed: Any = 0,
+    seed: Seed = 0,
     is_exact: bool = False,
     jit_compile: bool | str = "auto",
 ) -> Estimate:
     """log Z from the other side: chains that start at draws of the target and end at the base.
 
     Args:
-      target, base, kernel, num_temperatures, schedule, seed, jit_compile: as for `annealed_importance_sampling`, which
-        with the same seed has the same temperatures and step sizes.
-      samples: draws of the target `[num_chains, *event]`, independent of each other; default: `num_chains` draws by
-        `target.sample`, which an `EnergyDistribution` takes from chains of its own.
+      energy_fn, base, kernel, num_temperatures, schedule, seed, jit_compile: as for `annealed_importance_sampling`,
+        which with the same seed has the same temperatures and step sizes.
+      samples: draws of the target exp(−E)/Z `[num_chains, *event]`, independent of each other; default: `num_chains`
+        draws by the distribution's `sample`, which an `EnergyDistribution` takes from chains of its own.
       num_chains: how many, where `samples` are not given.
       is_exact: whether the `samples` given are exact draws. Where they come from a chain the method is approximate: if
         the chain misses a mode, so does the estimate, and falls short of log Z.
@@ -122,7 +123,7 @@ def reverse_annealed_importance_sampling(
       UserWarning: as `annealed_importance_sampling`; where some of 1000 draws of the base have no density.
 
     Raises:
-      TypeError, ValueError: as `annealed_importance_sampling`; if a callable target comes without samples.
+      TypeError, ValueError: as `annealed_importance_sampling`; if a callable energy comes without samples.
 
     References:
       R. B. Grosse, Z. Ghahramani & R. P. Adams, Sandwiching the marginal likelihood using bidirectional Monte Carlo,
@@ -135,13 +136,12 @@ def reverse_annealed_importance_sampling(
     >>> abs(log_z.value) < 4 * log_z.standard_error < 0.2, log_z.is_approximate
     (True, False)
     """
-    bridge = make_bridge(target, base)
+    bridge = make_bridge(energy_fn, base)
     if samples is None:
         num_chains = check_count("num_chains", num_chains, minimum=2)
-        if isinstance(target, EnergyModel):
-            target = EnergyDistribution(target)
+        target = EnergyDistribution(energy_fn) if isinstance(energy_fn, EnergyModel) else energy_fn
         if not isinstance(target, tfp.distributions.Distribution):
-            raise ValueError("`samples` must be given: a callable target draws none.")
+            raise ValueError("`samples` must be given: a callable energy draws none.")
         is_exact = not isinstance(target, EnergyDistribution)
         samples = target.sample(num_chains, seed=fold_in(stateless_seed(seed), 3))
     if tuple(bridge.base.event_shape) == ():
@@ -163,14 +163,14 @@ def reverse_annealed_importance_sampling(
 
 
 def importance_sampling(
-    target: Any, base: tfp.distributions.Distribution | None = None, num_samples: int = 10_000, seed: Any = 0
+    energy_fn: EnergyLike, base: tfp.distributions.Distribution | None = None, num_samples: int = 10_000, seed: Seed = 0
 ) -> Estimate:
     """log Z by importance sampling, log (1/n) Σ f(xᵢ)/b(xᵢ) with xᵢ ~ b: annealing over a single temperature.
 
     Enough where the base is a good model already; its error grows exponentially with the distance from it.
 
     Args:
-      target, base, seed: as for `annealed_importance_sampling`; the base must be wider than the target.
+      energy_fn, base, seed: as for `annealed_importance_sampling`; the base must be wider than the target.
       num_samples: n, at least 2.
 
     Returns, Warns, Raises:
@@ -178,11 +178,11 @@ def importance_sampling(
 
     >>> base = tfp.distributions.Normal(0.0, 2.0)
     >>> base = tfp.distributions.Sample(base, 1)
-    >>> log_z = importance_sampling(lambda x: -0.5 * x[:, 0] ** 2, base)
+    >>> log_z = importance_sampling(lambda x: 0.5 * x[:, 0] ** 2, base)
     >>> abs(log_z.value - 0.5 * np.log(2 * np.pi)) < 4 * log_z.standard_error < 0.1
     True
     """
-    bridge = make_bridge(target, base)
+    bridge = make_bridge(energy_fn, base)
     num_samples = check_count("num_samples", num_samples, minimum=2)
     return of_log_weights(bridge.log_ratio(bridge.draw_base(num_samples, fold_in(stateless_seed(seed), 2))))
 
@@ -193,7 +193,7 @@ def _run(
     kernel: Any,
     num_temperatures: Any,
     schedule: Any,
-    seed: Any,
+    seed: Seed,
     jit_compile: bool | str,
     is_reverse: bool,
 ) -> np.ndarray:
@@ -201,19 +201,18 @@ def _run(
     seed = stateless_seed(seed)
     num_temperatures = check_count("num_temperatures", num_temperatures)
     schedule = check_schedule(schedule)
-    kernel, adapts = check_kernel(DEFAULT_KERNEL if kernel is None else kernel)
-    if jit_compile not in (True, False, "auto"):
-        raise ValueError(f"`jit_compile` must be True, False or 'auto', got {jit_compile!r}.")
+    kernel, adapts = check_annealed_kernel(DEFAULT_KERNEL if kernel is None else kernel)
+    check_jit_compile(jit_compile)
     if isinstance(kernel, Kernel):
         kernel = kernel if bridge.standardization is None else kernel.in_coordinates(bridge.standardization)
         kernel.check_event(tuple(bridge.base.event_shape))
     uses_gradient = isinstance(kernel, Kernel) and kernel.uses_gradient
     bridge.log_ratio(start, uses_gradient)  # says what does not fit before the loop is compiled
-    plan = make_plan(bridge, kernel, adapts, schedule, num_temperatures, fold_in(seed, 0), jit_compile)
-    betas, weights, steps = plan.betas[1:-1], np.diff(plan.betas), plan.steps
+    betas, step_sizes = make_schedule(bridge, kernel, adapts, schedule, num_temperatures, fold_in(seed, 0), jit_compile)
+    betas, weights = betas[1:-1], np.diff(betas)
     if is_reverse:
         betas, weights = betas[::-1], weights[::-1]
-        steps = tf.nest.map_structure(lambda step: step[::-1], steps)
-    moves = Moves(betas, weights[:-1], steps, np.zeros(len(betas)))
+        step_sizes = tf.nest.map_structure(lambda step: step[::-1], step_sizes)
+    moves = Moves(betas, weights[:-1], step_sizes, np.zeros(len(betas)))
     states, log_weights, _ = bridge.run(kernel, start, moves, fold_in(seed, 1), jit_compile)
     return log_weights + weights[-1] * bridge.log_ratio(states, uses_gradient)

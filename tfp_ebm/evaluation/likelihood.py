@@ -8,17 +8,18 @@ An error of log Z shifts every term alike and does not average out, so it is add
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
+import tensorflow_probability as tfp
 
 from tfp_ebm.arguments import check_count, check_data, check_positive
 from tfp_ebm.evaluation import densities
-from tfp_ebm.evaluation.estimate import Estimate, combined, mean_estimate, value_and_error
+from tfp_ebm.evaluation.estimate import combined, mean_estimate, value_and_error
 from tfp_ebm.model.distribution import EnergyDistribution
+from tfp_ebm.types import ArrayLike, EnergyLike, Estimate, Seed
 
 
-def log_likelihood(energy_fn: Any, x: Any, log_normalizer: Any) -> Estimate:
+def log_likelihood(energy_fn: EnergyLike, x: ArrayLike, log_normalizer: Estimate | float) -> Estimate:
     """The mean of log p(x) = −E(x) − log Z over rows, in nats, with the error of both terms.
 
     Args:
@@ -39,7 +40,9 @@ def log_likelihood(energy_fn: Any, x: Any, log_normalizer: Any) -> Estimate:
     return combined(mean_estimate(-densities.energies(energy_fn, x), "the energy"), -value, error)
 
 
-def bits_per_dimension(energy_fn: Any, x: Any, log_normalizer: Any, bin_width: float = 1.0) -> Estimate:
+def bits_per_dimension(
+    energy_fn: EnergyLike, x: ArrayLike, log_normalizer: Estimate | float, bin_width: float = 1.0
+) -> Estimate:
     """The code length of held-out data in bits per coordinate, −(mean log p(x)/d + log δ)/log 2.
 
     With bins of width δ a coordinate is told up to δ: for pixels k/256 plus uniform noise on [0, 1/256), δ = 1/256.
@@ -65,66 +68,72 @@ def bits_per_dimension(energy_fn: Any, x: Any, log_normalizer: Any, bin_width: f
 
 
 def kl_divergence(
-    target: Any, energy_fn: Any, log_normalizer: Any, num_samples: int = 10_000, seed: Any = 0
+    energy_fn: EnergyLike,
+    reference: tfp.distributions.Distribution,
+    log_normalizer: Estimate | float,
+    num_samples: int = 10_000,
+    seed: Seed = 0,
 ) -> Estimate:
-    """KL(target ‖ model) = E_target[log p(x) + E(x)] + log Z in nats, by exact draws of the target.
+    """Returns KL(reference ‖ model) = E_p[log p(x) + E(x)] + log Z in nats, by exact draws of the reference p.
 
-    What maximum likelihood minimises. It is zero only for the target itself; the estimate may fall below by chance.
+    Maximum likelihood minimises it. It is zero only for the reference itself; the estimate may fall below by chance.
 
     Args:
-      target: a `tfd.Distribution` that draws exactly and knows its `log_prob`, such as those of `ebm.targets`. An
-        `EnergyDistribution` draws by chains, so that the estimate `is_approximate`.
       energy_fn, log_normalizer: as for `log_likelihood`.
+      reference: the truth p, a `tfd.Distribution` with exact draws and an exact `log_prob`, such as those of
+        `ebm.targets`. An `EnergyDistribution` draws by chains, so that the estimate `is_approximate`.
       num_samples: number of draws.
       seed: int or int32[2].
 
     Raises:
-      TypeError: if `target` is no distribution.
+      TypeError: if `reference` is no distribution.
       ValueError: as `log_likelihood`.
 
     >>> from tfp_ebm import targets
     >>> p = targets.two_gaussians()
-    >>> abs(kl_divergence(p, lambda x: -p.log_prob(x), 0.0, num_samples=100).value) < 1e-5
+    >>> abs(kl_divergence(lambda x: -p.log_prob(x), p, 0.0, num_samples=100).value) < 1e-5
     True
     """
-    densities.check_target(target)
+    densities.check_reference(reference)
     value, error = value_and_error(log_normalizer)
-    x = densities.draws(target, check_count("num_samples", num_samples), seed)
-    terms = densities.known_log_prob(target, x) + densities.energies(energy_fn, x)
-    return combined(_labelled(mean_estimate(terms, "log p(x) + E(x)"), target), value, error)
+    x = densities.draws(reference, check_count("num_samples", num_samples), seed)
+    terms = densities.known_log_prob(reference, x) + densities.energies(energy_fn, x)
+    return combined(_labelled(mean_estimate(terms, "log p(x) + E(x)"), reference), value, error)
 
 
-def fisher_divergence(target: Any, energy_fn: Any, num_samples: int = 10_000, seed: Any = 0) -> Estimate:
-    """½ E_target‖∇ log p(x) + ∇E(x)‖²: what score matching minimises (eq. 40). It needs no log Z.
+def fisher_divergence(
+    energy_fn: EnergyLike, reference: tfp.distributions.Distribution, num_samples: int = 10_000, seed: Seed = 0
+) -> Estimate:
+    """Returns the Fisher divergence ½ E_p‖∇ log p(x) + ∇E(x)‖², which score matching minimises (eq. 40).
 
-    The same factor ½ as in `losses.ScoreMatching`. Blind to the weights of separated modes, between which neither score
-    tells of the other.
+    It needs no log Z, and has the same factor ½ as `losses.ScoreMatching`. It hardly depends on the weights of
+    separated modes: the score inside one mode is the same whatever the weight of the others.
 
     Args:
-      target: a `tfd.Distribution` that draws exactly and has a differentiable `log_prob`.
       energy_fn, num_samples, seed: as for `kl_divergence`.
+      reference: the truth p, a `tfd.Distribution` with exact draws and a differentiable `log_prob`.
 
     Raises:
-      TypeError: if `target` is no distribution.
-      ValueError: if target or energy are not differentiable.
+      TypeError: if `reference` is no distribution.
+      ValueError: if reference or energy are not differentiable.
 
     References:
       A. Hyvärinen, Estimation of non-normalized statistical models by score matching, JMLR 6, 2005.
 
     >>> from tfp_ebm import targets
     >>> p = targets.two_gaussians()
-    >>> fisher_divergence(p, lambda x: 1.0 - p.log_prob(x), num_samples=100).value < 1e-9
+    >>> fisher_divergence(lambda x: 1.0 - p.log_prob(x), p, num_samples=100).value < 1e-9
     True
     """
-    densities.check_target(target)
-    if not getattr(target, "is_differentiable", True):
-        raise ValueError(f"`target` must have a score, {target.label} has none.")
-    x = densities.draws(target, check_count("num_samples", num_samples), seed)
-    known = densities.scores(lambda rows: -target.log_prob(rows), x)
+    densities.check_reference(reference)
+    if not getattr(reference, "is_differentiable", True):
+        raise ValueError(f"`reference` must have a score, {reference.label} has none.")
+    x = densities.draws(reference, check_count("num_samples", num_samples), seed)
+    known = densities.scores(lambda rows: -reference.log_prob(rows), x)
     terms = 0.5 * np.sum((known - densities.scores(energy_fn, x)) ** 2, -1)
-    return _labelled(mean_estimate(terms, "the difference of scores"), target)
+    return _labelled(mean_estimate(terms, "the difference of scores"), reference)
 
 
-def _labelled(estimate: Estimate, target: Any) -> Estimate:
-    """Approximate where the draws are a chain's."""
-    return estimate._replace(is_approximate=isinstance(target, EnergyDistribution))
+def _labelled(estimate: Estimate, reference: tfp.distributions.Distribution) -> Estimate:
+    """Marks an estimate as approximate where the draws are a chain's."""
+    return estimate._replace(is_approximate=isinstance(reference, EnergyDistribution))

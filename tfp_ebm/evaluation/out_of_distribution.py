@@ -1,6 +1,7 @@
-"""Does the model know what it was not trained on? Scores of rows, and the area under their ROC curve.
+"""Out-of-distribution detection: a statistic of each row, and the area under the ROC curve.
 
-The area is the chance that a row in distribution scores above one out of it, ties counting half (Mann & Whitney):
+The area is the chance that a row in distribution has a higher statistic than one out of it, ties counting half (Mann
+& Whitney):
 
     AUROC = P(s_in > s_out) + ½ P(s_in = s_out),
 
@@ -11,19 +12,17 @@ therefore added.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from tfp_ebm.arguments import check_choice, check_data
 from tfp_ebm.evaluation import densities
-from tfp_ebm.evaluation.estimate import Estimate
+from tfp_ebm.types import ArrayLike, EnergyLike, Estimate
 
-SCORES = ("log_prob", "gradient", "class_probability")
+KINDS = ("log_prob", "gradient", "class_probability")
 
 
-def ood_statistic(energy_fn: Any, x: Any, score: str = "log_prob") -> np.ndarray:
-    """How much rows look like the data, higher for more: the three scores of Grathwohl et al. (2020).
+def ood_statistic(energy_fn: EnergyLike, x: ArrayLike, kind: str = "log_prob") -> np.ndarray:
+    """Computes how much each row looks like the data, higher for more: the three statistics of Grathwohl et al. (2020).
 
       * "log_prob": −E(x), which is log p(x) up to log Z (Du & Mordatch 2019, arXiv:1903.08689).
       * "gradient": −‖∇E(x)‖, the approximate mass: typical rows lie where the density changes slowly.
@@ -34,13 +33,13 @@ def ood_statistic(energy_fn: Any, x: Any, score: str = "log_prob") -> np.ndarray
         for "class_probability" a network or callable `[batch, *event] -> [batch, classes]` of logits, which as an
         energy is E(x) = −log Σ_y exp f_y(x).
       x: `[rows, *event]`.
-      score: which.
+      kind: which of them.
 
     Returns:
       float64 `[rows]`.
 
     Raises:
-      TypeError, ValueError: if `x` is empty or not finite, or the score unknown.
+      TypeError, ValueError: if `x` is empty or not finite, or the kind unknown.
 
     References:
       W. Grathwohl et al., Your classifier is secretly an energy based model, arXiv:1912.03263.
@@ -50,27 +49,27 @@ def ood_statistic(energy_fn: Any, x: Any, score: str = "log_prob") -> np.ndarray
     >>> ood_statistic(square, x).tolist(), ood_statistic(square, x, "gradient").tolist()
     ([-12.5], [-5.0])
     """
-    check_choice("score", score, SCORES)
-    if score == "log_prob":
+    check_choice("kind", kind, KINDS)
+    if kind == "log_prob":
         return -densities.energies(energy_fn, x)
-    if score == "gradient":
+    if kind == "gradient":
         return -np.linalg.norm(densities.scores(energy_fn, x), axis=-1)
     return densities.class_probabilities(energy_fn, x).max(-1)
 
 
-def ood_auroc(energy_fn: Any, x_in: Any, x_out: Any, score: str = "log_prob") -> Estimate:
-    """The area under the ROC curve of telling `x_in` (higher scores) from `x_out` by a score of the model.
+def ood_auroc(energy_fn: EnergyLike, x_in: ArrayLike, x_out: ArrayLike, kind: str = "log_prob") -> Estimate:
+    """Computes the area under the ROC curve of separating `x_in` (higher statistics) from `x_out` by the model.
 
     Args:
-      energy_fn, score: as for `ood_statistic`.
+      energy_fn, kind: as for `ood_statistic`.
       x_in: rows of the data that the model was not trained on, `[rows, *event]`.
       x_out: rows of something else.
 
     Returns:
-      An `Estimate`: 1 if every row of `x_in` scores higher, ½ if the score tells nothing.
+      An `Estimate`: 1 if every row of `x_in` has the higher statistic, ½ if the statistic separates nothing.
 
     Raises:
-      TypeError, ValueError: if a set is empty, not finite, of another event shape, or a score is NaN.
+      TypeError, ValueError: if a set is empty, not finite, of another event shape, or a statistic is NaN.
 
     >>> import tensorflow as tf
     >>> rng = np.random.default_rng(0)
@@ -82,10 +81,10 @@ def ood_auroc(energy_fn: Any, x_in: Any, x_out: Any, score: str = "log_prob") ->
     x_in, x_out = check_data("x_in", x_in, min_rows=2), check_data("x_out", x_out, min_rows=2)
     if x_in.shape[1:] != x_out.shape[1:]:
         raise ValueError(f"`x_in` and `x_out` must have one event shape, got {x_in.shape[1:]} and {x_out.shape[1:]}.")
-    inside, outside = ood_statistic(energy_fn, x_in, score), ood_statistic(energy_fn, x_out, score)
+    inside, outside = ood_statistic(energy_fn, x_in, kind), ood_statistic(energy_fn, x_out, kind)
     num_nan = int(np.isnan(inside).sum() + np.isnan(outside).sum())
     if num_nan:
-        raise ValueError(f"the scores must be numbers, {num_nan} of {len(inside) + len(outside)} are NaN.")
+        raise ValueError(f"the statistics must be numbers, {num_nan} of {len(inside) + len(outside)} are NaN.")
     beaten, losing = _share_below(inside, outside), _share_below(outside, inside)
     n, m = len(inside), len(outside)
     variance = np.var(beaten, ddof=1) / n + np.var(losing, ddof=1) / m

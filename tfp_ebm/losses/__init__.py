@@ -7,14 +7,20 @@ from typing import Any
 
 import keras
 
+from tfp_ebm.arguments import check_keras_3
 from tfp_ebm.losses.base import Loss, LossOutput, alias
-from tfp_ebm.losses.contrastive_divergence import ContrastiveDivergence, PersistentContrastiveDivergence
+from tfp_ebm.losses.contrastive_divergence import (
+    ContrastiveDivergence,
+    ImprovedContrastiveDivergence,
+    PersistentContrastiveDivergence,
+)
 from tfp_ebm.losses.denoising import (
     DenoisingScoreMatching,
     MultiscaleDenoisingScoreMatching,
     NoiseConditionalDenoisingScoreMatching,
 )
 from tfp_ebm.losses.maximum_likelihood import MaximumLikelihood
+from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
 from tfp_ebm.losses.noise_contrastive import NoiseContrastiveEstimation
 from tfp_ebm.losses.score_matching import ScoreMatching
 from tfp_ebm.losses.sliced import SlicedScoreMatching
@@ -22,10 +28,12 @@ from tfp_ebm.losses.sliced import SlicedScoreMatching
 __all__ = [
     "ContrastiveDivergence",
     "DenoisingScoreMatching",
+    "ImprovedContrastiveDivergence",
     "Loss",
     "LossOutput",
     "MaximumLikelihood",
     "MultiscaleDenoisingScoreMatching",
+    "NegativeLogLikelihood",
     "NoiseConditionalDenoisingScoreMatching",
     "NoiseContrastiveEstimation",
     "PersistentContrastiveDivergence",
@@ -40,8 +48,10 @@ _CLASSES: dict[str, type[Loss]] = {
     for loss in (
         ContrastiveDivergence,
         DenoisingScoreMatching,
+        ImprovedContrastiveDivergence,
         MaximumLikelihood,
         MultiscaleDenoisingScoreMatching,
+        NegativeLogLikelihood,
         NoiseConditionalDenoisingScoreMatching,
         NoiseContrastiveEstimation,
         PersistentContrastiveDivergence,
@@ -56,7 +66,8 @@ def _missing(loss_class: type[Loss]) -> list[str]:
     return [
         name
         for name, parameter in inspect.signature(loss_class).parameters.items()
-        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     ]
 
 
@@ -83,6 +94,7 @@ def get(identifier: Any) -> Loss:
         return identifier
     if isinstance(identifier, dict):
         return get(keras.saving.deserialize_keras_object(identifier))
+    check_keras_3("loss", identifier)
     if not isinstance(identifier, str):
         raise TypeError(
             f"`loss` must be an `ebm.losses.Loss` or one of {', '.join(aliases())}, got {identifier!r} "

@@ -10,6 +10,8 @@ files and checkpoints carry it. With `training=False` a loss changes none of the
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 import warnings
 import weakref
@@ -19,12 +21,30 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfp_ebm.derivatives import explain
-from tfp_ebm.derivatives.faults import refuse_faulty_layers
+from tfp_ebm.derivatives import explain, refuse_faulty_layers
+from tfp_ebm.energy.function import EnergyFunction
+from tfp_ebm.energy.rows import check_rows
 from tfp_ebm.random import stateless_seed
 
 # Networks whose activations a loss has looked at; each is warned of once.
 _looked_at: weakref.WeakSet[keras.layers.Layer] = weakref.WeakSet()
+# Networks whose rows do not see each other in training mode, with what was trainable when they were checked.
+_mixes_no_rows: weakref.WeakKeyDictionary[keras.layers.Layer, list[bool]] = weakref.WeakKeyDictionary()
+
+
+def input_specs(energy_fn: Any) -> list[tf.TensorSpec] | None:
+    """Specs of what the network of an energy function is called with; None for any other callable."""
+    if not hasattr(energy_fn, "network_term"):
+        return None
+    specs = [tf.TensorSpec((None, *energy_fn.event_shape), energy_fn.dtype)]
+    if energy_fn.is_conditional:
+        specs.append(tf.TensorSpec((None, *_condition_shape(energy_fn.network)), energy_fn.dtype))
+    return specs
+
+
+def _condition_shape(network: Any) -> tuple[int, ...]:
+    shape = getattr(network, "input_shape", None)
+    return tuple(shape[1][1:]) if isinstance(shape, list) and len(shape) == 2 else ()
 
 
 class LossOutput(NamedTuple):
@@ -43,8 +63,19 @@ def alias(loss_class: type) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", loss_class.__name__).lower()
 
 
+@functools.cache
+def _arguments(loss_class: Any) -> frozenset[str]:
+    """The names of the arguments of a loss's constructor, and of those of the classes that it is derived from."""
+    classes = [kind for kind in loss_class.__mro__ if issubclass(kind, Loss) and kind is not Loss]
+    names = {name for kind in classes for name in inspect.signature(kind.__init__).parameters}
+    return frozenset(names - {"self", "args", "kwargs", "name", "trainable", "dtype"})
+
+
 class Loss(keras.layers.Layer):
-    """Base class of all training objectives; a subclass writes `call`, and `build` if it has weights.
+    """A Keras layer, the base class of all training objectives, which a compiled model lists in `model.layers`.
+
+    A subclass writes `call`, and `build` if it has weights. The arguments of its constructor cannot be set any more
+    once it is built, because compiled training steps would go on with the old values.
 
     Subclasses set:
       differentiates_score: whether the parameter gradient goes through ∂/∂θ ∇ₓE. Networks with layers whose second
@@ -59,7 +90,7 @@ class Loss(keras.layers.Layer):
     A loss written in five lines:
 
     >>> import tensorflow as tf
-    >>> from tfp_ebm.noise import normal
+    >>> from tfp_ebm.random import normal
     >>> class EnergyGap(Loss):
     ...     metric_names = ("data_energy",)
     ...     def call(self, energy_fn, x, condition, *, seed, training):
@@ -76,6 +107,15 @@ class Loss(keras.layers.Layer):
     gives_condition: bool = False
     takes_labels: bool = False
     metric_names: tuple[str, ...] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        kind: Any = type(self)
+        if not name.startswith("_") and getattr(self, "built", False) and name in _arguments(kind):
+            raise AttributeError(
+                f"`{name}` of {type(self).__name__} is fixed once the loss is built: make a new loss and compile the "
+                "model with it. (A number that changes during training is to be a weight of the loss.)"
+            )
+        super().__setattr__(name, value)
 
     def build(self, event_shape: tuple[int, ...], dtype: str = "float32") -> None:
         """Creates the loss's weights, if it has any; `dtype` is that of states and energies."""
@@ -157,7 +197,14 @@ class Loss(keras.layers.Layer):
                 "NoiseConditionalDenoisingScoreMatching."
             )
         if self.differentiates_score and network is not None:
-            refuse_faulty_layers(network, f"{type(self).__name__}, which differentiates the score,")
+            refuse_faulty_layers(
+                network, f"{type(self).__name__}, which differentiates the score,", inputs=input_specs(energy_fn)
+            )
+        if isinstance(network, keras.layers.Layer) and isinstance(energy_fn, EnergyFunction):
+            trainable = [layer.trainable for layer in network._flatten_layers()]
+            if _mixes_no_rows.get(network) != trainable:
+                check_rows(energy_fn, training=True)
+                _mixes_no_rows[network] = trainable
         if self.needs_curvature and network is not None and network not in _looked_at:
             _looked_at.add(network)
             flat = explain(network).piecewise_linear

@@ -8,8 +8,8 @@ target is not (Vincent 2011; eqs. 47-48):
 so no second derivative in x is needed, only one in (x, θ). The minimiser is the energy of the *noised* data: a
 Gaussian of covariance Σ is learned as P = (Σ + σ²I)⁻¹, where the loss is ½(d/σ² − tr P).
 
-Several scales join separated modes and are sharp at once. Li, Chen & Sommer (2019) train *one* energy, which is not
-told the scale: each row is noised at its own σᵢ, but regressed on −(x* − x)/σ₀² with one fixed σ₀, weighted by 1/σᵢ².
+Several scales join separated modes and are sharp at once. Li, Chen & Sommer (2019) train *one* energy, which does not
+see the scale: each row is noised at its own σᵢ, but regressed on −(x* − x)/σ₀² with one fixed σ₀, weighted by 1/σᵢ².
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ tempered transition where the base does not overlap with the model.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -26,9 +27,13 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc, random
-from tfp_ebm.arguments import check_choice, check_count, check_nonnegative
+from tfp_ebm.arguments import check_choice, check_count, check_jit_compile, check_kernel, check_nonnegative
+from tfp_ebm.derivatives import refuse_faulty_layers
 from tfp_ebm.energy.base import check_base, draw
-from tfp_ebm.losses.base import Loss, LossOutput
+from tfp_ebm.energy.function import EnergyFunction
+from tfp_ebm.energy.standardization import Coordinates
+from tfp_ebm.losses.base import Loss, LossOutput, input_specs
+from tfp_ebm.mcmc.kernels.adaptive import log_step_size_change
 from tfp_ebm.mcmc.kernels.kernel import is_calibrated
 from tfp_ebm.mcmc.kernels.langevin import clamped
 from tfp_ebm.mcmc.running.finite import is_finite
@@ -36,7 +41,6 @@ from tfp_ebm.mcmc.running.steps import Moved, move, move_by_xla
 from tfp_ebm.mcmc.starts import ChainStart
 from tfp_ebm.random import fold_in
 
-FORMS = ("difference", "softplus", "logsumexp")
 GLOBAL_MOVES = ("auto", "independence", "tempered")
 
 # How fast a step size follows its acceptance: its logarithm changes by this times (acceptance − optimum) per step.
@@ -49,7 +53,7 @@ class MaximumLikelihood(Loss):
 
     Each training step takes as many chains as the batch has rows, restarts those that are not finite, makes one global
     move and `num_steps` steps of the kernel, and keeps the chains if they are persistent. No gradient flows through
-    them. ChainStart run in standardised coordinates.
+    them. Chains run in standardised coordinates.
 
     Args:
       kernel: a kernel of `ebm.mcmc`, or any callable `target -> tfp.mcmc.TransitionKernel`. The step size of an
@@ -59,16 +63,12 @@ class MaximumLikelihood(Loss):
       chains: where they start: `mcmc.FromData()`, `FromBase()` or `ReplayBuffer(capacity)`.
       global_move: what each training step begins with. "independence": an `mcmc.IndependenceMetropolis` move from the
         base; "tempered": an `mcmc.TemperedTransition`, for dimensions where a plain draw of the base is never accepted;
-        None: nothing; "auto": "independence" for chains that persist under a kernel that leaves the model's law exact.
+        None: nothing; "auto": "independence" for chains that persist under a kernel that leaves the model's
+        distribution exact.
       num_temperatures: of the tempered move.
-      form: "difference", E(x) − E(x⁻); "softplus" of it, or "logsumexp", which weighs negatives by softmax(−E(x⁻))
-        (both as in the code of Du & Mordatch 2019).
       energy_penalty: α of α(E(x)² + E(x⁻)²), which keeps energies near 0.
-      kl_weight: weight of the term that improved contrastive divergence adds (Du et al. 2021): the energy, with fixed
-        parameters, of negatives moved by one more gradient step through which the parameters are differentiated, less
-        the entropy of those by nearest neighbours.
       data_noise: standard deviation of the noise added to x, in standardised units. Where the kernel clamps its chains
-        to a box, the noised data is clamped to it as well: what sticks out would tell data from negatives.
+        to a box, the noised data is clamped to it as well; otherwise points outside the box would give the data away.
       jit_compile: whether XLA compiles the kernel's steps in a training step that is not compiled as a whole: on a
         processor two to three times as fast, for some seconds of compiling per size of batch and a network that XLA
         compiles. The chains of a kernel that moves each by itself then run as two halves at the same time, each with
@@ -83,8 +83,7 @@ class MaximumLikelihood(Loss):
     Raises:
       TypeError, ValueError: for arguments of the wrong kind or out of range, or no base where one is needed.
 
-    References: Y. Du, I. Mordatch, Implicit generation and modeling with energy-based models, 2019, arXiv:1903.08689.
-    Y. Du, S. Li, J. Tenenbaum, I. Mordatch, Improved contrastive divergence training, 2021, arXiv:2012.01316.
+    Reference: Y. Du, I. Mordatch, Implicit generation and modeling with energy-based models, 2019, arXiv:1903.08689.
 
     >>> import tensorflow as tf, tfp_ebm as ebm
     >>> loss = MaximumLikelihood(ebm.mcmc.MALA(0.5), num_steps=5, chains=ebm.mcmc.FromData())
@@ -102,34 +101,24 @@ class MaximumLikelihood(Loss):
         *,
         global_move: str | None = "auto",
         num_temperatures: int = 10,
-        form: str = "difference",
         energy_penalty: float = 0.0,
-        kl_weight: float = 0.0,
         data_noise: float = 0.0,
         jit_compile: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not callable(kernel):
-            raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
         if not isinstance(chains, ChainStart):
             raise TypeError(f"`chains` must be mcmc.FromData(), FromBase() or ReplayBuffer(capacity), got {chains!r}.")
         if global_move is not None:
             check_choice("global_move", global_move, GLOBAL_MOVES)
-        self.kernel = kernel
+        self.kernel = check_kernel(kernel)
         self.step_size: keras.Variable | None = None
         self.num_steps = check_count("num_steps", num_steps)
         self.chains = chains
         self.global_move = global_move
-        self.form = check_choice("form", form, FORMS)
         self.energy_penalty = check_nonnegative("energy_penalty", energy_penalty)
-        self.kl_weight = check_nonnegative("kl_weight", kl_weight)
         self.data_noise = check_nonnegative("data_noise", data_noise)
-        if self.kl_weight > 0.0 and not (isinstance(kernel, mcmc.Kernel) and kernel.uses_gradient):
-            raise ValueError(f"`kl_weight` needs a kernel of ebm.mcmc that follows the gradient, got {kernel!r}.")
-        if jit_compile not in (True, False):
-            raise ValueError(f"`jit_compile` must be True or False, got {jit_compile!r}.")
-        self.jit_compile = bool(jit_compile)
+        self.jit_compile = check_jit_compile(jit_compile, choices=(True, False))
         self.num_temperatures = check_count("num_temperatures", num_temperatures)
         if global_move == "tempered" and not isinstance(kernel, mcmc.Kernel):
             raise TypeError(f"`kernel` must be one of ebm.mcmc for a tempered move, got {kernel!r}.")
@@ -148,16 +137,38 @@ class MaximumLikelihood(Loss):
             "num_nonfinite",
         )
 
-    @property
-    def differentiates_score(self) -> bool:  # type: ignore[override]
-        """Whether the parameter gradient goes through ∇ₓE: only with the KL term."""
-        return self.kl_weight > 0.0
+    def check(self, energy_fn: Callable[..., tf.Tensor]) -> None:
+        """See `Loss.check`; the chains need the derivative of the energy, and one replica if they keep a state."""
+        super().check(energy_fn)
+        self._check_replicas()
+        network = getattr(energy_fn, "network", None)
+        if isinstance(energy_fn, EnergyFunction) and getattr(self.kernel, "uses_gradient", False):
+            purpose = f"The kernel of {type(self).__name__}"
+            refuse_faulty_layers(network, purpose, training=False, order=1, inputs=input_specs(energy_fn))
+
+    def _check_replicas(self) -> None:
+        """Raises for a state that several replicas would each change in their own way."""
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if replicas == 1:
+            return
+        if self.chains.is_persistent:
+            raise ValueError(
+                f"`chains` of {type(self).__name__} must not persist under a distribution strategy, whose {replicas} "
+                "replicas would write to one set of them, got "
+                f"{type(self.chains).__name__}: train on one device, or take mcmc.FromData() or mcmc.FromBase()."
+            )
+        if getattr(self.kernel, "is_adaptive", False):
+            raise ValueError(
+                f"`kernel` of {type(self).__name__} must have a fixed step size under a distribution strategy, whose "
+                f"{replicas} replicas would each adapt their own, got {self.kernel!r}: give the kernel inside of "
+                "mcmc.Adaptive, with the step size of a training on one device."
+            )
 
     def build(self, event_shape: tuple[int, ...], dtype: str = "float32") -> None:
         """Creates the chains' weights, and `step_size`, of a kernel of `ebm.mcmc`."""
         if isinstance(self.kernel, mcmc.Kernel):
             self.kernel.check_event(tuple(event_shape))
-            step = self.kernel.step
+            step = self.kernel.initial_step_size
             if isinstance(step, np.ndarray):  # a sequence of kernels may have none, or several
                 self.step_size = self.add_weight(
                     shape=step.shape,
@@ -180,7 +191,9 @@ class MaximumLikelihood(Loss):
         seed: tf.Tensor,
         training: bool,
     ) -> LossOutput:
-        """E(x) − E(x⁻) of each row, in the form asked for."""
+        """E(x) − E(x⁻) of each row, and the energy penalty."""
+        if training:
+            self._check_replicas()
         if self.data_noise > 0.0:
             x += self.data_noise * random.normal(tf.shape(x), fold_in(seed, 0), x.dtype)
             box = getattr(self.kernel, "clamp", None)
@@ -188,18 +201,12 @@ class MaximumLikelihood(Loss):
         negatives, weights, metrics = self.negatives(energy_fn, x, fold_in(seed, 1), training)
         # one call for both: larger matrices, and the layers see data and negatives alike
         data_energy, sample_energy = tf.split(energy_fn(tf.concat([x, negatives], 0)), 2)
-        gap = data_energy - weights * sample_energy
-        if self.form == "softplus":
-            per_example = tf.where(weights > 0, tf.math.softplus(gap), tf.zeros_like(gap))
-        elif self.form == "logsumexp":
-            shares = tf.nn.softmax(tf.stop_gradient(tf.where(weights > 0, -sample_energy, -float("inf"))))
-            per_example = data_energy - shares * tf.cast(tf.size(shares), x.dtype) * sample_energy
-        else:
-            per_example = gap
+        per_example = self._contrast(data_energy, sample_energy, weights)
         if self.energy_penalty > 0.0:
             per_example += self.energy_penalty * (tf.square(data_energy) + weights * tf.square(sample_energy))
-        if self.kl_weight > 0.0:
-            per_example += self.kl_weight * weights * self._kl_term(energy_fn, negatives, fold_in(seed, 2))
+        extra = self._extra(energy_fn, negatives, fold_in(seed, 2))
+        if extra is not None:
+            per_example += weights * extra
         data_mean, sample_mean = tf.reduce_mean(data_energy), tf.reduce_mean(weights * sample_energy)
         squares = tf.square(data_energy - data_mean) + weights * tf.square(sample_energy - sample_mean)
         metrics = {
@@ -210,6 +217,15 @@ class MaximumLikelihood(Loss):
             **metrics,
         }
         return LossOutput(per_example, metrics)
+
+    def _contrast(self, data_energy: tf.Tensor, sample_energy: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """What each row contributes of the energies of data and negatives, `[batch]`."""
+        return data_energy - weights * sample_energy
+
+    def _extra(self, energy_fn: Any, negatives: tf.Tensor, seed: tf.Tensor) -> tf.Tensor | None:
+        """A further term for each of the negatives, `[batch]`; None if there is none."""
+        del energy_fn, negatives, seed
+        return None
 
     def negatives(
         self, energy_fn: Callable[..., tf.Tensor], x: tf.Tensor, seed: tf.Tensor, training: bool
@@ -252,14 +268,16 @@ class MaximumLikelihood(Loss):
             "num_nonfinite": tf.reduce_sum(tf.cast(lost | ~finite, x.dtype)),
         }
         weights = tf.cast(finite, x.dtype)
-        negatives = tf.stop_gradient(tf.where(_like(finite, x), moved.states, x))  # x: no matter what, but finite
+        # x is a placeholder: any finite value, its weight is 0
+        negatives = tf.stop_gradient(tf.where(_like(finite, x), moved.states, x))
         return negatives, weights / tf.reduce_mean(weights), metrics
 
     def _global_kernel(self, base: tfp.distributions.Distribution) -> Callable[..., tfp.mcmc.TransitionKernel]:
         if self.global_move != "tempered":
             return mcmc.IndependenceMetropolis(base)
         recipe = mcmc.TemperedTransition(self.kernel.unadapted, base, self.num_temperatures)
-        return lambda target: recipe.build(target, self.kernel.step if self.step_size is None else self.step_size.value)
+        step_size = self.kernel.initial_step_size if self.step_size is None else self.step_size.value
+        return lambda target: recipe.build(target, step_size)
 
     def _local_moves(
         self, kernel: Any, target: Callable[[tf.Tensor], tf.Tensor], states: tf.Tensor, seed: tf.Tensor, training: bool
@@ -271,10 +289,12 @@ class MaximumLikelihood(Loss):
             return run(kernel(target), states, self.num_steps, seed)
         step_size = tf.identity(self.step_size.value)
         moved = run(kernel.build(target, step_size), states, self.num_steps, seed)
-        adaptive = _adaptive_part(self.kernel)
-        if training and adaptive is not None:
-            excess = moved.accept_prob - tf.cast(adaptive.target_accept_prob, states.dtype)
-            self.step_size.assign(step_size * tf.exp(_ADAPTATION_GAIN * excess))
+        aim = self.kernel.target_accept_prob
+        if training and aim is not None:
+            change = log_step_size_change(_ADAPTATION_GAIN, moved.accept_prob, aim)
+            has_rows = tf.shape(states)[0] > 0  # else there is no acceptance
+            factor = tf.where(has_rows, tf.exp(change), tf.ones_like(change))
+            self.step_size.assign(step_size * factor)
         return moved
 
     def _base(self, energy_fn: Any, x: tf.Tensor) -> tfp.distributions.Distribution | None:
@@ -288,31 +308,7 @@ class MaximumLikelihood(Loss):
             base = energy_fn.base
         else:
             raise ValueError(f"`base` must be given to {type(self.chains).__name__} for an energy that has none.")
-        standardization = getattr(energy_fn, "standardization", None)
-        return base if standardization is None else standardization.standardized(base)
-
-    def _kl_term(self, energy_fn: Callable[..., tf.Tensor], negatives: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """sg(E)(x') − log min_j ‖x' − x⁻_j‖ with x' = x⁻ − ½ε²∇E(x⁻) + εZ, of each row."""
-        epsilon = tf.identity(self.step_size)
-        with tf.GradientTape() as tape:
-            tape.watch(negatives)
-            total = tf.reduce_sum(energy_fn(negatives))
-        slope = tape.gradient(total, negatives)
-        after = (
-            negatives - 0.5 * epsilon**2 * slope + epsilon * random.normal(tf.shape(negatives), seed, negatives.dtype)
-        )
-        fixed = tf.stop_gradient(after)
-        with tf.GradientTape() as tape:
-            tape.watch(fixed)
-            energy = energy_fn(fixed)
-        force = tf.stop_gradient(tape.gradient(energy, fixed))
-        axes = list(range(1, after.shape.rank))
-        # the energy's value, with the gradient that it has through `after` alone
-        energy = tf.stop_gradient(energy) + tf.reduce_sum(force * (after - fixed), axes)
-        flat, others = (tf.reshape(states, [tf.shape(states)[0], -1]) for states in (after, negatives))
-        squares = tf.reduce_sum(tf.square(flat[:, None] - others[None]), -1)
-        squares += tf.linalg.diag(tf.fill(tf.shape(squares)[:1], tf.constant(float("inf"), squares.dtype)))
-        return energy - 0.5 * tf.math.log(tf.reduce_min(squares, 1))
+        return Coordinates.of(energy_fn).distribution_in_chain(base)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, for Keras."""
@@ -323,9 +319,7 @@ class MaximumLikelihood(Loss):
             "chains": keras.saving.serialize_keras_object(self.chains),
             "global_move": self.global_move,
             "num_temperatures": self.num_temperatures,
-            "form": self.form,
             "energy_penalty": self.energy_penalty,
-            "kl_weight": self.kl_weight,
             "data_noise": self.data_noise,
             "jit_compile": self.jit_compile,
         }
@@ -334,16 +328,13 @@ class MaximumLikelihood(Loss):
     def from_config(cls, config: dict[str, Any]) -> MaximumLikelihood:
         """The inverse of `get_config`."""
         config = dict(config)
+        if "form" not in inspect.signature(cls.__init__).parameters:  # in files of version 0.1
+            moved = {"form": config.pop("form", "difference"), "kl_weight": config.pop("kl_weight", 0.0)}
+            if moved != {"form": "difference", "kl_weight": 0.0}:
+                raise ValueError(f"`form` and `kl_weight` are of ImprovedContrastiveDivergence now, got {moved}.")
         for name in {"kernel", "chains"} & set(config):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
-
-
-def _adaptive_part(kernel: Any) -> mcmc.Adaptive | None:
-    """The adaptive kernel that `kernel` is, or is made around."""
-    while kernel is not None and not isinstance(kernel, mcmc.Adaptive):
-        kernel = getattr(kernel, "kernel", None)
-    return kernel
 
 
 def _like(per_chain: tf.Tensor, states: tf.Tensor) -> tf.Tensor:

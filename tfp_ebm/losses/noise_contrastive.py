@@ -30,6 +30,7 @@ from tfp_ebm.arguments import check_choice, check_count, check_positive
 from tfp_ebm.energy.base import check_base, draw
 from tfp_ebm.energy.data import first_rows, row_blocks
 from tfp_ebm.energy.moments import DataMoments
+from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.losses.base import Loss, LossOutput
 from tfp_ebm.losses.noise_models import MIXTURE_ROWS, FittedNoise
 from tfp_ebm.random import fold_in
@@ -228,14 +229,21 @@ class NoiseContrastiveEstimation(Loss):
                 + (", for an energy that has no base." if self.noise is None else f": {self.noise!r} is not yet.")
             )
         check_base("noise", noise, x.dtype, tuple(x.shape[1:]))
-        standardization = getattr(energy_fn, "standardization", None)
-        return noise if standardization is None else standardization.standardized(noise)
+        return Coordinates.of(energy_fn).distribution_in_chain(noise)
 
     def _begin(self, log_ratio: tf.Tensor, num_rows: tf.Tensor) -> None:
         """Starts log Z, in the first training step that can, at the minimum of this batch's loss over log Z alone."""
         value, has_begun = self.log_normalizer.value, self._begun.value > 0
         start = tf.cond(has_begun, lambda: tf.identity(value), lambda: self._balance(log_ratio, num_rows))
         usable = tf.math.is_finite(start)
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:  # some may have no rows, and no start
+            total = replica.all_reduce(
+                tf.distribute.ReduceOp.SUM,
+                tf.stack([tf.where(usable, start, tf.zeros_like(start)), tf.cast(usable, start.dtype)]),
+            )
+            usable = total[1] > 0.0
+            start = total[0] / tf.maximum(total[1], 1.0)
         self.log_normalizer.assign(tf.where(usable, start, value))
         self._begun.assign(tf.cast(has_begun | usable, tf.int32))
 

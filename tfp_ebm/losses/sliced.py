@@ -32,8 +32,8 @@ class SlicedScoreMatching(Loss):
 
     Args:
       num_projections: directions per row and step.
-      projection: law of v, with E[vvᵀ] = I: "rademacher" (signs; vᵀ∇²E v is exact for a diagonal Hessian), "gaussian",
-        or "sphere" (uniform of length √d).
+      projection: distribution of v, with E[vvᵀ] = I: "rademacher" (signs; vᵀ∇²E v is exact for a diagonal Hessian),
+        "gaussian", or "sphere" (uniform of length √d).
       variance_reduced: whether to take ½‖s‖² in place of ½(vᵀs)², its expectation over v.
 
     Raises:

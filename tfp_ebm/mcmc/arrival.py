@@ -1,26 +1,24 @@
-"""Have the chains arrived? Judging last states, of which there is one per chain, by the way there.
+"""A convergence check for draws that are the last state of each of many chains.
 
-The last states of n chains are draws from the target if each chain has forgotten where it started. Looked at are two
+The last states of n chains are draws from the target if each chain has forgotten its start. The check compares two
 windows of an eighth of the burn-in each, half the burn-in apart: the fourth eighth and the last. With a_c and b_c the
-means of chain c over them, V the variance of all that was visited there, coordinate by coordinate and for −E, the share
+means of chain c over the windows and V the variance of all states in them, for each coordinate and for −E, the share
 
-    s = (max(0, Cov_c(a, b)) + ¼(ā − b̄)²) / V,    R̂ = 1/(1 − s)
+    s = (max(0, Cov_c(a, b)) + ¼(ā − b̄)²) / V,    R̂ = 1/√(1 − s)
 
-of the variance is tied to *which* chain it is (chains that stay in their mode, or hardly move) or to *when* it is (a
-drift that the chains share). R̂ is total over remaining variance, and what the square of Gelman & Rubin's (`diagnose`)
-tends to for long windows: 1.05 here is 1.025 there.
-At finite length theirs also counts what the mean of a window scatters by itself, 2τ/L of V for chains of
-autocorrelation time τ and windows of length L: it exceeds 1.05 unless a window holds some 40 independent draws. For
-averages over the chain that is as it should be; last states need no more than that the start is forgotten. Such scatter
-is independent in two windows far apart, so their covariance leaves it out; what is left of it is the correlation over
-half the burn-in, e^(−B/2τ), and exceeds 1.05 where the burn-in B is shorter than 6τ.
+of the variance depends on the chain (chains that stay in their mode, or hardly move) or on the window (a drift common
+to the chains). R̂² is total over remaining variance, and the limit of Gelman & Rubin's R̂² (`diagnose`) for long windows.
+At finite length theirs also contains the scatter of a window's mean, 2τ/L of V for chains of autocorrelation time τ and
+windows of length L: it exceeds 1.02 unless L is at least 50τ. That is right for averages over a chain, but last states
+only require that the start is forgotten. This scatter is independent in windows far apart, so their covariance leaves
+it out. What remains is the correlation over half the burn-in, e^(−B/2τ), which exceeds the limit if the burn-in B is
+shorter than 6.5τ.
 
-Chains that have all missed the same mode do not show it, here or in any R̂: the base must cover the target.
+If all chains have missed the same mode, neither this R̂ nor any other shows it: the base must cover the target.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,23 +27,23 @@ import tensorflow as tf
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running import moments as moments_of
 from tfp_ebm.mcmc.running.moments import Moments
+from tfp_ebm.mcmc.running.recorders import KeepMoments
 from tfp_ebm.mcmc.running.stretches import Run
 from tfp_ebm.mcmc.running.trouble import never_moved
-from tfp_ebm.mcmc.summary import reduce
 
-MAX_RHAT = 1.05
-# With fewer chains a covariance over them says little.
+# With fewer chains a covariance over them is too uncertain.
 MIN_CHAINS = 16
-# Chance that chains which have arrived are said not to have, over all coordinates, if means over windows are normal.
+# Probability of a warning about chains that have converged, over all coordinates, if means over windows are normal.
 _FALSE_ALARM = 1e-3
 
 
 class Arrival(NamedTuple):
-    """What `judge` returns.
+    """The result of `judge`.
 
     Attributes:
       rhat: the largest R̂ of the coordinates and of −E.
-      at_least: its lower confidence bound, the largest of them. Above `MAX_RHAT` the chains have not arrived.
+      at_least: the largest of their lower confidence bounds. Above `diagnostics.MAX_RHAT` the chains have not
+        converged.
     """
 
     rhat: float
@@ -61,14 +59,14 @@ def last_states(
     seed: Any,
     jit_compile: bool | str = "auto",
 ) -> tuple[tf.Tensor, Arrival]:
-    """What `sample` returns of one result after a burn-in, and how far its chains can be trusted.
+    """Runs chains for a burn-in and one step more, and returns their last states and whether they have converged.
 
     Args:
       target_log_prob_fn, initial_state, kernel, seed, jit_compile: as in `ebm.mcmc.sample`.
       num_burnin_steps: at least 1.
 
     Returns:
-      The last states `[*chains, *event]`, and an `Arrival`.
+      The last states `[*chains, *event]`, those of `sample` with `num_results=1`, and an `Arrival`.
     """
     num_steps = num_burnin_steps + 1
     window = max(1, num_steps // 8)
@@ -80,35 +78,30 @@ def last_states(
         kernel,
         num_results=num_steps - first,
         num_burnin_steps=first,
-        num_steps_between_results=0,
         seed=seed,
         jit_compile=jit_compile,
-        progress=False,
-        keeps=False,
-        num_settling_steps=num_burnin_steps,
+        recorder=KeepMoments(),
+        num_adaptive_steps=num_burnin_steps,
     )
-    parts: list[tuple[Moments, Any]] = []
-    for begin, end in itertools.pairwise((0, first + window, last, num_steps)):
-        reduce(run, parts, begin, end)
-    windows = [moments for moments, _ in parts]
-    every = moments_of.join(windows)
+    windows = dict(run.windows((0, first + window, last, num_steps)))
+    every = moments_of.join_stretches(list(windows.values()))
     run.warn_of_nonfinite(int(tf.reduce_sum(tf.cast(~every.is_finite, tf.int32))))
     stuck = never_moved(run.start, run.state[None], every.num_accepted[None] > 0)
     if run.warn_of_trouble(stuck, every.num_accepted / every.number):  # R-hat is about the others
-        windows = [moments._replace(is_finite=moments.is_finite & ~stuck) for moments in windows]
-    return tf.stop_gradient(run.state), judge(windows[0], windows[2])
+        windows = {begin: moments._replace(is_finite=moments.is_finite & ~stuck) for begin, moments in windows.items()}
+    return tf.stop_gradient(run.state), judge(windows[0], windows[last])
 
 
 def judge(first: Moments, second: Moments, false_alarm: float = _FALSE_ALARM) -> Arrival:
-    """R̂ of last states, and a bound that it exceeds with confidence 1 − `false_alarm` (Bonferroni).
+    """Computes R̂ of last states, and a bound that it exceeds with confidence 1 − `false_alarm` (Bonferroni).
 
-    The bound takes the correlation of a and b, which Fisher's transform makes normal with error 1/√(n − 3), and the
-    drift, of error sd(a − b)/√n, each at its lower end. Chains with a NaN or an infinity are left out, since they are
-    warned of by themselves.
+    The bound uses the lower ends of the correlation of a and b, which Fisher's transform makes normal with error
+    1/√(n − 3), and of the drift, whose error is sd(a − b)/√n. Chains with a NaN or an infinity are left out; there is
+    another warning for them.
 
     Args:
       first, second: moments of two windows of equal length.
-      false_alarm: for the bound.
+      false_alarm: probability that the bound exceeds the R̂ of the distribution.
     """
     kept = (first.is_finite & second.is_finite).numpy().reshape(-1)
     if kept.sum() < MIN_CHAINS:
@@ -120,7 +113,7 @@ def judge(first: Moments, second: Moments, false_alarm: float = _FALSE_ALARM) ->
 
     a, b = columns(first.mean), columns(second.mean)
     num_chains, num_columns = a.shape
-    every = moments_of.join([first, second])
+    every = moments_of.join_stretches([first, second])
     means = columns(every.mean)
     variance = means.var(0) + columns(every.squares).mean(0) / every.number.numpy()
     product = a.std(0) * b.std(0)
@@ -133,8 +126,7 @@ def judge(first: Moments, second: Moments, false_alarm: float = _FALSE_ALARM) ->
 
         def largest(tied: np.ndarray, moved: np.ndarray) -> float:
             between = np.maximum(tied, 0) + 0.25 * moved**2
-            # a coordinate of no variance has nothing to forget
-            share = np.where(variance > 0, np.minimum(between / variance, 1), 0)
-            return float(np.max(1 / (1 - share)))
+            share = np.where(variance > 0, np.minimum(between / variance, 1), 0)  # a constant coordinate counts as 0
+            return float(np.max(1 / np.sqrt(1 - share)))
 
         return Arrival(largest(covariance, drift), largest(bound * product, np.maximum(drift - z * drift_error, 0)))

@@ -1,16 +1,16 @@
-"""The one place where a chain is run.
+"""Sampling: Markov chains whose states are kept.
 
-A chain of T steps is one compiled loop whose step t draws its noise from the seed (h(seed), t): a hash of the user's
-seed beside the step's number. The noise of a step so depends on nothing but the seed and t, and the loop can be left
-and entered again at any step without changing a bit, which is what progress bar and interrupts live on (`run.py`).
+Step t of a run draws its noise from the seed (h(seed), t), a hash of the user's seed and the number of the step, so the
+loop can be left and continued at any step without a change to the draws. The progress bar and interrupts rely on it
+(`running/stretches.py`).
 
 Result i is the state after step `num_burnin_steps` + i·(`num_steps_between_results` + 1), counted from 0, as in
-`tfp.mcmc.sample_chain`. The first part of each run, log density and gradient at the start, is computed anew, so that an
-energy whose weights have changed since the last run is sampled with its new ones.
+`tfp.mcmc.sample_chain`. Log density and gradient at the start are computed in each run, so an energy whose weights have
+changed since the last run is sampled with its new weights.
 
-`driver.py` keeps compiled chains: what is compiled depends on the target, the kernel without the values of its
-step sizes, `num_results` (if it is small), and the shape of the state. Seed, state, step sizes, burn-in and thinning
-are arguments.
+Compiled loops are kept (`running/compiled.py`). One depends on the target, the kernel without the values of its step
+sizes, `num_results` (if it is small), and the shape of the state. Seed, state, step sizes, burn-in and thinning are
+arguments.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfp_ebm.energy.signs import check_target
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running.finite import count_nonfinite
-from tfp_ebm.mcmc.running.loop import Chain, Rows
+from tfp_ebm.mcmc.running.recorders import Visit, join_stretches
 from tfp_ebm.mcmc.running.stretches import Run
 from tfp_ebm.mcmc.running.trouble import never_moved
 
 
 class Samples(NamedTuple):
-    """What `sample` returns.
+    """The result of `sample`.
 
     Attributes:
       states: `[num_results, *chains, *event]`.
       unnormalized_log_prob: the target at those states, `[num_results, *chains]`.
       is_accepted: whether the step that led to the state was accepted, `[num_results, *chains]`. All True for kernels
-        that accept everything; for a kernel whose results do not tell, whether the chain moved.
+        that accept everything; whether the chain moved, for a kernel whose results do not say.
       step_size: the kernel's step size (the scale of a random walk) after the last step, adapted if the kernel adapts;
         a tuple for a `Sequential` with several; None for a kernel that has none, or is not one of this package's.
-      num_nonfinite: int32, the number of chains with a NaN or an infinity in any kept state, or with a kept log density
-        that is NaN or infinite. Metropolis kernels never leave a point of log density −inf or NaN once there.
+      num_nonfinite: int32, the number of chains with a NaN or an infinity in any kept state or log density.
+        Metropolis kernels never leave a point of log density −inf or NaN once there.
       num_stuck: int32, the number of chains that never moved from where they started, in the burn-in either.
       num_bad_gradients: int32, the number of chains that met a NaN or infinite gradient at a point of finite log
         density, from where every proposal is rejected; None for a kernel that does not record it.
@@ -58,7 +59,7 @@ class Samples(NamedTuple):
     num_bad_gradients: tf.Tensor | None = None
 
     def to_arviz(self) -> Any:
-        """Converts the draws to ArviZ's `InferenceData`, or to `xarray.DataTree` from ArviZ 1 on.
+        """Converts the draws to ArviZ's `InferenceData`, or with ArviZ 1 or later to `xarray.DataTree`.
 
         The group `posterior` holds `x` `[chain, draw, *event]`, with all chain axes joined; `sample_stats` holds `lp`,
         the unnormalised log density, and `accepted`, both `[chain, draw]`. `arviz.summary` of it gives the figures of
@@ -75,7 +76,7 @@ class Samples(NamedTuple):
         rank = np.ndim(self.is_accepted)
 
         def by_chain(values: Any) -> np.ndarray:
-            """`[draw, *chains, ...]` as `[chain, draw, ...]`."""
+            """Reshapes `[draw, *chains, ...]` to `[chain, draw, ...]`."""
             array = np.asarray(values)
             return np.moveaxis(array.reshape(len(array), -1, *array.shape[rank:]), 0, 1)
 
@@ -84,13 +85,13 @@ class Samples(NamedTuple):
             "sample_stats": {"lp": by_chain(self.unnormalized_log_prob), "accepted": by_chain(self.is_accepted)},
         }
         with warnings.catch_warnings():
-            # ArviZ suspects swapped axes where there are more chains than draws; here that is usual.
+            # ArviZ warns of swapped axes if there are more chains than draws, which is usual here.
             for message in ("More chains .* than draws", "Found chain dimension to be longer than draw dimension"):
                 warnings.filterwarnings("ignore", message)
             from_dict: Any = arviz.from_dict
             if "posterior" in inspect.signature(from_dict).parameters:
                 return from_dict(**groups)
-            return from_dict(groups)  # from release 1 on: all groups in one dictionary
+            return from_dict(groups)  # ArviZ 1: all groups in one dictionary
 
 
 def sample(
@@ -105,47 +106,52 @@ def sample(
     jit_compile: bool | str = "auto",
     progress: bool = False,
 ) -> Samples:
-    """Runs Markov chains from `initial_state` and returns their states; `summarize` is for draws too many to keep.
+    """Runs Markov chains from `initial_state` and returns their states.
 
-    A second call with an equal target, kernel and shapes runs at once: nothing is traced or compiled again, whatever
-    the seed, the states, the step size, the burn-in or the current weights of the target. Bound methods
-    (`model.unnormalized_log_prob`) are equal if they belong to one object; a lambda written into the call is new at
-    each call and compiled each time. The compiled chain does not keep the target's owner alive.
+    For draws that do not fit in memory, see `summarize`.
 
-    128 chains or more are run as two halves at the same time, each with noise of its own, where the kernel moves every
-    chain by itself and the target's values at the halves are those at the whole (`halves.py`); which of them is faster
-    does not change a bit.
+    A second call with an equal target, kernel and shapes traces and compiles nothing, whatever the seed, the states,
+    the step size, the burn-in or the current weights of the target. Bound methods (`model.unnormalized_log_prob`) are
+    equal if they belong to one object. A lambda written into the call is new at each call and compiled each time. The
+    compiled loop does not keep the target's owner alive.
 
-    Called while a `tf.function` is being traced, the chain becomes part of that function, which decides whether it is
-    compiled by XLA; nothing is cached, shown or warned of then. No gradient flows through a chain.
+    128 chains or more run as two halves at the same time, each with noise of its own, if the kernel moves each chain
+    independently and the target's values at the halves are those at all chains (`running/halves.py`). The draws do not
+    depend on which half finishes first.
 
-    An interrupt (Ctrl-C) takes effect within a second or so, between two calls of the compiled loop: the results drawn
-    so far are returned, with a warning that says how many they are. They are the first ones of the whole run, to the
+    In a `tf.function` that is being traced, the chains become part of that function, which decides whether XLA compiles
+    them; nothing is cached, shown or warned of then. No gradient flows through a chain.
+
+    An interrupt (Ctrl-C) takes effect within about a second, between two calls of the compiled loop. The results drawn
+    so far are returned, with a warning that gives their number. They equal the first results of the full run to the
     last bit.
 
     Args:
-      target_log_prob_fn: log p up to a constant, `[*chains, *event] -> [*chains]`.
-      initial_state: where the chains start, floating-point `[*chains, *event]`. The target's rank says how many axes
-        are chains.
+      target_log_prob_fn: log p up to a constant, `[*chains, *event] -> [*chains]`; or a `tfd.Distribution`, by its
+        `unnormalized_log_prob`. An energy, whose sign is the opposite, is refused where it can be recognised: pass
+        `model.unnormalized_log_prob`, not the model.
+      initial_state: where the chains start, floating-point `[*chains, *event]`. The rank of the target's values is the
+        number of axes of chains.
       kernel: a kernel of `ebm.mcmc`, or any callable `target_log_prob_fn -> tfp.mcmc.TransitionKernel`.
       num_results: number of states to keep per chain.
       num_burnin_steps: steps before the first kept one.
       num_steps_between_results: steps dropped between two kept ones.
       seed: int, or int32[2]. The same seed gives the same samples.
-      jit_compile: True: XLA. False: graph mode. "auto": XLA if the run evaluates the target at least 2000 times
-        (steps × evaluations per step; the longest trajectory for NUTS) and the event has at most 512 coordinates, which
-        is where what XLA saves exceeds the seconds of compiling on a CPU; graph mode, with a warning that gives
-        the reason, where XLA cannot compile the target. Graph mode and XLA differ in rounding, and TFP's kernels also
-        in their random numbers.
+      jit_compile: True: XLA. False: graph mode. "auto": XLA if the run evaluates the target at least 2000 times (steps
+        × evaluations per step; the longest trajectory for NUTS) and the event has at most 512 coordinates, since XLA
+        then saves more time than it takes to compile on a CPU. If XLA cannot compile the target, "auto" runs in graph
+        mode, with a warning that gives the reason. Graph mode and XLA differ in rounding, and TFP's kernels also in
+        their random numbers.
       progress: whether to show a progress bar. The samples are the same to the last bit.
 
     Returns:
       A `Samples`.
 
     Raises:
-      TypeError: if the seed is None, the state not floating-point, or of another dtype than the target's values.
-      ValueError: if a count is out of range, the target's shape is not `[*chains]`, or it has no gradient and the
-        kernel needs one.
+      TypeError: if the target is an energy, the seed is None, or the state is not floating-point or has another dtype
+        than the target's values.
+      ValueError: if a count is out of range, the target's shape is not `[*chains]`, or the target has no gradient and
+        the kernel needs one.
       KeyboardInterrupt: at an interrupt before the first result.
 
     >>> from tfp_ebm.mcmc import MALA
@@ -155,7 +161,7 @@ def sample(
     (TensorShape([10, 4, 2]), TensorShape([10, 4]), 0)
     """
     run = Run(
-        target_log_prob_fn,
+        check_target(target_log_prob_fn),
         initial_state,
         kernel,
         num_results=num_results,
@@ -164,34 +170,37 @@ def sample(
         seed=seed,
         jit_compile=jit_compile,
         progress=progress,
-        keeps=True,
     )
-    stretches: list[Rows] = []
+    stretches: list[Visit] = []
     num_kept = 0
     try:
-        for number, _, rows in run.stretches(lambda chain, *given: chain.advance(*given), 0, run.num_steps):
-            stretches.append(rows.first(number - num_kept))
-            num_kept = number
+        for num_results, draws in run.stretches(0, run.num_steps):
+            stretches.append(_first(num_results - num_kept, draws))
+            num_kept = num_results
     except KeyboardInterrupt:
-        num_kept = sum(rows.states.shape[0] for rows in stretches)
+        num_kept = sum(draws.state.shape[0] for draws in stretches)
         if num_kept == 0:
             raise
         run.warn_of_interrupt(num_kept)
-    samples = _samples(run.chain, Rows.join(stretches))
-    stuck = never_moved(run.start, samples.states, samples.is_accepted)
-    run.warn_of_nonfinite(samples.num_nonfinite)
-    run.warn_of_trouble(stuck, tf.reduce_mean(tf.cast(samples.is_accepted, tf.float64), 0))
-    return samples._replace(
-        evaluations_per_result=run.evaluations_per_result,
-        num_stuck=tf.reduce_sum(tf.cast(stuck, tf.int32)),
-        num_bad_gradients=run.num_bad_gradients,
+    draws = join_stretches(stretches)
+    states = tf.stop_gradient(draws.state)
+    log_prob = tf.stop_gradient(draws.log_prob if tf.is_tensor(draws.log_prob) else run.chain.log_prob(states))
+    num_nonfinite = count_nonfinite(states, log_prob.shape.rank, log_prob)
+    run.warn_of_nonfinite(num_nonfinite)
+    stuck = never_moved(run.start, states, draws.is_accepted)
+    run.warn_of_trouble(stuck, tf.reduce_mean(tf.cast(draws.is_accepted, tf.float64), 0))
+    return Samples(
+        states,
+        log_prob,
+        draws.is_accepted,
+        run.step_size,
+        num_nonfinite,
+        run.evaluations_per_result,
+        tf.reduce_sum(tf.cast(stuck, tf.int32)),
+        run.num_bad_gradients,
     )
 
 
-def _samples(chain: Chain, rows: Rows) -> Samples:
-    """What the user sees of the kept rows."""
-    states = tf.stop_gradient(rows.states)
-    log_prob = tf.stop_gradient(rows.log_prob if tf.is_tensor(rows.log_prob) else chain.log_prob(states))
-    step_size = rows.step_size if tf.nest.flatten(rows.step_size) else None
-    num_nonfinite = count_nonfinite(states, log_prob.shape.rank, log_prob)
-    return Samples(states, log_prob, rows.is_accepted, step_size, num_nonfinite)
+def _first(number: int, draws: Visit) -> Visit:
+    """Returns the first `number` of the draws."""
+    return draws if number == draws.state.shape[0] else tf.nest.map_structure(lambda part: part[:number], draws)

@@ -1,25 +1,26 @@
-"""Chains whose draws nobody keeps: mean, covariance and R̂ in one pass, in memory that the length does not change.
+"""Summaries of chains whose draws are not kept: mean, covariance and R̂ in one pass, in memory of a fixed size.
 
-Mean, standard deviation and R̂ are those that `diagnose` would give for the draws. The standard error is another: the
-means of m chains are independent, so their own scatter tells the error of the mean over all of them,
+Mean, standard deviation and R̂ equal those that `diagnose` computes from the draws. The standard error differs. The
+means of m chains are independent, so their own scatter estimates the error of the mean over all of them,
 
     MCSE² = Σ_c (m_c − m)² / (m(m − 1)),    ESS = sd²/MCSE²,
 
-with no autocorrelation to be estimated, for which the draws would have to be kept. Its relative error is 1/√(2(m − 1)):
-2 % for a thousand chains, 24 % for ten.
+without an autocorrelation, which only the draws would give. Its relative error is 1/√(2(m − 1)): 2 % for a thousand
+chains, 24 % for ten.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfp_ebm.energy.signs import check_target
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running import moments as moments_of
 from tfp_ebm.mcmc.running.moments import Moments
+from tfp_ebm.mcmc.running.recorders import KeepMoments
 from tfp_ebm.mcmc.running.stretches import Run
 from tfp_ebm.mcmc.running.trouble import never_moved
 
@@ -28,23 +29,23 @@ _MIN_RESULTS = 4
 
 
 class Summary(NamedTuple):
-    """What `summarize` returns; statistics are in float64.
+    """The result of `summarize`; statistics are in float64.
 
     Attributes:
       mean: over all draws of all chains, `[*event]`.
       sd: standard deviation over all draws of all chains, `[*event]`.
-      covariance: of the coordinates over all draws of all chains, `[*event, *event]`; None if it was not asked for.
+      covariance: of the coordinates over all draws of all chains, `[*event, *event]`; None unless `covariance=True`.
       mcse: standard error of `mean`, `[*event]`; NaN for a single chain.
-      ess: sd²/mcse², the number of independent draws that would estimate `mean` as well, `[*event]`.
-      rhat: split R̂ of Gelman & Rubin, `[*event]`; NaN for fewer than 4 results per chain, or a coordinate that never
-        changes.
+      ess: sd²/mcse², the number of independent draws that would estimate `mean` equally well, `[*event]`.
+      rhat: split R̂ of Gelman & Rubin, `[*event]`; NaN for fewer than 4 results per chain, and for a coordinate that
+        never changes.
       rhat_log_prob: split R̂ of the target's log density; None for a kernel that is not one of this package's.
       acceptance_rate: share of the steps to a result that were accepted.
       num_stuck: int32, the number of chains whose results are all equal. `summarize` warns of those that never moved
         from where they started, and of gradients that are NaN.
       num_nonfinite: int32, the number of chains with a NaN or an infinity in a result or, for a kernel of this
-        package's, its log density. They are not left out: where it is not 0, expect NaN above.
-      num_results: int32, results per chain; fewer than asked for after an interrupt.
+        package, its log density. They are not left out: if it is not 0, expect NaN above.
+      num_results: int32, results per chain; fewer than requested after an interrupt.
       last_state: `[*chains, *event]`, after the last step.
       step_size: as in `Samples`.
     """
@@ -77,19 +78,20 @@ def summarize(
     progress: bool = False,
     covariance: bool = False,
 ) -> Summary:
-    """Runs the chains that `ebm.mcmc.sample` would run, and keeps their statistics instead of their states.
+    """Runs the chains that `ebm.mcmc.sample` would run, and returns their statistics instead of their states.
 
-    Memory is that of a few copies of the state, in float64, for any number of results; with `covariance` twice the
-    square of the event's size besides, and a matrix product per step. `num_results` is an argument of the compiled
-    chain: another one is not compiled anew.
+    It takes the memory of a few copies of the state in float64, for any number of results; with `covariance` also that
+    of two matrices `[size, size]` of the event's size, and a matrix product per step. A different `num_results` needs
+    no new compilation.
 
-    An interrupt (Ctrl-C) returns the statistics of the results so far, with a warning that says how many they are. R̂
-    is then that of whole chains, since their halves were not known: a drift that all chains share does not show in it.
+    An interrupt (Ctrl-C) returns the statistics of the results so far, with a warning that gives their number. R̂ is
+    then not split, since the halves of the chains were not known in advance: a drift common to all chains does not show
+    in it.
 
     Args:
       target_log_prob_fn, initial_state, kernel, num_results, num_burnin_steps, num_steps_between_results, seed,
         jit_compile, progress: as in `ebm.mcmc.sample`. Thinning saves nothing here but the sums.
-      covariance: whether to follow the covariance of the coordinates too.
+      covariance: whether to compute the covariance of the coordinates too.
 
     Returns:
       A `Summary`.
@@ -107,7 +109,7 @@ def summarize(
     (TensorShape([2]), 40, 0)
     """
     run = Run(
-        target_log_prob_fn,
+        check_target(target_log_prob_fn),
         initial_state,
         kernel,
         num_results=num_results,
@@ -116,46 +118,31 @@ def summarize(
         seed=seed,
         jit_compile=jit_compile,
         progress=progress,
-        keeps=False,
+        recorder=KeepMoments(covariance),
     )
     half = run.num_results // 2
     ends = [0, *(run.steps_until(number) for number in (half, 2 * half)), run.num_steps]
-    parts: list[tuple[Moments, Any]] = []  # of both halves of the results and, for an odd number, of the last one
-    is_whole = True
+    windows: dict[int, Moments] = {}  # both halves of the results and, for an odd number, the last one
+    is_complete = True
     try:
-        for first, last in itertools.pairwise(ends):
-            if first < last:
-                reduce(run, parts, first, last, covariance)
+        for first, moments in run.windows(ends):
+            windows[first] = moments
     except KeyboardInterrupt:
-        number = int(sum(moments.number for moments, _ in parts))
+        number = int(sum(moments.number for moments in windows.values()))
         if number == 0:
             raise
-        is_whole = False
+        is_complete = False
         run.warn_of_interrupt(number)
-    summary = _summary([moments for moments, _ in parts], run.state, parts[-1][1], is_whole)
+    summary = _summary(list(windows.values()), is_complete, run.state, run.step_size)
     run.warn_of_nonfinite(summary.num_nonfinite)
-    every = moments_of.join([moments for moments, _ in parts])
+    every = moments_of.join_stretches(list(windows.values()))
     stuck = never_moved(run.start, run.state[None], every.num_accepted[None] > 0)
     run.warn_of_trouble(stuck, every.num_accepted / every.number)
     return summary
 
 
-def reduce(run: Run, parts: list[tuple[Moments, Any]], first: int, last: int, covariance: bool = False) -> None:
-    """Runs the steps `first` to `last - 1`, and appends to `parts` the moments of their results and the step size after
-    them; an interrupt leaves there those of the stretches that came to their end."""
-    moments = run.chain.no_moments(run.state, run.log_prob, covariance)
-    parts.append((run.chain.joined(moments), None))
-
-    def call(chain: Any, *given: Any) -> Any:
-        return chain.reduce(moments, *given)
-
-    for _, _, out in run.stretches(call, first, last):
-        moments, step_size = out  # where the next stretch goes on
-        parts[-1] = (run.chain.joined(moments), step_size)
-
-
-def _summary(parts: Sequence[Moments], state: tf.Tensor, step_size: Any, is_whole: bool) -> Summary:
-    every = moments_of.join(parts)
+def _summary(windows: Sequence[Moments], is_complete: bool, state: tf.Tensor, step_size: Any) -> Summary:
+    every = moments_of.join_stretches(windows)
     rank = every.is_finite.shape.rank
     means, squares = (moments_of.over_chains(value[0], rank) for value in (every.mean, every.squares))
     num_chains = tf.cast(tf.shape(means)[0], tf.float64)
@@ -165,10 +152,9 @@ def _summary(parts: Sequence[Moments], state: tf.Tensor, step_size: Any, is_whol
     between = tf.reduce_sum((means - mean) ** 2, 0)
     sd = tf.sqrt((tf.reduce_sum(squares, 0) + number * between) / (total - 1))
     mcse = tf.sqrt(between / (num_chains * (num_chains - 1)))
-    whole = [every]
-    if is_whole:  # the halves; R̂ leaves out the last of an odd number of results
-        whole = list(parts[:2]) if len(parts) > 1 else [every]
-    rhats = [moments_of.rhat(whole, entry) for entry in range(len(every.mean))]
+    # R̂ compares the halves, and leaves out the last of an odd number of results.
+    compared = windows[:2] if is_complete and len(windows) > 1 else [every]
+    rhats = [moments_of.rhat(compared, entry) for entry in range(len(every.mean))]
     enough = number >= _MIN_RESULTS
     rhats = [tf.where(enough, value, tf.constant(float("nan"), tf.float64)) for value in rhats]
     scatter = every.scatter

@@ -13,6 +13,7 @@ import tensorflow_probability as tfp
 from tfp_ebm.arguments import check_count
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.negative_energy import frozen_weights
+from tfp_ebm.types import Estimate
 
 tfd = tfp.distributions
 
@@ -38,11 +39,7 @@ class UnfrozenVariables(Mapping[str, tf.Variable]):
         return len(self._variables())
 
 
-# What `tfd.BatchBroadcast(p)` is for a p that is no composite tensor.
-_BatchBroadcast: Any = tfd.BatchBroadcast.__bases__[0]
-
-
-class BroadcastEnergies(_BatchBroadcast):
+class BroadcastEnergies(tfd.BatchBroadcast.__bases__[0]):  # type: ignore[name-defined]
     """`tfd.BatchBroadcast` that broadcasts `unnormalized_log_prob` too.
 
     Args:
@@ -69,19 +66,36 @@ def check_count_or_tensor(name: str, value: Any) -> Any:
 
 def checked_log_normalizer(value: Any, dtype: tf.DType) -> Any:
     """log Z as a scalar tensor, or as the variable that holds it."""
-    value = value.value if isinstance(value, keras.Variable) else value
-    if isinstance(value, tuple):
-        raise TypeError(f"`log_normalizer` must be a number, as an estimate's value is, got {value}.")
+    value = value.value if isinstance(value, keras.Variable | Estimate) else value
+    if value is None or isinstance(value, tuple | str | bool):
+        raise TypeError(f"`log_normalizer` must be an Estimate or a number, got {value!r}.")
     if not isinstance(value, tf.Variable | tfp.util.DeferredTensor):
         value = tf.convert_to_tensor(value, dtype)
     elif value.dtype != dtype:
         raise TypeError(f"`log_normalizer` must have the energy's dtype {dtype.name}, got {value.dtype.name}.")
     if value.shape.rank not in (0, None):
         raise ValueError(
-            f"`log_normalizer` must be a number, got shape {tuple(value.shape)}. In a joint distribution whose other "
-            "variables have batch axes, use an auto-batched one: it calls with one sample at a time."
+            f"`log_normalizer` must be an Estimate or a number, got shape {tuple(value.shape)}. In a joint "
+            "distribution whose other variables have batch axes, use an auto-batched one: it calls with one sample "
+            "at a time."
         )
     known = None if isinstance(value, tf.Variable | tfp.util.DeferredTensor) else tf.get_static_value(value)
     if known is not None and not np.isfinite(known):
         raise ValueError(f"`log_normalizer` must be finite, got {known}.")
     return value
+
+
+def with_added_axes(distribution: Any, slices: Any) -> tfp.distributions.Distribution:
+    """Returns a distribution of batch shape () with the batch axes of size 1 that `slices` adds.
+
+    Raises:
+      IndexError: for an index or a slice, since there is no axis to index.
+    """
+    slices = slices if isinstance(slices, tuple) else (slices,)
+    added = sum(item is None for item in slices)
+    if any(item is not None and item is not Ellipsis for item in slices) or len(slices) - added > 1:
+        raise IndexError(
+            f"{distribution.name} has batch shape () and cannot be sliced, got [{', '.join(map(str, slices))}]; p[..., "
+            "tf.newaxis] adds an axis, tfd.Sample(p, n) or p.sample(n) gives several."
+        )
+    return distribution if added == 0 else BroadcastEnergies(distribution, with_shape=[1] * added)

@@ -2,13 +2,12 @@
 
     p(x) = exp(−E(x)) / Z        (eq. 1)
 
-Whatever TFP can do with a density that is known up to a constant, it can do with this one: any `tfp.mcmc` kernel takes
-its `unnormalized_log_prob`, and a joint distribution takes it as a prior. `log_prob` exists only once log Z is known.
+Any `tfp.mcmc` kernel takes its `unnormalized_log_prob`, and a joint distribution takes it as a prior. `log_prob` exists
+only once log Z is known.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,26 +16,30 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc
-from tfp_ebm.arguments import check_count, check_event_shape
+from tfp_ebm.arguments import check_count, check_event_shape, check_kernel
 from tfp_ebm.caller import warn
 from tfp_ebm.energy.base import check_base
-from tfp_ebm.mcmc.arrival import MAX_RHAT, MIN_CHAINS, last_states
+from tfp_ebm.energy.signs import check_energy
+from tfp_ebm.energy.standardization import Coordinates
+from tfp_ebm.mcmc.arrival import MIN_CHAINS, last_states
+from tfp_ebm.mcmc.diagnostics import MAX_RHAT
 from tfp_ebm.mcmc.running.finite import is_finite
 from tfp_ebm.model.contract import (
-    BroadcastEnergies,
     UnfrozenVariables,
     check_count_or_tensor,
     checked_log_normalizer,
+    with_added_axes,
 )
 from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.model.exact_draws import draws_exactly, exact_draws
 from tfp_ebm.model.joint_draws import next_draw
 from tfp_ebm.model.negative_energy import model_of, negative_energy_of, unnormalized_log_prob
 from tfp_ebm.random import fold_in, stateless_seed
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
-# With fewer chains a run ends before XLA has compiled it, and R-hat means little. TFP's joint distributions draw a
-# single sample to learn the structure of their parts, each time they are traced.
+# Below this many chains a run is over before XLA has compiled it, and R-hat says little. TFP's joint distributions draw
+# a single sample to learn the structure of their parts, each time they are traced.
 _FEW_CHAINS = MIN_CHAINS
 # How often a start of zero or NaN density is drawn again.
 _MAX_REDRAWS = 20
@@ -47,7 +50,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
 
     `sample(n, seed)` runs n independent chains from the base and returns their last states. It warns of chains that
     never moved, of gradients that are NaN where the density is not, and, from 16 chains on, of an R-hat over the second
-    half of the burn-in that exceeds 1.05 beyond doubt: of chains that have not forgotten their starts, as between
+    half of the burn-in that exceeds 1.02 beyond doubt: of chains that have not forgotten their starts, as between
     separated modes, or still drift (`mcmc/arrival.py` has the formula). Inside a `tf.function` it does not warn. Starts
     of zero or NaN density are drawn again.
 
@@ -69,8 +72,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
         and adaptive HMC, `ebm.mcmc.default_kernel(base)`.
       base: a `tfd.Distribution` over x where chains start; default: the model's.
       num_burnin_steps: kernel steps from there to a sample.
-      log_normalizer: log Z, if known: a number, a scalar tensor or a variable. Default: what the loss of an
-        `EnergyModel` has learned, if it learns it.
+      log_normalizer: log Z, if known: a number, an `Estimate` of `ebm.evaluation`, a scalar tensor or a variable.
+        Default: what the loss of an `EnergyModel` has learned, if it learns it.
       dtype: of x, for callables; default: that of `base`, else float32.
       bijector: a `tfb.Bijector` from unconstrained numbers onto the support of p, for energies that are defined on a
         part of space only. It is `experimental_default_event_space_bijector`, as variational inference needs it, and
@@ -121,6 +124,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         elif event_shape is None:
             raise ValueError("`event_shape` must be given for a callable energy.")
         else:
+            check_energy(energy, "energy")
             dtype = dtype or getattr(base, "dtype", tf.float32)
         dtype = tf.as_dtype(dtype)
         if tf.is_tensor(event_shape):
@@ -128,8 +132,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
         event_shape = check_event_shape(event_shape)
         if base is not None:
             check_base("base", base, dtype, event_shape)
-        if kernel is not None and not callable(kernel):
-            raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
+        if kernel is not None:
+            check_kernel(kernel)
         if bijector is not None:
             if not isinstance(bijector, tfb.Bijector):
                 raise TypeError(f"`bijector` must be a tfp.bijectors.Bijector, got {bijector!r}.")
@@ -138,7 +142,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         self._energy = energy
         self._event = event_shape
         # One object for all distributions of one energy: by it their compiled chains are found again.
-        self._target: Any = None
+        self._target: Callable[[tf.Tensor], tf.Tensor] | None = None
         if not isinstance(energy, EnergyModel):
             self._target = negative_energy_of(energy, dtype, event_shape)
         self._kernel = kernel
@@ -160,9 +164,10 @@ class EnergyDistribution(tfp.distributions.Distribution):
     @property
     def negative_energy(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """The function −E(x), without log Z: the target of the chains. All distributions of one energy share it."""
-        if isinstance(self._energy, EnergyModel):
-            return functools.partial(unnormalized_log_prob, self._energy)
-        return self._target
+        if self._target is not None:
+            return self._target
+        model: Any = self._energy
+        return lambda x: unnormalized_log_prob(model, x)
 
     def _unnormalized_log_prob(self, x: tf.Tensor) -> tf.Tensor:
         negative_energy = self.negative_energy(x)
@@ -187,7 +192,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         return self._energy.log_normalizer if isinstance(self._energy, EnergyModel) else None
 
     def with_log_normalizer(self, value: Any) -> EnergyDistribution:
-        """Returns the same distribution with log Z known to be `value`, so that `log_prob` works."""
+        """Returns the same distribution with a known log Z, an `Estimate` or a number, so that `log_prob` works."""
         return self.copy(log_normalizer=value)
 
     # --- samples ---------------------------------------------------------------------------------------------------
@@ -227,6 +232,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         self,
         num_results: int,
         num_chains: int,
+        *,
         seed: Any,
         num_burnin_steps: int | None = None,
         num_steps_between_results: int = 0,
@@ -265,12 +271,15 @@ class EnergyDistribution(tfp.distributions.Distribution):
             seed=seed,
             **kwargs,
         )
-        log_normalizer = 0.0 if self._log_normalizer is None else self.log_normalizer
-        if isinstance(self._energy, EnergyModel):
-            standardization = self._energy.energy_function.standardization
-            log_normalizer += standardization.log_scale_sum()
-            samples = samples._replace(states=standardization.to_x(samples.states))
-        return samples._replace(unnormalized_log_prob=samples.unnormalized_log_prob - log_normalizer)
+        samples = self._coordinates.finish(samples)
+        if self._log_normalizer is None:
+            return samples
+        return samples._replace(unnormalized_log_prob=samples.unnormalized_log_prob - self.log_normalizer)
+
+    @property
+    def _coordinates(self) -> Coordinates:
+        """Where chains run: in z for a model, in x for a callable, be it an `EnergyFunction`, whose own x is a z."""
+        return Coordinates.of(self._energy) if isinstance(self._energy, EnergyModel) else Coordinates()
 
     def _chains(self, num_chains: Any, seed: tf.Tensor) -> tuple[Callable[..., tf.Tensor], tf.Tensor, Any, tf.Tensor]:
         """Target, starts and kernel of chains, in standardised coordinates if the energy is a model's; their seed."""
@@ -309,8 +318,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
         # TFP documents None as "any seed", and takes an int for a stateful one; here an int means the same bits again.
-        # An int beyond 64 bits is one that TFP itself derived: its auto-batched joint distributions hand the same one
-        # to every draw, and count on each draw being another.
+        # TFP's auto-batched joint distributions pass the same int beyond 64 bits for draws that must differ.
         static = tf.get_static_value(n)
         num_chains = n if static is None else int(static)
         if isinstance(seed, int) and seed.bit_length() > 64:
@@ -322,11 +330,13 @@ class EnergyDistribution(tfp.distributions.Distribution):
         return self._last_states(num_chains, tfp.random.sanitize_seed(None) if seed is None else stateless_seed(seed))
 
     def _last_states(self, num_chains: Any, seed: tf.Tensor) -> tf.Tensor:
-        """The last states of as many chains, `[num_chains, *event]`."""
+        """The last states of as many chains, `[num_chains, *event]`, or exact samples where the network draws them."""
+        if self._kernel is None and draws_exactly(self._energy):
+            return exact_draws(self._energy, num_chains, seed)
         if isinstance(num_chains, int) and num_chains < _FEW_CHAINS:
-            return self.sample_chains(1, num_chains, seed, jit_compile=False).states[0]
+            return self.sample_chains(1, num_chains, seed=seed, jit_compile=False).states[0]
         if self._num_burnin_steps == 0 or not tf.executing_eagerly():
-            return self.sample_chains(1, num_chains, seed).states[0]
+            return self.sample_chains(1, num_chains, seed=seed).states[0]
         target, start, kernel, seed = self._chains(num_chains, seed)
         states, arrival = last_states(target, start, kernel, num_burnin_steps=self._num_burnin_steps, seed=seed)
         if arrival.at_least > MAX_RHAT:
@@ -335,9 +345,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
                 "burn-in steps the chains did not forget where they were, and each mode's share of the samples may be "
                 "that of the starts. A larger `num_burnin_steps`, or a kernel that crosses between modes, helps."
             )
-        if isinstance(self._energy, EnergyModel):
-            return self._energy.energy_function.standardization.to_x(states)
-        return states
+        return self._coordinates.from_chain(states)
 
     # --- TFP's contract --------------------------------------------------------------------------------------------
 
@@ -372,14 +380,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         Raises:
           IndexError: for an index or a slice, since there is no axis to index.
         """
-        slices = slices if isinstance(slices, tuple) else (slices,)
-        added = sum(item is None for item in slices)
-        if any(item is not None and item is not Ellipsis for item in slices) or len(slices) - added > 1:
-            raise IndexError(
-                f"{self.name} has batch shape () and cannot be sliced, got [{', '.join(map(str, slices))}]; p[..., "
-                "tf.newaxis] adds an axis, tfd.Sample(p, n) or p.sample(n) gives several."
-            )
-        return self if added == 0 else BroadcastEnergies(self, with_shape=[1] * added)
+        return with_added_axes(self, slices)
 
     def __reduce__(self) -> Any:
         # TFP's attributes hold functions and name scopes; the arguments are all there is to copy or to pickle

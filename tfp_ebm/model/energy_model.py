@@ -2,8 +2,8 @@
 
     p(x) = exp(−E(x)) / Z        (eqs. 1-2)
 
-It is a plain `keras.Model`: `fit` with every callback, `save`, `predict`, `export`. What it adds to a network are the
-units of the data, a base distribution, scores, and (in `trainer.py`) a training step for energy functions.
+It is a plain `keras.Model`: `fit` with every callback, `save`, `predict`, `export`. It adds to a network the
+standardisation of the data, a base distribution, scores, and (in `trainer.py`) a training step for energy functions.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import serialization
-from tfp_ebm.arguments import check_event_shape
-from tfp_ebm.derivatives import score
+from tfp_ebm.arguments import check_event_shape, check_keras_3, check_kernel
+from tfp_ebm.derivatives import refuse_faulty_layers, score
 from tfp_ebm.energy.base import GaussianBase, check_base
 from tfp_ebm.energy.data import row_blocks
 from tfp_ebm.energy.function import EnergyFunction
@@ -31,16 +31,10 @@ from tfp_ebm.energy.shapes import as_state, input_event_shape, over_leading_dime
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.files import written_atomically
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
-from tfp_ebm.model.export import (
-    check_litert,
-    exported_sampler,
-    replaceable_directory,
-    without_solves,
-    write_saved_model,
-)
+from tfp_ebm.model.export import export_energy, exported_sampler, replaceable_directory, write_saved_model
 from tfp_ebm.model.trainer import EnergyTrainer
 from tfp_ebm.networks.conditional import FixedCondition, serialized, takes_condition
-from tfp_ebm.random import stateless_seed
+from tfp_ebm.types import KernelLike, Seed
 
 Function: TypeAlias = tf.types.experimental.PolymorphicFunction
 
@@ -95,9 +89,10 @@ class EnergyModel(EnergyTrainer):
         network: keras.layers.Layer,
         base_measure: tfp.distributions.Distribution | None = None,
         event_shape: tuple[int, ...] | list[int] | None = None,
-        seed: int | tuple[int, int] = 0,
+        seed: Seed = 0,
         **kwargs: Any,
     ) -> None:
+        check_keras_3("network", network)
         if not isinstance(network, keras.layers.Layer):
             raise TypeError(
                 f"`network` must be a Keras model or layer, got {type(network).__name__}; a function goes into "
@@ -109,7 +104,8 @@ class EnergyModel(EnergyTrainer):
         # it is standardised. The network's layers still compute in their own.
         super().__init__(dtype=state_dtype(network), **kwargs)
         self.network = network
-        self.seed = tuple(stateless_seed(seed).numpy().tolist())
+        self.seed = seed  # checked and normalised by the setter
+        self.columns: tuple[str, ...] | None = None  # names of the coordinates, saved with the model
         # Out of TensorFlow's sight, which would track all that a distribution is made of as part of every export.
         self._given = types.SimpleNamespace(base_measure=base_measure)
         known = input_event_shape(network)
@@ -162,9 +158,13 @@ class EnergyModel(EnergyTrainer):
         def energy(x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
             return self._energy(x, condition, training=False)
 
+        def score_of(x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+            refuse_faulty_layers(self.network, "The score", training=False, order=1, inputs=signature)
+            return score(lambda x: energy(x, condition), x)
+
         self._endpoints = _Endpoints(
             energy=compiled(energy),
-            score=compiled(lambda x, condition: score(lambda x: energy(x, condition), x)),
+            score=compiled(score_of),
             unnormalized_log_prob=compiled(lambda x, condition: -energy(x, condition)),
         )
 
@@ -300,22 +300,33 @@ class EnergyModel(EnergyTrainer):
     # --- files -----------------------------------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras; the base measure by our codec for TFP distributions."""
+        """Returns the arguments and the version of the format; the base measure by our codec for TFP distributions."""
         return {
+            "format_version": serialization.FORMAT_VERSION,
             "network": serialized(self.network),
             "base_measure": serialization.encode(self.base_measure),
             "event_shape": None if self._energy_function is None else list(self.event_shape),
             "seed": list(self.seed),
+            "columns": None if self.columns is None else list(self.columns),
             "name": self.name,
             "trainable": self.trainable,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> EnergyModel:
-        """Rebuilds the model from `get_config`."""
+        """Rebuilds the model from `get_config`.
+
+        Raises:
+          ValueError: if the file has another format version.
+        """
+        config = dict(config)
+        serialization.check_format_version(config.pop("format_version", 1))
         network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
         base_measure = serialization.decode(config["base_measure"])
-        return cls(**{**config, "network": network, "base_measure": base_measure})
+        columns = config.pop("columns", None)
+        model = cls(**{**config, "network": network, "base_measure": base_measure})
+        model.columns = None if columns is None else tuple(columns)
+        return model
 
     def save(self, filepath: str | os.PathLike[str], overwrite: bool = True, **kwargs: Any) -> None:
         """Keras's `save`, but atomic: an interrupted save leaves the file that was there."""
@@ -334,10 +345,11 @@ class EnergyModel(EnergyTrainer):
     def export(
         self,
         filepath: str | os.PathLike[str],
-        kernel: Any = None,
-        jit_compile: bool = False,
         format: str = "tf_saved_model",
         verbose: bool = True,
+        *,
+        kernel: KernelLike | None = None,
+        jit_compile: bool = False,
         **kwargs: Any,
     ) -> None:
         """Writes a SavedModel that a process with TensorFlow alone loads.
@@ -351,12 +363,12 @@ class EnergyModel(EnergyTrainer):
 
         Args:
           filepath: the directory. If it exists it must be empty or hold a SavedModel, which is replaced in one step.
+          format: "tf_saved_model"; any other goes to Keras, which exports the energy alone. A "litert" file is loaded
+            after it was written: if LiteRT's own interpreter cannot run it, it is removed again.
+          verbose: whether to print one line with the directory and the endpoints.
           kernel: what `sample` runs, in standardised units; default: HMC. An adaptive kernel is adapted now, from the
             base distribution, and exported with the step size that it finds.
           jit_compile: whether `sample` is compiled by XLA, for each batch size anew.
-          format: "tf_saved_model"; any other goes to Keras, which exports the energy alone. A "litert" file is loaded
-            after it was written: if LiteRT's own interpreter cannot run it, it is removed again.
-          verbose: whether Keras lists the endpoints.
           **kwargs: for Keras, with other formats.
 
         Raises:
@@ -368,21 +380,21 @@ class EnergyModel(EnergyTrainer):
         if self.is_conditional:
             raise ValueError("a conditional model cannot be exported: export `model.given(condition)`.")
         if format != "tf_saved_model":
-            self(tf.zeros((1, *self.event_shape), self.dtype))  # Keras exports only what was called
-            with without_solves(self.energy_function):
-                super().export(filepath, format=format, verbose=verbose, **kwargs)
-            if format == "litert":
-                check_litert(filepath)
+            if kernel is not None or jit_compile:
+                raise TypeError(f"`kernel` and `jit_compile` are for format 'tf_saved_model', got format {format!r}.")
+            export = functools.partial(super().export, filepath, format=format, verbose=verbose, **kwargs)
+            export_energy(self, export, filepath if format == "litert" else None)
             return
         if kwargs:
             raise TypeError(f"export takes no argument {', '.join(map(repr, kwargs))} with format 'tf_saved_model'.")
-        if kernel is not None and not callable(kernel):
-            raise TypeError(f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got {kernel!r}.")
-        path = replaceable_directory(filepath)
-        energy_function = self.energy_function
+        if kernel is not None:
+            check_kernel(kernel)
+        path, energy_function = replaceable_directory(filepath), self.energy_function
         # TensorFlow Serving looks for `serve`, and for the first endpoint.
         endpoints = {"serve": self._endpoints.energy, **vars(self._endpoints)}
         base = self.base if self._has_base else None
         sampler = exported_sampler(energy_function, base, DEFAULT_KERNEL if kernel is None else kernel, jit_compile)
         with written_atomically(path) as temporary:
-            write_saved_model(self, {**endpoints, "sample": sampler}, temporary, verbose)
+            write_saved_model(self, {**endpoints, "sample": sampler}, temporary)
+        if verbose:
+            print(f"Saved model at {path}, with the endpoints {', '.join([*endpoints, 'sample'])}.")

@@ -10,7 +10,7 @@ import contextlib
 import os
 import pathlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -20,7 +20,8 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc
 from tfp_ebm.energy.function import EnergyFunction
-from tfp_ebm.mcmc.running.loop import Chain
+from tfp_ebm.energy.standardization import Coordinates
+from tfp_ebm.mcmc.running.steps import last_state
 
 # Chains and steps of the run that settles the step size of an adaptive kernel.
 _ADAPTATION_CHAINS, _ADAPTATION_STEPS = 32, 120
@@ -50,14 +51,13 @@ def write_saved_model(
     model: keras.Model,
     endpoints: Mapping[str, tf.types.experimental.PolymorphicFunction],
     path: str | os.PathLike[str],
-    verbose: bool,
 ) -> None:
     """Writes compiled functions of a model, by name, to the directory `path`; the first is the default signature."""
     archive = keras.export.ExportArchive()
     archive.track(model)
     for name, function in endpoints.items():
         archive.add_endpoint(name, _checks_shapes(function))
-    archive.write_out(str(path), verbose=verbose)
+    archive.write_out(str(path), verbose=False)  # its lines name a temporary directory
 
 
 def _checks_shapes(
@@ -83,6 +83,21 @@ def without_solves(energy_function: EnergyFunction) -> Iterator[None]:
     """Within it the energy is traced without solving linear equations, where its base measure is a Gaussian."""
     with contextlib.nullcontext() if energy_function.tilt is None else energy_function.tilt.without_solves():
         yield
+
+
+def export_energy(model: Any, export: Callable[[], None], litert_path: str | os.PathLike[str] | None) -> None:
+    """Exports the energy alone by Keras's own `export`.
+
+    Args:
+      model: the `EnergyModel`.
+      export: calls Keras's `export`.
+      litert_path: where the file is, if it is one for LiteRT.
+    """
+    model(tf.zeros((1, *model.event_shape), model.dtype))  # Keras exports only what was called
+    with without_solves(model.energy_function):
+        export()
+    if litert_path is not None:
+        check_litert(litert_path)
 
 
 def check_litert(path: str | os.PathLike[str]) -> None:
@@ -117,23 +132,24 @@ def exported_sampler(
       kernel: a kernel of `ebm.mcmc`, or any callable `target -> tfp.mcmc.TransitionKernel`.
       jit_compile: whether by XLA.
     """
-    standardization, dtype = energy_function.standardization, energy_function.dtype
+    coordinates, dtype = Coordinates.of(energy_function), energy_function.dtype
     settled: Any = ()
     if isinstance(kernel, mcmc.Kernel):
-        kernel = kernel.in_coordinates(standardization)
-        settled = kernel.step
-        if kernel.unadapted != kernel:
+        kernel = kernel.in_coordinates(coordinates.standardization)
+        settled = kernel.initial_step_size
+        if kernel.is_adaptive:
             if base is not None:
                 settled = _adapted_step_size(energy_function, base, kernel)
             kernel = kernel.unadapted
-        settled, kernel = tf.nest.map_structure(lambda step: np.asarray(step, dtype), settled), kernel.structure
+        settled = tf.nest.map_structure(lambda step: np.asarray(step, dtype), settled)
+        kernel = kernel.without_step_size
 
     def sample(initial_state: tf.Tensor, seed: tf.Tensor, num_steps: tf.Tensor, step_size: Any = None) -> tf.Tensor:
         initial_state = tf.ensure_shape(initial_state, arguments[0].shape)
         seed, num_steps = tf.ensure_shape(seed, [2]), tf.ensure_shape(num_steps, [])
         step_size = tf.nest.map_structure(tf.constant, settled) if step_size is None else step_size
-        chain = Chain(lambda: energy_function.unnormalized_log_prob, kernel, num_results=1)
-        return standardization.to_x(chain.last_state(standardization.to_z(initial_state), step_size, seed, num_steps))
+        target, z = energy_function.unnormalized_log_prob, coordinates.to_chain(initial_state)
+        return coordinates.from_chain(last_state(target, kernel, z, step_size, seed, num_steps))
 
     function = tf.function(sample, jit_compile=jit_compile, autograph=False)
     arguments = (
@@ -154,7 +170,7 @@ def _adapted_step_size(
     start = base.sample(_ADAPTATION_CHAINS, seed=tf.constant([0, 0]))
     samples = mcmc.sample(
         energy_function.unnormalized_log_prob,
-        energy_function.standardization.to_z(start),
+        Coordinates.of(energy_function).to_chain(start),
         kernel,
         num_results=1,
         num_burnin_steps=_ADAPTATION_STEPS,

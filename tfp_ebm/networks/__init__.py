@@ -1,20 +1,23 @@
 """Energy networks and layers whose second derivatives are right."""
 
-from tfp_ebm.derivatives.faults import refuse_faulty_layers
 from tfp_ebm.networks import derivative_rules as _rules  # noqa: F401  (registers them)
+from tfp_ebm.networks.autoregressive import AutoregressiveEnergy, autoregressive
 from tfp_ebm.networks.builders import convnet, mlp
 from tfp_ebm.networks.conditional import FixedCondition
 from tfp_ebm.networks.fourier import FourierFeatures
 from tfp_ebm.networks.normalization import GroupNormalization, LayerNormalization
+from tfp_ebm.networks.normalized import NormalizedEnergy
 from tfp_ebm.networks.spectral import SpectralNormalization
 
 __all__ = [
+    "AutoregressiveEnergy",
     "FixedCondition",
     "FourierFeatures",
     "GroupNormalization",
     "LayerNormalization",
+    "NormalizedEnergy",
     "SpectralNormalization",
+    "autoregressive",
     "convnet",
     "mlp",
-    "refuse_faulty_layers",
 ]

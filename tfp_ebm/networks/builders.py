@@ -37,7 +37,7 @@ def mlp(
     activation: Activation = "silu",
     fourier_features: int = 0,
     dtype: Any = None,
-    seed: Any = None,
+    seed: Any = 0,
 ) -> keras.Model:
     """A dense network `[batch, *event]` -> `[batch, 1]`, initialised for low dimensions.
 
@@ -93,7 +93,7 @@ def convnet(
     units: Sequence[int] = (128,),
     activation: Activation = "silu",
     dtype: Any = None,
-    seed: Any = None,
+    seed: Any = 0,
 ) -> keras.Model:
     """A small convolutional network for images, `[batch, height, width, channels]` -> `[batch, 1]`.
 

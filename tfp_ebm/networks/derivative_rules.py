@@ -1,4 +1,4 @@
-"""How second-order jets pass through the layers of this package, so that their networks take the forward road."""
+"""The rules by which second-order jets pass the layers of this package, for forward mode."""
 
 from __future__ import annotations
 

@@ -1,17 +1,16 @@
 """Denoising at many scales with one energy, and its annealed sampler (Li, Chen & Sommer 2019).
 
-Trained at noise scales σᵢ from below to far above the one σ₀ of its target, the energy leads to the data from wherever
-a chain starts, but has a scale of its own: a Gaussian of covariance Σ is learned as one of σ₀²(I + κΣ), κ the mean of
-σᵢ⁻². To sample, Langevin chains start from noise at the temperature 100 and are cooled,
+Trained at noise scales σᵢ from below to far above the scale σ₀ of its target, the energy has a gradient that points to
+the data from anywhere, but a scale of its own: a Gaussian of covariance Σ is learned as one of σ₀²(I + κΣ), κ the mean
+of σᵢ⁻². To sample, Langevin chains start from noise at the temperature 100 and are cooled,
 
     x' = x − ½ε²∇E(x) + √T·εZ,      ε = .02,
 
-drift and step the same throughout. A last part brings T from 1 to 0, and one step of denoising, x − σ₀²∇E(x), ends it.
+with drift and step constant. The last steps lower T from 1 to 0, and one step of denoising follows, x − σ₀²∇E(x).
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,9 +23,11 @@ import tensorflow as tf
 from tfp_ebm import losses, random
 from tfp_ebm.arguments import check_count, check_positive
 from tfp_ebm.derivatives import score
+from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.kernels.langevin import UncalibratedLangevin
-from tfp_ebm.mcmc.running.compiled import find_compiled
+from tfp_ebm.mcmc.running.compiled import Compiled, find_compiled
 from tfp_ebm.mcmc.running.finite import is_finite
+from tfp_ebm.mcmc.running.loop import run_steps
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.random import fold_in, stateless_seed
 from tfp_ebm.recipes.pixels import adam, model_of_pixels
@@ -45,26 +46,26 @@ def li_chen_sommer_2019(
     event_shape: Any = None,
     seed: int = 0,
 ) -> EnergyModel:
-    """Multi-scale denoising score matching (Li, Chen & Sommer 2019): CIFAR-10's configuration.
+    """Makes a model for multi-scale denoising score matching (Li, Chen & Sommer 2019), in their CIFAR-10 configuration.
 
         ½‖∇E(x*) − (x* − x)/σ₀²‖²/σᵢ²,      x* = x + σᵢZ,      σ₀ = .1,      σᵢ = .05 … 1.2, 128 of them evenly
 
-    with Adam of β₁ = .9, β₂ = .95, its learning rate falling along a cosine from 5·10⁻⁵ to 10⁻⁶ (the paper's loss is
-    twice this one, which Adam does not see). The paper's batches have 128 rows, so that each scale comes once in each;
-    its networks are ResNets with ELU, without normalisation, that end in a quadratic form. For Fashion-MNIST its
-    `sigmas` are `np.geomspace(.1, 3, 128)`, with 100 000 steps from 10⁻⁴.
+    with Adam of β₁ = .9, β₂ = .95 and a learning rate that decreases along a cosine from 5·10⁻⁵ to 10⁻⁶. The paper's
+    loss is twice this one, which makes no difference to Adam. Its batches have 128 rows, one for each scale. Its
+    networks are ResNets with ELU, without normalisation, that end in a quadratic form. For Fashion-MNIST its `sigmas`
+    are `np.geomspace(.1, 3, 128)`, with 100 000 steps from 10⁻⁴.
 
     Args:
-      network: as for `du_mordatch_2019`; it sees pixels in [0, 1].
-      pixels: (low, high), the box of your data.
+      network: as for `du_mordatch_2019`; its input is pixels in [0, 1].
+      pixels: (low, high), the range of the data.
       sigmas: the noise scales, in the units of [0, 1].
       num_steps: optimizer steps that `fit` will take.
-      learning_rate: at the start.
-      event_shape: of one image, for a network that does not know its input shape.
-      seed: of all noise.
+      learning_rate: the learning rate at the start.
+      event_shape: the shape of one image, for a network whose input shape is unknown.
+      seed: the seed of all noise.
 
     Returns:
-      A compiled `EnergyModel`; its units map `pixels` to [0, 1]. `li_chen_sommer_2019_samples` samples it.
+      A compiled `EnergyModel`; its standardisation maps `pixels` to [0, 1]. `li_chen_sommer_2019_samples` samples it.
 
     Raises:
       TypeError, ValueError: for an argument that is not of the form above.
@@ -90,7 +91,7 @@ def li_chen_sommer_2019(
 
 
 def _temperatures() -> np.ndarray:
-    """The paper's code: 500 steps at 100, 2000 that fall geometrically towards 1, 200 from 1 to 0 along a line."""
+    """Returns the paper's temperatures: 500 steps at 100, 2000 geometrically towards 1, 200 linearly from 1 to 0."""
     falling = 100.0 * np.exp(-np.arange(2000) * math.log(100.0) / 2000)
     return np.concatenate([np.full(500, 100.0), falling, np.linspace(1.0, 0.0, 200)])
 
@@ -98,15 +99,15 @@ def _temperatures() -> np.ndarray:
 def li_chen_sommer_2019_samples(
     model: EnergyModel, num_samples: int, *, temperatures: Sequence[float] | None = None, seed: Any
 ) -> tf.Tensor:
-    """Samples a model that `li_chen_sommer_2019` made and `fit` trained: annealed Langevin chains, then one denoising.
+    """Samples a model of `li_chen_sommer_2019` by annealed Langevin chains and one step of denoising.
 
-    In the units of the model's [0, 1] box:
+    In the model's [0, 1] units:
 
         x₀ = .5 + Z,      x ← x − ½·.02²∇E(x) + √T·.02·Z for each temperature T,      x − σ₀²∇E(x) at the end
 
     Args:
-      model: an `EnergyModel` whose loss is a `MultiscaleDenoisingScoreMatching`, which knows σ₀.
-      num_samples: number of chains, which are run at once.
+      model: an `EnergyModel` whose loss is a `MultiscaleDenoisingScoreMatching`, which has σ₀.
+      num_samples: number of chains, which run together.
       temperatures: T of each step, not negative. Default: the paper's 2700, from 100 to 0.
       seed: int, or int32[2].
 
@@ -136,13 +137,13 @@ def li_chen_sommer_2019_samples(
     run = find_compiled(
         energy_function.unnormalized_log_prob,
         key,
-        lambda resolve: tf.function(functools.partial(_anneal, resolve, shape), autograph=False),
+        lambda resolve: Compiled(_anneal, resolve, shape),
     )
     z = run(tf.constant(values, model.dtype), tf.constant(model.loss.sigma0, model.dtype), stateless_seed(seed))
     num_lost = num_samples - int(tf.reduce_sum(tf.cast(is_finite(z, 1), tf.int32)))
     if num_lost > 0:
         warnings.warn(f"{num_lost} of {num_samples} chains went to a NaN or an infinity.", stacklevel=2)
-    return energy_function.standardization.to_x(z)
+    return Coordinates.of(energy_function).from_chain(z)
 
 
 def _anneal(
@@ -152,7 +153,7 @@ def _anneal(
     sigma0: tf.Tensor,
     seed: tf.Tensor,
 ) -> tf.Tensor:
-    """Denoised ends of chains, in z."""
+    """Returns the denoised last states of chains, in z."""
     target, dtype = resolve(), temperatures.dtype
     start = 0.5 + random.normal(shape, fold_in(seed, 0), dtype)
     key = fold_in(seed, 1)
@@ -161,12 +162,8 @@ def _anneal(
         noise_scale = _STEP_SIZE * tf.sqrt(temperature)
         return UncalibratedLangevin(target, _STEP_SIZE, noise_scale, compute_acceptance=False)
 
-    def step(i: tf.Tensor, z: tf.Tensor, results: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
-        z, results = kernel(temperatures[i]).one_step(z, results, seed=fold_in(key, i))
-        return i + 1, z, results
-
-    results = kernel(tf.ones([], dtype)).bootstrap_results(start)  # log density and gradient, at no temperature
-    _, z, _ = tf.while_loop(
-        lambda i, *_: i < tf.size(temperatures), step, (tf.constant(0), start, results), parallel_iterations=1
-    )
+    # Log density and gradient do not depend on the temperature.
+    results = kernel(tf.ones([], dtype)).bootstrap_results(start)
+    steps = (0, tf.size(temperatures))
+    z, _, _ = run_steps(lambda t: kernel(temperatures[t]), start, results, steps, lambda t: fold_in(key, t))
     return tf.stop_gradient(z + sigma0**2 * score(lambda z: -target(z), z))

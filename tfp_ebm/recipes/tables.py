@@ -1,4 +1,4 @@
-"""Tables: a model of up to some hundred coordinates that trains well as it is."""
+"""Tables: models of up to some hundred coordinates that train well without further settings."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT
 from tfp_ebm.losses.base import alias
 from tfp_ebm.model.energy_model import EnergyModel
 
-# Batches that one compiled call runs: Keras's own cost per call is then small beside the step's.
+# Batches that one compiled call runs: Keras's own cost per call is then small compared with the step's.
 _STEPS_PER_EXECUTION = 100
 
-# In more coordinates, a frequency drawn at random tells little of any of them.
+# In more coordinates, random frequencies carry little information on any one of them.
 _MAX_FOURIER_SIZE = 3
 
-# Noise contrastive estimation by default in so many coordinates at most, since in more of them noise and data are told
-# apart too easily, and from so many rows on: with fewer it learns the rows by heart (two moons, KL in nats after 5000
-# steps: .08 from 5000 rows, where denoising ends at .18, but 5.2 from 1000, where denoising ends at .30).
+# Noise contrastive estimation is the default up to this many coordinates, since in more of them noise and data are too
+# easily distinguished, and from this many rows on: with fewer it overfits (two moons, KL in nats after 5000 steps: .08
+# from 5000 rows, where denoising ends at .18, but 5.2 from 1000 rows, where denoising ends at .30).
 _MAX_CONTRASTIVE_SIZE, _MIN_CONTRASTIVE_ROWS = 3, 5000
-# Draws of noise for each row, and the Gaussians that they come from.
+# Noise samples for each row, and the number of Gaussians that they come from.
 _NOISE_RATIO, _NUM_COMPONENTS = 4.0, 8
 
-# Of denoising at many scales: how many, and the greatest in terms of the least.
+# The number of scales of multiscale denoising, and the ratio of the largest to the smallest.
 _NUM_SCALES, _WIDEST = 6, 4.0
 
-# Noise beyond this blurs what the eye sees, and 64 coordinates need no more.
+# More noise than this blurs visible structure, and 64 coordinates need no more.
 _MAX_NOISE_SCALE = 0.4
 
 
 def noise_scale(x: Any) -> float:
-    """The σ at which denoising score matching learns a density from n rows of d coordinates instead of the rows.
+    """Returns the σ at which denoising score matching learns a smooth density from n rows of d coordinates.
 
         σ = ¾ n^(−1/(d + 4)), at most 0.4, in standard deviations of the data
 
     On a finite sample the objective is minimised by that sample blurred by σ (eqs. 47-48), a kernel density estimate:
-    a small σ ends in one sharp mode around each row, between which no chain moves. n^(−1/(d + 4)) is the best bandwidth
-    for a Gaussian (Scott's rule); data with more structure want less.
+    with a small σ it has one sharp mode around each row, between which no chain moves. n^(−1/(d + 4)) is the best
+    bandwidth for a Gaussian (Scott's rule); data with more structure need less.
 
     Args:
       x: the data `[rows, *event]`.
@@ -51,7 +51,7 @@ def noise_scale(x: Any) -> float:
       σ.
 
     Raises:
-      TypeError, ValueError: for data that is not whole.
+      TypeError, ValueError: if `x` is not a finite array of numbers.
 
     Reference: D. W. Scott, Multivariate Density Estimation, 1992, §6.3.
 
@@ -63,25 +63,27 @@ def noise_scale(x: Any) -> float:
     return min(_MAX_NOISE_SCALE, 0.75 * len(x) ** (-1.0 / (x[0].size + 4)))
 
 
-def loss_for(x: Any, loss: Any = None) -> losses.Loss:
-    """A loss with the arguments that suit the data, for those that need some; any other is left to its defaults.
+def loss_for(x: Any, loss: Any = None, *, sigma: float | None = None, noise_ratio: float | None = None) -> losses.Loss:
+    """Returns a loss with arguments chosen for the data; losses not listed here have their defaults.
 
-        noise_contrastive_estimation          4 draws of noise for each row, from a mixture of Gaussians fitted to x
+        noise_contrastive_estimation          4 noise samples for each row, from a mixture of Gaussians fitted to x
         denoising_score_matching              σ = `noise_scale(x)`
-        multiscale_denoising_score_matching   6 scales from that σ to 4σ; σ₀ = (mean of σᵢ⁻²)^(−½), the one at which a
-                                              Gaussian is learned with its own width, blurred by σ₀
+        multiscale_denoising_score_matching   6 scales from that σ to 4σ; σ₀ = (mean of σᵢ⁻²)^(−½), for which a Gaussian
+                                              is learned with its own width, blurred by σ₀
         persistent_contrastive_divergence     chains compiled by XLA
 
     Args:
       x: the data `[rows, *event]`.
       loss: an alias as above or of `losses.aliases()`, or a loss, which is returned as it is. None: noise contrastive
-        estimation of 5000 rows or more of up to three coordinates, denoising score matching otherwise.
+        estimation for 5000 rows or more of up to three coordinates, denoising score matching otherwise.
+      sigma: σ of denoising score matching, instead of that of `noise_scale`.
+      noise_ratio: noise samples for each row of noise contrastive estimation, instead of 4.
 
     Returns:
       A loss.
 
     Raises:
-      TypeError, ValueError: as `losses.get`; for data that is not whole.
+      TypeError, ValueError: as `losses.get`; if `x` is not a finite array of numbers.
 
     >>> import numpy as np
     >>> loss_for(np.random.default_rng(0).normal(size=[4500, 5])).sigma < 0.3
@@ -94,12 +96,14 @@ def loss_for(x: Any, loss: Any = None) -> losses.Loss:
     if loss == alias(losses.NoiseContrastiveEstimation):
         noise = "gaussian_mixture" if x[0].size <= FULL_COVARIANCE_LIMIT else None
         contrastive = losses.NoiseContrastiveEstimation(
-            noise, _NOISE_RATIO, num_components=min(_NUM_COMPONENTS, len(x))
+            noise,
+            _NOISE_RATIO if noise_ratio is None else noise_ratio,
+            num_components=min(_NUM_COMPONENTS, len(x)),
         )
         contrastive.adapt(x)
         return contrastive
     if loss == alias(losses.DenoisingScoreMatching):
-        return losses.DenoisingScoreMatching(noise_scale(x))
+        return losses.DenoisingScoreMatching(noise_scale(x) if sigma is None else sigma)
     if loss == alias(losses.MultiscaleDenoisingScoreMatching):
         sigmas = noise_scale(x) * np.geomspace(1.0, _WIDEST, _NUM_SCALES)
         return losses.MultiscaleDenoisingScoreMatching(sigmas.tolist(), float(np.mean(sigmas**-2.0) ** -0.5))
@@ -109,26 +113,27 @@ def loss_for(x: Any, loss: Any = None) -> losses.Loss:
 
 
 def settings_for(loss: losses.Loss, size: int) -> dict[str, Any]:
-    """What suits a loss, by name: `fourier_features`, `fourier_stddev`, `learning_rate`, `beta_2` and `base_width`.
+    """Returns the defaults for a loss: `fourier_features`, `fourier_stddev`, `learning_rate`, `beta_2`, `base_width`.
 
-    Random frequencies give a network detail that it learns late by itself, and give its derivatives noise: they help an
-    objective of energies in few coordinates and harm one of scores. Persistent chains want an energy that changes
-    slowly: the banana ends at a KL of .006 nats from a learning rate of 10⁻³, .012 from 2·10⁻³, .08 from 4·10⁻³.
-    Scores do too: exact score matching of the checkerboard went to nothing at 5·10⁻³. Its gradients, and those of
-    sliced score matching, grow as walls rise, so Adam should forget the small ones: with β₂ = .99 instead of .999 exact
-    score matching of the rings, whose weights show in the walls between them only, ended at .11 instead of .31 (medians
-    of 8 seeds, from .02 to .4 and from .07 to .77), and of the checkerboard at .10 instead of .12 (of 3). Sliced, the
-    checkerboard ended at .09 instead of .11 (of 3), the rings no better (.23 and .16, of 8).
+    Random frequencies help losses of energies in few coordinates, which otherwise learn detail late; they make second
+    derivatives noisy, and harm losses of scores.
 
-    The frequencies' deviation of 2 is between what smooth rings want and the edges of a checkerboard: their KL was .003
-    and .020 at 1.5, .005 and .014 at 2 (one seed each). Chains do well with 1.5.
+    Persistent chains need an energy that changes slowly: the banana's KL is .006 nats at a learning rate of 10⁻³, .012
+    at 2·10⁻³, .08 at 4·10⁻³. Score matching needs a small one too: at 5·10⁻³ exact score matching failed on the
+    checkerboard. Its gradients grow as walls rise between modes, so Adam should forget the small ones: with β₂ = .99
+    instead of .999, exact score matching ended at a KL of .11 instead of .31 on the rings (medians of 8 seeds), and at
+    .10 instead of .12 on the checkerboard (of 3); sliced, at .09 instead of .11 on the checkerboard (of 3), and no
+    better on the rings (.23 and .16, of 8).
+
+    The frequencies' standard deviation of 2 is a compromise between smooth rings and the edges of a checkerboard: their
+    KL was .003 and .020 at 1.5, .005 and .014 at 2 (one seed each). For chains 1.5 is enough.
 
     The base is the Gaussian fitted to the data with `base_width` times its standard deviations. Where the noise of
-    noise contrastive estimation is thin the base alone holds the energy, and should not be thinner than the data's
-    tail (banana). Chains propose from the base, which wants it narrow.
+    noise contrastive estimation is thin, the base alone determines the energy, so it should not be thinner than the
+    data's tail (banana). Chains propose from the base, so for them it should be narrow.
 
     Args:
-      loss: any.
+      loss: any loss.
       size: number of coordinates.
 
     >>> settings_for(losses.PersistentContrastiveDivergence(), 2)
@@ -160,30 +165,32 @@ def low_dimensional(
     units: Sequence[int] = (128, 128),
     fourier_features: int | None = None,
     learning_rate: float | None = None,
+    base_width: float | None = None,
     steps_per_execution: int = _STEPS_PER_EXECUTION,
     seed: int = 0,
 ) -> EnergyModel:
-    """A model ready to `fit` data of up to some hundred coordinates.
+    """Returns a compiled model for data of up to some hundred coordinates, ready to `fit`.
 
-    A dense network on standardised data, tilted by the Gaussian fitted to it, E(x) = network − log base(x), so that no
-    mass hides where there is no data; Adam whose learning rate decays along a cosine to zero at `num_steps`. What else
-    suits the loss is told by `settings_for`.
+    The energy is that of a dense network on standardised data, tilted by the Gaussian fitted to the data, E(x) =
+    network − log base(x), so that the model has no mass far from the data. The optimizer is Adam; its learning rate
+    decays along a cosine to zero at `num_steps`. See `settings_for` for the loss-dependent defaults.
 
     Args:
       x: the data `[rows, *event]`.
       loss: an `ebm.losses.Loss`, or an alias, or None: see `loss_for`.
       num_steps: optimizer steps that `fit` will take; the learning rate is zero from there on.
       units: widths of the hidden layers.
-      fourier_features: number of random frequencies in front of them. None: as the loss bears them (`settings_for`).
-      learning_rate: at the start; None as well.
+      fourier_features: number of random frequencies before the first layer. None: the default for the loss.
+      learning_rate: the learning rate at the start. None: the default for the loss.
+      base_width: standard deviations of the base in terms of the data's. None: the default for the loss.
       steps_per_execution: batches run by one compiled call.
-      seed: of initial weights and of all noise.
+      seed: seed of initial weights and of all noise.
 
     Returns:
       A compiled, adapted `EnergyModel`.
 
     Raises:
-      TypeError, ValueError: for data that is not whole, and for arguments out of range.
+      TypeError, ValueError: if `x` is not a finite array of numbers, or an argument is out of range.
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(512, 2)).astype("float32")
@@ -202,8 +209,9 @@ def low_dimensional(
     if fourier_features:
         waves = network.get_layer("fourier_features")
         waves.kernel.assign(waves.kernel.value * (preset["fourier_stddev"] / waves.stddev))
-        waves.stddev = preset["fourier_stddev"]  # so that the layer's configuration tells what it has
-    model = EnergyModel(network, base_measure=fit_base(x, width=preset["base_width"]), seed=seed)
+        waves.stddev = preset["fourier_stddev"]  # for the layer's configuration
+    width = preset["base_width"] if base_width is None else check_positive("base_width", base_width)
+    model = EnergyModel(network, base_measure=fit_base(x, width=width), seed=seed)
     model.adapt(x)
     model.compile(
         optimizer=keras.optimizers.Adam(schedule, beta_2=preset["beta_2"]),

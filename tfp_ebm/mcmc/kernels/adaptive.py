@@ -1,15 +1,18 @@
-"""Step sizes that tune themselves during burn-in.
+"""Step sizes that adapt to the acceptance.
 
 Dual averaging (Nesterov 2009; Hoffman & Gelman 2014, §3.2) moves log ε by the running sum of (target acceptance − mean
 acceptance of the chains), and after the adaptation fixes ε at a weighted average of the values tried. While ε depends
-on the past the chain has no invariant law, so only draws after the adaptation count: it ends within the burn-in, and
-the step size then stays frozen.
+on the past the chain has no invariant distribution, so only draws after the adaptation are valid: it ends within the
+burn-in, and the step size is then constant.
 
 `tfp.mcmc.DualAveragingStepSizeAdaptation` does the averaging. It expects the step size in the kernel's results, where
 TFP's random walk and Langevin kernels do not put it; `_Tunable` puts it there for every kernel of this package.
 
-A proposal whose acceptance ratio is not finite counts as rejected. A chain that sits where log p itself is not finite
-rejects everything, at any step size: it has no say, or a few such chains would drive the step size to zero.
+A proposal whose acceptance ratio is not finite counts as rejected. A chain at a state where log p itself is not finite
+rejects everything, at any step size; it is ignored, otherwise a few stuck chains would drive the step size to zero.
+
+Where chains do not burn in (chains of a training step, pilot runs of annealed importance sampling), log ε follows the
+acceptance by `log_step_size_change`, without averaging.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from tfp_ebm.caller import warn
 from tfp_ebm.mcmc.kernels.kernel import Kernel, LateKernel, TargetLogProbFn, Wrapper
 from tfp_ebm.mcmc.results import find
 
-# Adaptation ends before the burn-in does, so that the chain forgets how its step size came about.
+# Adaptation ends before the burn-in does, so that the chain forgets the states that determined its step size.
 _ADAPTED_SHARE_OF_BURNIN = 0.8
 
 
@@ -36,19 +39,19 @@ _ADAPTED_SHARE_OF_BURNIN = 0.8
 class Adaptive(Wrapper):
     """A kernel whose step size adapts during the first steps until a given share of its proposals is accepted.
 
-    One step size for all chains, by the mean of min(1, acceptance ratio) over them. A proposal with a non-finite ratio
-    counts as rejected; a chain stuck where log p is not finite does not count. Arrays of step sizes and masses keep
-    their proportions: one factor is adapted. Given `num_adaptation_steps=0`, or no burn-in to adapt in, it is the inner
-    kernel.
+    All chains share one step size, which follows the mean of min(1, acceptance ratio) over them. A proposal with a
+    non-finite ratio counts as rejected; a chain stuck where log p is not finite does not count. Arrays of step sizes
+    and masses keep their proportions, since one factor is adapted. With `num_adaptation_steps=0`, or without burn-in
+    steps to adapt in, it equals the inner kernel.
 
     Args:
-      kernel: `HMC`, `MALA`, `NUTS` or `RandomWalk`; its own step size is where adaptation starts.
-      num_adaptation_steps: number of steps to adapt for; None is 80 % of the burn-in of `ebm.mcmc.sample`.
-      target_accept_prob: acceptance aimed at, in (0, 1). None is the kernel's optimum: .75 for HMC, .8 for NUTS,
+      kernel: `HMC`, `MALA`, `NUTS` or `RandomWalk`; adaptation starts at its own step size.
+      num_adaptation_steps: number of steps to adapt for. Default: 80 % of the burn-in of `ebm.mcmc.sample`.
+      target_accept_prob: acceptance to adapt to, in (0, 1). Default: the kernel's optimum, .75 for HMC, .8 for NUTS,
         .574 for MALA, .234 for RandomWalk.
 
     Raises:
-      TypeError: if `kernel` is not one that can be adapted.
+      TypeError: if `kernel` cannot be adapted.
       ValueError: if it accepts everything (Langevin), or a number is out of range.
 
     >>> from tfp_ebm.mcmc.kernels import MALA
@@ -84,7 +87,8 @@ class Adaptive(Wrapper):
         """See `Kernel.build`; `step_size` is where adaptation starts."""
         if self.num_adaptation_steps is None:
             raise ValueError(
-                "`num_adaptation_steps` must be given: only `ebm.mcmc.sample` knows the burn-in that None refers to."
+                "`num_adaptation_steps` must be given: without it the number depends on the burn-in of "
+                "`ebm.mcmc.sample`."
             )
         return tfp.mcmc.DualAveragingStepSizeAdaptation(
             _Tunable(self.kernel, target_log_prob_fn, step_size),
@@ -96,11 +100,16 @@ class Adaptive(Wrapper):
         )
 
     def _log_accept_prob(self, results: Any) -> tf.Tensor:
-        """log min(1, ratio) of each chain; the acceptance aimed at, which moves nothing, for a chain that is stuck."""
+        """Returns log min(1, ratio) of each chain; for a stuck chain the target acceptance, which changes nothing."""
         ratio, log_prob = find(results, "log_accept_ratio"), find(results, "target_log_prob")
         log_accept_prob = tf.where(tf.math.is_finite(ratio), tf.minimum(ratio, 0.0), -math.inf)
         indifferent = tf.math.log(tf.constant(self.target_accept_prob, log_prob.dtype))
         return tf.where(tf.math.is_finite(log_prob), log_accept_prob, indifferent)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """True."""
+        return True
 
     @property
     def unadapted(self) -> Kernel:
@@ -108,7 +117,7 @@ class Adaptive(Wrapper):
         return self.kernel
 
     def with_burnin(self, num_burnin_steps: int) -> Adaptive:
-        """This kernel with its number of adaptation steps settled."""
+        """Returns this kernel with a definite number of adaptation steps."""
         if self.num_adaptation_steps is not None:
             if self.num_adaptation_steps > num_burnin_steps:
                 warn(
@@ -118,10 +127,19 @@ class Adaptive(Wrapper):
             return self
         return dataclasses.replace(self, num_adaptation_steps=int(_ADAPTED_SHARE_OF_BURNIN * num_burnin_steps))
 
-    def step_after(self, results: Any, step_size: Any) -> Any:
+    def step_size_after(self, results: Any, step_size: Any) -> Any:
         """The adapted step size."""
         del step_size
         return results.new_step_size
+
+
+def log_step_size_change(gain: Any, accept_prob: tf.Tensor, target_accept_prob: float) -> tf.Tensor:
+    """Computes the change of log ε by which a step size follows the acceptance, g·(acceptance − target).
+
+    >>> float(log_step_size_change(0.5, tf.constant(0.75), 0.25))
+    0.25
+    """
+    return gain * (accept_prob - target_accept_prob)
 
 
 class _TunableResults(NamedTuple):
@@ -130,7 +148,7 @@ class _TunableResults(NamedTuple):
 
 
 class _Tunable(LateKernel):
-    """A kernel that reads its step size from its results and is built afresh with it at each step."""
+    """A kernel that reads its step size from its results, and is built with it at each step."""
 
     def _build(self, step_size: Any) -> tfp.mcmc.TransitionKernel:
         return self._parameters["kernel"].build(self._parameters["target_log_prob_fn"], step_size)

@@ -175,7 +175,7 @@ class _Trajectory(tfp.mcmc.UncalibratedHamiltonianMonteCarlo):
     def bootstrap_results(self, init_state: Any) -> HamiltonianResults:
         """The results at the start of a chain."""
         results = super().bootstrap_results(init_state)
-        return HamiltonianResults._make([*results, tf.zeros_like(results.target_log_prob, tf.bool)])
+        return HamiltonianResults(**results._asdict(), gradient_failed=tf.zeros_like(results.target_log_prob, tf.bool))
 
     def one_step(
         self, current_state: tf.Tensor, previous_kernel_results: Any, seed: Any = None

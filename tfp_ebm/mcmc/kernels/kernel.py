@@ -2,8 +2,8 @@
 
 A kernel here is a callable `target_log_prob_fn -> tfp.mcmc.TransitionKernel`; a `functools.partial` of a kernel of
 TFP's is one. The classes below add what a partial lacks: their arguments are checked, they compare and hash by value
-(so that a compiled chain is found again), Keras saves and loads them, and their step size can be swapped for a tensor
-(so that a chain whose step size changes is not compiled anew).
+(so that a compiled loop can be reused), Keras saves and loads them, and their step size can be replaced by a tensor
+(so that a new step size needs no new compilation).
 
 Everywhere `step_size` is ε, the length of time by which one leapfrog step moves; the Langevin step is the leapfrog
 step: x' = x + ½ε²∇log p(x) + εZ (eq. 65). TFP's own Langevin kernels call ε² the step size, other libraries ε²/2.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -22,50 +22,63 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import arguments
+from tfp_ebm.energy.signs import check_target
 from tfp_ebm.mcmc.results import find
-
-TargetLogProbFn: TypeAlias = Callable[..., tf.Tensor]
+from tfp_ebm.types import TargetLogProbFn
 
 
 class Kernel(abc.ABC):
-    """What `ebm.mcmc.sample` knows of a kernel of this package. Subclasses are frozen dataclasses.
+    """The base class of this package's kernels. Subclasses are frozen dataclasses.
 
     Attributes:
-      tuned: name of the field that holds the step size; None for a kernel without one.
-      optimal_accept_prob: acceptance that an adapted step size aims at; None for a kernel that accepts everything.
-      moves_chains_alone: whether the chains of a run know nothing of each other.
+      step_size_field: the name of the field that holds the step size; None for a kernel without one.
+      optimal_accept_prob: the acceptance probability at which the kernel is most efficient, the default aim of an
+        adapted step size; None for a kernel that accepts everything.
+      target_accept_prob: the acceptance probability that the step size adapts to; None for a kernel that does not
+        adapt, or whose parts adapt separately.
+      moves_chains_alone: whether each chain moves independently of the others.
 
-    >>> isinstance(MALA(0.1), Kernel), MALA(0.1) == MALA(0.1), MALA(0.1).structure == MALA(0.2).structure
-    (True, True, True)
+    >>> MALA(0.1) == MALA(0.1), MALA(0.1).without_step_size == MALA(0.2).without_step_size
+    (True, True)
     """
 
-    tuned: ClassVar[str | None] = "step_size"
+    step_size_field: ClassVar[str | None] = "step_size"
     optimal_accept_prob: ClassVar[float | None] = None
+    target_accept_prob: float | None = None
     moves_chains_alone: ClassVar[bool] = False
 
     @abc.abstractmethod
     def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
-        """The TFP kernel of a target, at a step size that may be a tensor instead of this recipe's own number."""
+        """Builds the TFP kernel of a target, with a step size, a number or tensor, in place of this recipe's own."""
 
     def __call__(self, target_log_prob_fn: TargetLogProbFn) -> tfp.mcmc.TransitionKernel:
-        """The TFP kernel that leaves (nearly, if it is not calibrated) exp(target_log_prob_fn) unchanged."""
-        return self.build(target_log_prob_fn, self.step)
+        """Builds the TFP kernel that leaves exp(target_log_prob_fn) invariant; approximately, if it is uncalibrated."""
+        return self.build(check_target(target_log_prob_fn), self.initial_step_size)
 
     @property
-    def step(self) -> Any:
-        """The step size as an array; () where there is none."""
-        return () if self.tuned is None else np.asarray(getattr(self, self.tuned))
+    def initial_step_size(self) -> Any:
+        """This recipe's step size as an array; () if it has none."""
+        return () if self.step_size_field is None else np.asarray(getattr(self, self.step_size_field))
 
     @property
-    def structure(self) -> Kernel:
-        """This kernel with the values of its step size wiped out: kernels of one structure share compiled code."""
-        if self.tuned is None:
+    def without_step_size(self) -> Kernel:
+        """This kernel with its step size replaced by ones.
+
+        It is the key of the compiled loop: kernels that differ in nothing but their step size share compiled code.
+        """
+        if self.step_size_field is None:
             return self
-        return dataclasses.replace(self, **{self.tuned: np.ones_like(self.step)})  # type: ignore[type-var]
+        ones = np.ones_like(self.initial_step_size)
+        return dataclasses.replace(self, **{self.step_size_field: ones})  # type: ignore[type-var]
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether this kernel, or one inside it, adapts its step size."""
+        return False
 
     @property
     def unadapted(self) -> Kernel:
-        """This kernel with its step size left as it is."""
+        """This kernel without the adaptation of its step size."""
         return self
 
     @property
@@ -75,11 +88,11 @@ class Kernel(abc.ABC):
 
     @property
     def evaluations_per_step(self) -> int:
-        """How often one step evaluates the target, at most."""
+        """The largest number of target evaluations that one step makes."""
         return 1
 
     def with_burnin(self, num_burnin_steps: int) -> Kernel:
-        """This kernel, told how long its chain burns in."""
+        """Returns this kernel configured for the given number of burn-in steps."""
         del num_burnin_steps
         return self
 
@@ -96,32 +109,32 @@ class Kernel(abc.ABC):
             return dataclasses.replace(self, standardization=standardization)  # type: ignore[type-var]
         return self
 
-    def step_after(self, results: Any, step_size: Any) -> Any:
-        """The step size that a chain has come to, given its last results and the step size it was built with."""
+    def step_size_after(self, results: Any, step_size: Any) -> Any:
+        """Returns the current step size, given a chain's last results and the step size that it was built with."""
         del results
         return step_size
 
     def log_prob_after(self, results: Any) -> tf.Tensor | None:
-        """The target's log density at the state that a chain has come to, `[*chains]`; None if the results lack it."""
+        """Returns the target's log density at the current state, `[*chains]`; None if the results do not hold it."""
         return find(results, "target_log_prob")
 
     def check_event(self, event_shape: tuple[int, ...]) -> None:
-        """Raises ValueError if a parameter with one number per coordinate does not fit the event."""
-        if self.tuned is not None:
-            _check_broadcast(self.tuned, self.step, event_shape)
+        """Raises ValueError if a parameter with one number per coordinate does not match the event shape."""
+        if self.step_size_field is not None:
+            _check_broadcast(self.step_size_field, self.initial_step_size, event_shape)
 
     def check_start(self, state: tf.Tensor) -> None:
-        """Raises ValueError if no chain of this kernel can start at `state`, whose values are known."""
+        """Raises ValueError if no chain of this kernel can start at `state`, an eager tensor."""
         del state
 
     def get_config(self) -> dict[str, Any]:
-        """The fields, for Keras."""
+        """Returns the fields, for Keras."""
         names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
         return {name: getattr(self, name) for name in names if name != "standardization"}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Kernel:
-        """The inverse of `get_config`."""
+        """Creates the kernel that returned `config` from `get_config`."""
         return cls(**config)
 
     def _normalize(self, **fields: Any) -> None:
@@ -130,7 +143,7 @@ class Kernel(abc.ABC):
 
 
 def _positive(name: str, value: Any) -> Any:
-    """A positive number as a float, an array of positive numbers as nested tuples (which hash and compare by value)."""
+    """Returns a positive number as a float, or an array of them as nested tuples, which hash and compare by value."""
     array = np.asarray(value)
     if array.ndim == 0:
         return arguments.check_positive(name, array.item())
@@ -142,7 +155,7 @@ def _positive(name: str, value: Any) -> Any:
 
 
 def _box(name: str, value: Any) -> tuple[Any, Any]:
-    """The two bounds of a box, each a float or nested tuples."""
+    """Returns the two bounds of a box, each a float or nested tuples."""
     expected = f"`{name}` must be a pair (low, high) of finite numbers or arrays with low < high"
     if not isinstance(value, list | tuple | np.ndarray) or len(value) != 2:
         raise ValueError(f"{expected}, got {value!r}.")
@@ -169,8 +182,31 @@ def _check_broadcast(name: str, value: np.ndarray, event_shape: tuple[int, ...])
         )
 
 
+def build(kernel: Any, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
+    """Builds the TFP kernel of a target.
+
+    Args:
+      kernel: a kernel of this package, or any callable `target_log_prob_fn -> tfp.mcmc.TransitionKernel`.
+      target_log_prob_fn: log p up to a constant.
+      step_size: the step size, number or tensor, of a kernel of this package; ignored for another.
+
+    Raises:
+      TypeError: if the callable returns something else.
+    """
+    if isinstance(kernel, Kernel):
+        return kernel.build(target_log_prob_fn, step_size)
+    built = kernel(target_log_prob_fn)
+    if not isinstance(built, tfp.mcmc.TransitionKernel):
+        raise TypeError(
+            f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, got one that returns a {type(built).__name__}."
+        )
+    return built
+
+
 def is_calibrated(kernel: Callable[[TargetLogProbFn], tfp.mcmc.TransitionKernel]) -> bool:
-    """Whether what a kernel, or any callable like one, builds leaves its target exact; asked of a Gaussian.
+    """Returns whether a kernel, or any callable like one, leaves its target exactly invariant.
+
+    It builds the kernel of a Gaussian and reads its `is_calibrated`.
 
     >>> from tfp_ebm.mcmc.kernels import MALA, Langevin
     >>> is_calibrated(MALA(0.1)), is_calibrated(Langevin(0.1))
@@ -180,24 +216,34 @@ def is_calibrated(kernel: Callable[[TargetLogProbFn], tfp.mcmc.TransitionKernel]
 
 
 class Wrapper(Kernel):
-    """A recipe around one other, whose step size is its own. Subclasses are frozen dataclasses.
+    """A kernel that wraps one other kernel and uses that kernel's step size. Subclasses are frozen dataclasses.
 
     Attributes:
-      kernel: the recipe inside.
+      kernel: the wrapped kernel.
     """
 
     kernel: Kernel
-    tuned: ClassVar[str | None] = None
+    step_size_field: ClassVar[str | None] = None
 
     @property
-    def step(self) -> Any:
-        """The inner kernel's."""
-        return self.kernel.step
+    def initial_step_size(self) -> Any:
+        """The wrapped kernel's step size."""
+        return self.kernel.initial_step_size
 
     @property
-    def structure(self) -> Kernel:
-        """See `Kernel.structure`."""
-        return dataclasses.replace(self, kernel=self.kernel.structure)  # type: ignore[type-var]
+    def target_accept_prob(self) -> float | None:  # type: ignore[override]
+        """The acceptance probability that the wrapped kernel adapts to."""
+        return self.kernel.target_accept_prob
+
+    @property
+    def without_step_size(self) -> Kernel:
+        """See `Kernel.without_step_size`."""
+        return dataclasses.replace(self, kernel=self.kernel.without_step_size)  # type: ignore[type-var]
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the wrapped kernel is adaptive."""
+        return self.kernel.is_adaptive
 
     @property
     def unadapted(self) -> Kernel:
@@ -206,12 +252,12 @@ class Wrapper(Kernel):
 
     @property
     def uses_gradient(self) -> bool:
-        """The inner kernel's."""
+        """Whether the wrapped kernel uses the gradient."""
         return self.kernel.uses_gradient
 
     @property
     def evaluations_per_step(self) -> int:
-        """The inner kernel's."""
+        """The wrapped kernel's number of evaluations."""
         return self.kernel.evaluations_per_step
 
     def with_burnin(self, num_burnin_steps: int) -> Kernel:
@@ -233,22 +279,22 @@ class Wrapper(Kernel):
         self.kernel.check_start(state)
 
     def get_config(self) -> dict[str, Any]:
-        """The fields, for Keras."""
+        """Returns the fields, for Keras."""
         return {**super().get_config(), "kernel": keras.saving.serialize_keras_object(self.kernel)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Kernel:
-        """The inverse of `get_config`."""
+        """Creates the kernel that returned `config` from `get_config`."""
         return cls(**{**config, "kernel": keras.saving.deserialize_keras_object(config["kernel"])})
 
 
 class LateKernel(tfp.mcmc.TransitionKernel):
-    """A TFP kernel that builds what it is made of when it is handed a state, or a new step size.
+    """A TFP kernel that builds its inner kernels at each call, for the state or step size at hand.
 
     Args:
       kernel: the recipe.
-      target_log_prob_fn: log p up to a constant; by this name TFP's wrappers find it, and replace it.
-      step_size: of the recipe.
+      target_log_prob_fn: log p up to a constant. TFP's wrappers find and replace it by this name.
+      step_size: the step size, in the form of the recipe's `initial_step_size`.
     """
 
     def __init__(self, kernel: Any, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> None:
@@ -256,10 +302,10 @@ class LateKernel(tfp.mcmc.TransitionKernel):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The arguments of `__init__`, as TFP's wrappers expect."""
+        """The arguments of `__init__`, which TFP's wrappers read."""
         return self._parameters
 
     @property
     def is_calibrated(self) -> bool:
-        """True, unless a subclass says otherwise."""
+        """True unless a subclass overrides it."""
         return True

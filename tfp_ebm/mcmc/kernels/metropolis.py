@@ -51,7 +51,7 @@ class RandomWalk(Kernel):
     """
 
     scale: Any
-    tuned: ClassVar[str | None] = "scale"
+    step_size_field: ClassVar[str | None] = "scale"
     moves_chains_alone: ClassVar[bool] = True
     optimal_accept_prob: ClassVar[float | None] = 0.234
 
@@ -199,7 +199,7 @@ class MetropolisHastings(Kernel):
 
     propose: Propose
     log_proposal_ratio: LogRatio | None = None
-    tuned: ClassVar[str | None] = None
+    step_size_field: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         if not callable(self.propose):
@@ -293,7 +293,7 @@ class IndependenceMetropolis(Kernel):
     base: tfp.distributions.Distribution = dataclasses.field(compare=False)
     standardization: Any = dataclasses.field(default=None, repr=False)
     _key: Hashable = dataclasses.field(init=False, repr=False)
-    tuned: ClassVar[str | None] = None
+    step_size_field: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         check_base("base", self.base)

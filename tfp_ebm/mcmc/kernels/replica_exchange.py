@@ -87,11 +87,11 @@ class ReplicaExchange(Wrapper):
         """For each replica the kernel's, and one after the trade."""
         return len(self.inverse_temperatures) * (self.kernel.evaluations_per_step + 1)
 
-    def step_after(self, results: Any, step_size: Any) -> Any:
+    def step_size_after(self, results: Any, step_size: Any) -> Any:
         """The cold replica's."""
-        if self.kernel.unadapted == self.kernel:
+        if not self.kernel.is_adaptive:
             return step_size
-        steps = self.kernel.step_after(results.post_swap_replica_results, step_size)
+        steps = self.kernel.step_size_after(results.post_swap_replica_results, step_size)
         return tf.reshape(steps[0], tf.shape(step_size))
 
     def log_prob_after(self, results: Any) -> tf.Tensor | None:

@@ -57,12 +57,12 @@ class Sequential(Kernel):
     >>> from tfp_ebm import mcmc
     >>> base = tfp.distributions.MultivariateNormalDiag([0.0, 0.0], [2.0, 2.0])
     >>> kernel = Sequential([mcmc.IndependenceMetropolis(base), mcmc.Adaptive(mcmc.MALA(0.1))])
-    >>> float(kernel.step), kernel.evaluations_per_step
+    >>> float(kernel.initial_step_size), kernel.evaluations_per_step
     (0.1, 4)
     """
 
     kernels: tuple[Kernel, ...]
-    tuned: ClassVar[str | None] = None
+    step_size_field: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         if isinstance(self.kernels, Kernel) or not isinstance(self.kernels, list | tuple):
@@ -82,20 +82,25 @@ class Sequential(Kernel):
         return _SequenceKernel(self, target_log_prob_fn, step_size)
 
     @property
-    def step(self) -> Any:
+    def initial_step_size(self) -> Any:
         """The step size of the part that has one; a tuple if several have."""
-        return _packed([kernel.step for kernel in self.kernels])
+        return _packed([kernel.initial_step_size for kernel in self.kernels])
 
     def steps(self, step_size: Any) -> list[Any]:
         """The step size of each part, () for one without, from that of the sequence."""
-        has_step = [bool(tf.nest.flatten(kernel.step)) for kernel in self.kernels]
+        has_step = [bool(tf.nest.flatten(kernel.initial_step_size)) for kernel in self.kernels]
         given = iter((step_size,) if sum(has_step) == 1 else step_size)
         return [next(given) if has else () for has in has_step]
 
     @property
-    def structure(self) -> Sequential:
-        """See `Kernel.structure`."""
-        return Sequential(tuple(kernel.structure for kernel in self.kernels))
+    def without_step_size(self) -> Sequential:
+        """See `Kernel.without_step_size`."""
+        return Sequential(tuple(kernel.without_step_size for kernel in self.kernels))
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether any part is."""
+        return any(kernel.is_adaptive for kernel in self.kernels)
 
     @property
     def unadapted(self) -> Sequential:
@@ -120,10 +125,10 @@ class Sequential(Kernel):
         """See `Kernel.in_coordinates`."""
         return Sequential(tuple(kernel.in_coordinates(standardization) for kernel in self.kernels))
 
-    def step_after(self, results: SequentialResults, step_size: Any) -> Any:
-        """See `Kernel.step_after`."""
+    def step_size_after(self, results: SequentialResults, step_size: Any) -> Any:
+        """See `Kernel.step_size_after`."""
         parts = zip(self.kernels, results.part_results, self.steps(step_size), strict=True)
-        return _packed([kernel.step_after(part_results, step) for kernel, part_results, step in parts])
+        return _packed([kernel.step_size_after(part_results, step) for kernel, part_results, step in parts])
 
     def log_prob_after(self, results: SequentialResults) -> tf.Tensor | None:
         """See `Kernel.log_prob_after`."""

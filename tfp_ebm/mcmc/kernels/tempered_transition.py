@@ -1,16 +1,16 @@
-"""Tempered transitions: a global move that anneals on the way (Neal 1996).
+"""Tempered transitions: a global move that anneals a draw of the base to the target (Neal 1996).
 
 A draw of the base is accepted as a move of the chain only where base and target overlap, which in many dimensions they
-never do. The same draw can be led to the target through bridging densities
+do not. The same draw can be moved towards the target through the densities
 
     p_β ∝ b^(1−β) p^β,    1 = β₀ > β₁ > … > β_K = 0,
 
-by a step T_k at each. So that the move is reversible the present state is led up to the base likewise:
+by a step T_k at each. For the move to be reversible, the current state is moved up to the base in the same way:
 
     x = x̂₀ → T₁ → x̂₁ → … → x̂_{K−1},    y ~ b = x̌_{K−1} → T_{K−1} → … → T₁ → x̌₀ = x*,
 
 accepted with min(1, exp Σ_k (β_k − β_{k+1}) (h(x̌_k) − h(x̂_k))), h = log p − log b. At K = 1 it is the independence
-sampler; the more bridges, the nearer the ratio is to one. Any T_k that is reversible for p_{β_k} will do.
+sampler; the more densities, the closer the ratio is to one. Any T_k that is reversible for p_{β_k} is valid.
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ import tensorflow_probability as tfp
 from tfp_ebm import serialization
 from tfp_ebm.arguments import check_count
 from tfp_ebm.energy.base import check_base, draw
+from tfp_ebm.mcmc.kernels.bridge import bridge_step
 from tfp_ebm.mcmc.kernels.kernel import Kernel, LateKernel, TargetLogProbFn, Wrapper, is_calibrated
 from tfp_ebm.mcmc.kernels.metropolis import base_in_coordinates
+from tfp_ebm.mcmc.running.loop import iterate
 from tfp_ebm.random import fold_in
 
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 @dataclasses.dataclass(frozen=True)
 class TemperedTransition(Wrapper):
-    """A global move for many dimensions: a draw of the base, led to the target through `num_temperatures` densities.
+    """A global move for many dimensions: a draw of the base, annealed to the target in `num_temperatures` steps.
 
     `tfp.mcmc.MetropolisHastings` around the annealed proposal. One move costs 4 evaluations per temperature, half of
     them with gradient for gradient kernels.
 
     Args:
-      kernel: what moves at each temperature, at one step size for all: a calibrated, reversible kernel such as `MALA`
-        or `HMC`.
+      kernel: the kernel that moves at each temperature, with one step size for all: calibrated and reversible, such as
+        `MALA` or `HMC`.
       base: one `tfd.Distribution` over states. In an `EnergyDistribution` of a model it is over the model's x.
       num_temperatures: K, the number of steps in β from the target to the base.
       standardization: set by `in_coordinates`.
 
     Raises:
-      TypeError: if `kernel` is no kernel of ebm.mcmc or `base` no distribution.
-      ValueError: if the kernel is not calibrated, or the count below 1.
+      TypeError: if `kernel` is not a kernel of ebm.mcmc, or `base` is not a distribution.
+      ValueError: if the kernel is not calibrated, or the count is below 1.
 
     Reference: R. M. Neal, Sampling from multimodal distributions using tempered transitions, Statistics and Computing
     6, 1996.
@@ -82,11 +84,11 @@ class TemperedTransition(Wrapper):
 
     @property
     def evaluations_per_step(self) -> int:
-        """Up and down, a bootstrap and a step at each temperature."""
+        """The number of evaluations: up and down, a bootstrap and a step at each temperature."""
         return 4 * self.num_temperatures * self.kernel.evaluations_per_step
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the arguments, for Keras."""
         return {
             "kernel": keras.saving.serialize_keras_object(self.kernel),
             "base": serialization.encode(self.base, "base"),
@@ -95,7 +97,7 @@ class TemperedTransition(Wrapper):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TemperedTransition:
-        """The inverse of `get_config`."""
+        """Creates the kernel that returned `config` from `get_config`."""
         return cls(
             keras.saving.deserialize_keras_object(config["kernel"]),
             serialization.decode(config["base"]),
@@ -127,35 +129,34 @@ class _UncalibratedTransition(LateKernel):
         last = recipe.num_temperatures - 1
         rank = current_state.shape.rank - base.event_shape.rank
         # up to the last temperature above the base
-        _, log_weight = self._led(current_state, tf.range(1, last + 1), fold_in(seed, 0))
+        _, weight_up = self._anneal(current_state, tf.range(1, last + 1), fold_in(seed, 0))
         proposed = draw(base, tf.shape(current_state)[:rank], fold_in(seed, 1))
         proposed = tf.ensure_shape(tf.cast(proposed, current_state.dtype), current_state.shape)
-        # and down from there to the target; the weights count the states before each step up, after each step down
-        proposed, weight = self._led(proposed, tf.range(last, 0, -1), fold_in(seed, 2))
+        # and a draw of the base down from there to the target
+        proposed, weight_down = self._anneal(proposed, tf.range(last, 0, -1), fold_in(seed, 2))
         log_prob = target(proposed)
-        log_ratio = weight - log_weight
+        log_ratio = weight_down - weight_up
         correction = log_ratio - (log_prob - previous_kernel_results.target_log_prob)
         return proposed, _Results(correction, log_prob, seed)
 
-    def _led(self, state: tf.Tensor, levels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The state after a step at each of the temperatures 1 − level/K, and Σ h/K over it before and after them."""
+    def _anneal(self, state: tf.Tensor, levels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Makes a step at each inverse temperature 1 − level/K.
+
+        Returns:
+          The last state, and Σ h/K over the states, the first and the last among them.
+        """
         recipe, target = self._parameters["kernel"], self._parameters["target_log_prob_fn"]
-        base, share = base_in_coordinates(recipe), 1.0 / recipe.num_temperatures
+        base_log_prob, step_size = base_in_coordinates(recipe).log_prob, self._parameters["step_size"]
+        share = 1.0 / recipe.num_temperatures
 
         def log_weight(x: tf.Tensor) -> tf.Tensor:
-            return share * (target(x) - base.log_prob(x))
+            return share * (target(x) - base_log_prob(x))
 
-        def step(i: tf.Tensor, state: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        def step(i: tf.Tensor, state: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             beta = 1.0 - share * tf.cast(tf.gather(levels, i), state.dtype)
+            seed_here = fold_in(seed, i)
+            state, _ = bridge_step(recipe.kernel, target, base_log_prob, beta, step_size, state, seed_here)
+            return state, total + log_weight(state)
 
-            def bridge(x: tf.Tensor) -> tf.Tensor:
-                return beta * target(x) + (1.0 - beta) * base.log_prob(x)
-
-            kernel = recipe.kernel.build(bridge, self._parameters["step_size"])
-            moved, _ = kernel.one_step(state, kernel.bootstrap_results(state), seed=fold_in(seed, i))
-            moved = tf.ensure_shape(moved, state.shape)
-            return i + 1, moved, total + log_weight(moved)
-
-        start = (tf.constant(0), state, log_weight(state))
-        _, state, total = tf.while_loop(lambda i, *_: i < tf.size(levels), step, start, parallel_iterations=1)
+        state, total = iterate(step, (0, tf.size(levels)), state, log_weight(state))
         return state, total

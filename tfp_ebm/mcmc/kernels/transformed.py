@@ -71,9 +71,9 @@ class Transformed(Wrapper):
         del standardization
         return self
 
-    def step_after(self, results: Any, step_size: Any) -> Any:
+    def step_size_after(self, results: Any, step_size: Any) -> Any:
         """The inner kernel's."""
-        return self.kernel.step_after(results.inner_results, step_size)
+        return self.kernel.step_size_after(results.inner_results, step_size)
 
     def log_prob_after(self, results: Any) -> tf.Tensor | None:
         """log p(x) = log p_z(z) − log |det ∂f/∂z|."""

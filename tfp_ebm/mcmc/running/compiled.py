@@ -1,7 +1,12 @@
-"""Finds the compiled loop of a target and a kernel, and decides between XLA and graph mode."""
+"""Compiled functions of a target: where they are kept, and the choice between XLA and graph mode.
+
+A compiled function refers to its target weakly, and so does the store. A bound method is a new object each time it is
+read from its owner; a strong reference would be needed to find it again, and would keep a user's model alive for ever.
+"""
 
 from __future__ import annotations
 
+import functools
 import types
 import weakref
 from collections import OrderedDict
@@ -13,105 +18,114 @@ import tensorflow as tf
 
 from tfp_ebm.caller import warn
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
-from tfp_ebm.mcmc.running.loop import Chain
 
-# Chains per target; a chain more is compiled again.
-_MAX_CHAINS = 16
+# Compiled functions kept per target; the one used least recently is dropped.
+_MAX_COMPILED = 16
+# Where XLA pays: it saves about half a millisecond per evaluation of a small target and costs 1-3 s of compilation. In
+# larger events matrix products and noise take most of the time, and XLA makes neither faster.
+_XLA_MIN_EVALUATIONS = 2000
+_XLA_MAX_EVENT_SIZE = 512
+# What TensorFlow raises where XLA cannot compile an operation.
+_XLA_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError)
 
-
-_Compiled = TypeVar("_Compiled")
-
-
-_CHAINS: dict[Hashable, tuple[Callable[[], Any], OrderedDict[Hashable, Any]]] = {}
+_Made = TypeVar("_Made")
+_COMPILED: dict[Hashable, tuple[Callable[[], Any], OrderedDict[Hashable, Any]]] = {}
 
 
 def find_compiled(
-    target: TargetLogProbFn, key: Hashable, make: Callable[[Callable[[], TargetLogProbFn]], _Compiled]
-) -> _Compiled:
-    """What was made for an equal target and key before, or a new one.
+    target: TargetLogProbFn, key: Hashable, make: Callable[[Callable[[], TargetLogProbFn]], _Made]
+) -> _Made:
+    """Returns what `make` made for an equal target and key before, or calls it.
 
     Args:
-      target: a function, a callable object, or a bound method; methods are equal if they are of one object.
-      key: what the compiled thing depends on beside the target; it is kept.
-      make: makes it from a function that returns the target.
+      target: a function, a callable object, or a bound method. Methods are equal if they belong to one object.
+      key: everything else that the compiled function depends on; it is kept alive.
+      make: makes the compiled function, given a function that returns the target.
     """
     owner, function = (target.__self__, target.__func__) if isinstance(target, types.MethodType) else (target, None)
     name = (id(owner), function)
     try:
-        if name not in _CHAINS:
+        if name not in _COMPILED:
             reference: Callable[[], Any] = weakref.ref(target) if function is None else weakref.WeakMethod(target)
-            # Once the owner has died its id may become another object's: forget it then.
-            weakref.finalize(owner, _CHAINS.pop, name, None).atexit = False
-            _CHAINS[name] = (reference, OrderedDict())
-    except TypeError:  # no weak references to such an object, so no way to keep its chain without keeping it
+            # Another object may get the same id once the owner is deleted, so the entry must go with the owner.
+            weakref.finalize(owner, _COMPILED.pop, name, None).atexit = False
+            _COMPILED[name] = (reference, OrderedDict())
+    except TypeError:  # the owner allows no weak references, so an entry would keep it alive
         return make(lambda: target)
-    resolve, chains = _CHAINS[name]
-    if key not in chains:
-        chains[key] = make(resolve)
-        if len(chains) > _MAX_CHAINS:
-            chains.popitem(last=False)
-    chains.move_to_end(key)
-    return chains[key]
+    resolve, found = _COMPILED[name]
+    if key not in found:
+        found[key] = make(resolve)
+        if len(found) > _MAX_COMPILED:
+            found.popitem(last=False)
+    found.move_to_end(key)
+    return found[key]
 
 
-def find_chain(target: TargetLogProbFn, kernel: Any, num_results: int, jit_compile: bool, shape: Hashable) -> Chain:
-    """The chain compiled for an equal target, kernel and shape before, or a new one.
+class Compiled:
+    """A function of tensors, compiled.
 
     Args:
-      target: see `find_compiled`.
-      kernel: hashable; the chain refers to it strongly.
-      num_results: states to keep.
-      jit_compile: whether by XLA.
-      shape: of the state. A chain could serve several, but TensorFlow would warn of its fifth.
+      function: the function.
+      *first: its first arguments, which are fixed.
+      jit_compile: whether XLA compiles it.
+
+    Attributes:
+      is_xla: whether XLA compiles it.
+      xla_failed: whether XLA could not.
     """
-    key = (kernel, num_results, jit_compile, shape)
-    return find_compiled(target, key, lambda resolve: Chain(resolve, kernel, num_results, jit_compile))
+
+    def __init__(self, function: Callable[..., Any], *first: Any, jit_compile: bool = False) -> None:
+        self.is_xla, self.xla_failed = jit_compile, False
+        # `partial`, because TensorFlow counts traces by code object and would warn of the traces of all targets.
+        self._call = tf.function(functools.partial(function, *first), autograph=False, jit_compile=jit_compile)
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls the function with its remaining arguments."""
+        return self._call(*args)
 
 
-# Where XLA pays: it saves about half a millisecond per evaluation of a small target, and costs 1-3 s of compiling;
-# above this many coordinates matrix products and noise take the time, and XLA makes neither faster.
-_XLA_MIN_EVALUATIONS = 2000
-
-
-_XLA_MAX_EVENT_SIZE = 512
-
-
-# What TensorFlow raises where XLA meets an operation that it cannot compile.
-_XLA_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError)
-
-
-def find_loop(find: Callable[[bool], Any], jit_compile: bool | str, pays: bool) -> Any:
-    """The loop to run: compiled by XLA if that is asked for, or if it pays, is not refused, and has not failed before.
+class XlaOrGraph:
+    """The choice between a loop compiled by XLA and the same loop in graph mode.
 
     Args:
-      find: returns the loop, by XLA or in graph mode.
-      jit_compile: True, False or "auto".
+      find: returns the loop, given whether by XLA; an object with the attributes of `Compiled`.
+      jit_compile: True: XLA. False: graph mode. "auto": XLA if it pays and has not failed on this loop before.
       pays: whether XLA pays.
+
+    Attributes:
+      loop: the loop in use.
     """
-    automatic = jit_compile == "auto"
-    loop = find(pays if automatic else bool(jit_compile))
-    return find(False) if automatic and loop.xla_failed else loop
+
+    def __init__(self, find: Callable[[bool], Any], jit_compile: bool | str, pays: bool) -> None:
+        self._find, self._is_automatic = find, jit_compile == "auto"
+        self.loop = find(pays if self._is_automatic else bool(jit_compile))
+        if self._is_automatic and self.loop.xla_failed:
+            self.loop = find(False)
+
+    def run(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Returns `call(loop, *args)`. If XLA was chosen automatically and fails, warns and retries in graph mode."""
+        try:
+            return call(self.loop, *args)
+        except _XLA_ERRORS as error:
+            if not (self._is_automatic and self.loop.is_xla):
+                raise
+            reason = str(error).strip().splitlines()[0]
+        self.loop.xla_failed = True
+        self.loop = self._find(False)
+        result = call(self.loop, *args)
+        warn(f"The chain runs in graph mode, because XLA failed on it: {reason}")
+        return result
 
 
-def run_or_fall_back(
-    run: Callable[[Any], Any], loop: Any, find: Callable[[bool], Any], jit_compile: bool | str
-) -> tuple[Any, Any]:
-    """`(loop, run(loop))`; where XLA fails that nobody asked for, that of the loop in graph mode, and a warning."""
-    try:
-        return loop, run(loop)
-    except _XLA_ERRORS as error:
-        if not (jit_compile == "auto" and loop.is_xla):
-            raise
-        reason = str(error).strip().splitlines()[0]
-    loop.xla_failed = True
-    loop = find(False)
-    result = run(loop)
-    warn(f"The chain runs in graph mode, because XLA failed on it: {reason}")
-    return loop, result
+def xla_pays(kernel: Any, num_steps: int, state: tf.Tensor) -> bool:
+    """Returns whether XLA saves more time than it takes to compile: the rule of `jit_compile="auto"`."""
+    evaluations = num_steps * (kernel.evaluations_per_step if isinstance(kernel, Kernel) else 1)
+    event_size = state.shape[1:].num_elements()
+    return evaluations >= _XLA_MIN_EVALUATIONS and event_size <= _XLA_MAX_EVENT_SIZE
 
 
 def check_state(initial_state: Any) -> tf.Tensor:
-    """`initial_state` as one floating-point tensor."""
+    """Returns `initial_state` as one floating-point tensor."""
     if isinstance(initial_state, list | tuple) and any(
         np.ndim(part) > 0 and not isinstance(part, list | tuple) for part in initial_state
     ):
@@ -125,10 +139,3 @@ def check_state(initial_state: Any) -> tf.Tensor:
     if state.shape.num_elements() == 0:
         raise ValueError(f"`initial_state` must hold at least one chain, got shape {tuple(state.shape)}.")
     return state
-
-
-def xla_pays(kernel: Any, num_steps: int, state: tf.Tensor) -> bool:
-    """The rule of `jit_compile="auto"`."""
-    evaluations = num_steps * (kernel.evaluations_per_step if isinstance(kernel, Kernel) else 1)
-    event_size = state.shape[1:].num_elements()
-    return evaluations >= _XLA_MIN_EVALUATIONS and event_size <= _XLA_MAX_EVENT_SIZE

@@ -1,4 +1,4 @@
-"""Which chains are whole: no NaN and no infinity in a state, nor in its log density."""
+"""Which chains are finite: no NaN and no infinity in a state, nor in its log density."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import tensorflow as tf
 
 
 def is_finite(states: tf.Tensor, num_leading: int, log_prob: tf.Tensor | None = None) -> tf.Tensor:
-    """Whether each state is finite, and its log density too if given.
+    """Returns whether each state, and its log density if given, is finite.
 
     Args:
       states: any number of leading axes, then the event's.
       num_leading: number of axes before the event.
-      log_prob: of the leading axes.
+      log_prob: of the shape of the leading axes.
 
     Returns:
-      bool, of the leading axes.
+      bool, of the shape of the leading axes.
 
     >>> x = tf.constant([[1.0, 2.0], [1.0, float("nan")], [3.0, 4.0]])
     >>> is_finite(x, 1, log_prob=tf.constant([0.0, 0.0, float("inf")])).numpy().tolist()
@@ -25,12 +25,12 @@ def is_finite(states: tf.Tensor, num_leading: int, log_prob: tf.Tensor | None = 
 
 
 def count_nonfinite(states: tf.Tensor, num_leading: int, log_prob: tf.Tensor | None = None) -> tf.Tensor:
-    """How many chains hold a NaN or an infinity anywhere.
+    """Counts the chains that hold a NaN or an infinity in any of their states.
 
     Args:
       states: `[num_results, *chains, *event]`.
       num_leading: number of axes before the event.
-      log_prob: `[num_results, *chains]`, looked at too if given.
+      log_prob: `[num_results, *chains]`, checked too if given.
 
     Returns:
       int32 scalar.

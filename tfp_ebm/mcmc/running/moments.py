@@ -1,10 +1,10 @@
-"""What is left of a chain when its draws are not kept: numbers, means and sums of squares, in one pass.
+"""Moments of chains whose draws are not kept: numbers, means and sums of squares, in one pass.
 
-A result x, the n-th of its chain, changes mean and sum of squared deviations by (Welford 1962)
+The n-th result x of a chain changes mean and sum of squared deviations by (Welford 1962)
 
     δ = x − m,    m ← m + δ/n,    S ← S + δ²(n − 1)/n,
 
-and two stretches a, b of a chain are one with (Chan, Golub & LeVeque 1979)
+and two stretches a, b of a chain are joined by (Chan, Golub & LeVeque 1979)
 
     δ = m_b − m_a,    m = m_a + δ·n_b/n,    S = S_a + S_b + δ²·n_a·n_b/n,    n = n_a + n_b.
 
@@ -24,16 +24,18 @@ from tfp_ebm.mcmc.running.finite import is_finite
 
 
 class Moments(NamedTuple):
-    """Of the results so far. Each of `mean` and `squares` holds an entry for the states and one for the log densities,
-    the latter left out where the kernel's results may speak of another density than the target.
+    """Moments of the results so far.
+
+    `mean` and `squares` hold an entry for the states and one for the log densities. The latter is missing for a kernel
+    that is not one of this package's, whose results may hold the log density of another target.
 
     Attributes:
-      number: of results per chain.
+      number: results per chain.
       mean: per chain, `[*chains, *event]` and `[*chains]`.
       squares: sums of squared deviations from `mean`.
       scatter: sum over chains and results of the outer products of the deviations from the mean of all chains,
-        `[size, size]`; () where it is not asked for.
-      num_accepted: steps that were accepted, among those that led to a result, `[*chains]`.
+        `[size, size]`; () if it is not computed.
+      num_accepted: accepted steps, among those that led to a result, `[*chains]`.
       is_finite: whether all states and log densities were, `[*chains]`.
     """
 
@@ -45,52 +47,54 @@ class Moments(NamedTuple):
     is_finite: tf.Tensor
 
 
-def no_moments(state: tf.Tensor, log_prob: tf.Tensor, with_log_prob: bool, with_scatter: bool) -> Moments:
-    """Those of no results.
+def zero_moments(state: tf.Tensor, per_chain: tf.Tensor, with_log_prob: bool, with_scatter: bool) -> Moments:
+    """Returns the moments of no results.
 
     Args:
       state: `[*chains, *event]`.
-      log_prob: `[*chains]`.
-      with_log_prob: whether the log densities are followed too.
-      with_scatter: whether all products of coordinates are.
+      per_chain: `[*chains]`.
+      with_log_prob: whether they include those of the log densities.
+      with_scatter: whether they include `scatter`.
     """
-    zeros = tuple(tf.zeros_like(part, tf.float64) for part in ((state, log_prob) if with_log_prob else (state,)))
-    size = state.shape[log_prob.shape.rank :].num_elements()
+    zeros = tuple(tf.zeros_like(part, tf.float64) for part in ((state, per_chain) if with_log_prob else (state,)))
+    size = state.shape[per_chain.shape.rank :].num_elements()
     return Moments(
         number=tf.zeros([], tf.float64),
         mean=zeros,
         squares=zeros,
         scatter=tf.zeros([size, size], tf.float64) if with_scatter else (),
-        num_accepted=tf.zeros_like(log_prob, tf.float64),
-        is_finite=tf.ones_like(log_prob, tf.bool),
+        num_accepted=tf.zeros_like(per_chain, tf.float64),
+        is_finite=tf.ones_like(per_chain, tf.bool),
     )
 
 
-def with_step(moments: Moments, counts: tf.Tensor, state: tf.Tensor, log_prob: Any, is_accepted: tf.Tensor) -> Moments:
-    """The moments after one step more.
+def add_step(
+    moments: Moments, is_result: tf.Tensor, state: tf.Tensor, log_prob: Any, is_accepted: tf.Tensor
+) -> Moments:
+    """Adds one step, if it is a result.
 
     Args:
-      moments: before.
-      counts: bool scalar, whether the step leads to a result.
+      moments: before the step.
+      is_result: bool scalar; a step that is no result changes nothing.
       state: `[*chains, *event]`.
-      log_prob: `[*chains]`; None where it is not followed.
+      log_prob: `[*chains]`; () if the moments do not include it.
       is_accepted: `[*chains]`.
     """
-    number = moments.number + tf.cast(counts, tf.float64)
+    number = moments.number + tf.cast(is_result, tf.float64)
     share = 1 / tf.maximum(number, 1)
     values = [tf.cast(value, tf.float64) for value in (state, log_prob)[: len(moments.mean)]]
-    # Chosen, not multiplied by 0: what a step that does not count holds may be infinite.
+    # Not multiplied by 0, since a step that is no result may hold infinite values.
     zero = tf.zeros([], tf.float64)
-    deltas = [tf.where(counts, value - mean, zero) for value, mean in zip(values, moments.mean, strict=True)]
+    deltas = [tf.where(is_result, value - mean, zero) for value, mean in zip(values, moments.mean, strict=True)]
     scatter = moments.scatter
     if tf.is_tensor(scatter):
         flat, mean = (_flat(part, is_accepted.shape.rank) for part in (values[0], moments.mean[0]))
         center = tf.reduce_mean(flat, 0)
-        spread = tf.where(counts, flat - center, zero)
-        moved = tf.where(counts, center - tf.reduce_mean(mean, 0), zero)
+        spread = tf.where(is_result, flat - center, zero)
+        moved = tf.where(is_result, center - tf.reduce_mean(mean, 0), zero)
         scatter += tf.linalg.matmul(spread, spread, transpose_a=True)
         scatter += _length(flat) * (number - 1) * share * _outer(moved)
-    finite = is_finite(state, is_accepted.shape.rank, log_prob)
+    finite = is_finite(state, is_accepted.shape.rank, log_prob if tf.is_tensor(log_prob) else None)
     return Moments(
         number=number,
         mean=tuple(mean + share * delta for mean, delta in zip(moments.mean, deltas, strict=True)),
@@ -98,17 +102,17 @@ def with_step(moments: Moments, counts: tf.Tensor, state: tf.Tensor, log_prob: A
             squares + (number - 1) * share * delta**2 for squares, delta in zip(moments.squares, deltas, strict=True)
         ),
         scatter=scatter,
-        num_accepted=moments.num_accepted + tf.cast(is_accepted & counts, tf.float64),
-        is_finite=moments.is_finite & (finite | ~counts),
+        num_accepted=moments.num_accepted + tf.cast(is_accepted & is_result, tf.float64),
+        is_finite=moments.is_finite & (finite | ~is_result),
     )
 
 
-def join(stretches: Sequence[Moments]) -> Moments:
-    """The moments of consecutive stretches of the same chains as one."""
-    return functools.reduce(_join, stretches)
+def join_stretches(stretches: Sequence[Moments]) -> Moments:
+    """Joins the moments of consecutive stretches of the same chains."""
+    return functools.reduce(_join_stretches, stretches)
 
 
-def _join(a: Moments, b: Moments) -> Moments:
+def _join_stretches(a: Moments, b: Moments) -> Moments:
     number = a.number + b.number
     share = b.number / tf.maximum(number, 1)
     deltas = [after - before for before, after in zip(a.mean, b.mean, strict=True)]
@@ -129,8 +133,8 @@ def _join(a: Moments, b: Moments) -> Moments:
     )
 
 
-def side_by_side(a: Moments, b: Moments) -> Moments:
-    """The moments of different chains over the same steps as one; chains are the first axis."""
+def join_chains(a: Moments, b: Moments) -> Moments:
+    """Joins the moments of different chains over the same steps, along the first axis."""
     rank = a.is_finite.shape.rank
     scatter = a.scatter
     if tf.is_tensor(scatter):
@@ -143,10 +147,10 @@ def side_by_side(a: Moments, b: Moments) -> Moments:
 
 
 def rhat(stretches: Sequence[Moments], entry: int) -> tf.Tensor:
-    """R̂ = √((n − 1)/n + B/W) of Gelman & Rubin (1992), each stretch of each chain a chain; see `diagnostics.py`.
+    """Computes R̂ = √((n − 1)/n + B/W) of Gelman & Rubin (1992), see `diagnostics.py`; each stretch counts as a chain.
 
     Args:
-      stretches: of equal numbers of results.
+      stretches: moments of equal numbers of results.
       entry: 0 for the states, 1 for the log densities.
 
     Returns:
@@ -161,7 +165,7 @@ def rhat(stretches: Sequence[Moments], entry: int) -> tf.Tensor:
 
 
 def over_chains(values: tf.Tensor, rank: int) -> tf.Tensor:
-    """`[*chains, *event]` as `[all chains, *event]`."""
+    """Reshapes `[*chains, *event]` to `[all chains, *event]`."""
     return tf.reshape(values, [-1, *values.shape[rank:]])
 
 

@@ -1,4 +1,4 @@
-"""A few steps of many chains inside a training step: no draws are kept, only where the chains are and how it went."""
+"""A few steps of many chains inside a training step: no draws are kept, only final states and the acceptance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn, build
 from tfp_ebm.mcmc.results import accept_prob, find
+from tfp_ebm.mcmc.running.chain import value_at_start
+from tfp_ebm.mcmc.running.loop import run_steps, seeds_of
 from tfp_ebm.random import chain_key, fold_in
 
 
@@ -17,7 +20,7 @@ class Moved(NamedTuple):
 
     Attributes:
       states: `[num_chains, *event]`.
-      log_prob: the target there, `[num_chains]`, or None for a kernel whose results do not tell.
+      log_prob: the target there, `[num_chains]`, or None for a kernel whose results do not hold it.
       accept_prob: mean over steps and chains of min(1, acceptance ratio), a non-finite ratio counting as 0; 1 for
         kernels that accept everything.
     """
@@ -27,13 +30,13 @@ class Moved(NamedTuple):
     accept_prob: tf.Tensor
 
 
-def move(kernel: tfp.mcmc.TransitionKernel, states: tf.Tensor, num_steps: int, seed: tf.Tensor) -> Moved:
-    """Runs `num_steps` steps of a TFP kernel; part of the function that is being compiled.
+def move(kernel: tfp.mcmc.TransitionKernel, states: tf.Tensor, num_steps: Any, seed: tf.Tensor) -> Moved:
+    """Runs `num_steps` steps of a TFP kernel, as a part of the function that is being compiled.
 
     Args:
       kernel: of a target `[num_chains, *event] -> [num_chains]`.
       states: `[num_chains, *event]`.
-      num_steps: at least 1.
+      num_steps: at least 1; int, or int32 scalar.
       seed: int32[2].
 
     >>> from tfp_ebm.mcmc.kernels import MALA
@@ -42,29 +45,46 @@ def move(kernel: tfp.mcmc.TransitionKernel, states: tf.Tensor, num_steps: int, s
     >>> moved.states.shape, bool(0.5 < moved.accept_prob < 1.0)
     (TensorShape([100, 2]), True)
     """
-    key = chain_key(seed)
+    dtype = states.dtype
+    states, results, total = run_steps(
+        lambda _: kernel,
+        states,
+        kernel.bootstrap_results(states),
+        (0, num_steps),
+        seeds_of(chain_key(seed)),
+        tf.zeros([], dtype),
+        lambda total, t, before, after, results: total + accept_prob(results, dtype),
+    )
+    return Moved(states, find(results, "target_log_prob"), total / tf.cast(num_steps, dtype))
 
-    def step(
-        count: tf.Tensor, states: tf.Tensor, results: Any, total: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, Any, tf.Tensor]:
-        moved, results = kernel.one_step(states, results, seed=tf.stack([key, count]))
-        return count + 1, tf.ensure_shape(moved, states.shape), results, total + accept_prob(results, states.dtype)
 
-    start = (tf.constant(0), states, kernel.bootstrap_results(states), tf.zeros([], states.dtype))
-    _, states, results, total = tf.while_loop(lambda count, *_: count < num_steps, step, start, parallel_iterations=1)
-    log_prob = find(results, "target_log_prob")
-    return Moved(states, log_prob, total / num_steps)
+def last_state(
+    target: TargetLogProbFn, kernel: Any, state: tf.Tensor, step_size: Any, seed: tf.Tensor, num_steps: tf.Tensor
+) -> tf.Tensor:
+    """Returns the state after `num_steps` steps that `ebm.mcmc.sample` would run, inside a function being compiled.
+
+    Args:
+      target: log p up to a constant, `[*chains, *event] -> [*chains]`.
+      kernel: a kernel of `ebm.mcmc`, or any callable `target -> tfp.mcmc.TransitionKernel`.
+      state: `[*chains, *event]`.
+      step_size: the kernel's step size, in the form of its `initial_step_size`; () for a kernel without one.
+      seed: int32[2].
+      num_steps: int32 scalar.
+    """
+    value_at_start(target, kernel, state)
+    return move(build(kernel, target, step_size), state, num_steps, seed).states
 
 
 def move_by_xla(
     kernel: tfp.mcmc.TransitionKernel, states: tf.Tensor, num_steps: int, seed: tf.Tensor, *, halve: bool
 ) -> Moved:
-    """`move`, compiled by XLA inside a function that is not.
+    """Runs `move` compiled by XLA, inside a function that is not.
 
     Args:
       kernel, states, num_steps, seed: as for `move`.
-      halve: whether the two halves of the chains become calls that the outer function can make at the same time, each
-        on a core of its own; the kernel must then move every chain by itself. Draws are others than those of `move`.
+      halve: whether the two halves of the chains become two calls, which the outer function can make at the same time,
+        each on a core of its own. The kernel must then move each chain independently. The draws differ from those of
+        `move`.
     """
     # `partial`, because TensorFlow counts traces by code object and would warn of those of many losses.
     compiled = functools.partial(move, kernel, num_steps=num_steps)

@@ -1,17 +1,18 @@
-"""One run of a chain from its checked arguments to its last step, in stretches that an interrupt can come between.
+"""One run of chains, from checked arguments to its last step, in stretches between which it can be interrupted.
 
-A compiled loop cannot be interrupted, and tells nothing until it ends. So a run is a number of calls of one loop, each
-over a stretch of steps that takes about half a second: long enough that the calls cost nothing, short enough for a
-progress bar and for Ctrl-C. Where a run is cut does not change a bit of it, since the noise of a step depends on the
-step's number alone. How long a step takes is learned from the stretch before, and from runs before; the first call of
-a new loop, which compiles it, is one step, and each stretch at most eight times as long as the one before it.
+A compiled loop cannot be interrupted, and shows nothing until it ends. A run is therefore several calls of one loop,
+each over a stretch of steps that takes about half a second: long enough that the calls cost nothing, short enough for a
+progress bar and for Ctrl-C. Where a run is cut does not change its draws, since the noise of a step depends on the
+step's number alone. The time of a step is measured in the stretch before, and in earlier runs. The first call of a new
+loop, which compiles it, is one step, and each stretch at most eight times as long as the one before it.
 """
 
 from __future__ import annotations
 
-import math
+import functools
+import itertools
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -21,42 +22,37 @@ from tfp_ebm import arguments
 from tfp_ebm.caller import warn
 from tfp_ebm.mcmc.kernels.acceptance import gradient_failed
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
-from tfp_ebm.mcmc.running.compiled import (
-    check_state,
-    find_chain,
-    find_loop,
-    run_or_fall_back,
-    xla_pays,
-)
+from tfp_ebm.mcmc.running.chain import Chain, Plan
+from tfp_ebm.mcmc.running.compiled import XlaOrGraph, check_state, find_compiled, xla_pays
 from tfp_ebm.mcmc.running.finite import count_nonfinite
-from tfp_ebm.mcmc.running.halves import Halves, can_halve
-from tfp_ebm.mcmc.running.loop import Chain
+from tfp_ebm.mcmc.running.halves import at_once, can_halve, halves_of
+from tfp_ebm.mcmc.running.recorders import KeepDraws, Recorder
 from tfp_ebm.mcmc.running.trouble import warn_of_gradients, warn_of_stuck
 from tfp_ebm.random import chain_key, stateless_seed
 
 # Seconds that a stretch should take, and by how much one may be longer than the one before it.
 _SECONDS, _GROWTH = 0.5, 8
-
-
 # Bounds of what one call keeps: each call clears its slots first, and holds them beside those of the calls before.
 _MAX_SLOTS, _MAX_BYTES = 4096, 2**24
 
 
 class Run:
-    """The arguments of `sample` and `summarize`, checked, and the compiled chain that they ask for, at its start.
+    """The chains of one call of `sample` or `summarize`, at their current position; checks the arguments.
 
     Args:
       target_log_prob_fn, initial_state, kernel, num_results, num_burnin_steps, num_steps_between_results, seed,
         jit_compile, progress: see `ebm.mcmc.sample`.
-      keeps: whether the draws are kept.
-      num_settling_steps: how long the chain burns in as its kernel is told; None is `num_burnin_steps`.
+      recorder: what is kept of the steps; default: the results.
+      num_adaptive_steps: the burn-in that an adaptive kernel is configured for; default: `num_burnin_steps`.
 
     Attributes:
-      chain, state, results, log_prob: the chain, where it is, its kernel's results, and the log density of its start.
-      start: where it started.
-      is_traced: whether it becomes part of a function that is being traced.
-      num_results, num_steps: kept, and in all.
-      evaluations_per_result: of the target, from one result to the next; None for a foreign kernel.
+      is_traced: whether the run becomes part of a function that is being traced.
+      start: the states where the chains start.
+      start_log_prob: the target's log density there, `[*chains]`.
+      num_results: the number of results to keep.
+      num_steps: the number of steps.
+      evaluations_per_result: target evaluations from one result to the next; None for a kernel that is not one of this
+        package's.
     """
 
     def __init__(
@@ -67,85 +63,105 @@ class Run:
         *,
         num_results: int,
         num_burnin_steps: int,
-        num_steps_between_results: int,
+        num_steps_between_results: int = 0,
         seed: Any,
         jit_compile: bool | str,
-        progress: bool,
-        keeps: bool,
-        num_settling_steps: int | None = None,
+        progress: bool = False,
+        recorder: Recorder | None = None,
+        num_adaptive_steps: int | None = None,
     ) -> None:
         self.num_results = arguments.check_count("num_results", num_results)
         self._burnin = arguments.check_count("num_burnin_steps", num_burnin_steps, minimum=0)
         self._stride = 1 + arguments.check_count("num_steps_between_results", num_steps_between_results, minimum=0)
         seed = stateless_seed(seed)
-        if jit_compile not in (True, False, "auto"):
-            raise ValueError(f"`jit_compile` must be True, False or 'auto', got {jit_compile!r}.")
+        arguments.check_jit_compile(jit_compile)
         if not callable(target_log_prob_fn):
             raise TypeError(f"`target_log_prob_fn` must be callable, got {target_log_prob_fn!r}.")
-        if not (callable(kernel) and isinstance(kernel, Hashable)):
-            raise TypeError(
-                f"`kernel` must map a target to a tfp.mcmc.TransitionKernel, and have a hash, got {kernel!r}."
-            )
-        self.state = self.start = check_state(initial_state)
-        step_size: Any = ()
-        if isinstance(kernel, Kernel):
-            kernel = kernel.with_burnin(self._burnin if num_settling_steps is None else num_settling_steps)
-            if tf.executing_eagerly():
-                kernel.check_start(self.state)
-            step_size = tf.nest.map_structure(lambda step: tf.constant(step, self.state.dtype), kernel.step)
-            kernel = kernel.structure
-        self._target, self._kernel = target_log_prob_fn, kernel
-        self.evaluations_per_result = self._stride * kernel.evaluations_per_step if isinstance(kernel, Kernel) else None
-        self.num_steps = self.steps_until(self.num_results)
-        self._arrangement = (step_size, chain_key(seed), tf.constant(self._burnin), tf.constant(self._stride))
+        arguments.check_kernel(kernel, hashable=True)
+        self.start = state = check_state(initial_state)
         self.is_traced = not tf.executing_eagerly()
-        self._capacity = 0
-        if keeps and self.is_traced:
-            self._capacity = self.num_results
-        elif keeps:
-            row = self.state.shape.num_elements() * self.state.dtype.size
-            self._capacity = min(self.num_results, _MAX_SLOTS, max(1, _MAX_BYTES // row))
-        self._jit_compile = jit_compile
-        self.chain: Any  # a `Chain`, or its `Halves`
+        self._target = target_log_prob_fn
+        step_size: Any = ()
+        self.evaluations_per_result = None
+        if isinstance(kernel, Kernel):
+            kernel = kernel.with_burnin(self._burnin if num_adaptive_steps is None else num_adaptive_steps)
+            if not self.is_traced:
+                kernel.check_start(state)
+            step_size = tf.nest.map_structure(lambda step: tf.constant(step, state.dtype), kernel.initial_step_size)
+            kernel = kernel.without_step_size
+            self.evaluations_per_result = self._stride * kernel.evaluations_per_step
+        self.num_steps = self.steps_until(self.num_results)
+        self._kernel = kernel
+        self._recorder = KeepDraws(self._count_slots(state)) if recorder is None else recorder
+        key = chain_key(seed)
+        keys, groups = [key], [state]
         if self.is_traced:
-            self.chain = Chain(lambda: target_log_prob_fn, kernel, self._capacity)
+            find, pays = _always(Chain(lambda: target_log_prob_fn, kernel, self._recorder)), False
         else:
-            self._is_halved = can_halve(target_log_prob_fn, kernel, self.state)
-            self.chain = find_loop(self._find, jit_compile, xla_pays(kernel, self.num_steps, self.state))
-        self.results, self.log_prob = self.chain.start(self.state, step_size)
-        self._num_bad_starts = 0
-        if not self.is_traced:
-            self._num_bad_starts = self._check_start()
+            shape = (tuple(state.shape), state.dtype)
+            find = functools.partial(find_chain, target_log_prob_fn, kernel, self._recorder, shape)
+            pays = xla_pays(kernel, self.num_steps, state)
+            if can_halve(target_log_prob_fn, kernel, state):
+                keys, groups = [chain_key(tf.stack([key, tf.constant(i)])) for i in range(2)], halves_of(state)
+        self._chains = XlaOrGraph(find, jit_compile, pays)
+        self._plans = [Plan(step_size, key, tf.constant(self._burnin), tf.constant(self._stride)) for key in keys]
+        self._positions = [self.chain.start(group, step_size) for group in groups]
+        self.start_log_prob = _concat([position.start_log_prob for position in self._positions])
+        self._num_bad_starts = 0 if self.is_traced else self._check_start(state)
         self._bar = keras.utils.Progbar(self.num_steps, unit_name="step") if progress and not self.is_traced else None
 
-    def _find(self, jit_compile: Any) -> Chain | Halves:
-        shape = tuple(self.state.shape)
-        chain = find_chain(self._target, self._kernel, self._capacity, bool(jit_compile), shape)
-        return Halves(chain) if self._is_halved else chain
+    def _count_slots(self, state: tf.Tensor) -> int:
+        """Returns the number of results that a stretch can keep."""
+        if self.is_traced:  # one stretch
+            return self.num_results
+        bytes_per_result = state.shape.num_elements() * state.dtype.size
+        return min(self.num_results, _MAX_SLOTS, max(1, _MAX_BYTES // bytes_per_result))
 
-    def _check_start(self) -> int:
-        rank = self.log_prob.shape.rank
-        num_bad = int(count_nonfinite(self.state[None], rank + 1, self.log_prob[None]))
+    def _check_start(self, state: tf.Tensor) -> int:
+        rank = self.start_log_prob.shape.rank
+        num_bad = int(count_nonfinite(state[None], rank + 1, self.start_log_prob[None]))
         if num_bad > 0:
             warn(
-                f"{num_bad} of {self.log_prob.shape.num_elements()} chains start at a state where the state or its log "
-                "density is NaN or infinite; Metropolis kernels never leave it.",
+                f"{num_bad} of {self.start_log_prob.shape.num_elements()} chains start at a state where the state or "
+                "its log density is NaN or infinite; Metropolis kernels never leave it.",
             )
         return num_bad
 
+    @property
+    def chain(self) -> Chain:
+        """The chain in use."""
+        return self._chains.loop
+
+    @property
+    def num_groups(self) -> int:
+        """2 if the halves of the chains run at the same time, else 1."""
+        return len(self._positions)
+
+    @property
+    def state(self) -> tf.Tensor:
+        """The current states of all chains, `[*chains, *event]`."""
+        return _concat([position.state for position in self._positions])
+
+    @property
+    def step_size(self) -> Any:
+        """The current step size, as in `Samples`."""
+        if not isinstance(self._kernel, Kernel):
+            return None
+        step_size = self._kernel.step_size_after(self._positions[0].results, self._plans[0].step_size)
+        return step_size if tf.nest.flatten(step_size) else None
+
     def warn_of_nonfinite(self, num_nonfinite: Any) -> None:
-        """Says how many chains went wrong on the way, if any did."""
+        """Warns if chains became non-finite after the start."""
         if not self.is_traced and num_nonfinite > self._num_bad_starts:
             warn(
-                f"{num_nonfinite} of {self.log_prob.shape.num_elements()} chains went to a NaN or an infinity; a "
+                f"{num_nonfinite} of {self.start_log_prob.shape.num_elements()} chains went to a NaN or an infinity; a "
                 "smaller step size, or a Metropolis kernel, keeps chains finite.",
             )
 
     @property
     def num_bad_gradients(self) -> tf.Tensor | None:
         """The number of chains that met a gradient that was not finite; None if the kernel does not record it."""
-        parts = self.results if isinstance(self.chain, Halves) else (self.results,)
-        failed = [gradient_failed(part) for part in parts]
+        failed = [gradient_failed(position.results) for position in self._positions]
         if failed[0] is None:
             return None
         return tf.add_n([tf.reduce_sum(tf.cast(flags, tf.int32)) for flags in failed])
@@ -170,53 +186,89 @@ class Run:
         return warn_of_stuck(stuck, acceptance_rate, self.num_steps, known, self._target, self.start, is_xla)
 
     def warn_of_interrupt(self, num_results: int) -> None:
-        """Says how many results there are instead of all."""
+        """Warns that there are fewer results than requested."""
         warn(f"Interrupted: {num_results} of {self.num_results} results were drawn, and are returned.")
 
     def steps_until(self, number: int) -> int:
-        """How many steps it takes to have so many results."""
+        """Returns the number of steps to so many results."""
         return self._burnin + (number - 1) * self._stride + 1 if number else 0
 
     def results_after(self, step: int) -> int:
-        """How many results there are after so many steps."""
-        return max(0, math.ceil((step - self._burnin) / self._stride))
+        """Returns the number of results after so many steps."""
+        return len(range(self._burnin, step, self._stride))
 
-    def stretches(self, call: Callable[..., Any], first: int, last: int) -> Iterator[tuple[int, tf.Tensor, Any]]:
+    def stretches(self, first: int, last: int) -> Iterator[tuple[int, Any]]:
         """Runs the steps `first` to `last - 1`.
 
-        Args:
-          call: the compiled function, given the chain, and then what `Chain.advance` takes.
-          first, last: steps.
-
         Yields:
-          Of each stretch: how many results are whole after it, the state, and the third thing that `call` returned.
+          After each stretch, the number of results since the start of the run, and the record: the results of the
+          stretch, or the moments of those since step `first`.
         """
-        key = (self._capacity > 0, self.state.shape, self.state.dtype)
+        records = [self.chain.init(position) for position in self._positions]
         while first < last:
-            # One call may write all its slots, but not begin another.
-            full = self.steps_until(self.results_after(first) + self._capacity) if self._capacity else last
-            stop = min(last, full)
+            stop = last
+            if isinstance(self._recorder, KeepDraws):  # one call may fill its slots, but not begin another
+                stop = min(last, self.steps_until(self.results_after(first) + self._recorder.num_slots))
             if not self.is_traced:
-                pace = self.chain.seconds_per_step.get(key)
+                pace = self.chain.seconds_per_step
                 planned = 1 if pace is None else max(1, int(_SECONDS / pace))
                 stop = min(stop, first + planned)
             start = time.perf_counter()
-            state, results, out = self._advance(call, (tf.constant(first), tf.constant(stop)))
-            self.state, self.results = state, results
+            positions, records = self._advance(records, first, stop)
             if not self.is_traced:
-                tf.reshape(state, [-1])[0].numpy()  # waits for an accelerator
+                tf.reshape(positions[0].state, [-1])[0].numpy()  # waits for an accelerator
                 seconds = 0.0 if pace is None else time.perf_counter() - start
                 if stop - first == planned or seconds > _SECONDS:
                     pace = max(seconds / (stop - first), _SECONDS / (_GROWTH * planned))
-                    self.chain.seconds_per_step[key] = pace
+                    self.chain.seconds_per_step = pace
+            self._positions = positions
             if self._bar is not None:
                 self._bar.update(stop)
-            yield self.results_after(stop), state, out
+            yield self.results_after(stop), self._recorder.join_chains(records)
             first = stop
 
-    def _advance(self, call: Callable[..., Any], steps: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, Any, Any]:
-        given = (self.state, self.results, self.log_prob, steps, *self._arrangement)
-        if self.is_traced:
-            return call(self.chain, *given)
-        self.chain, out = run_or_fall_back(lambda chain: call(chain, *given), self.chain, self._find, self._jit_compile)
-        return out
+    def windows(self, ends: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """Runs the steps from each of `ends` to the next.
+
+        Yields:
+          After each stretch, the first step of the window that it belongs to, and the record of the window so far.
+        """
+        for first, last in itertools.pairwise(ends):
+            for _, record in self.stretches(first, last):
+                yield first, record
+
+    def _advance(self, records: list[Any], first: int, last: int) -> tuple[list[Any], list[Any]]:
+        """Runs the steps `first` to `last - 1` of each group, and returns positions and records."""
+        steps = (tf.constant(first), tf.constant(last))
+
+        def call(chain: Chain) -> list[Any]:
+            groups = zip(self._positions, self._plans, records, strict=True)
+            calls = [
+                functools.partial(chain.advance, position, plan, steps, record) for position, plan, record in groups
+            ]
+            # The first stretch of a new loop is one step. Its tracing must happen in the thread of the caller, since
+            # Keras keeps settings by thread.
+            return [call() for call in calls] if last - first == 1 else at_once(calls)
+
+        groups = self._chains.run(call)
+        return [position for position, _ in groups], [record for _, record in groups]
+
+
+def find_chain(target: TargetLogProbFn, kernel: Any, recorder: Recorder, shape: Hashable, jit_compile: bool) -> Chain:
+    """Returns the chain compiled before for an equal target, kernel, recorder and shape, or a new one.
+
+    Args:
+      target: see `find_compiled`.
+      kernel, recorder, jit_compile: see `Chain`.
+      shape: shape and dtype of the state. A chain could serve several, but TensorFlow would warn of the fifth.
+    """
+    key = (kernel, recorder, shape, jit_compile)
+    return find_compiled(target, key, lambda resolve: Chain(resolve, kernel, recorder, jit_compile))
+
+
+def _always(chain: Chain) -> Callable[[bool], Chain]:
+    return lambda by_xla: chain
+
+
+def _concat(groups: list[tf.Tensor]) -> tf.Tensor:
+    return groups[0] if len(groups) == 1 else tf.concat(groups, 0)

@@ -1,28 +1,30 @@
-"""What all tutorials share: sizes for full and smoke runs, one look for the figures, and the table each one ends in."""
+"""Helpers of the tutorials: the amount of work, the style of the figures, and the table of numbers that ends each one.
+
+It is part of the package so that a tutorial's notebook runs wherever `tfp_ebm` is installed, alone in any folder.
+"""
 
 import math
 import os
 from collections.abc import Callable
+from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
-
-__all__ = ["BLACK", "BLUE", "GREEN", "ORANGE", "PURPLE", "SKY", "VERMILION", "YELLOW", "Ledger", "size", "style"]
-
-# Okabe & Ito 2008: eight colours that keep apart in every kind of colour vision.
+# Eight colours that people with any kind of colour vision can distinguish (Okabe & Ito 2008).
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 SKY, PURPLE, YELLOW, BLACK = "#56B4E9", "#CC79A7", "#F0E442", "#000000"
 
 SMOKE = os.environ.get("TFP_EBM_SMOKE") == "1"
 
 
-def size(full, smoke):
-    """`full`, or `smoke` where the environment has TFP_EBM_SMOKE=1: the same code, in less than a minute."""
+def size(full: Any, smoke: Any) -> Any:
+    """Returns `full`, or `smoke` if the environment has TFP_EBM_SMOKE=1, with which a tutorial runs in a minute."""
     return smoke if SMOKE else full
 
 
-def style():
-    """Figures that can be read at half their size, and small as files."""
+def style() -> None:
+    """Sets matplotlib's style: figures that can be read at half their size, in small files."""
+    import matplotlib
+    from cycler import cycler
+
     matplotlib.rcParams.update(
         {
             "figure.constrained_layout.use": True,
@@ -32,7 +34,7 @@ def style():
             "axes.titlesize": 13,
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "axes.prop_cycle": plt.cycler(color=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK]),
+            "axes.prop_cycle": cycler(color=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK]),
             "lines.linewidth": 1.8,
             "legend.frameon": False,
             "image.cmap": "viridis",
@@ -41,32 +43,32 @@ def style():
 
 
 class Ledger:
-    """Numbers beside the truth: one row for each claim of a tutorial.
+    """A table of a tutorial's numbers, each beside the truth.
 
-    `close` prints the table, which the tests read in the executed notebook, and raises where a row does not hold.
+    `close` prints the table, which the tests read in the executed notebook, and raises if a row does not hold.
     """
 
-    def __init__(self):
-        self.rows = []
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, float, str, bool]] = []
 
-    def equal(self, name: str, value: float, truth: float, tolerance: float):
-        """Claims |value − truth| ≤ tolerance; a statistical claim gives a multiple of its standard error."""
+    def equal(self, name: str, value: float, truth: float, tolerance: float) -> None:
+        """Claims |value − truth| ≤ tolerance; for a statistical claim, a multiple of its standard error."""
         self._add(name, value, f"= {_text(truth)} ± {_text(tolerance)}", lambda v: abs(v - truth) <= tolerance)
 
-    def at_most(self, name: str, value: float, bound: float):
+    def at_most(self, name: str, value: float, bound: float) -> None:
         """Claims value ≤ bound."""
         self._add(name, value, f"<= {_text(bound)}", lambda v: v <= bound)
 
-    def at_least(self, name: str, value: float, bound: float):
+    def at_least(self, name: str, value: float, bound: float) -> None:
         """Claims value ≥ bound."""
         self._add(name, value, f">= {_text(bound)}", lambda v: v >= bound)
 
-    def _add(self, name: str, value: float, claim: str, holds: Callable[[float], bool]):
+    def _add(self, name: str, value: float, claim: str, holds: Callable[[float], bool]) -> None:
         value = float(value)
         self.rows.append((name, value, claim, math.isfinite(value) and bool(holds(value))))
 
-    def close(self):
-        """Prints every claim, and raises AssertionError if one fails or none was made."""
+    def close(self) -> None:
+        """Prints every claim; raises AssertionError if one fails or none was made."""
         width = max((len(name) for name, *_ in self.rows), default=0)
         for name, value, claim, holds in self.rows:
             print(f"{name:{width}s} | {_text(value):>12s} | {claim:28s} | {'holds' if holds else 'FAILS'}")

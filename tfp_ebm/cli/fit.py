@@ -1,0 +1,185 @@
+"""`fit`: trains a model on data, samples it, and writes a run."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import pathlib
+import time
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfp_ebm import recipes
+from tfp_ebm.arguments import check_count, check_positive
+from tfp_ebm.cli import runs
+from tfp_ebm.cli.data import Rows, load_rows
+from tfp_ebm.cli.evaluate import energies_of, likelihood_of, mean_loss
+from tfp_ebm.cli.messages import note, shows_progress
+from tfp_ebm.cli.options import TOYS
+from tfp_ebm.cli.run_figure import run_figure
+from tfp_ebm.cli.sample import check_sampling_options, draw, kernel_for
+from tfp_ebm.energy.data import shuffled_batches
+from tfp_ebm.files import written_atomically
+from tfp_ebm.losses.base import alias
+from tfp_ebm.model.energy_model import EnergyModel
+
+# Losses with an option of their own.
+_DENOISING, _CONTRASTIVE = "denoising_score_matching", "noise_contrastive_estimation"
+# Options not recorded among the settings of report.json.
+_NO_SETTINGS = ("command", "command_line", "out", "overwrite", "quiet")
+# The share of rows kept from training, to report the loss on.
+_HELD_OUT = 0.1
+# One row is held out, and one row alone has no variance.
+_MIN_ROWS = 3
+# At most this many epochs, each of which prints a line; the number of steps must be divisible by it.
+_MAX_EPOCHS = 10
+
+
+def fit(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    out = options.out.resolve()
+    runs.check_free(out, options.overwrite, is_run=True)
+    _check_training_options(options)
+    check_sampling_options(options)
+    rows = load_rows(options)
+    train, held_out = _split(rows.values, options)
+    start = time.perf_counter()
+    model, history = _trained(train, options)
+    model.columns = rows.columns
+    fitted = time.perf_counter()
+    judged = _judged(model, held_out)
+    kernel = kernel_for(model, options)
+    samples, sampling = draw(model, kernel, options)
+    report = {
+        "settings": {key: value for key, value in sorted(vars(options).items()) if key not in _NO_SETTINGS},
+        "data": {"rows": len(rows.values), "held_out": len(held_out), "event_shape": list(train.shape[1:])},
+        "columns": None if rows.columns is None else list(rows.columns),
+        "loss": {"by_epoch": history["loss"], "held_out": judged.pop("loss")},
+        "held_out": judged,
+        "metrics": {name: values[-1] for name, values in history.items() if name != "loss"},
+        "sampling": sampling,
+        "seconds": {"fit": fitted - start, "sample": time.perf_counter() - fitted},
+        "command_line": options.command_line,
+        "versions": runs.versions(),
+        "version": runs.versions()["tfp_ebm"],
+        "format_version": runs.FORMAT_VERSION,
+    }
+    figure = _figure(model, held_out, samples, rows, options)
+    _write(out, options.overwrite, model, kernel, samples, figure, report)
+    print(f"{options.out}: {', '.join(runs.RUN_FILES)}")
+
+
+def _check_training_options(options: argparse.Namespace) -> None:
+    """Raises TypeError or ValueError if an option of training is out of range, or belongs to another loss."""
+    check_count("--steps", options.steps)
+    check_count("--batch-size", options.batch_size)
+    for width in options.units:
+        check_count("--units", width)
+    if options.fourier_features is not None:
+        check_count("--fourier-features", options.fourier_features, minimum=0)
+    for name in ("learning_rate", "base_width", "sigma", "noise_ratio"):
+        if getattr(options, name) is not None:
+            check_positive(f"--{name.replace('_', '-')}", getattr(options, name))
+    for name, loss in (("sigma", _DENOISING), ("noise_ratio", _CONTRASTIVE)):
+        if getattr(options, name) is not None:
+            options.loss = options.loss or loss
+            if options.loss != loss:
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"`{option}` must not be given with --loss {options.loss}, but with {loss}.")
+
+
+def _split(x: np.ndarray, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows and held-out rows; a batch larger than the former is made smaller."""
+    if len(x) < _MIN_ROWS:
+        raise ValueError(f"`{options.data}` must have at least {_MIN_ROWS} rows, got {len(x)}.")
+    order = np.random.default_rng(options.seed % 2**64).permutation(len(x))
+    count = max(1, int(_HELD_OUT * len(x)))
+    train, held_out = x[order[count:]], x[order[:count]]
+    if options.batch_size > len(train):
+        note(options, f"the batch size is {len(train)}, the number of rows to train on, not {options.batch_size}.")
+        options.batch_size = len(train)
+    return train, held_out
+
+
+def _trained(train: np.ndarray, options: argparse.Namespace) -> tuple[EnergyModel, dict[str, list[float]]]:
+    """The trained model, and its loss and metrics by epoch; what was chosen for the loss is noted in the options."""
+    loss = recipes.loss_for(train, options.loss, sigma=options.sigma, noise_ratio=options.noise_ratio)
+    options.loss, options.sigma = alias(type(loss)), getattr(loss, "sigma", None)
+    options.noise_ratio = getattr(loss, "noise_ratio", None)
+    preset = recipes.settings_for(loss, train[0].size)
+    for name in ("fourier_features", "learning_rate", "base_width"):
+        if getattr(options, name) is None:
+            setattr(options, name, preset[name])
+    epochs = max(number for number in range(1, _MAX_EPOCHS + 1) if options.steps % number == 0)
+    steps_per_epoch = options.steps // epochs
+    model = recipes.low_dimensional(
+        train,
+        loss,
+        options.steps,
+        units=options.units,
+        fourier_features=options.fourier_features,
+        learning_rate=options.learning_rate,
+        base_width=options.base_width,
+        steps_per_execution=max(number for number in range(1, 101) if steps_per_epoch % number == 0),
+        seed=options.seed,
+    )
+    history = model.fit(
+        shuffled_batches(train, options.batch_size, options.seed),
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        shuffle=False,
+        verbose=0 if options.quiet else 1 if shows_progress(options) else 2,  # 2: a line for each epoch
+        callbacks=[keras.callbacks.TerminateOnNaN()],
+    ).history
+    if not math.isfinite(history["loss"][-1]):
+        raise ValueError(
+            f"the loss became {history['loss'][-1]}; try a lower --learning-rate than {options.learning_rate}. Nothing "
+            "was written."
+        )
+    return model, history
+
+
+def _judged(model: EnergyModel, held_out: np.ndarray) -> dict[str, Any]:
+    """Loss and log-likelihood of the rows held out, which are printed too."""
+    judged = {"loss": mean_loss(model, held_out), **likelihood_of(model, energies_of(model, held_out))}
+    line = f"loss {judged['loss']:.4f}"
+    if judged["log_likelihood"] is not None:
+        line += f", log-likelihood {judged['log_likelihood']:.3f} ± {judged['standard_error']:.3f} per row"
+    print(f"{line} on the {len(held_out)} rows held out")
+    return judged
+
+
+def _figure(
+    model: EnergyModel, held_out: np.ndarray, samples: np.ndarray, rows: Rows, options: argparse.Namespace
+) -> Any:
+    shape = held_out.shape[1:]
+    image_shape = (8, 8) if options.data == "digits" else shape if len(shape) in (2, 3) else None
+    names = rows.columns
+    if names is None and options.data not in TOYS and len(shape) == 1:
+        names = tuple(f"column {i + 1}" for i in range(shape[0]))
+    return run_figure(model.energy, held_out, samples, names, image_shape)
+
+
+def _write(
+    out: pathlib.Path,
+    overwrite: bool,
+    model: EnergyModel,
+    kernel: Any,
+    samples: np.ndarray,
+    figure: Any,
+    report: dict[str, Any],
+) -> None:
+    """Writes the run in one step."""
+    from matplotlib import pyplot
+
+    runs.check_free(out, overwrite, is_run=True)  # somebody may have come first
+    with written_atomically(out) as folder:
+        folder.mkdir()
+        model.save(folder / "model.keras")
+        model.export(folder / "saved_model", kernel=kernel, verbose=False)
+        np.save(folder / "samples.npy", samples)
+        figure.savefig(folder / "figure.png", dpi=110)
+        (folder / "report.json").write_text(runs.to_json(report) + "\n", encoding="utf-8")
+    pyplot.close(figure)

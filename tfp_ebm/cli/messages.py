@@ -1,0 +1,91 @@
+"""What the command line prints on stderr: one line per message, in the words of the shell."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+# Arguments of the package's functions, and the options that set them.
+_OPTIONS = {
+    "path_or_name": "data",
+    "n": "--rows",
+    "sep": "--delimiter",
+    "num_steps": "--steps",
+    "num_burnin_steps": "--burnin",
+    **{
+        name: f"--{name.replace('_', '-')}"
+        for name in (
+            *("key", "delimiter", "dequantize", "seed", "sigma", "units", "loss", "learning_rate", "fourier_features"),
+            *("batch_size", "num_chains", "noise_ratio", "base_width", "step_size", "num_samples"),
+        )
+    },
+}
+_ARGUMENT = re.compile(r"`(\w+)`")
+_CURE = re.compile(r"read it with .*? \(on the command line: (--read \".*?\")\)\.")
+
+
+def for_the_shell(message: str) -> str:
+    """Returns a message with options in the place of arguments, on one line.
+
+    >>> for_the_shell("`batch_size` must be\\na whole number.")
+    '`--batch-size` must be a whole number.'
+    """
+    message = _ARGUMENT.sub(lambda match: f"`{_OPTIONS.get(match[1], match[1])}`", message)
+    return " ".join(_CURE.sub(r"pass \1.", message).split())
+
+
+def say(kind: str, message: Any) -> None:
+    """Prints a message of a kind ("error", "warning", "note") on stderr."""
+    print(f"tfp-ebm: {kind}: {for_the_shell(str(message))}", file=sys.stderr, flush=True)
+
+
+def note(options: argparse.Namespace, message: str) -> None:
+    """Prints what was decided for the user, unless `--quiet` is given."""
+    if not options.quiet:
+        say("note", message)
+
+
+def shows_progress(options: argparse.Namespace) -> bool:
+    """Whether to draw progress bars: on a terminal only, since a log file would keep each state of a bar."""
+    return not options.quiet and sys.stdout.isatty() and sys.stderr.isatty()
+
+
+@contextlib.contextmanager
+def warnings_on_one_line() -> Iterator[None]:
+    """Prints each warning once, by `say`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", UserWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of a NaN that our own warnings explain
+        warnings.showwarning = lambda message, *_, **__: say("warning", message)
+        yield
+
+
+@contextlib.contextmanager
+def quiet_tensorflow() -> Iterator[None]:
+    """Imports TensorFlow without its start-up messages, and drops what is logged below errors."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    if "tensorflow" not in sys.modules:
+        # Its libraries write to the file descriptor while they are loaded, before they look at the level.
+        descriptor = os.dup(2)
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        finally:
+            os.dup2(descriptor, 2)
+            os.close(descriptor)
+
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)

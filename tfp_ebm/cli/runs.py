@@ -1,0 +1,128 @@
+"""The files of a run: where it may be written, what is in it, and how it is read again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import math
+import pathlib
+import tempfile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tfp_ebm import __version__
+from tfp_ebm.files import written_atomically
+
+if TYPE_CHECKING:
+    from tfp_ebm.model.energy_model import EnergyModel
+
+RUN_FILES = ("model.keras", "saved_model", "samples.npy", "figure.png", "report.json")
+# Of report.json; a run without one is of version 1. A later version than this is refused.
+FORMAT_VERSION = 2
+# Files that samples and energies can be written to.
+SUFFIXES = (".npy", ".csv", ".parquet")
+
+
+class Run(NamedTuple):
+    """A fitted model, and the names of its columns, None where the data had none."""
+
+    model: EnergyModel
+    columns: tuple[str, ...] | None
+
+
+def check_free(out: pathlib.Path, overwrite: bool, is_run: bool) -> None:
+    """Raises ValueError if a run, or a file, cannot or must not be written at `out`, an absolute path."""
+    if out.exists():
+        if not overwrite:
+            raise ValueError(f"`--out` {out} exists; pass --overwrite to replace it.")
+        ours = (*RUN_FILES, "samples_*.npy")
+        if is_run and not (out.is_dir() and all(any(map(path.match, ours)) for path in out.iterdir())):
+            raise ValueError(f"`--out` {out} holds something else than a run; it is not overwritten.")
+        if not is_run and not out.is_file():
+            raise ValueError(f"`--out` {out} is not a file; it is not overwritten.")
+    parent = next(folder for folder in out.parents if folder.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
+        raise ValueError(f"`--out` {out} cannot be written: {error}") from error
+
+
+def check_file(out: pathlib.Path, overwrite: bool) -> None:
+    """Raises ValueError if samples or energies cannot be written at `out`, an absolute path."""
+    if out.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"`--out` must end in one of {', '.join(SUFFIXES)}, got {out.name!r}.")
+    if out.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ImportError('`--out`: .parquet files need pyarrow: pip install "tfp_ebm[tables]".')
+    check_free(out, overwrite, is_run=False)
+
+
+def load_run(path: pathlib.Path) -> Run:
+    """Reads a run.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if the model is damaged, or the run is of a later version.
+    """
+    import keras
+
+    import tfp_ebm.model  # noqa: F401, Keras finds the classes of a file only where they are imported
+
+    missing = [name for name in RUN_FILES if not (path / name).exists()]
+    if missing:
+        raise FileNotFoundError(f"`run` {path} is not a complete run: {', '.join(missing)} missing.")
+    try:
+        report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+        version = int(report.get("format_version", 1))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"`run` {path}: report.json cannot be read: {error}") from error
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"`run` {path} has format version {version}, written by tfp_ebm {report.get('version')}; this is "
+            f"{__version__}, which reads versions up to {FORMAT_VERSION}."
+        )
+    try:
+        model = keras.saving.load_model(path / "model.keras")
+    except Exception as error:
+        raise ValueError(f"`run` {path}: model.keras cannot be read: {error}") from error
+    return Run(model, model.columns)
+
+
+def save_rows(out: pathlib.Path, values: np.ndarray, columns: tuple[str, ...]) -> None:
+    """Writes rows `[rows, *event]` to a file: as they are for .npy, with a header for .csv and .parquet."""
+    import pandas
+
+    with written_atomically(out) as temporary:
+        if out.suffix.lower() == ".npy":
+            with temporary.open("wb") as file:  # given a path, NumPy would add a suffix
+                np.save(file, values)
+            return
+        frame = pandas.DataFrame(values.reshape(len(values), -1), columns=list(columns))
+        if out.suffix.lower() == ".csv":
+            frame.to_csv(temporary, index=False)
+        else:
+            frame.to_parquet(temporary, index=False)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of this package and of those whose numbers it depends on."""
+    packages = ("tensorflow", "tensorflow-probability", "keras", "numpy")
+    return {"tfp_ebm": __version__, **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def to_json(value: dict[str, Any]) -> str:
+    """Returns JSON, in which NaN and infinities are null.
+
+    >>> to_json({"a": [1.0, math.nan]})
+    '{\\n  "a": [\\n    1.0,\\n    null\\n  ]\\n}'
+    """
+    return json.dumps(_plain(value), indent=2, default=str)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

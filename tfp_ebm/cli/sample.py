@@ -1,0 +1,107 @@
+"""`sample`: draws from a fitted model by Markov chains."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+
+from tfp_ebm import mcmc
+from tfp_ebm.arguments import check_count, check_positive
+from tfp_ebm.cli.messages import shows_progress
+from tfp_ebm.cli.runs import check_file, load_run, save_rows
+from tfp_ebm.datasets.loading import default_columns
+from tfp_ebm.mcmc.diagnostics import MAX_RHAT
+from tfp_ebm.model.distribution import EnergyDistribution
+from tfp_ebm.model.energy_model import EnergyModel
+
+# States kept of each chain, at least, for R-hat and effective sample size.
+_KEPT_STATES = 50
+# Samples taken from each chain unless --num-chains is given: so far apart that they are nearly independent.
+_SAMPLES_PER_CHAIN = 4
+_FIRST_STEPS = {"random_walk": 0.3, "langevin": 0.05}
+_KERNELS = {"mala": mcmc.MALA, "nuts": mcmc.NUTS, "random_walk": mcmc.RandomWalk}
+
+
+def sample(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    check_sampling_options(options)
+    out = (options.out or options.run / f"samples_{options.seed}.npy").resolve()
+    check_file(out, options.overwrite)
+    run = load_run(options.run)
+    samples, _ = draw(run.model, kernel_for(run.model, options), options)
+    save_rows(out, samples, run.columns or default_columns(run.model.event_shape))
+    print(out)
+
+
+def check_sampling_options(options: argparse.Namespace) -> None:
+    """Raises TypeError or ValueError if an option of sampling is out of range."""
+    check_count("--num-samples", options.num_samples)
+    check_count("--burnin", options.burnin, minimum=0)
+    check_count("--thin", options.thin)
+    if options.num_chains is not None:
+        check_count("--num-chains", options.num_chains)
+    if options.step_size is not None:
+        check_positive("--step-size", options.step_size)
+
+
+def kernel_for(model: EnergyModel, options: argparse.Namespace) -> mcmc.Kernel:
+    """Returns the kernel: a global move from the model's base, then an adaptive local one; Langevin alone.
+
+    The global move carries chains between separate modes, and keeps detailed balance.
+    """
+    step = _FIRST_STEPS.get(options.kernel, 0.1) if options.step_size is None else options.step_size
+    if options.kernel == "langevin":
+        return mcmc.Langevin(step)
+    local = mcmc.HMC(step, num_leapfrog_steps=10) if options.kernel == "hmc" else _KERNELS[options.kernel](step)
+    return mcmc.Sequential((mcmc.IndependenceMetropolis(model.base), mcmc.Adaptive(local)))
+
+
+def draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
+    """Runs chains from the base distribution and prints their diagnostics.
+
+    Returns:
+      Samples `[num_samples, *event]`, and the diagnostics for the report.
+    """
+    num_chains = options.num_chains or math.ceil(options.num_samples / _SAMPLES_PER_CHAIN)
+    per_chain = math.ceil(options.num_samples / num_chains)
+    num_kept = max(_KEPT_STATES, per_chain)
+    p = EnergyDistribution(model, kernel=kernel, num_burnin_steps=options.burnin)
+    chains = p.sample_chains(
+        num_kept,
+        num_chains,
+        seed=options.seed,
+        num_steps_between_results=options.thin - 1,
+        progress=shows_progress(options),
+    )
+    diagnostics = mcmc.diagnose(chains)
+    ess, rhat = float(np.min(diagnostics.ess)), float(np.max(diagnostics.rhat))
+    print(f"acceptance {diagnostics.acceptance_rate:.2f}, R-hat {rhat:.3f}, effective sample size {ess:.0f}")
+    if rhat > MAX_RHAT:
+        warnings.warn(
+            f"R-hat is {rhat:.3f}, above {MAX_RHAT}: the chains have not mixed, and the share of each mode in the "
+            f"samples may still be that of their starts. {_advice(options)}",
+            stacklevel=2,
+        )
+    taken = [math.ceil(num_kept * (i + 1) / per_chain) - 1 for i in range(per_chain)]
+    samples = chains.states.numpy()[taken].reshape(-1, *model.event_shape)[: options.num_samples]
+    return samples, {
+        "acceptance_rate": diagnostics.acceptance_rate,
+        "step_size": np.asarray(chains.step_size).tolist(),
+        "num_chains": num_chains,
+        "min_ess": ess,
+        "max_rhat": rhat,
+        "num_nonfinite": diagnostics.num_nonfinite,
+        "num_stuck": diagnostics.num_stuck,
+    }
+
+
+def _advice(options: argparse.Namespace) -> str:
+    """What helps chains that have not mixed."""
+    longer = f"--thin {10 * options.thin} --burnin {max(1000, 10 * options.burnin)}"
+    if options.kernel == "langevin":
+        return f"Another --kernel, which also proposes from the base, helps, or longer chains: {longer}."
+    return f"Longer chains help: `sample` with {longer}."

@@ -1,0 +1,54 @@
+"""Arrays from NumPy's own files."""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zipfile
+import zlib
+
+import numpy as np
+
+# Names under which archives hold the inputs of a training set, as Keras's do, beside labels and a test set.
+_INPUTS = ("x_train", "X_train", "train_x", "train_images", "x", "X", "data")
+
+
+def read_array(raw: bytes, suffix: str, label: str, key: str | None) -> np.ndarray:
+    """Returns the array of a `.npy` file, or one array of a `.npz` file.
+
+    Args:
+      raw: the content of the file.
+      suffix: ".npy" or ".npz".
+      label: of the file, for errors.
+      key: the array's name in a `.npz` file. None: the only one, or else the inputs of a training set (`x_train`, …).
+
+    Raises:
+      TypeError: if it holds Python objects.
+      ValueError: if the file is damaged, or has no such array.
+    """
+    damaged = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+    try:
+        content = np.load(io.BytesIO(raw), allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        names = list(content.files)
+        chosen = _chosen(names, label) if key is None else key
+        if chosen in names:
+            return content[chosen]
+    except damaged as error:
+        if "Object arrays" in str(error):
+            raise TypeError(f"{label} must hold real numbers, got an array of Python objects.") from error
+        raise ValueError(f"{label} is not a complete {suffix} file, it may be truncated: {error}") from error
+    if not names:
+        raise ValueError(f"{label} holds no array.")
+    raise ValueError(f"`key` must be one of {', '.join(map(repr, names))}, the arrays of {label}, got {key!r}.")
+
+
+def _chosen(names: list[str], label: str) -> str | None:
+    if len(names) == 1:
+        return names[0]
+    chosen = next((name for name in _INPUTS if name in names), None)
+    if chosen is not None:
+        others = ", ".join(repr(name) for name in names if name != chosen)
+        warnings.warn(f"{label}: the array {chosen!r} is read; `key` chooses another of {others}.", stacklevel=4)
+    return chosen

@@ -1,0 +1,204 @@
+"""What a cell of a text table means: a number in one of the usual notations, nothing, or text.
+
+Numbers may have a decimal comma, groups of three digits, a currency sign, a percent sign, a Fortran exponent (1.5D+03)
+or a typographic minus. Whether "1,234" is a decimal number or has thousands no cell can say by itself, so `notation_of`
+looks at all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+_MINUS = "\u2212\u2013\ufe63\uff0d"  # what typesetters write for "-"
+_CURRENCY = "$\u20ac\u00a3\u00a5\u20b9"
+_GROUP_SPACE = " \u00a0\u202f\u2009"
+_APOSTROPHE = "'\u2019"
+_NUMBER = re.compile(
+    rf"^(?P<sign>[+\-{_MINUS}]?)\s*(?P<before>[{_CURRENCY}]?)\s*(?P<sign2>[+\-{_MINUS}]?)"
+    rf"(?P<mantissa>\d[\d.,{_APOSTROPHE}{_GROUP_SPACE}]*|[.,]\d+)"
+    rf"(?P<exponent>[eEdD][+\-{_MINUS}]?\d+)?\s*(?P<after>[%{_CURRENCY}]?)$"
+)
+_SPACED = re.compile(rf"^\d{{1,3}}(?:[{_GROUP_SPACE}{_APOSTROPHE}]\d{{3}})+(?:[.,]\d*)?$")
+_POINTS = re.compile(r"^(?:\d+[.,]?\d*|[.,]\d+|\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d{1,3}(?:\.\d{3})+(?:,\d*)?)$")
+_AMBIGUOUS = re.compile(r"^[1-9]\d{0,2}[.,]\d{3}$")
+_PLAIN = re.compile(r"^[+-]?\d+$")
+
+MISSING = frozenset(
+    "|na|n/a|nan|-nan|null|none|nil|missing|<na>|?|-|--|\u2013|\u2014|.|..|*|1.#qnan|#n/a|#n/a n/a|#na|#null!|#value!|"
+    "#ref!|#div/0!|#num!|#name?".split("|")
+)
+_INFINITE = frozenset("inf|+inf|-inf|infinity|+infinity|-infinity|1.#inf|-1.#inf|\u221e|-\u221e".split("|"))
+BOOLEANS = frozenset(("true", "false", "yes", "no", "t", "f", "y", "n"))
+_DATE = re.compile(
+    r"^(?:\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}"
+    r"|\d{1,2}[-/. ](?:[A-Za-z]{3,9})[-/., ]+\d{2,4}|[A-Za-z]{3,9}\.? \d{1,2},? \d{4})?"
+    r"[T ]*(?:\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?(?:\s*[AaPp][Mm])?)?\s*(?:Z|UTC|[+-]\d{2}:?\d{2})?$"
+)
+
+
+def is_missing(cell: str) -> bool:
+    """Whether a cell is empty or holds one of the usual words for nothing, such as NA, NaN, null, #N/A, ?, - and a dot.
+
+    >>> is_missing("#N/A"), is_missing("0")
+    (True, False)
+    """
+    return cell.lower() in MISSING
+
+
+def is_infinite(cell: str) -> bool:
+    """Whether a cell says infinity."""
+    return cell.lower() in _INFINITE
+
+
+def is_date(cell: str) -> bool:
+    """Whether a cell is a date, a time of day, or both.
+
+    >>> is_date("2024-03-01"), is_date("12:30"), is_date("1.5")
+    (True, True, False)
+    """
+    return bool(cell) and any(map(str.isdigit, cell)) and not is_numeric(cell) and bool(_DATE.match(cell))
+
+
+def is_numeric(cell: str) -> bool:
+    """Whether a cell is a number in any of the notations, finite or not.
+
+    >>> [is_numeric(cell) for cell in ("-1.5e3", "1.234,5", "1 234", "12 %", "1_000", "1.2.3", "5 2")]
+    [True, True, True, True, False, False, False]
+    """
+    match = _NUMBER.match(cell)
+    if match is None:
+        return is_infinite(cell)
+    mantissa = match["mantissa"].strip()
+    return bool(_POINTS.match(mantissa) or _SPACED.match(mantissa)) and not (match["sign"] and match["sign2"])
+
+
+class Notation(NamedTuple):
+    """How numbers are written in a table.
+
+    Attributes:
+      decimal: "." or ",".
+      doubtful: the first cell that could as well be read the other way; None if the table leaves no doubt.
+    """
+
+    decimal: str
+    doubtful: str | None = None
+
+
+def evidence(cell: str) -> tuple[str | None, bool]:
+    """Returns what a cell reveals: its decimal character, if that is certain, and whether it is doubtful ("1,234").
+
+    >>> evidence("1.234,5"), evidence("0,5"), evidence("1,234"), evidence("12")
+    ((',', False), (',', False), (None, True), (None, False))
+    """
+    match = _NUMBER.match(cell) if ("." in cell or "," in cell) else None
+    if match is None or not is_numeric(cell):
+        return None, False
+    mantissa = match["mantissa"].strip()
+    marks = [character for character in mantissa if character in ".,"]
+    if len(marks) > 1:
+        return (marks[-1] if len(set(marks)) == 2 else {".": ",", ",": "."}[marks[0]]), False
+    if _AMBIGUOUS.match(mantissa) and match["exponent"] is None:
+        return None, True
+    return marks[0], False
+
+
+def notation_of(cells: Iterable[str], separator: str, label: str) -> Notation:
+    """Finds the decimal character that all numbers of a table agree on.
+
+    Args:
+      cells: all cells.
+      separator: between them; a comma leaves the decimal point as the likely one.
+      label: of the file, for errors.
+
+    Raises:
+      ValueError: if some numbers have a decimal comma and others a decimal point.
+
+    >>> notation_of(["1,5", "1.234"], ";", "`x.csv`")
+    Notation(decimal=',', doubtful=None)
+    """
+    certain: dict[str, str] = {}
+    doubtful: dict[str, str] = {}
+    for cell in cells:
+        decimal, is_doubtful = evidence(cell)
+        if decimal is not None:
+            certain.setdefault(decimal, cell)
+        elif is_doubtful:
+            doubtful.setdefault("," if "," in cell else ".", cell)
+    if len(certain) == 2:
+        raise ValueError(
+            f"{label} mixes decimal points and decimal commas, as in {certain['.']!r} and {certain[',']!r}; write all "
+            "numbers in one way."
+        )
+    if certain:
+        return Notation(*certain)
+    if len(doubtful) == 2:
+        raise ValueError(
+            f"{label} leaves open which of {doubtful['.']!r} and {doubtful[',']!r} has thousands and which decimals; "
+            + cure("decimal='.', thousands=','")
+        )
+    if doubtful:
+        mark, cell = next(iter(doubtful.items()))
+        return Notation("." if mark == "." or separator == "," else ",", cell)
+    return Notation(".")
+
+
+def cure(options: str) -> str:
+    """Returns the advice to read a file with these options, for Python and for the command line."""
+    return f'read it with {options} (on the command line: --read "{options}").'
+
+
+def to_number(cell: str, decimal: str) -> float | None:
+    """Returns the number in a cell, or None if it holds none; infinities are numbers here, missing cells are not.
+
+    >>> to_number("$1,234.50", "."), to_number("1.234,5", ","), to_number("1.5D+03", "."), to_number("1,23", ".")
+    (1234.5, 1234.5, 1500.0, None)
+    """
+    try:
+        if cell.isascii() and "_" not in cell and (decimal == "." or ("." not in cell and "," not in cell)):
+            return float(cell)
+    except ValueError:
+        pass
+    match = _NUMBER.match(cell)
+    if match is None or (match["sign"] and match["sign2"]):
+        return (-math.inf if cell.startswith("-") else math.inf) if is_infinite(cell) else None
+    mantissa = match["mantissa"].strip()
+    if _SPACED.match(mantissa):
+        mantissa = re.sub(f"[{_GROUP_SPACE}{_APOSTROPHE}]", "", mantissa)
+    group = "," if decimal == "." else "."
+    if group in mantissa:
+        if not re.match(rf"^\d{{1,3}}(?:\{group}\d{{3}})+(?:\{decimal}\d*)?$", mantissa):
+            return None
+        mantissa = mantissa.replace(group, "")
+    mantissa = mantissa.replace(decimal, ".")
+    exponent = (match["exponent"] or "").lower().replace("d", "e")
+    sign = "-" if (match["sign"] or match["sign2"]) not in ("", "+") else ""
+    for minus in _MINUS:
+        exponent = exponent.replace(minus, "-")
+    try:
+        return float(f"{sign}{mantissa}{exponent}")
+    except ValueError:
+        return None
+
+
+def decoration(cell: str) -> str:
+    """Returns the percent or currency sign of a number, "" for none.
+
+    >>> decoration("12 %"), decoration("$5"), decoration("5")
+    ('%', '$', '')
+    """
+    if cell.isascii() and "%" not in cell and "$" not in cell:
+        return ""
+    match = _NUMBER.match(cell)
+    return "" if match is None else match["before"] or match["after"]
+
+
+def is_whole(cell: str) -> bool:
+    """Whether a cell is a whole number written as one.
+
+    >>> is_whole("-12"), is_whole("12.0")
+    (True, False)
+    """
+    return bool(_PLAIN.match(cell))

@@ -1,0 +1,284 @@
+"""Data frames of numbers: made from cells, or from what pandas reads, and checked.
+
+A frame that leaves this file holds finite numbers alone. Everything else is refused by the name of its column, with
+what to do about it; what could be meant otherwise is kept, with a warning.
+"""
+
+from __future__ import annotations
+
+import collections
+import decimal
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfp_ebm.datasets import cells
+from tfp_ebm.datasets.cells import cure
+from tfp_ebm.datasets.layout import Layout, is_index, is_unnamed
+
+if TYPE_CHECKING:
+    import pandas
+
+# Numbers that usually stand for a missing cell, where they occur more than once and far from all others.
+_SENTINELS = tuple(
+    sign * value for value in (99.0, 999.0, 9999.0, 99999.0, 99.9, 999.9, 999.99, 9999.9) for sign in (-1, 1)
+)
+_EXAMPLES = 3
+# The least eigenvalue of a correlation matrix below which columns determine each other, and the most columns looked at.
+_COLLINEAR, _MAX_COLLINEAR_COLUMNS = 1e-6, 256
+
+
+def unique_names(names: list[str]) -> list[str]:
+    """Names for columns: "column 1" for one without, and "a", "a.1" for two of one name.
+
+    >>> unique_names(["a", "", "a"])
+    ['a', 'column 2', 'a.1']
+    """
+    used: set[str] = set()
+    result = []
+    for i, name in enumerate(names):
+        name = base = " ".join(name.split()) or f"column {i + 1}"
+        count = 0
+        while name in used:
+            count += 1
+            name = f"{base}.{count}"
+        used.add(name)
+        result.append(name)
+    return result
+
+
+def frame_of_layout(layout: Layout, label: str) -> pandas.DataFrame:
+    """The numbers of a table of cells.
+
+    Raises:
+      ValueError: if a cell is missing, infinite or no number. The error counts such cells and places the first.
+    """
+    import pandas
+
+    names, columns = layout.names, [list(column) for column in zip(*(row.cells for row in layout.body), strict=True)]
+    if layout.has_names and len(names) > 1 and is_unnamed(names[0]) and is_index(columns[0]):
+        warn_of_index("line numbers or names of rows", label)
+        names, columns = names[1:], columns[1:]
+    names = unique_names(names)
+    lines = [row.last_line for row in layout.body]
+    notation = cells.notation_of((cell for column in columns for cell in column), layout.separator, label)
+    if notation.doubtful:
+        _warn_of_doubt(notation, names, columns, label)
+    values = {}
+    missing: list[tuple[int, int]] = []
+    for i, (name, column) in enumerate(zip(names, columns, strict=True)):
+        numbers = [math.nan if cells.is_missing(cell) else cells.to_number(cell, notation.decimal) for cell in column]
+        texts = [row for row, number in enumerate(numbers) if number is None]
+        if texts:
+            raise _not_numbers(name, column, texts, lines, label)
+        infinite = [row for row, number in enumerate(numbers) if number is not None and math.isinf(number)]
+        if infinite:
+            row = infinite[0]
+            raise ValueError(
+                f"{label} must hold finite numbers: {len(infinite)} cell(s) of column {name!r} do not, the first in "
+                f"line {lines[row]} ({_short(column[row])})."
+            )
+        _check_decorations(name, column, label)
+        missing += [(row, i) for row, number in enumerate(numbers) if number is not None and math.isnan(number)]
+        array = np.array([int(cell) for cell in column] if all(map(cells.is_whole, column)) else numbers)
+        values[name] = array if array.dtype != object else np.array(numbers, float)
+    if missing:
+        raise _missing_cells(missing, names, label, f"line {lines[min(missing)[0]]}", len(lines))
+    return pandas.DataFrame(values)
+
+
+def warn_of_index(what: str, label: str) -> None:
+    """Warns that a column without a name is left out, because it names rows."""
+    warnings.warn(
+        f"{label}: the first column has no name and holds {what}, so it is left out; give it a name to keep it.",
+        stacklevel=3,
+    )
+
+
+def _short(cell: str) -> str:
+    return repr(cell if len(cell) <= 40 else f"{cell[:37]}…")
+
+
+def _warn_of_doubt(notation: cells.Notation, names: list[str], columns: list[list[str]], label: str) -> None:
+    doubtful = [name for name, column in zip(names, columns, strict=True) if any(cells.evidence(c)[1] for c in column)]
+    mark = "," if "," in str(notation.doubtful) else "."
+    other = {",": ".", ".": ","}[mark]
+    is_decimal = mark == notation.decimal
+    options = f"thousands={mark!r}, decimal={other!r}" if is_decimal else f"decimal={mark!r}, thousands={other!r}"
+    warnings.warn(
+        f"{label}: column {doubtful[0]!r}: {notation.doubtful!r} is read with {mark!r} as the "
+        f"{'decimal mark' if is_decimal else 'mark of thousands'}. If it is the other, {cure(options)}",
+        stacklevel=3,
+    )
+
+
+def _not_numbers(name: str, column: list[str], texts: list[int], lines: list[int], label: str) -> ValueError:
+    """The error for a column of which some cells are text."""
+    words = [column[row] for row in texts]
+    where = f"the first in line {lines[texts[0]]} ({_short(words[0])})"
+    kinds = list(dict.fromkeys(words))
+    shown = ", ".join(_short(kind) for kind in kinds[:_EXAMPLES]) + (", …" if len(kinds) > _EXAMPLES else "")
+    start = f"{label}: column {name!r} holds"
+    if all(map(cells.is_date, words)):
+        return ValueError(
+            f"{start} dates or times ({shown}), {where}; energies take numbers: write them as numbers, such as days or "
+            "seconds from the first, or leave the column out."
+        )
+    others = [cell for row, cell in enumerate(column) if row not in set(texts) and not cells.is_missing(cell)]
+    if {word.lower() for word in kinds} <= cells.BOOLEANS and set(others) <= {"0", "1"}:
+        return ValueError(
+            f"{start} truth values ({shown}), {where}; energies take numbers: leave the column out, or write 0 and 1, "
+            "which have no density unless noise is added."
+        )
+    if not others:
+        return ValueError(
+            f"{start} {len(kinds)} categories ({shown}), {where}; energies take numbers: leave the column out, or fit "
+            "one model for each category."
+        )
+    more = ""
+    if len(kinds) == 1 and len(words) > 1:
+        more = f" If {_short(words[0])} stands for a missing cell, {cure(f'na_values=[{words[0]!r}]')}"
+    return ValueError(f"{label} must hold numbers: {len(words)} cell(s) of column {name!r} do not, {where}." + more)
+
+
+def _check_decorations(name: str, column: list[str], label: str) -> None:
+    """Raises if only some of a column's numbers have a percent or currency sign; warns of percentages."""
+    kinds = collections.Counter(cells.decoration(cell) for cell in column if not cells.is_missing(cell))
+    if len(kinds) > 1:
+        counts = ", ".join(
+            f"{count} with {kind!r}" if kind else f"{count} without a sign" for kind, count in kinds.items()
+        )
+        raise ValueError(f"{label}: column {name!r} mixes units: of its numbers, {counts}.")
+    if "%" in kinds:
+        warnings.warn(f"{label}: column {name!r}: 12 % is read as 12, not as 0.12.", stacklevel=3)
+
+
+def _missing_cells(missing: list[tuple[int, int]], names: list[str], label: str, where: str, rows: int) -> ValueError:
+    by_column = collections.Counter(names[i] for _, i in missing)
+    most = ", ".join(f"{count} in {name!r}" for name, count in by_column.most_common(_EXAMPLES))
+    more = f" and others in {len(by_column) - _EXAMPLES} more columns" if len(by_column) > _EXAMPLES else ""
+    affected, column = len({row for row, _ in missing}), names[min(missing)[1]]
+    return ValueError(
+        f"{label} has {len(missing)} missing cell(s) in {affected} of {rows} rows: {most}{more}; the first in {where}, "
+        f"column {column!r}. Fill them in, or leave those rows or columns out, first."
+    )
+
+
+def checked_frame(frame: pandas.DataFrame, label: str) -> pandas.DataFrame:
+    """A frame that pandas read, if it holds finite numbers alone.
+
+    Raises:
+      ValueError: if a column holds anything else, or cells are missing.
+    """
+    import pandas
+    from pandas.api import types
+
+    if isinstance(frame.columns, pandas.MultiIndex):
+        frame = frame.set_axis([" ".join(map(str, name)) for name in frame.columns], axis=1)
+    if not isinstance(frame.index, pandas.RangeIndex):
+        named = [str(name) for name in frame.index.names if name is not None]
+        if named:
+            warnings.warn(
+                f"{label}: the index ({', '.join(map(repr, named))}) is left out; `reset_index` makes it a column.",
+                stacklevel=3,
+            )
+        frame = frame.reset_index(drop=True)
+    frame = frame.set_axis(unique_names([str(name) for name in frame.columns]), axis=1)
+    if frame.shape[1] == 0 or len(frame) == 0:
+        raise ValueError(f"{label} is empty: it has {len(frame)} rows and {frame.shape[1]} columns.")
+    for name in frame.columns:
+        column = frame[name]
+        start = f"{label}: column {name!r} holds"
+        if types.is_bool_dtype(column):
+            raise ValueError(
+                f"{start} truth values; energies take numbers: leave the column out, or write 0 and 1, which have no "
+                "density unless noise is added."
+            )
+        if types.is_datetime64_any_dtype(column) or isinstance(column.dtype, pandas.PeriodDtype):
+            raise ValueError(
+                f"{start} dates or times; energies take numbers: write them as numbers, such as days or seconds from "
+                "the first, or leave the column out."
+            )
+        if types.is_timedelta64_dtype(column):
+            raise ValueError(f"{start} durations; write them as numbers, such as seconds.")
+        if types.is_complex_dtype(column):
+            raise TypeError(f"{start} complex numbers; write their real and imaginary parts as two columns.")
+        if not types.is_numeric_dtype(column):
+            frame[name] = _numbers_of(name, column, label)
+        elif types.is_extension_array_dtype(column):
+            frame[name] = column.to_numpy(np.float64, na_value=np.nan)
+    missing = [(int(row), int(i)) for row, i in np.argwhere(frame.isna().to_numpy())]
+    if missing:
+        raise _missing_cells(missing, list(frame.columns), label, f"row {min(missing)[0] + 1}", len(frame))
+    for name in frame.columns:
+        infinite = np.flatnonzero(~np.isfinite(frame[name].to_numpy(np.float64)))
+        if len(infinite):
+            raise ValueError(
+                f"{label} must hold finite numbers: {len(infinite)} cell(s) of column {name!r} do not, the first in "
+                f"row {infinite[0] + 1}."
+            )
+    return frame
+
+
+def _numbers_of(name: str, column: Any, label: str) -> np.ndarray:
+    """The numbers of a column of objects: of decimals, or of anything in which each is a number."""
+    values = [None if missing else value for value, missing in zip(column, column.isna(), strict=True)]
+    if all(value is None or isinstance(value, int | float | decimal.Decimal | np.number) for value in values):
+        return np.array([math.nan if value is None else float(value) for value in values])
+    texts = ["" if value is None else str(value) for value in values]
+    bad = [row for row, cell in enumerate(texts) if not cells.is_missing(cell) and cells.to_number(cell, ".") is None]
+    if not bad:  # numbers in quotes
+        return np.array([math.nan if cells.is_missing(cell) else cells.to_number(cell, ".") for cell in texts])
+    error = _not_numbers(name, texts, bad, [row + 1 for row in range(len(texts))], label)
+    raise ValueError(str(error).replace("in line ", "in row "))
+
+
+def warn_of_habits(frame: pandas.DataFrame, label: str, has_names: bool) -> None:
+    """Warns of columns that count the rows, of numbers that may stand for missing cells, of columns that are one."""
+    values = frame.to_numpy(np.float64)
+    for value in _SENTINELS:
+        at = values == value
+        for i in np.flatnonzero((at.sum(axis=0) > 1) & ~at.all(axis=0)):
+            if _is_far(value, values[~at[:, i], i]):
+                warnings.warn(
+                    f"{label}: column {frame.columns[i]!r} holds {value:g} {at[:, i].sum()} times, far from its other "
+                    f"numbers. If it stands for a missing cell, {cure(f'na_values=[{value:g}]')}",
+                    stacklevel=3,
+                )
+    first = values[:, 0]
+    if len(frame) > 4 and frame.shape[1] > 1 and first[0] in (0, 1) and (np.diff(first) == 1).all():
+        kept = list(frame.columns[1:]) if has_names else list(range(1, frame.shape[1]))
+        shown = repr(kept[:3])[:-1] + (", …]" if len(kept) > 3 else "]")
+        warnings.warn(
+            f"{label}: column {frame.columns[0]!r} counts the rows. If it is no measurement, "
+            + cure(f"usecols={shown}"),
+            stacklevel=3,
+        )
+    _warn_of_collinear_columns(values, list(frame.columns), label)
+
+
+def _is_far(value: float, others: np.ndarray) -> bool:
+    low, high = float(others.min()), float(others.max())
+    return bool(max(low - value, value - high) > high - low)
+
+
+def _warn_of_collinear_columns(values: np.ndarray, names: list[str], label: str) -> None:
+    largest = np.abs(values).max(axis=0)
+    values = values / np.where(largest > 0, largest, 1.0)  # squares must not overflow
+    spread = values.std(axis=0)
+    # what is constant, or rounded away beside its mean, is another matter
+    varying = np.flatnonzero(spread > 1e-12)
+    if not 1 < len(varying) <= _MAX_COLLINEAR_COLUMNS or len(values) <= len(varying):
+        return
+    z = (values[:, varying] - values[:, varying].mean(axis=0)) / spread[varying]
+    least, vectors = np.linalg.eigh(z.T @ z / len(z))
+    if least[0] < _COLLINEAR:
+        weights = np.abs(vectors[:, 0])
+        involved = [repr(names[varying[i]]) for i in np.argsort(-weights) if weights[i] > 0.1][:5]
+        warnings.warn(
+            f"{label}: columns {', '.join(involved)} determine each other, up to {math.sqrt(max(least[0], 0)):.1g} "
+            "standard deviations: such data have no density that a model could learn; leave one of them out.",
+            stacklevel=3,
+        )

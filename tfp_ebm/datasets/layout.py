@@ -1,0 +1,246 @@
+"""Where the table begins and ends in the rows of a file: titles, header, units, row names, footers.
+
+Programs write much around the numbers. What is certain is left out without a word; what could be meant otherwise is
+left out, or kept, with a warning that gives the option to read it in the other way.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import re
+import warnings
+from typing import NamedTuple
+
+from tfp_ebm.datasets import cells
+from tfp_ebm.datasets.text import NO_SEPARATOR, SEPARATORS, Lines, Row
+
+# A last row that begins with one of these sums up the others.
+_SUMMARIES = frozenset(
+    "total|totals|grand total|sum|mean|average|avg|median|std|sd|min|max|count|n|source|sources|note|notes|gesamt|"
+    "summe|mittelwert|somme|moyenne|suma|media|totale".split("|")
+)
+_MAX_FOOTERS = 5
+_UNNAMED = re.compile(r"^Unnamed: \d+(_level_\d+)?$")  # what pandas calls a column without a name
+# A row of numbers this far outside those below it (in ranges of theirs) is likely to be a header.
+_FAR = 1.0
+
+
+class Layout(NamedTuple):
+    """A table: names of its columns, "" for none, and its rows, all of one width."""
+
+    names: list[str]
+    has_names: bool
+    body: list[Row]
+    separator: str
+
+
+def find_layout(rows: list[Row], source: Lines, separator: str, label: str) -> Layout:
+    """Finds names and body of a table in the rows of a file.
+
+    Args:
+      rows: the rows of cells.
+      source: the lines they come from, for a header within a comment.
+      separator: between the cells.
+      label: of the file, for errors.
+
+    Raises:
+      ValueError: if there is no table, or rows differ in width.
+    """
+    if not rows:
+        raise ValueError(f"{label} is empty.")
+    rows, width = _without_trailing_cells(rows)
+    first = _first_row(rows, width, label)
+    body = _without_footers(rows[first:], width, label)
+    names, body, is_named = _header(rows[:first], body, width, source, separator, label)
+    if not body:
+        raise ValueError(f"{label} has a header but no rows.")
+    if is_named:
+        body = _without_units(body, label)
+    else:
+        _warn_of_numeric_header(body, label)
+    _check_widths(body, width, label)
+    return Layout(names, is_named, body, separator)
+
+
+def _without_trailing_cells(rows: list[Row]) -> tuple[list[Row], int]:
+    """Rows without the empty last column that a delimiter at the end of each line makes, and their usual width."""
+    width = collections.Counter(len(row.cells) for row in rows).most_common(1)[0][0]
+    kept = width
+    while kept > 1 and all(not row.cells[kept - 1] for row in rows if len(row.cells) >= kept):
+        kept -= 1
+    if kept < width:
+        rows = [row._replace(cells=row.cells[:kept]) if len(row.cells) <= width else row for row in rows]
+    return rows, kept
+
+
+def _is_text(cell: str) -> bool:
+    return not (cells.is_missing(cell) or cells.is_numeric(cell))
+
+
+def _first_row(rows: list[Row], width: int, label: str) -> int:
+    """The row that the table begins with: all before it are titles."""
+    first = next(i for i, row in enumerate(rows) if len(row.cells) == width)
+    # a title above a wide table is padded with empty cells by spreadsheets
+    while width > 1 and first + 1 < len(rows) and len(rows[first + 1].cells) == width:
+        filled = [cell for cell in rows[first].cells if cell]
+        if not (len(filled) == 1 and _is_text(rows[first].cells[0]) and sum(map(bool, rows[first + 1].cells)) > 1):
+            break
+        first += 1
+    for row in rows[:first]:
+        if not _is_text(next(cell for cell in row.cells if cell)):
+            raise _ragged(row, rows[first], label)
+    return first
+
+
+def _ragged(row: Row, expected: Row, label: str) -> ValueError:
+    return ValueError(
+        f"{label} is ragged: line {row.last_line} has {len(row.cells)} cell(s), line {expected.last_line} has "
+        f"{len(expected.cells)}."
+    )
+
+
+def _check_widths(body: list[Row], width: int, label: str) -> None:
+    usual = next((row for row in body if len(row.cells) == width), body[0])
+    for row in body:
+        if len(row.cells) != width:
+            raise _ragged(row, usual, label)
+
+
+def _without_footers(body: list[Row], width: int, label: str) -> list[Row]:
+    """The rows without those at the end that sum up or explain the others."""
+    kept = len(body)
+    while kept > 1 and len(body) - kept < _MAX_FOOTERS:
+        row = body[kept - 1]
+        filled = [cell for cell in row.cells if cell]
+        above = [cell for other in body[max(0, kept - 20) : kept - 1] for cell in other.cells]
+        if not any(map(cells.is_numeric, above)) or not _is_text(filled[0]):
+            break
+        word = re.split(r"[:\s]", filled[0].lower())[0]
+        is_note = len(filled) == 1 and width > 1 and len(row.cells) <= width
+        is_summary = filled[0].lower().rstrip(":") in _SUMMARIES or (word in _SUMMARIES and len(row.cells) != width)
+        if not (is_summary or is_note):
+            break
+        kept -= 1
+    for row in body[kept:]:
+        warnings.warn(f"{label}: line {row.last_line} ({_shown(row.cells)}) is a footer and left out.", stacklevel=2)
+    return body[:kept]
+
+
+def _shown(row: list[str]) -> str:
+    text = ", ".join(map(repr, row[:4])) + (", …" if len(row) > 4 else "")
+    return text if len(text) < 80 else f"{text[:77]}…"
+
+
+def _header(
+    above: list[Row], body: list[Row], width: int, source: Lines, separator: str, label: str
+) -> tuple[list[str], list[Row], bool]:
+    """The names of the columns, the rows below them, and whether there are names."""
+    head = body[0].cells if body else []
+    texts = [i for i, cell in enumerate(head) if _is_text(cell)]
+    has_numbers = any(map(cells.is_numeric, head))
+    if texts and not has_numbers:
+        raw = source.lines[body[0].first_line - 1] if source.lines else ""
+        if separator == NO_SEPARATOR and '"' not in raw and any(mark in head[0] for mark in SEPARATORS[:-1]):
+            raise ValueError(f"{label} is ragged: line {body[0].last_line} ({head[0]!r}) has more cells than the rows.")
+        return list(head), body[1:], True
+    if texts and has_numbers and _below(body, texts):
+        warnings.warn(
+            f"{label}: line {body[0].last_line} ({_shown(head)}) is taken for the header, though it holds numbers. If "
+            f"it is a row, {cells.cure('header=None')}",
+            stacklevel=2,
+        )
+        return list(head), body[1:], True
+    if above and len(above[-1].cells) > 1:
+        return _header_of_named_rows(above[-1], body, width, label)
+    names = _commented_names(source, separator, body, width)
+    return (names or [""] * width), body, bool(names)
+
+
+def _below(body: list[Row], columns: list[int]) -> bool:
+    """Whether, below the first row, one of these columns holds numbers and nothing else."""
+    for i in columns:
+        column = [row.cells[i] for row in body[1:] if i < len(row.cells) and not cells.is_missing(row.cells[i])]
+        if column and sum(map(cells.is_numeric, column)) > len(column) / 2:
+            return True
+    return False
+
+
+def _header_of_named_rows(header: Row, body: list[Row], width: int, label: str) -> tuple[list[str], list[Row], bool]:
+    """The names in a header of one cell fewer than the rows, whose first cells are names, as R writes them."""
+    labels = [row.cells[0] for row in body]
+    if len(header.cells) != width - 1 or not all(map(_is_text, header.cells)) or not is_index(labels):
+        raise _ragged(header, body[0], label)
+    return ["", *header.cells], body, True
+
+
+def is_index(labels: list[str]) -> bool:
+    """Whether cells name or count rows: words that differ, or 0, 1, 2, … or 1, 2, 3, ….
+
+    >>> is_index(["a", "b"]), is_index(["1", "2", "3"]), is_index(["4", "2"])
+    (True, True, False)
+    """
+    if all(map(_is_text, labels)):
+        return len(set(labels)) == len(labels)
+    if not all(map(cells.is_whole, labels)):
+        return False
+    numbers = [int(cell) for cell in labels]
+    return numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def is_unnamed(name: str) -> bool:
+    """Whether a column has no name, or the one that pandas gives to columns without."""
+    return not name or bool(_UNNAMED.match(name))
+
+
+def _commented_names(source: Lines, separator: str, body: list[Row], width: int) -> list[str]:
+    """The names in the last comment above the table, as `numpy.savetxt` writes them; [] for none."""
+    lines = [number for number in source.comments if body and number < body[0].first_line + 1]
+    if not lines:
+        return []
+    text = source.comments[max(lines)].strip()
+    for mark in dict.fromkeys((separator, ",", "\t", ";", "|")):
+        found = [text.split()] if mark == " " else list(csv.reader([text], delimiter=mark, skipinitialspace=True))
+        names = [name.strip() for name in found[0]] if found else []
+        if len(names) == width and all(names):
+            return names
+    return text.split() if len(text.split()) == width else []
+
+
+def _without_units(body: list[Row], label: str) -> list[Row]:
+    """The rows without a first one of units, words above columns of numbers."""
+    head = body[0].cells
+    texts = [i for i, cell in enumerate(head) if _is_text(cell)]
+    numbers = [cell for cell in head if cells.is_numeric(cell) and cell != "1"]
+    if len(body) > 1 and texts and not numbers and all(_below(body, [i]) for i in texts):
+        warnings.warn(
+            f"{label}: line {body[0].last_line} ({_shown(head)}) is taken for units, and left out.", stacklevel=2
+        )
+        return body[1:]
+    return body
+
+
+def _warn_of_numeric_header(body: list[Row], label: str) -> None:
+    """Warns where a first row of numbers may be the header: 0, 1, 2, …, or numbers far from all others."""
+    if len(body) < 4 or len({len(row.cells) for row in body}) > 1:
+        return
+    head, rest = body[0].cells, [row.cells for row in body[1:1000]]
+    if not all(map(cells.is_whole, head)):
+        return
+    numbers = [int(cell) for cell in head]
+    counts = len(head) > 2 and numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(head)))
+    has_fractions = any(not cells.is_whole(cell) for row in rest for cell in row)
+    if (counts and has_fractions) or all(_is_far(numbers[i], [row[i] for row in rest]) for i in range(len(head))):
+        warnings.warn(
+            f"{label}: line {body[0].last_line} ({_shown(head)}) is read as a row, but may be the header. If it is, "
+            f"{cells.cure('header=0')}",
+            stacklevel=2,
+        )
+
+
+def _is_far(number: int, column: list[str]) -> bool:
+    values = [value for cell in column if (value := cells.to_number(cell, ".")) is not None]
+    if not values:
+        return False
+    low, high = min(values), max(values)
+    return max(low - number, number - high) > _FAR * (high - low)

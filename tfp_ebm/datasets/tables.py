@@ -1,0 +1,338 @@
+"""Tables from files of all usual formats, as data frames of numbers. pandas is imported when a table is read."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import re
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfp_ebm.datasets import frames, layout, text
+from tfp_ebm.datasets.arrays import read_array
+
+if TYPE_CHECKING:
+    import pandas
+
+TEXT = (".csv", ".tsv", ".txt", ".dat", ".data")
+ARRAYS = (".npy", ".npz")
+OTHERS = (".parquet", ".feather", ".xlsx", ".json", ".jsonl")
+COMPRESSED = (".gz", ".zip")
+SUFFIXES = (*TEXT, *OTHERS, *ARRAYS, *COMPRESSED)
+
+# A number that can only have a decimal point, so that no point in the file stands for thousands.
+_DECIMAL_POINT = re.compile(r"(?<![\d.,])(?:0\.\d|\d+\.\d{1,2}(?!\d)|\d+\.\d{4}|\d{4,}\.|\d*\.\d+[eE])")
+
+
+def load_table(path: str | os.PathLike[str], **read_options: Any) -> pandas.DataFrame:
+    """Reads a table of numbers from a file.
+
+    Text (`.csv`, `.tsv`, `.txt`, `.dat`, `.data`) is read as it is found: encoding, separator, decimal comma, header,
+    comments, titles, units, row names and footers are recognised. Other formats are `.parquet`, `.feather`, `.xlsx`,
+    `.json`, `.jsonl`, `.npy` and `.npz` (two axes, or fields); each may be compressed as `.gz` or `.zip`.
+
+    Args:
+      path: the file.
+      **read_options: for the function of pandas that reads the format: `read_csv`, `read_excel`, `read_parquet`,
+        `read_feather` or `read_json`. With any of them pandas alone reads the file; only the encoding and the separator
+        are still found, unless given. `key` names the array of a `.npz` file or the file in a `.zip`.
+
+    Returns:
+      A `pandas.DataFrame` of finite numbers, with the names of the columns, or "column 1", "column 2", ….
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ImportError: if the format needs a package that is not there; the error names the extra.
+      TypeError: if `path` is no path, or pandas has no such option.
+      ValueError: if the file is damaged, empty or ragged, if cells are missing, or if a column holds anything but
+        numbers: dates, truth values, categories. The error names line and column, and what to do.
+
+    Warns:
+      UserWarning: where the file could be read in two ways; the warning names the column, and the option for the other.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "lake.csv")
+    ...     _ = path.write_text("depth;temperature\\n0,5;18,25\\n1,5;17,5\\n")
+    ...     load_table(path)
+       depth  temperature
+    0    0.5        18.25
+    1    1.5        17.50
+    """
+    label, raw, suffix = _content(path, read_options)
+    if suffix in ARRAYS:
+        frame, has_names = frame_of_array(read_array(raw, suffix, label, read_options.pop("key", None)), label)
+        _refuse(read_options, f"{suffix} files")
+    elif suffix in TEXT:
+        frame, has_names = _read_text(raw, label, suffix, read_options)
+    else:
+        frame, has_names = _read_other(raw, label, suffix, read_options)
+    frames.warn_of_habits(frame, label, has_names)
+    return frame
+
+
+def named(frame: pandas.DataFrame) -> bool:
+    """Whether the columns have names of their own.
+
+    >>> import pandas
+    >>> named(pandas.DataFrame({"a": [1]})), named(pandas.DataFrame({"column 1": [1]}))
+    (True, False)
+    """
+    return list(frame.columns) != frames.unique_names([""] * frame.shape[1])
+
+
+def is_array_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of a NumPy file."""
+    return Path(path).suffix.lower() in ARRAYS
+
+
+def content_label(path: str | os.PathLike[str]) -> str:
+    """How errors name a file."""
+    return f"`{os.fspath(path)}`"
+
+
+def _content(path: str | os.PathLike[str], options: dict[str, Any]) -> tuple[str, bytes, str]:
+    """The label, the bytes and the suffix of a file, unpacked if it is compressed."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"`path` must be a path, got {path!r}.")
+    label, place = content_label(path), Path(path)
+    if not place.is_file():
+        raise FileNotFoundError(f"`path`: there is no file {os.fspath(path)!r}.")
+    raw, name = place.read_bytes(), place.name
+    while (suffix := Path(name).suffix.lower()) in COMPRESSED:
+        try:
+            raw, name = _unpacked(raw, name, suffix, label, options)
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            raise ValueError(f"{label} is not a complete {suffix} file, it may be truncated: {error}") from error
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{label} must be a file of one of the kinds {', '.join(SUFFIXES)}, got {suffix or name!r}.")
+    return label, raw, suffix
+
+
+def _unpacked(raw: bytes, name: str, suffix: str, label: str, options: dict[str, Any]) -> tuple[bytes, str]:
+    """The content of a compressed file, and the name without the suffix of compression."""
+    if suffix == ".gz":
+        inner = name[: -len(".gz")]
+        return gzip.decompress(raw), inner if Path(inner).suffix else f"{inner}.csv"
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        members = [info.filename for info in archive.infolist() if not info.is_dir()]
+        members = [
+            member for member in members if not member.startswith("__MACOSX") and not Path(member).name.startswith(".")
+        ]
+        key = options.pop("key", None)
+        if key is None and len(members) == 1:
+            key = members[0]
+        if key not in members:
+            listed = ", ".join(map(repr, members)) or "nothing"
+            raise ValueError(f"`key` must name one of the files in {label}, which are {listed}, got {key!r}.")
+        return archive.read(key), key
+
+
+def _refuse(options: dict[str, Any], what: str) -> None:
+    if options:
+        raise TypeError(f"`{next(iter(options))}` is no option for {what}.")
+
+
+def frame_of_array(array: np.ndarray, label: str) -> tuple[pandas.DataFrame, bool]:
+    """The columns of an array of two axes, or the fields of a structured one, and whether they have names."""
+    import pandas
+
+    if array.dtype.names:
+        names = array.dtype.names
+        wide = [name for name in names if array.dtype[name].shape]
+        if wide:
+            raise ValueError(
+                f"{label}: the field {wide[0]!r} must hold one number in each row, got {array.dtype[wide[0]]}."
+            )
+        array = array.reshape(-1)
+        frame = pandas.DataFrame({name: array[name] for name in names})
+        return frames.checked_frame(_native(frame), label), True
+    if array.ndim != 2:
+        raise ValueError(
+            f"{label} must have shape [rows, columns], got {array.shape}; `datasets.load` reads such arrays."
+        )
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{label} must hold real numbers, got an array of dtype {array.dtype}.")
+    array = array.astype(np.uint8) if array.dtype.kind == "b" else array
+    frame = pandas.DataFrame(array, columns=frames.unique_names([""] * array.shape[1]))
+    return frames.checked_frame(_native(frame), label), False
+
+
+def _native(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """The frame in this machine's byte order and in a precision that pandas computes in."""
+    swapped = {name: kind.newbyteorder("=") for name, kind in frame.dtypes.items() if not kind.isnative}
+    return frame.astype(swapped) if swapped else frame
+
+
+# --- text ----------------------------------------------------------------------------------------------------------
+
+
+def _read_text(raw: bytes, label: str, suffix: str, options: dict[str, Any]) -> tuple[pandas.DataFrame, bool]:
+    _refuse({name: value for name, value in options.items() if name == "key"}, f"{suffix} files")
+    content = text.decode(raw, label, options.pop("encoding", None))
+    source = text.split_lines(content)
+    if not any(line.strip() for line in source.lines):
+        raise ValueError(f"{label} is empty.")
+    quote = options.get("quotechar") or text.find_quote(source.lines)
+    separator = options.pop("sep", None) or options.pop("delimiter", None) or source.separator
+    if separator is not None:
+        separator = {"\\t": "\t", r"\s+": " "}.get(separator, separator)
+        if not isinstance(separator, str) or len(separator) != 1 or separator in "\"'\r\n":
+            raise ValueError(f"`sep` must be one character, got {separator!r}.")
+    separator = separator or text.find_separator(source.lines, quote)
+    if set(options) - {"quotechar"}:
+        return _read_by_pandas("read_csv", io.StringIO(content), label, {**_separator(separator), **options}), True
+    head = text.rows(source.lines[: text.HEAD], separator, quote)
+    frame = _read_fast(source, head, separator, quote, content, label)
+    if frame is None:
+        rows = text.rows(source.lines, separator, quote) if len(source.lines) > text.HEAD else head
+        found = layout.find_layout(rows, source, separator, label)
+        return frames.frame_of_layout(found, label), found.has_names
+    return frame
+
+
+def _separator(separator: str) -> dict[str, Any]:
+    if separator == text.NO_SEPARATOR:
+        return {"sep": ","}
+    return {"sep": r"\s+" if separator == " " else separator, "skipinitialspace": True}
+
+
+def _read_fast(
+    source: text.Lines, head: list[text.Row], separator: str, quote: str, content: str, label: str
+) -> tuple[pandas.DataFrame, bool] | None:
+    """What pandas' own parser makes of a table of plain numbers; None for any other.
+
+    It is some ten times faster than going through the cells, and says nothing of what it does not understand.
+    """
+    import pandas
+
+    if len(head) < 2 or ("." in content and not _DECIMAL_POINT.search(content)):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # whatever has to be said is said by the careful reader
+            found = layout.find_layout(head, source, separator, label)
+            start = found.body[0].first_line - 1
+            frame = pandas.read_csv(
+                io.StringIO("\n".join(source.lines[start:])),
+                header=None,
+                quotechar=quote,
+                na_filter=False,
+                index_col=False,
+                **(
+                    {"float_precision": "round_trip"} if pandas.__version__.startswith("2.") else {}
+                ),  # which is the default since
+                low_memory=False,
+                **_separator(separator),
+            )
+    except (ValueError, Warning):
+        return None
+    width = len(found.names)
+    if frame.shape[1] != width or any(kind.kind not in "if" for kind in frame.dtypes):
+        return None
+    if not np.isfinite(frame.to_numpy()).all():
+        return None
+    if found.has_names and width > 1 and layout.is_unnamed(found.names[0]):
+        return None
+    return frame.set_axis(frames.unique_names(found.names), axis=1), found.has_names
+
+
+# --- other formats -------------------------------------------------------------------------------------------------
+
+
+def _read_by_pandas(function: str, source: Any, label: str, options: dict[str, Any]) -> pandas.DataFrame:
+    """A frame by a function of pandas, checked."""
+    import pandas
+
+    try:
+        frame = getattr(pandas, function)(source, **options)
+    except ImportError as error:
+        raise ImportError(f'{label} needs a package that is not installed: pip install "tfp_ebm[tables]".') from error
+    except TypeError as error:
+        if "unexpected keyword" in str(error):
+            raise TypeError(f"pandas.{function} does not take these options: {error}") from error
+        raise ValueError(f"{label} cannot be read: {error}") from error
+    except Exception as error:  # each engine has its own errors for damaged files
+        raise ValueError(f"{label} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+    if isinstance(frame, dict):
+        raise ValueError(f"{label}: `sheet_name` must name one sheet, got {options.get('sheet_name')!r}.")
+    if not isinstance(frame, pandas.DataFrame):
+        raise ValueError(f"{label} must hold a table, got {type(frame).__name__}.")
+    if function == "read_csv" and options.get("header", 0) is None and "names" not in options:
+        frame = frame.set_axis(frames.unique_names([""] * frame.shape[1]), axis=1)
+    return frames.checked_frame(frame, label)
+
+
+def _read_other(raw: bytes, label: str, suffix: str, options: dict[str, Any]) -> tuple[pandas.DataFrame, bool]:
+    _refuse({name: value for name, value in options.items() if name == "key"}, f"{suffix} files")
+    source = io.BytesIO(raw)
+    if suffix == ".parquet":
+        return _read_by_pandas("read_parquet", source, label, options), True
+    if suffix == ".feather":
+        return _read_by_pandas("read_feather", source, label, options), True
+    if suffix in (".json", ".jsonl"):
+        content = text.decode(raw, label)
+        if options:
+            return _read_by_pandas("read_json", io.StringIO(content), label, options), True
+        return frames.checked_frame(_parsed_json(content, label), label), True
+    if options.keys() - {"sheet_name"}:
+        return _read_by_pandas("read_excel", source, label, options), True
+    return _read_sheet(source, label, options.get("sheet_name", 0))
+
+
+def _parsed_json(content: str, label: str) -> pandas.DataFrame:
+    """The table in records, in columns, or in one record per line; `pandas.read_json` guesses at dates."""
+    import pandas
+
+    try:
+        lines = [line for line in content.splitlines() if line.strip()]
+        if len(lines) > 1 and all(line.lstrip().startswith("{") for line in lines):
+            return pandas.DataFrame([json.loads(line) for line in lines])
+        return pandas.DataFrame(json.loads(content))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{label} cannot be read: it holds no table: {error}") from error
+
+
+def _read_sheet(source: io.BytesIO, label: str, sheet: str | int) -> tuple[pandas.DataFrame, bool]:
+    """The table in a sheet of a workbook, whose cells go the way of those in a text."""
+    import pandas
+
+    try:
+        with pandas.ExcelFile(source) as book:
+            others = [repr(name) for i, name in enumerate(book.sheet_names) if sheet not in (i, name)]
+            if others and sheet == 0:
+                warnings.warn(
+                    f"{label}: the first sheet, {book.sheet_names[0]!r}, is read. For another, "
+                    + frames.cure(f"sheet_name={others[0]}"),
+                    stacklevel=4,
+                )
+            cells = pandas.read_excel(book, sheet_name=sheet, header=None, dtype=object, na_filter=False)
+    except ImportError as error:
+        raise ImportError(f'{label} needs a package that is not installed: pip install "tfp_ebm[tables]".') from error
+    except Exception as error:
+        raise ValueError(f"{label} cannot be read: {' '.join(str(error).split())}") from error
+    rows = [
+        text.Row([_cell_text(value) for value in row], i + 1, i + 1)
+        for i, row in enumerate(cells.itertuples(index=False, name=None))
+    ]
+    filled = [row for row in rows if any(row.cells)]
+    found = layout.find_layout(filled, text.Lines([], {}, None), ",", label)
+    return frames.frame_of_layout(found, label), found.has_names
+
+
+def _cell_text(value: Any) -> str:
+    """A typed cell as the text that stands for it."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    if isinstance(value, float | np.floating):
+        return (
+            repr(float(value)) if "e" in repr(float(value)) or np.isinf(value) else f"{float(value)!r}e0"
+        )  # with an exponent no point could be one of thousands
+    return str(value).strip()

@@ -1,0 +1,99 @@
+"""Names the layer of a network that stops differentiation, instead of the operation within TensorFlow.
+
+Some operations have a gradient that has none itself: TensorFlow's image resizing, its local response normalisation,
+whatever is recomputed in the backward pass. Training a score then ends in a `LookupError` that names an operation which
+the user has never heard of. Here the layers are tried one by one, once such an error was raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_ebm.derivatives.forward_laplacian import graph_of
+
+
+@contextlib.contextmanager
+def naming_the_layer(energy_fn: Any, purpose: str) -> Iterator[None]:
+    """A context in which a derivative that TensorFlow does not have becomes a ValueError naming the layer.
+
+    Args:
+      energy_fn: an energy function or network; any other callable gives the error without a layer's name.
+      purpose: what needs the derivative, to open the error message with.
+
+    >>> with naming_the_layer(lambda x: x, "Score matching"):
+    ...     raise LookupError("gradient registry has no entry for: SomeGrad")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    ValueError: Score matching needs second derivatives of the energy, and TensorFlow has none for an operation ...
+    """
+    try:
+        yield
+    except (LookupError, NotImplementedError) as error:
+        text = str(error)
+        if "gradient registry has no entry" not in text and "recompute_grad" not in text:
+            raise
+        network = getattr(energy_fn, "network", energy_fn)
+        training = bool(getattr(energy_fn, "training", True))
+        layer = first_layer(network, lambda layer, inputs: not _is_twice_differentiable(layer, inputs, training))
+        where = "an operation in it" if layer is None else f"its layer `{layer.name}` ({type(layer).__name__})"
+        raise ValueError(
+            f"{purpose} needs second derivatives of the energy, and TensorFlow has none for {where} "
+            f"({text.splitlines()[0]}). Replace it by layers that are made of smooth arithmetic (for images: "
+            "convolutions, average pooling, UpSampling2D by nearest neighbours), or take a loss that differentiates "
+            "the energy in x at most once, such as noise contrastive estimation."
+        ) from error
+
+
+def first_layer(network: Any, is_culprit: Callable[[Any, tf.Tensor], bool]) -> Any:
+    """The first innermost layer of a network for which `is_culprit(layer, spec of its input)` holds; None if none does.
+
+    Layers with several inputs, and those that never ran, are passed over.
+    """
+    if not isinstance(network, keras.layers.Layer):
+        return None
+    for layer, spec in _layers_and_inputs(network):
+        if is_culprit(layer, spec):
+            return layer
+    return None
+
+
+def _layers_and_inputs(network: keras.layers.Layer) -> Iterator[tuple[keras.layers.Layer, tf.TensorSpec]]:
+    graph = graph_of(network)
+    if graph is not None:
+        for layer in graph.operations:
+            if graph_of(layer) is not None:
+                yield from _layers_and_inputs(layer)
+            elif isinstance(layer, keras.layers.Layer) and not isinstance(layer, keras.layers.InputLayer):
+                tensors = layer._inbound_nodes[0].input_tensors
+                if len(tensors) == 1:
+                    yield layer, tf.TensorSpec(tensors[0].shape, tensors[0].dtype)
+        return
+    for layer in network._flatten_layers(include_self=False):
+        shape = (layer.get_build_config() or {}).get("input_shape")
+        if isinstance(shape, list | tuple) and all(size is None or isinstance(size, int) for size in shape):
+            yield layer, tf.TensorSpec(shape, layer.compute_dtype)
+
+
+def _is_twice_differentiable(layer: keras.layers.Layer, spec: tf.TensorSpec, training: bool) -> bool:
+    def twice(x: tf.Tensor) -> Any:
+        with tf.GradientTape(watch_accessed_variables=False) as outer:
+            outer.watch(x)
+            with tf.GradientTape(watch_accessed_variables=False) as inner:
+                inner.watch(x)
+                y = tf.square(layer(x, training=training))
+            slope = inner.gradient(y, x)
+            length = tf.reduce_sum(tf.square(slope))
+        return outer.gradient(length, x)
+
+    try:
+        tf.function(twice, autograph=False).get_concrete_function(spec)
+    except (LookupError, NotImplementedError):
+        return False
+    except (TypeError, ValueError):  # it cannot be called alone, and so not be judged
+        return True
+    return True

@@ -1,0 +1,117 @@
+"""The check that a network gives each row an energy of its own.
+
+A density needs E(x) to be a function of x. A layer that computes statistics over the batch (minibatch deviation, batch
+normalisation in training mode, a softmax over rows) makes it depend on which other rows are in the batch. Two rows are
+enough to see that: the energy of one must not change when the other is left out, and must not have a gradient in it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_ebm.derivatives.failures import first_layer
+
+if TYPE_CHECKING:
+    from tfp_ebm.energy.function import EnergyFunction
+
+# Relative differences between one row and two that matrix products of other sizes explain, by the lowest precision.
+_TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
+
+
+def check_rows(energy_function: EnergyFunction, training: bool = False) -> None:
+    """Raises if the network's energy of a row depends on the other rows of its batch.
+
+    It runs the network, eagerly, on one row and on two; no weight changes.
+
+    Args:
+      energy_function: the energy; its network must be built.
+      training: the mode in which the network runs. In training mode only the gradient is compared, because layers may
+        draw noise.
+
+    Raises:
+      ValueError: naming the layer that mixes rows, if it is found.
+    """
+    if not tf.executing_eagerly():
+        # a thread of its own is eager; so is `tf.init_scope`, but no tape records in it
+        with concurrent.futures.ThreadPoolExecutor(1) as executor:
+            executor.submit(check_rows, energy_function, training).result()
+        return
+    with keras.StatelessScope():
+        x = tf.constant(_two_rows(energy_function.event_shape), energy_function.dtype)
+        try:
+            found = _mixes(energy_function, x, training)
+        except tf.errors.InvalidArgumentError as error:
+            first_line = str(error).splitlines()[0]
+            raise ValueError(f"`network` must take batches of any size, but fails on two rows: {first_line}") from error
+        if not found:
+            return
+        layer = first_layer(energy_function.network, lambda layer, spec: _layer_mixes(layer, spec, training))
+    where = "" if layer is None else f", because its layer `{layer.name}` ({type(layer).__name__}) mixes rows"
+    mode = "in training mode " if training else ""
+    raise ValueError(
+        f"`network` must give each row an energy of its own, but {mode}the energy of one row depends on the other rows "
+        f"of its batch{where}. Then exp(−E) is no density of x. Compute over the coordinates of each row instead "
+        "(tfp_ebm.networks.GroupNormalization in place of batch normalisation, or freeze that with "
+        "`trainable = False`)."
+    )
+
+
+def _two_rows(event_shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(2, *event_shape))
+
+
+def _mixes(energy_function: EnergyFunction, x: tf.Tensor, training: bool) -> bool:
+    def energies(x: tf.Tensor) -> tf.Tensor:
+        condition = tf.ones(tf.shape(x)[:1], x.dtype) if energy_function.is_conditional else None
+        return energy_function.network_term(x, condition, training=training)
+
+    if _has_gradient_across(energies, x):
+        return True
+    if training:
+        return False
+    dtypes = {layer.compute_dtype for layer in energy_function.network._flatten_layers()}
+    tolerance = max(_TOLERANCES.get(dtype, 0.0) for dtype in (*dtypes, energy_function.dtype))
+    return _changes_with_others(energies, x, tolerance)
+
+
+def _changes_with_others(function: Any, x: tf.Tensor, tolerance: float) -> bool:
+    """Whether the value of the first row changes when the second one is replaced or left out."""
+    first, again = (tf.cast(function(x), tf.float64).numpy() for _ in range(2))
+    if not np.isfinite(first).all() or not np.array_equal(first, again):
+        return False  # a function that draws noise, or has no value there, cannot be compared
+    far = [tf.concat([x[:1], tf.fill(tf.shape(x[1:]), tf.constant(value, x.dtype))], 0) for value in (-5.0, 5.0)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras warns of a softmax over a single row
+        others = [tf.cast(function(rows), tf.float64).numpy() for rows in (*far, x[:1])]
+    return any(np.abs(other[0] - first[0]).max() > tolerance * np.abs(first).max() for other in others)
+
+
+def _has_gradient_across(function: Any, x: tf.Tensor) -> bool:
+    """Whether the first row of a function's value has a gradient in the second row of x."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        first = tf.reduce_sum(tf.cast(function(x)[0], tf.float32))
+    gradient = tape.gradient(first, x)
+    if gradient is None:
+        return False
+    across = tf.convert_to_tensor(gradient)[1:].numpy()
+    return bool((np.isfinite(across) & (across != 0)).any())
+
+
+def _layer_mixes(layer: keras.layers.Layer, spec: tf.TensorSpec, training: bool) -> bool:
+    shape = [2 if size is None else size for size in spec.shape.as_list()]
+    if shape[0] != 2 or not spec.dtype.is_floating:
+        return False
+    x = tf.constant(np.random.default_rng(1).normal(size=shape), spec.dtype)
+    try:
+        if _has_gradient_across(lambda x: layer(x, training=training), x):
+            return True
+        return not training and _changes_with_others(lambda x: layer(x, training=False), x, 0.05)
+    except (TypeError, ValueError, AttributeError, LookupError, IndexError, tf.errors.OpError):
+        return False  # it cannot be called alone

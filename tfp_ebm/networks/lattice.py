@@ -1,0 +1,61 @@
+"""Nodes and weights for expectations over a standard logistic or normal variable.
+
+With t = a·sinh(v) the expectation E f(T) = ∫ f(t) q(t) dt is an integral over v whose integrand is smooth and falls off
+faster than any exponential, so that the trapezoid rule on an even lattice converges exponentially (Trefethen & Weideman
+2014). Nodes lie close together in the middle and reach far into the tails, where the quantiles of q have none. Shifted
+by a random share of the spacing the rule is unbiased: the mean over all shifts is the integral itself.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+# The sinh map's a, and the largest |t|: beyond it lies less than 1e-10 of a logistic, and of a normal variable.
+_STRETCH = {"logistic": 1.5, "normal": 1.5}
+_REACH = {"logistic": 25.0, "normal": 7.0}
+# Standard deviations of the standard variables.
+DEVIATION = {"logistic": math.pi / math.sqrt(3.0), "normal": 1.0}
+
+
+class Lattice(NamedTuple):
+    """Nodes and logarithms of weights, `[..., num_nodes]`: E f(T) ≈ Σ exp(log_weights) f(nodes)."""
+
+    nodes: tf.Tensor
+    log_weights: tf.Tensor
+
+
+def log_density(family: str, t: tf.Tensor) -> tf.Tensor:
+    """Log density of the standard logistic or normal distribution.
+
+    >>> [round(float(log_density(family, tf.constant(0.0))), 4) for family in ("logistic", "normal")]
+    [-1.3863, -0.9189]
+    """
+    if family == "normal":
+        return -0.5 * t**2 - 0.5 * math.log(2.0 * math.pi)
+    size = tf.abs(t)
+    return -size - 2.0 * tf.math.log1p(tf.exp(-size))
+
+
+def lattice(family: str, num_nodes: int, shift: tf.Tensor) -> Lattice:
+    """The lattice of `num_nodes` nodes, moved by `shift` spacings.
+
+    Args:
+      family: "logistic" or "normal".
+      num_nodes: number of nodes.
+      shift: floating-point `[...]`, from 0 to 1; ½ is the symmetric lattice.
+
+    >>> grid = lattice("normal", 24, tf.constant(0.5, tf.float64))
+    >>> round(float(tf.reduce_sum(tf.exp(grid.log_weights) * grid.nodes**2)), 10)
+    1.0
+    """
+    stretch = _STRETCH[family]
+    width = math.asinh(_REACH[family] / stretch)
+    spacing = 2.0 * width / num_nodes
+    v = spacing * (tf.constant(np.arange(num_nodes), shift.dtype) + shift[..., None]) - width
+    nodes = stretch * tf.sinh(v)
+    log_weights = log_density(family, nodes) + tf.math.log(tf.cosh(v)) + math.log(stretch * spacing)
+    return Lattice(nodes, log_weights)

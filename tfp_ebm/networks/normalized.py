@@ -1,0 +1,257 @@
+"""Energies whose normaliser is known: E(x) = −log p(x), so that log Z = 0.
+
+A network of this kind needs no chains: its log density is exact, it trains by `losses.NegativeLogLikelihood`, and it
+draws exact samples. Everything that takes an energy takes it as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_ebm import random, serialization
+from tfp_ebm.arguments import check_event_shape
+from tfp_ebm.energy.base import check_base, draw
+
+
+class NormalizedEnergy(keras.Model):
+    """Base class of networks with ∫ exp(−E(x)) dx = 1 (eqs. 1-3 with Z = 1).
+
+    A subclass writes `call(x, training=False)`, `[batch, *event] -> [batch]`, and `draw`. It may write
+    `training_energy`, if training needs random numbers.
+
+    Args:
+      event_shape: shape of one state.
+
+    >>> class StandardNormal(NormalizedEnergy):
+    ...     def call(self, x, training=False):
+    ...         return 0.5 * tf.reduce_sum(x**2, -1) + 0.5 * x.shape[1] * math.log(2.0 * math.pi)
+    ...
+    ...     def draw(self, num_samples, seed):
+    ...         return random.normal(tf.stack([num_samples, *self.event_shape]), seed)
+    >>> StandardNormal([2]).draw(3, tf.constant([0, 1])).shape
+    TensorShape([3, 2])
+    """
+
+    def __init__(self, event_shape: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.event_shape = check_event_shape(event_shape)
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """The shape of a batch."""
+        return (None, *self.event_shape)
+
+    def training_energy(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Returns the energies `[batch]` whose mean the training minimises; `seed` is int32[2]."""
+        del seed
+        return self(x, training=True)
+
+    def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
+        """Returns independent exact samples `[num_samples, *event]`; `seed` is int32[2]."""
+        raise NotImplementedError(f"{type(self).__name__} must implement `draw`.")
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class DistributionEnergy(NormalizedEnergy):
+    """The energy E(x) = −log p(x) of a TFP distribution.
+
+    Args:
+      distribution: one `tfd.Distribution` with `log_prob` and `sample`, in the coordinates of the network.
+
+    Raises:
+      TypeError, ValueError: if it is no distribution, or a batch of them.
+
+    >>> import tensorflow_probability as tfp
+    >>> energy = DistributionEnergy(tfp.distributions.MultivariateNormalDiag([0.0, 0.0]))
+    >>> round(float(energy(tf.zeros([1, 2]))[0]), 4)
+    1.8379
+    """
+
+    def __init__(self, distribution: Any, **kwargs: Any) -> None:
+        check_base("distribution", distribution)
+        kwargs.pop("event_shape", None)
+        kwargs.setdefault("dtype", distribution.dtype.name)
+        super().__init__(distribution.event_shape, **kwargs)
+        self._given = types.SimpleNamespace(distribution=distribution)  # hidden from Keras's tracking
+        self.built = True
+
+    @property
+    def distribution(self) -> Any:
+        """The distribution that was given."""
+        return self._given.distribution
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns −log p(x), `[batch]`, of states `[batch, *event]`."""
+        del training
+        return -self.distribution.log_prob(x)
+
+    def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
+        """Returns independent samples of the distribution, `[num_samples, *event]`."""
+        return draw(self.distribution, tf.reshape(tf.convert_to_tensor(num_samples), [1]), seed)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, for Keras."""
+        return {**super().get_config(), "distribution": serialization.encode(self.distribution, "distribution")}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DistributionEnergy:
+        """Rebuilds the network from `get_config`."""
+        del custom_objects
+        return cls(**{**config, "distribution": serialization.decode(config["distribution"])})
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class WarpedEnergy(NormalizedEnergy):
+    """The energy of x whose heavy-tailed coordinates are asinh(xᵢ) to another network, with the map's Jacobian.
+
+        E(x) = E'(y) + Σ_warped ½ log(1 + xᵢ²),      yᵢ = asinh(xᵢ) where warped, else xᵢ
+
+    Tails that fall like a power of x fall exponentially in y.
+
+    Args:
+      network: a `NormalizedEnergy` of vectors.
+      warped: for each coordinate, whether it is mapped.
+
+    >>> import tensorflow_probability as tfp
+    >>> inner = DistributionEnergy(tfp.distributions.MultivariateNormalDiag([0.0]))
+    >>> round(float(WarpedEnergy(inner, [True])(tf.constant([[1e30]]))[0]), 1)
+    2489.2
+    """
+
+    def __init__(self, network: NormalizedEnergy, warped: Any, **kwargs: Any) -> None:
+        kwargs.pop("event_shape", None)
+        super().__init__(network.event_shape, **kwargs)
+        self.network = network
+        self.warped = tuple(bool(flag) for flag in warped)
+        if (len(self.warped),) != self.event_shape:
+            raise ValueError(f"`warped` must have one entry for each of {self.event_shape}, got {len(self.warped)}.")
+        self.built = True
+
+    def _forward(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns y and Σ ½ log(1 + xᵢ²), without overflow."""
+        size = tf.abs(x)
+        far = size > 1e6
+        near = tf.where(far, tf.ones_like(x), size)
+        log_size = tf.math.log(tf.where(far, size, tf.ones_like(x)))
+        y = tf.sign(x) * tf.where(far, log_size + math.log(2.0), tf.asinh(near))
+        slope = tf.where(far, log_size, 0.5 * tf.math.log1p(near**2))
+        return tf.where(self.warped, y, x), tf.reduce_sum(tf.where(self.warped, slope, tf.zeros_like(x)), -1)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns −log p(x), `[batch]`, of states `[batch, size]`."""
+        y, slope = self._forward(x)
+        return tf.cast(self.network(y, training=training), self.dtype) + slope
+
+    def training_energy(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Returns −log p(x) with the training energy of the network."""
+        y, slope = self._forward(x)
+        return self.network.training_energy(y, seed) + slope
+
+    def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
+        """Returns independent samples `[num_samples, size]`."""
+        y = self.network.draw(num_samples, seed)
+        return tf.where(self.warped, tf.sinh(y), y)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, for Keras."""
+        network = keras.saving.serialize_keras_object(self.network)
+        return {**super().get_config(), "network": network, "warped": self.warped}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> WarpedEnergy:
+        """Rebuilds the network from `get_config`."""
+        return cls(**{**config, "network": keras.saving.deserialize_keras_object(config["network"], custom_objects)})
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class MixtureEnergy(NormalizedEnergy):
+    """The energy −log Σₖ wₖ exp(−Eₖ(x)) of a mixture of densities whose log Z is 0.
+
+    Args:
+      parts: networks of the same event shape, each a `NormalizedEnergy`.
+      probs: weights, not negative, with sum 1.
+
+    >>> import tensorflow_probability as tfp
+    >>> parts = [DistributionEnergy(tfp.distributions.MultivariateNormalDiag([m])) for m in (-1.0, 1.0)]
+    >>> MixtureEnergy(parts, [0.5, 0.5]).draw(3, tf.constant([0, 1])).shape
+    TensorShape([3, 1])
+    """
+
+    def __init__(self, parts: Any, probs: Any, **kwargs: Any) -> None:
+        shapes = {tuple(part.event_shape) for part in parts}
+        if len(shapes) != 1:
+            raise ValueError(f"`parts` must have one event shape, got {sorted(shapes)}.")
+        probs = np.asarray(probs, np.float64)
+        if probs.shape != (len(parts),) or not (probs >= 0).all() or not np.isclose(probs.sum(), 1.0, atol=1e-5):
+            raise ValueError(f"`probs` must be {len(parts)} weights that add up to 1, got {probs.tolist()}.")
+        kwargs.pop("event_shape", None)
+        super().__init__(shapes.pop(), **kwargs)
+        self.parts = list(parts)
+        self.probs = self.add_weight(shape=probs.shape, initializer="zeros", trainable=False, name="probs")
+        self.probs.assign(probs / probs.sum())
+        self.built = True
+
+    def _mixed(self, energies: list[tf.Tensor]) -> tf.Tensor:
+        return -tf.reduce_logsumexp(tf.math.log(self.probs.value) - tf.stack(energies, -1), -1)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns −log p(x), `[batch]`, of states `[batch, *event]`."""
+        return self._mixed([tf.cast(part(x, training=training), self.dtype) for part in self.parts])
+
+    def training_energy(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Returns −log p(x) with the training energies of the parts."""
+        return self._mixed([part.training_energy(x, random.fold_in(seed, i)) for i, part in enumerate(self.parts)])
+
+    def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
+        """Returns independent samples: of each part as many as choose it, in random order of the parts."""
+        u = random.uniform(tf.reshape(num_samples, [1]), random.fold_in(seed, 0), self.dtype)
+        chosen = tf.reduce_sum(tf.cast(u[:, None] > tf.cumsum(self.probs.value)[:-1], tf.int32), -1)
+        places = [tf.reshape(tf.where(tf.equal(chosen, i)), [-1]) for i in range(len(self.parts))]
+        samples = [
+            tf.cast(part.draw(tf.shape(place)[0], random.fold_in(seed, i + 1)), self.dtype)
+            for i, (part, place) in enumerate(zip(self.parts, places, strict=True))
+        ]
+        return tf.gather(tf.concat(samples, 0), tf.argsort(tf.concat(places, 0)))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, for Keras."""
+        parts = [keras.saving.serialize_keras_object(part) for part in self.parts]
+        return {**super().get_config(), "parts": parts, "probs": self.probs.numpy().tolist()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> MixtureEnergy:
+        """Rebuilds the network from `get_config`."""
+        parts = [keras.saving.deserialize_keras_object(part, custom_objects) for part in config["parts"]]
+        return cls(**{**config, "parts": parts})
+
+
+def in_blocks(function: Any, x: tf.Tensor, max_rows: int) -> tf.Tensor:
+    """Applies `function`, `[rows, size] -> [rows, ...]`, to blocks of at most `max_rows` rows, which bounds its memory.
+
+    >>> in_blocks(lambda x: tf.reduce_sum(x, -1), tf.ones([5, 2]), 2).numpy().tolist()
+    [2.0, 2.0, 2.0, 2.0, 2.0]
+    """
+    static = x.shape[0]
+    if static is not None and static <= max_rows:
+        return function(x)
+    if static is not None:
+        num_blocks: Any = math.ceil(static / max_rows)
+        size: Any = math.ceil(static / num_blocks)
+        padding = num_blocks * size - static
+    else:
+        num_rows = tf.shape(x)[0]
+        num_blocks = tf.maximum(1, -(-num_rows // max_rows))
+        size = -(-num_rows // num_blocks)
+        padding = num_blocks * size - num_rows
+    blocks = tf.reshape(tf.pad(x, [[0, padding], [0, 0]]), tf.stack([num_blocks, size, x.shape[1]]))
+    if static is not None:
+        blocks = tf.ensure_shape(blocks, [num_blocks, size, x.shape[1]])
+    values = tf.map_fn(function, blocks, parallel_iterations=1)
+    rest = values.shape[2:]
+    return tf.reshape(values, tf.concat([[-1], rest], 0))[: tf.shape(x)[0]]

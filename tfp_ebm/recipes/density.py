@@ -1,0 +1,326 @@
+"""The density of a table in one call: candidates whose log Z is known, stacked by held-out likelihood.
+
+A Gaussian, a Gaussian mixture and autoregressive energies in several orders of the columns are fitted to one part of
+the rows; weights of their mixture are found by expectation maximisation on the other (stacking; Smyth & Wolpert
+1999). The mixture is an energy with log Z = 0: its log density is exact, and so are its samples.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_ebm import losses, networks
+from tfp_ebm.arguments import check_count, check_data, check_positive
+from tfp_ebm.energy.data import shuffled_batches
+from tfp_ebm.energy.gaussian_mixture import fit_gaussian_mixture
+from tfp_ebm.energy.moments import DataMoments
+from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.networks.normalized import DistributionEnergy, MixtureEnergy, NormalizedEnergy, WarpedEnergy
+
+_MIN_ROWS = 10
+# A column whose range between its outer thousandths is more than this many times that of its quartiles, about 4.6 for
+# a normal, has heavy tails.
+_HEAVY_TAILS = 12.0
+# Components of a mixture whose conditionals are proposals: each needs nodes of its own.
+_MAX_PROPOSAL_COMPONENTS = 8
+# How often a training is judged on the held-out rows.
+_NUM_JUDGEMENTS = 25
+# Seconds for each number in the energy head of a training step, and for each step, on one processor core.
+_SECONDS_PER_NUMBER, _SECONDS_PER_STEP = 3.5e-9, 2e-3
+
+
+class Settings(NamedTuple):
+    """How one autoregressive energy is trained.
+
+    Attributes:
+      num_steps: optimizer steps.
+      batch_size: rows of each.
+      width: units of each hidden layer.
+      dropout: share of hidden units dropped.
+      weight_decay: of the optimizer.
+      learning_rate: at the start; it falls along a cosine.
+    """
+
+    num_steps: int
+    batch_size: int
+    width: int
+    dropout: float
+    weight_decay: float
+    learning_rate: float
+
+
+def settings_for_rows(num_rows: int, size: int, seconds: float, num_networks: int) -> Settings:
+    """Chooses the size of a network and its training by the number of rows, within `seconds` for all networks.
+
+    >>> settings_for_rows(300, 10, 60.0, 3).dropout > settings_for_rows(100_000, 10, 60.0, 3).dropout
+    True
+    """
+    batch_size = 256 if num_rows >= 4000 else 128 if num_rows >= 1000 else 64
+    dropout = float(np.interp(math.log10(num_rows), [2.3, 3.0, 4.0, 4.5], [0.4, 0.3, 0.1, 0.0]))
+    decay = 10.0 ** float(np.interp(math.log10(num_rows), [2.5, 4.0], [-2.0, -4.0]))
+    per_step = _SECONDS_PER_STEP + _SECONDS_PER_NUMBER * batch_size * size * 33 * 32
+    affordable = int(seconds / num_networks / per_step)
+    enough = 400 + 60 * num_rows // batch_size  # sixty passes over the rows
+    num_steps = max(_NUM_JUDGEMENTS, min(affordable, enough, 10_000))
+    return Settings(num_steps - num_steps % _NUM_JUDGEMENTS, batch_size, 128, dropout, decay, 4e-3)
+
+
+class _KeepBest(keras.callbacks.Callback):
+    """Keeps the averaged weights with the least held-out loss, and ends a training that no longer improves."""
+
+    def __init__(self, held_out: np.ndarray, patience: int, deadline: float) -> None:
+        super().__init__()
+        self.held_out, self.patience, self.deadline = held_out, patience, deadline
+        self.best, self.weights, self.waited, self.is_cut = math.inf, None, 0, False
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        loss = mean_energy(self.model.network, self.held_out)
+        if loss < self.best:
+            self.best, self.weights, self.waited = loss, self.model.network.get_weights(), 0
+        else:
+            self.waited += 1
+        self.is_cut = time.monotonic() > self.deadline
+        self.model.stop_training = self.waited >= self.patience or self.is_cut
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        if self.weights is not None:
+            self.model.network.set_weights(self.weights)
+
+
+def energies_of(network: NormalizedEnergy, z: np.ndarray) -> np.ndarray:
+    """Returns energies `[rows]` in float64, computed in batches."""
+    call = tf.function(lambda rows: network(rows), input_signature=[tf.TensorSpec((None, *z.shape[1:]), network.dtype)])
+    parts = [call(z[start : start + 4096]).numpy() for start in range(0, len(z), 4096)]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def mean_energy(network: NormalizedEnergy, z: np.ndarray) -> float:
+    """Returns the mean of the energies, infinite where it is not a number."""
+    mean = float(energies_of(network, z).mean())
+    return mean if math.isfinite(mean) else math.inf
+
+
+def trained(
+    network: NormalizedEnergy, z: np.ndarray, held_out: np.ndarray, settings: Settings, seed: int, deadline: float
+) -> tuple[NormalizedEnergy, bool]:
+    """Trains a network by exact maximum likelihood; returns it at its best, and whether the clock cut the training."""
+    num_steps = settings.num_steps
+    steps_per_epoch = num_steps // _NUM_JUDGEMENTS
+    model = EnergyModel(network, seed=seed)
+    optimizer = keras.optimizers.Adam(
+        keras.optimizers.schedules.CosineDecay(settings.learning_rate, num_steps),
+        weight_decay=settings.weight_decay,
+        global_clipnorm=10.0,
+        use_ema=True,
+        ema_momentum=min(0.998, 1.0 - 10.0 / num_steps),
+    )
+    model.compile(
+        optimizer,
+        losses.NegativeLogLikelihood(),
+        steps_per_execution=max(n for n in range(1, 51) if steps_per_epoch % n == 0),
+        jit_compile=True,
+    )
+    keep = _KeepBest(held_out, patience=8, deadline=deadline)
+    model.fit(
+        shuffled_batches(z, settings.batch_size, seed),
+        epochs=_NUM_JUDGEMENTS,
+        steps_per_epoch=steps_per_epoch,
+        shuffle=False,
+        verbose=0,
+        callbacks=[keras.callbacks.SwapEMAWeights(swap_on_epoch=True), keep, keras.callbacks.TerminateOnNaN()],
+    )
+    return network, keep.is_cut
+
+
+def stacking_weights(log_probs: np.ndarray, num_steps: int = 500) -> np.ndarray:
+    """Finds the weights of a mixture by expectation maximisation.
+
+    Args:
+      log_probs: log densities of held-out rows `[rows, parts]`.
+      num_steps: of expectation maximisation.
+
+    Returns:
+      Weights `[parts]` with sum 1 that maximise Σ log Σₖ wₖ pₖ(x), with half a row of prior weight for each part.
+
+    >>> stacking_weights(np.log([[1.0, 0.1], [1.0, 0.1], [0.1, 1.0]])).round(1).tolist()
+    [0.7, 0.3]
+    """
+    num_rows, num_parts = log_probs.shape
+    densities = np.exp(log_probs - log_probs.max(1, keepdims=True))
+    weights = np.full(num_parts, 1.0 / num_parts)
+    for _ in range(num_steps):
+        shares = densities * weights
+        shares /= shares.sum(1, keepdims=True)
+        weights = (shares.sum(0) + 0.5 / num_parts) / (num_rows + 0.5)
+    return weights
+
+
+def split_rows(x: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns row numbers to train on and to hold out; equal rows are on one side."""
+    _, group = np.unique(x, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    goal = min(max(validation * len(x), min(50.0, 0.25 * len(x))), 20_000.0)
+    order = np.random.default_rng(seed).permutation(group.max() + 1)
+    sizes = np.bincount(group)[order]
+    chosen = order[: max(1, int(np.searchsorted(np.cumsum(sizes), goal)))]
+    held_out = np.isin(group, chosen)
+    if held_out.all():
+        raise ValueError("`x` must hold rows that differ, but they are all equal.")
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _check_columns(x: np.ndarray) -> None:
+    constant = np.flatnonzero((x == x[0]).all(0))
+    if len(constant):
+        raise ValueError(f"`x` must not have constant columns, but columns {constant.tolist()} are constant.")
+    _, first, inverse = np.unique(x, axis=1, return_index=True, return_inverse=True)
+    twins = [(int(first[j]), i) for i, j in enumerate(inverse.reshape(-1)) if first[j] != i]
+    if twins:
+        raise ValueError(f"`x` must not have equal columns, but these pairs are equal: {twins}.")
+
+
+def _robust_units(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns location and scale of each column, and whether its tails are heavy."""
+    low, q25, median, q75, high = np.quantile(x, [0.001, 0.25, 0.5, 0.75, 0.999], axis=0)
+    moments = DataMoments.of([x])
+    quartiles = (q75 - q25) / 1.349
+    spread = np.maximum(high - median, median - low) * 2.0
+    heavy = (quartiles > 0) & (np.maximum(np.abs(x - median).max(0), spread) > _HEAVY_TAILS * (q75 - q25))
+    return np.where(heavy, median, moments.mean), np.where(heavy, quartiles, moments.scale), heavy
+
+
+def fit_density(
+    x: Any, *, minutes: float | None = None, validation: float = 0.1, seed: int = 0, verbose: int = 1
+) -> EnergyModel:
+    """Fits a density to a table; its log Z is known, so that `log_prob` and `sample` need no chain.
+
+    Args:
+      x: array `[rows, columns]` of numbers, or a `pandas.DataFrame` of them.
+      minutes: time for the training of the networks, about; default: by the rows, at most 1.
+      validation: share of the rows that stop trainings and choose weights; at least 50 rows, if there are 200.
+      seed: of the split, all weights and all batches.
+      verbose: 1 prints each candidate's held-out log-likelihood; 0 prints nothing.
+
+    Returns:
+      An `EnergyModel` with E(x) = −log p(x). `candidates` maps the name of each candidate to its mean held-out
+      log-likelihood per row, in nats, and its standard error; `cut_by_clock` says whether time ended a training.
+
+    Raises:
+      TypeError, ValueError: if `x` is no table of finite numbers, has fewer than 10 rows, or has constant or equal
+        columns.
+
+    >>> import tfp_ebm as ebm
+    >>> x = np.random.default_rng(0).normal(size=(200, 2)) @ [[1.0, 0.5], [0.0, 1.0]]
+    >>> model = fit_density(x, minutes=0.02, verbose=0)
+    >>> p = ebm.EnergyDistribution(model)
+    >>> p.log_prob(x[:3].astype("float32")).shape, p.sample(5, seed=0).shape
+    (TensorShape([3]), TensorShape([5, 2]))
+    """
+    columns = tuple(str(name) for name in x.columns) if hasattr(x, "columns") else None
+    rows = np.asarray(check_data("x", x, min_rows=_MIN_ROWS), np.float64)
+    if rows.ndim != 2:
+        raise ValueError(f"`x` must be a table of shape [rows, columns], got {rows.shape}.")
+    _check_columns(rows)
+    check_count("seed", seed, minimum=0)
+    if not 0.0 < validation < 1.0:
+        raise ValueError(f"`validation` must be a share between 0 and 1, got {validation!r}.")
+    num_rows, size = rows.shape
+    seconds = 60.0 * (
+        min(1.0, 0.15 + num_rows * size / 60_000) if minutes is None else check_positive("minutes", minutes)
+    )
+    train, held_out = split_rows(rows, validation, seed)
+    loc, scale, heavy = _robust_units(rows[train])
+    with np.errstate(over="ignore"):
+        z = ((rows - loc) / scale).astype(np.float32)
+    y = np.where(heavy, np.arcsinh(z.astype(np.float64)), z).astype(np.float32)
+    log_volume = float(np.log(scale).sum())
+    warp = np.where(heavy, 0.5 * np.logaddexp(0.0, 2.0 * np.log(np.maximum(np.abs(z.astype(np.float64)), 1e-300))), 0.0)
+    offsets = log_volume + warp.sum(1)[held_out]
+
+    parts: dict[str, NormalizedEnergy] = {}
+    candidates: dict[str, tuple[float, float]] = {}
+    log_probs: list[np.ndarray] = []
+
+    def add(name: str, network: NormalizedEnergy) -> None:
+        values = -energies_of(network, y[held_out]) - offsets
+        if not np.isfinite(values).all():
+            return
+        parts[name] = network
+        log_probs.append(values)
+        note(name, values)
+
+    def note(name: str, values: np.ndarray) -> None:
+        candidates[name] = (float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))))
+        if verbose:
+            print(f"{name:28s} {candidates[name][0]:12.4f} ± {candidates[name][1]:.4f} nats")
+
+    mixture = fit_gaussian_mixture(y[train], seed=seed, x_held_out=y[held_out])
+    add("gaussian", DistributionEnergy(fit_gaussian_mixture(y[train], 1, seed=seed)))
+    if mixture.mixture_distribution.probs.shape[0] > 1:
+        add("gaussian_mixture", DistributionEnergy(mixture))
+    is_cut = False
+    if mixture.mixture_distribution.probs.shape[0] > _MAX_PROPOSAL_COMPONENTS:
+        mixture = fit_gaussian_mixture(y[train], _MAX_PROPOSAL_COMPONENTS, seed=seed)
+    plan = _plan(size, len(train), mixture, seed)
+    settings = settings_for_rows(len(train), size, seconds, len(plan))
+    for number, (name, options) in enumerate(plan.items()):
+        deadline = time.monotonic() + 1.5 * seconds / len(plan) + 10.0
+        network = networks.autoregressive(
+            [size], [settings.width] * 2, dropout=settings.dropout, seed=seed + number, **options
+        )
+        network, was_cut = trained(network, y[train], y[held_out], settings, seed + number, deadline)
+        is_cut |= was_cut
+        add(name, network)
+    weights = stacking_weights(np.stack(log_probs, 1))
+    kept = weights > 1e-3
+    weights = weights[kept] / weights[kept].sum()
+    stacked = [part for part, keep in zip(parts.values(), kept, strict=True) if keep]
+    note("stack", np.logaddexp.reduce(np.stack(log_probs, 1)[:, kept] + np.log(weights), axis=1))
+    network = stacked[0] if len(stacked) == 1 else MixtureEnergy(stacked, weights)
+    if heavy.any():
+        network = WarpedEnergy(network, heavy)
+    model = EnergyModel(network, seed=seed)
+    model.standardization.loc.assign(loc)
+    model.standardization.scale.assign(scale)
+    model.candidates, model.columns, model.cut_by_clock = candidates, columns, is_cut
+    _warn_of_quadrature(parts, y[held_out][:1000])
+    return model
+
+
+def _plan(size: int, num_rows: int, mixture: Any, seed: int) -> dict[str, dict[str, Any]]:
+    """Returns the autoregressive candidates by name: arguments of `networks.autoregressive`."""
+    rng = np.random.default_rng([seed, 7])
+    natural, other = list(range(size)), rng.permutation(size).tolist()
+    if size == 1:
+        return {"autoregressive": {"num_components": 1}}
+    number = mixture.mixture_distribution.probs.shape[0]
+    of_mixture = {"proposal": mixture, "num_nodes": (max(32, 6 * number), max(64, 24 * number))}
+    at_mixture = {**of_mixture, "order": other if num_rows >= 2000 else natural}
+    if num_rows < 2000:
+        return {
+            "autoregressive_mixture_1": at_mixture,
+            "autoregressive_mixture_2": {**of_mixture, "order": other},
+            "autoregressive_1": {"order": natural},
+        }
+    return {
+        "autoregressive_1": {"order": natural},
+        "autoregressive_2": {"order": natural[::-1]},
+        "autoregressive_mixture_1": at_mixture,
+    }
+
+
+def _warn_of_quadrature(parts: Mapping[str, NormalizedEnergy], z: np.ndarray) -> None:
+    for name, part in parts.items():
+        if isinstance(part, networks.AutoregressiveEnergy):
+            fine = part(z, num_nodes=4 * part.num_nodes[1])
+            error = float(tf.abs(tf.reduce_mean(fine - part(z))))
+            if error > 1e-3:
+                warnings.warn(f"the quadrature of {name} is wrong by {error:.4f} nat a row.", stacklevel=3)
