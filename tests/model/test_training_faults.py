@@ -141,6 +141,23 @@ def test_a_loss_may_add_losses_itself():
         assert model.evaluate(X, verbose=0) == pytest.approx(plain.evaluate(X, verbose=0) + 3.0)
 
 
+def test_a_network_of_a_condition_counts_them_too():
+    """Denoising at one scale runs the network once: its penalty is that of the noised data, and not zero."""
+
+    def evaluated(regularizer):
+        keras.utils.set_random_seed(0)
+        x, sigma = keras.Input((2,)), keras.Input((1,))
+        hidden = keras.layers.Dense(8, "tanh", activity_regularizer=regularizer)
+        network = keras.Model([x, sigma], keras.layers.Dense(1)(hidden(keras.layers.Concatenate()([x, sigma]))))
+        model = make(network, ebm.losses.NoiseConditionalDenoisingScoreMatching([0.5]))
+        model.fit(X, verbose=0)
+        model.network.set_weights([np.ones(w.shape) for w in model.network.get_weights()])
+        return model.evaluate(X, batch_size=192, verbose=0)
+
+    difference = evaluated(keras.regularizers.L2(1.0)) - evaluated(None)
+    assert 4.0 < difference < 8.0  # 8·E tanh²(z₁ + z₂ + σ(ε₁ + ε₂ + 1) + 1)
+
+
 def test_planted_losses_of_layers_left_out(monkeypatch):
     """Control: without the extra call the penalty is 0, as it was."""
     monkeypatch.setattr(trainer, "losses_of_call", lambda *args: [])

@@ -34,8 +34,10 @@ def losses_of_call(energy_function: EnergyFunction, z: tf.Tensor, training: bool
 
 
 def adds_losses(energy_function: EnergyFunction, training: bool) -> bool:
-    """Whether layers of the network add losses when it runs; traces it once, unless all are known to add none."""
+    """Whether layers of a network of x add losses when it runs; traces it once, unless all are known to add none."""
     network = energy_function.network
+    if energy_function.is_conditional:  # is not run again
+        return False
     known = _adds_losses.setdefault(network, {})
     if training not in known:
         known[training] = not all(map(_is_known_to_add_none, network._flatten_layers())) and _adds_in_trial(
