@@ -46,7 +46,7 @@ def test_export_prints_one_line_with_the_final_directory(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["noise_contrastive_0.1.keras", "persistent_0.1.keras"])
 def test_a_file_of_an_older_format_is_refused(name):
-    with pytest.raises(ValueError, match=r"saved in format version 1, but tfp_ebm .* reads version 2.*network\.save"):
+    with pytest.raises(ValueError, match=r"saved in format version 1, but this tfp_ebm reads version 2.*network\.save"):
         keras.saving.load_model(DATA / name)
 
 

@@ -101,8 +101,9 @@ class Coordinates:
 
     @classmethod
     def of(cls, energy: Any) -> Coordinates:
-        """Returns the coordinates of a model or an `EnergyFunction`; the identity for anything else."""
-        return cls(getattr(getattr(energy, "energy_function", energy), "standardization", None))
+        """Returns the coordinates of an `EnergyFunction`, which takes z; the identity for models, which take x."""
+        takes_x = hasattr(energy, "energy_function")
+        return cls(None if takes_x else getattr(energy, "standardization", None))
 
     def to_chain(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the chains' coordinates of states x."""

@@ -279,7 +279,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
     @property
     def _coordinates(self) -> Coordinates:
         """Where chains run: in z for a model, in x for a callable, be it an `EnergyFunction`, whose own x is a z."""
-        return Coordinates.of(self._energy) if isinstance(self._energy, EnergyModel) else Coordinates()
+        return Coordinates.of(self._energy.energy_function) if isinstance(self._energy, EnergyModel) else Coordinates()
 
     def _chains(self, num_chains: Any, seed: tf.Tensor) -> tuple[Callable[..., tf.Tensor], tf.Tensor, Any, tf.Tensor]:
         """Target, starts and kernel of chains, in standardised coordinates if the energy is a model's; their seed."""
