@@ -445,7 +445,9 @@ PICKLED = {
 }
 
 
-@pytest.mark.parametrize("how", [copy.deepcopy, copy.copy, lambda p: pickle.loads(pickle.dumps(p))], ids=str)
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, copy.copy, lambda p: pickle.loads(pickle.dumps(p))], ids=["deepcopy", "copy", "pickle"]
+)
 @pytest.mark.parametrize("name", PICKLED)
 def test_distributions_copy_and_pickle(name, how):
     p = PICKLED[name]()
