@@ -15,7 +15,7 @@ import tensorflow_probability as tfp
 
 import tfp_ebm as ebm
 from tfp_ebm import mcmc
-from tfp_ebm.mcmc.running import compiled
+from tfp_ebm.mcmc.running import stretches
 
 tfd, tfb = tfp.distributions, tfp.bijectors
 
@@ -193,7 +193,7 @@ def test_a_log_normalizer_may_be_a_variable():
     assert float(make(log_normalizer=keras.Variable(2.0)).log_prob([0.0, 0.0])) == -2.0
     with pytest.raises(TypeError, match="log_normalizer"):
         make(log_normalizer=tf.Variable(1.0, dtype=tf.float64))
-    with pytest.raises(ValueError, match="`log_normalizer` must be a number"):
+    with pytest.raises(ValueError, match=r"`log_normalizer` must be .* number"):
         make(log_normalizer=tf.zeros([3]))
 
 
@@ -289,9 +289,8 @@ def test_the_support_of_the_base_reaches_variational_inference():
         (tfd.Independent(tfd.Beta([2.0, 2.0], 2.0), 1), lambda x: (x > 0) & (x < 1)),
         (tfd.Independent(tfd.Uniform([-1.0, -1.0], [2.0, 2.0]), 1), lambda x: (x > -1) & (x < 2)),
         (tfd.Independent(tfd.LogNormal([0.0, 0.0], 1.0), 1), lambda x: x > 0),
-        (tfd.Dirichlet([2.0, 3.0]), lambda x: (x > 0) & np.isclose(x.sum(-1, keepdims=True), 1)),
     ],
-    ids=["beta", "uniform", "lognormal", "dirichlet"],
+    ids=["beta", "uniform", "lognormal"],
 )
 def test_the_default_bijector_is_the_base_s(base, inside):
     bijector = make(base=base).experimental_default_event_space_bijector()
@@ -351,13 +350,13 @@ def test_slices():
 def traces(monkeypatch):
     """The chains made since."""
     made = []
-    make_chain = compiled.Chain
+    make_chain = stretches.Chain
 
     def counting(*arguments, **options):
         made.append(arguments)
         return make_chain(*arguments, **options)
 
-    monkeypatch.setattr(compiled, "Chain", counting)
+    monkeypatch.setattr(stretches, "Chain", counting)
     return made
 
 
@@ -382,18 +381,18 @@ def test_copies_share_compiled_chains(traces):
     model = ebm.EnergyModel(network(), base_measure=BASE)
     for given in (energy, instance.method, instance, one, model, model.network):
         event_shape = None if isinstance(given, keras.layers.Layer) else [2]
-        p = ebm.EnergyDistribution(given, event_shape, base=BASE, num_burnin_steps=2, kernel=mcmc.MALA(0.1))
+        p = ebm.EnergyDistribution(given, event_shape, base=BASE, num_burnin_steps=0, kernel=mcmc.MALA(0.1))
         first = p.sample(20, seed=0)
         number = len(traces)
-        for other in (p.copy(name="w"), p.with_log_normalizer(1.0), p.copy(num_burnin_steps=2), p[...], copy.copy(p)):
+        for other in (p.copy(name="w"), p.with_log_normalizer(1.0), p.copy(num_burnin_steps=0), p[...], copy.copy(p)):
             np.testing.assert_array_equal(other.sample(20, seed=0), first)
         assert len(traces) == number, given
     number = len(traces)
-    make(functools.partial(scaled_energy, factor=2.0), num_burnin_steps=2, kernel=mcmc.MALA(0.1)).sample(20, seed=0)
+    make(functools.partial(scaled_energy, factor=2.0), num_burnin_steps=0, kernel=mcmc.MALA(0.1)).sample(20, seed=0)
     assert len(traces) == number  # an equal partial function, made anew
-    make(energy, num_burnin_steps=2, kernel=mcmc.MALA(0.1)).sample(20, seed=0)
+    make(energy, num_burnin_steps=0, kernel=mcmc.MALA(0.1)).sample(20, seed=0)
     assert len(traces) == number  # a distribution made anew for the same function
-    make(Callable(2.0), num_burnin_steps=2, kernel=mcmc.MALA(0.1)).sample(20, seed=0)
+    make(Callable(2.0), num_burnin_steps=0, kernel=mcmc.MALA(0.1)).sample(20, seed=0)
     assert len(traces) > number
 
 
@@ -407,7 +406,7 @@ def test_auto_batched_joints_take_their_draws_from_chains_run_at_once():
     x, y = joint.sample(300, seed=1)
     assert time.process_time() - begin < 10
     assert x.shape == (300, 2) and len(np.unique(x.numpy(), axis=0)) == 300
-    assert np.abs(x[:, 0] - y).numpy().max() < 0.06 and np.all(np.abs(np.mean(x, 0)) < 4 / np.sqrt(300))
+    assert np.abs(x[:, 0] - y).max() < 0.06 and np.all(np.abs(np.mean(x, 0)) < 4 / np.sqrt(300))
     assert not np.array_equal(x, joint.sample(300, seed=2)[0])
 
 
@@ -511,6 +510,6 @@ def test_a_litert_file_that_does_not_run_is_refused(tmp_path, monkeypatch):
     model = ebm.EnergyModel(network(), base_measure=ebm.fit_base(DATA))
     monkeypatch.setattr("tfp_ebm.energy.function._unreshaped", lambda base: None)
     path = tmp_path / "m.tflite"
-    with pytest.raises(RuntimeError, match="`format` 'litert' cannot hold this energy"):
+    with pytest.raises(RuntimeError, match=r"`format` 'litert' cannot hold this energy.*MatrixTriangularSolve"):
         model.export(str(path), format="litert", verbose=False)
     assert not path.exists()

@@ -256,7 +256,7 @@ def prepared(
     if is_array(x):
         check_kind(name, x)
         array = check_data(name, x, event_shape)
-        x = array if isinstance(x, list | tuple) else x
+        x = array if isinstance(x, list | tuple) or is_frame(x) else x
         rows = None if limit is None else array[:limit]
         if sample_weight is not None:
             sample_weight = check_weights("sample_weight" if name == "x" else f"{name}[2]", sample_weight, len(array))

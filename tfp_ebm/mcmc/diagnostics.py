@@ -35,9 +35,6 @@ MAX_RHAT = 1.02
 # R̂ needs a variance in each half of a chain.
 _MIN_RESULTS = 4
 
-# Chains whose R̂ is above this have not mixed.
-_MAX_RHAT = 1.05
-
 # Numbers per block of coordinates; the autocorrelation by FFT takes some 100 bytes for each.
 _BLOCK_NUMBERS = 4_000_000
 
@@ -92,8 +89,8 @@ class Diagnostics(NamedTuple):
         ()
         """
         found = []
-        if self.max_rhat > _MAX_RHAT:
-            found.append(f"R-hat is {self.max_rhat:.3g}, above {_MAX_RHAT}: the chains have not mixed.")
+        if self.max_rhat > MAX_RHAT:
+            found.append(f"R-hat is {self.max_rhat:.3g}, above {MAX_RHAT}: the chains have not mixed.")
         if self.num_stuck:
             found.append(f"{self.num_stuck} chains never moved.")
         if self.num_nonfinite:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -101,7 +102,9 @@ def export_energy(model: Any, export: Callable[[], None], litert_path: str | os.
 
 
 def check_litert(path: str | os.PathLike[str]) -> None:
-    """Removes a LiteRT file that its interpreter cannot load.
+    """Runs a LiteRT file once, and removes it if its interpreter cannot.
+
+    Loading does not suffice: a missing operation is noticed when it is run.
 
     Raises:
       RuntimeError: if there was such a file.
@@ -109,15 +112,18 @@ def check_litert(path: str | os.PathLike[str]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TensorFlow's, that its interpreter moves to another package
-            # without TensorFlow's own kernels, which devices lack
-            resolver = tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-            tf.lite.Interpreter(str(path), experimental_op_resolver_type=resolver).allocate_tensors()
+            interpreter = tf.lite.Interpreter(str(path))
+        interpreter.allocate_tensors()
+        for given in interpreter.get_input_details():
+            interpreter.set_tensor(given["index"], np.zeros(given["shape"], given["dtype"]))
+        interpreter.invoke()
     except (RuntimeError, ValueError) as error:
         pathlib.Path(path).unlink()
-        reason = str(error).strip().splitlines()[0]
+        # TensorFlow's own operations carry this prefix
+        missing = sorted(set(re.findall(r"Flex(\w+)", str(error)))) or [str(error).strip().splitlines()[0]]
         raise RuntimeError(
-            f"`format` 'litert' cannot hold this energy, because LiteRT lacks one of its operations: {reason} Nothing "
-            "was written; format='tf_saved_model' holds all of TensorFlow's."
+            f"`format` 'litert' cannot hold this energy, because LiteRT lacks one of its operations: "
+            f"{', '.join(missing)}. Nothing was written; format='tf_saved_model' holds all of TensorFlow's."
         ) from error
 
 

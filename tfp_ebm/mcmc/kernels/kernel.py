@@ -38,6 +38,7 @@ class Kernel(abc.ABC):
         adapt, or whose parts adapt separately.
       moves_chains_alone: whether each chain moves independently of the others.
 
+    >>> from tfp_ebm.mcmc.kernels import MALA
     >>> MALA(0.1) == MALA(0.1), MALA(0.1).without_step_size == MALA(0.2).without_step_size
     (True, True)
     """
