@@ -1,6 +1,5 @@
 """Settings shared by all tests."""
 
-import gc
 import os
 import random
 
@@ -9,18 +8,6 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-
-
-def pytest_collection_finish():
-    """What the modules and tests are made of lives to the end; no garbage collection need look at it again."""
-    gc.collect()
-    gc.freeze()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_unconfigure():
-    """The process ends: pytest would take seconds to free the graphs of all tests first."""
-    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,6 +1,7 @@
 """Adapted step sizes: the acceptance aimed at is reached, kept, and not spoilt by proposals that are NaN."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -39,7 +40,9 @@ def test_target_acceptance_is_reached(make, target, first_step):
     """From a start far below and far above: within .05 after adapting (the mean over 10 000 steps has SE .007)."""
     samples = run(mcmc.Adaptive(make(first_step)), jit_compile=False)
     assert abs(np.mean(samples.is_accepted) - target) < 0.05
-    unadapted = run(make(first_step), jit_compile=False)  # control: the first step is far off
+    with warnings.catch_warnings():  # at the larger step nearly no chain ever moves, which is warned of
+        warnings.filterwarnings("ignore", message=".* chains never moved")
+        unadapted = run(make(first_step), jit_compile=False)  # control: the first step is far off
     assert abs(np.mean(unadapted.is_accepted) - target) > 0.2
 
 
