@@ -278,7 +278,7 @@ class Density(tfd.Distribution):
         (
             lambda: NCE(ebm.EnergyDistribution(lambda x: x[:, 0] ** 2, event_shape=[1], log_normalizer=0.6)),
             ValueError,
-            "`noise` must have a sample that works in a graph, got EnergyDistribution: `num_chains`",
+            "`base` must be given",
         ),
         (lambda: NCE(num_components=0), ValueError, "`num_components` must be a whole number"),
         (lambda: NCE(bandwidth=0.0), ValueError, "`bandwidth` must be a positive number"),
