@@ -8,6 +8,7 @@ import ast
 import functools
 import pathlib
 import re
+import sys
 
 import keras
 import numpy as np
@@ -117,7 +118,10 @@ def test_a_locked_layer_is_unlocked_and_untracked(network):
     assert len(network.weights) == 4
 
 
-FLATTEN = "model/trainer.py", "derivatives/faults.py", "derivatives/engine.py"
+FLATTEN = (
+    *("model/trainer.py", "model/layer_losses.py", "losses/base.py", "energy/rows.py", "derivatives/faults.py"),
+    *("derivatives/engine.py", "derivatives/failures.py", "derivatives/operations.py"),
+)
 
 
 @door("keras.Layer._flatten_layers", *FLATTEN, names=["_flatten_layers"])
@@ -241,7 +245,11 @@ def test_a_model_that_is_not_compiled_is_refused(network):
     network._assert_compile_called("fit")
 
 
-@door("keras.Model._loss_tracker and `loss` set after compile(loss=None)", "model/trainer.py", names=["_loss_tracker"])
+@door(
+    "keras.Model._loss_tracker and `loss` set after compile(loss=None)",
+    *("model/trainer.py", "model/monitoring.py"),
+    names=["_loss_tracker"],
+)
 def test_the_loss_tracker_reports_and_counts(own_step):
     history = own_step.fit(np.ones([6, 2], "float32"), batch_size=4, verbose=0).history
     assert history["loss"] == [pytest.approx(float(own_step(tf.ones([1, 2]))[0, 0]))]
@@ -461,3 +469,63 @@ def test_results_of_replica_exchange():
     swapped = results.post_swap_replica_results.accepted_results
     assert swapped.target_log_prob.shape == (2, 2)
     np.testing.assert_allclose(swapped.target_log_prob[0], normal(end), rtol=1e-12)
+
+
+@door("sys._getframe", "caller.py", names=["_getframe"])
+def test_the_frames_of_callers_can_be_read():
+    assert sys._getframe(0).f_code.co_name == "test_the_frames_of_callers_can_be_read"
+
+
+@door("keras.Layer._inbound_nodes", "derivatives/failures.py", names=["_inbound_nodes"])
+def test_a_layer_of_a_graph_knows_its_inputs(network):
+    layer = network.layers[-1]
+    assert layer._inbound_nodes[0].input_tensors[0].shape[-1] == layer.kernel.shape[0]
+
+
+@door("keras.Layer._remat_mode", "derivatives/faults.py", names=["_remat_mode"])
+def test_a_rematerialised_layer_shows_it():
+    with keras.RematScope(mode="full"):
+        inside = keras.layers.Dense(1)
+    assert getattr(inside, "_remat_mode", None) is not None and keras.layers.Dense(1)._remat_mode is None
+
+
+@door("tf.Graph._get_function", "derivatives/operations.py", names=["_get_function", "_is_function"])
+def test_functions_of_a_graph_are_found_by_name():
+    inner = tf.function(lambda x: x + 1.0)
+    graph = tf.function(lambda x: inner(x)).get_concrete_function(tf.TensorSpec([])).graph
+    (name,) = [op.get_attr("f").name for op in graph.get_operations() if op.type.endswith("PartitionedCall")]
+    assert graph._is_function(name) and graph._get_function(name) is not None
+
+
+@door("tf.data.Dataset._inputs", "energy/data.py", names=["_inputs"])
+def test_a_dataset_names_its_inputs():
+    dataset = tf.data.Dataset.range(3)
+    assert dataset.batch(2)._inputs() == [dataset]
+
+
+@door(
+    "keras's losses of layers",
+    *("model/layer_losses.py", "model/trainer.py"),
+    names=["_get_own_losses", "_get_regularization_losses", "_clear_losses"],
+)
+def test_losses_that_layers_add_are_kept_and_cleared():
+    layer = keras.layers.Dense(1, activity_regularizer=keras.regularizers.L2(1.0), kernel_regularizer="l2")
+    model = keras.Sequential([keras.Input((2,)), layer])
+    model(tf.ones([3, 2]))
+    assert len(layer._get_own_losses()) == 1 and len(model._get_regularization_losses()) == 1
+    model._clear_losses()
+    assert layer._get_own_losses() == []
+
+
+@door(
+    "keras.Optimizer's exclusions from weight decay",
+    "model/trainer.py",
+    names=["_exclude_from_weight_decay_pattern", "_trainable_variables"],
+)
+def test_exclusions_from_weight_decay_are_kept():
+    optimizer, variable = keras.optimizers.SGD(weight_decay=0.1), keras.Variable(1.0, name="scale")
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    optimizer.build([variable])
+    assert optimizer._trainable_variables == [variable]
+    pattern = optimizer._exclude_from_weight_decay_pattern
+    assert pattern.search("dense/bias") and not pattern.search("dense/kernel")

@@ -193,16 +193,16 @@ def label_divergence(log_model, log_noise, nu):
 
 
 left_mode, right_mode = (tfd.Normal(mean, 0.5 * one).log_prob(grid).numpy() for mean in (-2 * one, 2 * one))
-candidates = [(share, log_z) for share in np.linspace(0.1, 0.9, 17) for log_z in np.linspace(-0.5, 0.5, 11)]
+candidates = [(left, offset) for left in np.linspace(0.1, 0.9, 17) for offset in np.linspace(-0.5, 0.5, 11)]
 divergences = [
-    label_divergence(np.logaddexp(np.log(share) + left_mode, np.log(1 - share) + right_mode) - log_z, log_q, nu)
-    for share, log_z in candidates
+    label_divergence(np.logaddexp(np.log(left) + left_mode, np.log(1 - left) + right_mode) - offset, log_q, nu)
+    for left, offset in candidates
 ]
 first, second = np.argsort(divergences)[:2]
 for name, k in (("least", first), ("second", second)):
-    share, log_z = candidates[k]
+    left, offset = candidates[k]
     print(
-        f"{name:6s} divergence {divergences[k]:.2e}: left weight {share:.2f} (truth .30), log Z {log_z:+.1f} (truth 0)"
+        f"{name:6s} divergence {divergences[k]:.2e}: left weight {left:.2f} (truth .30), log Z {offset:+.1f} (truth 0)"
     )
 
 doubled = np.where(grid > 0, log_p + np.log(2), log_p)

@@ -175,7 +175,10 @@ class _Trajectory(tfp.mcmc.UncalibratedHamiltonianMonteCarlo):
     def bootstrap_results(self, init_state: Any) -> HamiltonianResults:
         """The results at the start of a chain."""
         results = super().bootstrap_results(init_state)
-        return HamiltonianResults(**results._asdict(), gradient_failed=tf.zeros_like(results.target_log_prob, tf.bool))
+        return HamiltonianResults(
+            **dict(zip(results._fields, results, strict=True)),
+            gradient_failed=tf.zeros_like(results.target_log_prob, tf.bool),
+        )
 
     def one_step(
         self, current_state: tf.Tensor, previous_kernel_results: Any, seed: Any = None
