@@ -62,11 +62,12 @@ np.savetxt(workspace / "lake.csv", rows, delimiter=",", fmt="%.4f", header=",".j
 print((workspace / "lake.csv").read_text()[:200])
 
 # %% [markdown]
-# `load_table` finds the delimiter and the header, refuses tables with missing cells, and returns float32.
+# `load_table` finds the delimiter and the header, refuses tables with missing cells, and returns a data frame.
 
 # %%
 table = ebm.datasets.load_table(workspace / "lake.csv")
-x, x_test = table.values[:-4000], table.values[-4000:]
+values = table.to_numpy("float32")
+x, x_test = values[:-4000], values[-4000:]
 print(x.shape, table.columns)
 
 # %% [markdown]
