@@ -117,11 +117,11 @@ print(f"KL(truth‖model) {kl.value:.4f} ± {kl.standard_error:.4f} nats")
 #
 # Now the chains. Summer and winter are separate modes, and local moves seldom cross between them. R-hat shows it: it
 # should be below 1.05. A kernel that begins each step with a proposal from the fitted Gaussian, accepted by Metropolis'
-# rule, crosses. (Chains of a model run in standardised units, and so does the Gaussian.)
+# rule, crosses. (The Gaussian is over x, although chains of a model run in standardised units.)
 
 # %%
 wide = tfd.MultivariateNormalTriL(
-    tf.zeros(4), tf.linalg.cholesky(tf.constant(1.2 * np.corrcoef(x.T) + 0.05 * np.eye(4), tf.float32))
+    x.mean(0), tf.linalg.cholesky(tf.constant(1.2 * np.cov(x.T) + 0.05 * np.diag(x.var(0)), tf.float32))
 )
 local = ebm.mcmc.HMC(0.06, 10)
 found = {}

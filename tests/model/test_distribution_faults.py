@@ -378,10 +378,11 @@ def scaled_energy(x, factor):
 def test_copies_share_compiled_chains(traces):
     """Of functions, bound methods, objects, partial functions, networks and models; the control: another energy."""
     one, instance = functools.partial(scaled_energy, factor=2.0), Callable(2.0)
-    model = ebm.EnergyModel(network(), base_measure=BASE)
+    model, kept = ebm.EnergyModel(network(), base_measure=BASE), []
     for given in (energy, instance.method, instance, one, model, model.network):
         event_shape = None if isinstance(given, keras.layers.Layer) else [2]
         p = ebm.EnergyDistribution(given, event_shape, base=BASE, num_burnin_steps=0, kernel=mcmc.MALA(0.1))
+        kept.append(p)  # compiled chains live as long as a distribution of their energy
         first = p.sample(20, seed=0)
         number = len(traces)
         for other in (p.copy(name="w"), p.with_log_normalizer(1.0), p.copy(num_burnin_steps=0), p[...], copy.copy(p)):
