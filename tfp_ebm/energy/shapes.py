@@ -9,8 +9,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.types import Estimate
-
 
 def input_event_shape(network: keras.layers.Layer) -> tuple[int, ...] | None:
     """Shape of one input, the first if there are two, if the network is a model that knows it, else None."""
@@ -62,28 +60,6 @@ def as_state(x: Any, dtype: str | tf.DType, event_shape: tuple[int, ...], name: 
             f"`{name}` must have shape [{expected}], got {tuple(x.shape) if known else 'a tensor of unknown rank'}."
         )
     return x
-
-
-def as_log_normalizer(log_normalizer: Any, dtype: str | tf.DType) -> tf.Tensor:
-    """Returns log Z, an `Estimate` or a number, as a scalar tensor of `dtype`; the estimate's error is not kept.
-
-    Raises:
-      TypeError: if it is neither an `Estimate` nor a number.
-      ValueError: if it is not finite, or an array.
-
-    >>> float(as_log_normalizer(Estimate(1.5, 0.1), "float32")), float(as_log_normalizer(1.5, "float64"))
-    (1.5, 1.5)
-    """
-    value = log_normalizer.value if isinstance(log_normalizer, Estimate) else log_normalizer
-    if value is None or isinstance(value, tuple | str | bool):
-        raise TypeError(f"`log_normalizer` must be an Estimate or a number, got {log_normalizer!r}.")
-    value = tf.convert_to_tensor(value, dtype)
-    if value.shape.rank != 0:
-        raise ValueError(f"`log_normalizer` must be an Estimate or a number, got shape {tuple(value.shape)}.")
-    known = tf.get_static_value(value)
-    if known is not None and not np.isfinite(known):
-        raise ValueError(f"`log_normalizer` must be finite, got {log_normalizer}.")
-    return value
 
 
 def one_per_row(energies: Any, x: tf.Tensor) -> tf.Tensor:
