@@ -41,8 +41,8 @@ class Summary(NamedTuple):
         never changes.
       rhat_log_prob: split R̂ of the target's log density; None for a kernel that is not one of this package's.
       acceptance_rate: share of the steps to a result that were accepted.
-      num_stuck: int32, the number of chains whose results are all equal. `summarize` warns of those that never moved
-        from where they started, and of gradients that are NaN.
+      num_stuck: int32, the number of chains whose results are all equal; of one result per chain, the number of chains
+        that never moved. `summarize` warns of chains that never moved, and of gradients that are NaN.
       num_nonfinite: int32, the number of chains with a NaN or an infinity in a result or, for a kernel of this
         package, its log density. They are not left out: if it is not 0, expect NaN above.
       num_results: int32, results per chain; fewer than requested after an interrupt.
@@ -133,15 +133,17 @@ def summarize(
             raise
         is_complete = False
         run.warn_of_interrupt(number)
-    summary = _summary(list(windows.values()), is_complete, run.state, run.step_size)
-    run.warn_of_nonfinite(summary.num_nonfinite)
     every = moments_of.join_stretches(list(windows.values()))
     stuck = never_moved(run.start, run.state[None], every.num_accepted[None] > 0)
+    summary = _summary(list(windows.values()), is_complete, stuck, run.state, run.step_size)
+    run.warn_of_nonfinite(summary.num_nonfinite)
     run.warn_of_trouble(stuck, every.num_accepted / every.number)
     return summary
 
 
-def _summary(windows: Sequence[Moments], is_complete: bool, state: tf.Tensor, step_size: Any) -> Summary:
+def _summary(
+    windows: Sequence[Moments], is_complete: bool, stuck: tf.Tensor, state: tf.Tensor, step_size: Any
+) -> Summary:
     every = moments_of.join_stretches(windows)
     rank = every.is_finite.shape.rank
     means, squares = (moments_of.over_chains(value[0], rank) for value in (every.mean, every.squares))
@@ -158,6 +160,7 @@ def _summary(windows: Sequence[Moments], is_complete: bool, state: tf.Tensor, st
     enough = number >= _MIN_RESULTS
     rhats = [tf.where(enough, value, tf.constant(float("nan"), tf.float64)) for value in rhats]
     scatter = every.scatter
+    still = tf.reduce_all(squares == 0, axis=list(range(1, squares.shape.rank)))
     return Summary(
         mean=mean,
         sd=sd,
@@ -168,7 +171,7 @@ def _summary(windows: Sequence[Moments], is_complete: bool, state: tf.Tensor, st
         rhat=rhats[0],
         rhat_log_prob=rhats[1] if len(rhats) > 1 else None,
         acceptance_rate=tf.reduce_mean(every.num_accepted) / number,
-        num_stuck=_count(tf.reduce_all(squares == 0, axis=list(range(1, squares.shape.rank)))),
+        num_stuck=tf.where(number > 1, _count(still), _count(stuck)),
         num_nonfinite=_count(~every.is_finite),
         num_results=tf.cast(number, tf.int32),
         last_state=tf.stop_gradient(state),
