@@ -79,6 +79,7 @@ KERNELS = {
     "adaptive": (mcmc.Adaptive(mcmc.HMC(0.5, 4), num_adaptation_steps=0), 6, False),
     "metropolis": (SPREAD, 20, False),
     "independence": (mcmc.IndependenceMetropolis(BASE), 12, False),
+    "proposals": (mcmc.IndependenceMetropolis(BASE, 4), 3, False),
     "sequence": (mcmc.Sequential([mcmc.IndependenceMetropolis(BASE), mcmc.MALA(0.9)]), 6, False),
     "tempered_transition": (mcmc.TemperedTransition(mcmc.HMC(0.6, 2), BASE, 3), 6, False),
     # its replicas all start from the cold one, so that it needs a burn-in

@@ -10,6 +10,7 @@ from laws import quartic
 
 from tfp_ebm import mcmc, serialization
 from tfp_ebm.energy.base import fit_base
+from tfp_ebm.random import fold_in
 
 tfd = tfp.distributions
 SEED = tf.constant([3, 14], tf.int32)
@@ -172,6 +173,29 @@ def test_equality_of_bases():
     assert serialization.fingerprint(tfd.Normal(0.0, 1.0)) != serialization.fingerprint(tfd.Laplace(0.0, 1.0))
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_several_proposals_are_single_ones_in_a_row(jit_compile):
+    """Twin: the kernel of one proposal, stepped in a plain loop; accepted if any proposal was."""
+    base = tfd.MultivariateNormalDiag(np.zeros(2), np.array([2.0, 2.0]))
+    single, kernel = mcmc.IndependenceMetropolis(base)(normal), mcmc.IndependenceMetropolis(base, 3)(normal)
+    start = tf.constant(np.random.default_rng(0).normal(size=[200, 2]))
+    step, single_step = (tf.function(part.one_step, jit_compile=jit_compile) for part in (kernel, single))
+    state, results = step(start, kernel.bootstrap_results(start), seed=SEED)
+    twin, twin_results, accepted = start, single.bootstrap_results(start), []
+    for i in range(3):
+        twin, twin_results = single_step(twin, twin_results, seed=fold_in(SEED, i))
+        accepted.append(twin_results.is_accepted)
+        if i == 1:  # control: one proposal fewer leads elsewhere
+            assert np.abs(state - twin).max() > 0.1
+    np.testing.assert_allclose(state, twin, rtol=1e-12)
+    np.testing.assert_array_equal(results.is_accepted, np.any(accepted, 0))
+    assert np.any(results.is_accepted != accepted[-1]) and not np.all(results.is_accepted)
+    recipe = mcmc.Sequential([mcmc.IndependenceMetropolis(base, 3), mcmc.MALA(0.5)])
+    assert recipe.evaluations_per_step == 3 + 1 + 1 + 1
+    samples = mcmc.sample(normal, start, recipe, num_results=2, seed=0, jit_compile=jit_compile)
+    np.testing.assert_allclose(samples.unnormalized_log_prob, normal(samples.states), rtol=1e-9)
+
+
 # --- sequences -------------------------------------------------------------------------------------------------------
 
 BASE = tfd.MultivariateNormalDiag(np.zeros(2), np.array([2.0, 2.0]))
@@ -320,6 +344,7 @@ def no_ratio(x, proposed):
         mcmc.MetropolisHastings(shift),
         mcmc.MetropolisHastings(shift, no_ratio),
         mcmc.IndependenceMetropolis(tfd.MultivariateNormalDiag(tf.constant([0.0, 1.0]), tf.constant([1.0, 2.0]))),
+        mcmc.IndependenceMetropolis(tfd.Normal(tf.constant(0.0), tf.constant(1.0)), num_proposals=4),
         mcmc.Sequential([mcmc.Adaptive(mcmc.MALA(0.2), 10), mcmc.MetropolisHastings(shift), mcmc.HMC([0.1, 0.2], 3)]),
     ],
     ids=lambda kernel: type(kernel).__name__,
@@ -355,6 +380,7 @@ def test_calibration_of_a_sequence():
         (lambda: mcmc.MetropolisHastings(shift, 3), TypeError, "`log_proposal_ratio`"),
         (lambda: mcmc.IndependenceMetropolis(3), TypeError, "`base`"),
         (lambda: mcmc.IndependenceMetropolis(tfd.Normal([0.0, 1.0], 1.0)), ValueError, r"`base`.*\(2,\).*Independent"),
+        (lambda: mcmc.IndependenceMetropolis(tfd.Normal(0.0, 1.0), 0), ValueError, "`num_proposals`"),
         (lambda: mcmc.Sequential([]), ValueError, "`kernels`"),
         (lambda: mcmc.Sequential(mcmc.MALA(0.1)), TypeError, "`kernels`"),
         (lambda: mcmc.Sequential([mcmc.MALA(0.1), lambda target: None]), TypeError, r"`kernels\[1\]`"),

@@ -60,8 +60,7 @@ def kernel_for(model: EnergyModel, options: argparse.Namespace) -> mcmc.Kernel:
     if options.kernel == "langevin":
         return mcmc.Langevin(step)
     local = mcmc.HMC(step, num_leapfrog_steps=10) if options.kernel == "hmc" else _KERNELS[options.kernel](step)
-    move = mcmc.IndependenceMetropolis(model.base)
-    return mcmc.Sequential((*[move] * _PROPOSALS, mcmc.Adaptive(local)))
+    return mcmc.Sequential((mcmc.IndependenceMetropolis(model.base, _PROPOSALS), mcmc.Adaptive(local)))
 
 
 def draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:

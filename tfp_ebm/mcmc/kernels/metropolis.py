@@ -26,9 +26,12 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import serialization
+from tfp_ebm.arguments import check_count
 from tfp_ebm.energy.base import check_base, draw
 from tfp_ebm.mcmc.kernels.acceptance import RescuingMetropolis
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn, _positive
+from tfp_ebm.mcmc.running.loop import iterate
+from tfp_ebm.random import fold_in
 
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
@@ -269,7 +272,7 @@ class IndependenceMetropolis(Kernel):
     """A global move: propose y ~ b, accept with min(1, p(y)b(x)/(p(x)b(y))) (§2.1.2, with q(x*|x) = b(x*)).
 
     Composed with a local kernel by `Sequential`, it lets chains change modes without losing detailed balance (Tierney
-    1994). One step evaluates the target once, without gradient, and the base at two points.
+    1994). Each proposal evaluates the target once, without gradient, and the base at two points.
 
     Kernels are equal if their bases are made of the same classes, equal constants and the very same variables; a base
     that reads variables, such as `EnergyModel.base`, is followed as they change.
@@ -278,11 +281,13 @@ class IndependenceMetropolis(Kernel):
       base: b, one `tfd.Distribution` over states, with `sample` and `log_prob` (or `unnormalized_log_prob`). In an
         `EnergyDistribution` or a loss of a model it is over x, like the model's own. A chain outside its support is
         never moved.
+      num_proposals: how many proposals a step makes, one after the other. A step counts as accepted if any of them is.
       standardization: set by `in_coordinates`.
 
     Raises:
       TypeError: if `base` is no distribution.
-      ValueError: if it is a batch of distributions, or, when a chain runs, has another event shape than the state.
+      ValueError: if it is a batch of distributions, if `num_proposals` is below 1, or, when a chain runs, if the base
+        has another event shape than the state.
 
     >>> base = tfp.distributions.MultivariateNormalDiag([0.0, 0.0], [2.0, 2.0])
     >>> kernel = IndependenceMetropolis(base)
@@ -291,13 +296,16 @@ class IndependenceMetropolis(Kernel):
     """
 
     base: tfp.distributions.Distribution = dataclasses.field(compare=False)
+    num_proposals: int = 1
     standardization: Any = dataclasses.field(default=None, repr=False)
     _key: Hashable = dataclasses.field(init=False, repr=False)
     step_size_field: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         check_base("base", self.base)
-        self._normalize(_key=serialization.fingerprint(self.base))
+        self._normalize(
+            num_proposals=check_count("num_proposals", self.num_proposals), _key=serialization.fingerprint(self.base)
+        )
 
     def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
         """See `Kernel.build`; there is no step size."""
@@ -310,12 +318,18 @@ class IndependenceMetropolis(Kernel):
         def log_proposal_ratio(x: tf.Tensor, proposed: tf.Tensor) -> tf.Tensor:
             return _log_density(base, x) - _log_density(base, proposed)
 
-        return RescuingMetropolis(UncalibratedProposal(target_log_prob_fn, propose, log_proposal_ratio))
+        single = RescuingMetropolis(UncalibratedProposal(target_log_prob_fn, propose, log_proposal_ratio))
+        return single if self.num_proposals == 1 else _Repeated(single, self.num_proposals)
 
     @property
     def uses_gradient(self) -> bool:
         """False."""
         return False
+
+    @property
+    def evaluations_per_step(self) -> int:
+        """The number of proposals."""
+        return self.num_proposals
 
     def check_event(self, event_shape: tuple[int, ...]) -> None:
         """Raises ValueError if the base has another event shape."""
@@ -326,10 +340,57 @@ class IndependenceMetropolis(Kernel):
             )
 
     def get_config(self) -> dict[str, Any]:
-        """The base by our codec for TFP distributions."""
-        return {"base": serialization.encode(self.base, "base")}
+        """The base by our codec for TFP distributions, and the number of proposals."""
+        return {"base": serialization.encode(self.base, "base"), "num_proposals": self.num_proposals}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> IndependenceMetropolis:
         """The inverse of `get_config`."""
-        return cls(serialization.decode(config["base"]))
+        return cls(serialization.decode(config["base"]), config["num_proposals"])
+
+
+class RepeatedResults(NamedTuple):
+    """The kernel results of several steps of one kernel that count as one step.
+
+    Attributes:
+      inner_results: the results of the last step.
+      is_accepted: whether any of the steps was accepted, bool `[*chains]`.
+    """
+
+    inner_results: Any
+    is_accepted: Any
+
+
+class _Repeated(tfp.mcmc.TransitionKernel):
+    """Several steps of a Metropolis kernel as one; a loop, so that XLA compiles the kernel once."""
+
+    def __init__(self, inner_kernel: tfp.mcmc.TransitionKernel, num_steps: int) -> None:
+        self._parameters = {"inner_kernel": inner_kernel, "num_steps": num_steps}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return self._parameters
+
+    @property
+    def is_calibrated(self) -> bool:
+        return bool(self._parameters["inner_kernel"].is_calibrated)
+
+    def bootstrap_results(self, init_state: Any) -> RepeatedResults:
+        results = self._parameters["inner_kernel"].bootstrap_results(init_state)
+        return RepeatedResults(results, results.is_accepted)
+
+    def one_step(
+        self, current_state: Any, previous_kernel_results: RepeatedResults, seed: Any = None
+    ) -> tuple[Any, RepeatedResults]:
+        seed = tfp.random.sanitize_seed(seed)
+        inner = self._parameters["inner_kernel"]
+
+        def step(i: tf.Tensor, state: Any, results: Any, accepted: tf.Tensor) -> tuple[Any, Any, tf.Tensor]:
+            state, results = inner.one_step(state, results, seed=fold_in(seed, i))
+            return state, results, accepted | results.is_accepted
+
+        results = previous_kernel_results.inner_results
+        state, results, accepted = iterate(
+            step, (0, self._parameters["num_steps"]), current_state, results, tf.zeros_like(results.is_accepted)
+        )
+        return state, RepeatedResults(results, accepted)
