@@ -18,7 +18,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import random
-from tfp_ebm.arguments import check_data, check_positive
+from tfp_ebm.arguments import check_choice, check_data, check_positive, check_probability
+from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_mixture
 from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT, DataMoments
 
 tfb, tfd = tfp.bijectors, tfp.distributions
@@ -67,39 +68,116 @@ def draw(base: tfp.distributions.Distribution, shape: Any, seed: tf.Tensor) -> t
         return base.bijector.forward(z)
     if type(base) is tfd.Independent:
         return draw(base.distribution, shape, seed)
+    if type(base) is tfd.MixtureSameFamily and type(base.components_distribution) is tfd.MultivariateNormalTriL:
+        return _draw_of_mixture(base, shape, seed)
     if type(base) is tfd.Uniform:
         u = random.uniform(tf.concat([shape, base.batch_shape], 0), seed, base.dtype)
         return base.low + (base.high - base.low) * u
     return base.sample(shape, seed=seed)
 
 
-def fit_base(x: Any, dtype: tf.DType = tf.float32, *, width: float = 1.0) -> tfp.distributions.Distribution:
-    """Fits a Gaussian to data: N(mean, width² covariance) with the 1/n covariance of the rows.
+def _draw_of_mixture(mixture: tfp.distributions.MixtureSameFamily, shape: Any, seed: tf.Tensor) -> tf.Tensor:
+    """Draws one component for each sample, where TFP draws a sample of each component."""
+    parts = mixture.components_distribution
+    shares = tf.cumsum(mixture.mixture_distribution.probs_parameter())
+    u = tf.reshape(random.uniform(shape, random.fold_in(seed, 0), mixture.dtype), [-1])
+    component = tf.searchsorted(shares[:-1] / shares[-1], u)
+    z = random.normal(tf.concat([tf.shape(u), mixture.event_shape], 0), random.fold_in(seed, 1), mixture.dtype)
+    samples = tf.gather(parts.loc, component) + tf.linalg.matvec(tf.gather(parts.scale_tril, component), z)
+    return tf.reshape(samples, tf.concat([shape, mixture.event_shape], 0))
+
+
+def fit_base(
+    x: Any,
+    dtype: tf.DType = tf.float32,
+    *,
+    kind: str = "gaussian",
+    width: float = 1.0,
+    num_components: int | None = None,
+    broad_share: float = 0.0,
+    x_held_out: Any = None,
+    seed: int = 0,
+) -> tfp.distributions.Distribution:
+    """Fits a base distribution to data: a Gaussian N(mean, width² covariance), or a mixture of Gaussians.
 
     Args:
       x: array `[rows, *event]`.
       dtype: dtype of the distribution.
+      kind: "gaussian", with the 1/n covariance of the rows; or "gaussian_mixture", by scikit-learn's expectation
+        maximisation on at most 20 000 rows.
       width: standard deviations of the Gaussian in terms of those of the data. Above 1 it covers tails that are
         heavier than its own.
+      num_components: number of Gaussians of a mixture; None tries up to 32, as the rows allow, and keeps the number
+        with the largest likelihood of held-out rows.
+      broad_share: weight of one more component in a mixture, the Gaussian of all rows with twice their standard
+        deviations. A tenth serves samplers and noise contrastive estimation, which need a base that covers the data.
+      x_held_out: rows that choose the form of a mixture; default: a tenth of `x`.
+      seed: of a mixture's starts and held-out rows.
 
     Returns:
-      `tfd.MultivariateNormalTriL` over `[d]`, with full covariance; diagonal above 512 coordinates, and reshaped for
-      events of rank 2 and more. A singular covariance is shrunk just enough towards its diagonal, with a warning that
-      says how much; a constant coordinate gets standard deviation 1, like the scale that `EnergyModel.adapt` gives it.
+      `tfd.MultivariateNormalTriL` over `[d]`, or a `tfd.MixtureSameFamily` of such; diagonal above 512 coordinates, and
+      reshaped for events of rank 2 and more. A singular covariance is shrunk just enough towards its diagonal, with a
+      warning that gives the amount; a constant coordinate gets standard deviation 1, like the scale that
+      `EnergyModel.adapt` gives it.
 
     Raises:
-      TypeError, ValueError: if `x` is not a whole array of numbers, or `width` no positive number.
+      TypeError, ValueError: if `x` is no array of finite numbers, an argument is out of its range, or a mixture is
+        wanted for more than 512 coordinates.
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).normal([1.0, -2.0], [3.0, 0.5], size=(10_000, 2))
     >>> fit_base(x).mean().numpy().round(1).tolist()
     [1.0, -2.0]
+    >>> two = np.concatenate([x, x + 20.0])
+    >>> fit_base(two, kind="gaussian_mixture", num_components=2).mean().numpy().round().tolist()
+    [11.0, 8.0]
     """
     x = check_data("x", x)
+    check_choice("kind", kind, ("gaussian", "gaussian_mixture"))
     moments = DataMoments.of([x])
     moments.check_varies()
-    scale = check_positive("width", width) * moments.cholesky()
-    return gaussian(tf.constant(moments.mean, dtype), tf.constant(scale, dtype), x.shape[1:])
+    check_positive("width", width)
+    if kind == "gaussian":
+        if num_components is not None or broad_share or x_held_out is not None:
+            raise ValueError('`num_components`, `broad_share` and `x_held_out` need kind="gaussian_mixture".')
+        scale = width * moments.cholesky()
+        return gaussian(tf.constant(moments.mean, dtype), tf.constant(scale, dtype), x.shape[1:])
+    if width != 1.0:
+        raise ValueError(f'`width` must be 1 for kind="gaussian_mixture", got {width}; see `broad_share`.')
+    if moments.comoment.ndim == 1:
+        raise ValueError(
+            f'kind="gaussian_mixture" takes at most {FULL_COVARIANCE_LIMIT} coordinates, got {len(moments.mean)}.'
+        )
+    check_probability("broad_share", broad_share)
+    held_out = None
+    if x_held_out is not None:
+        held_out = check_data("x_held_out", x_held_out, event_shape=x.shape[1:]).reshape(len(x_held_out), -1)
+    mixture = fit_mixture(
+        np.asarray(x, np.float64).reshape(len(x), -1), num_components, seed=seed, x_held_out=held_out
+    )
+    return mixture_distribution(with_broad_part(mixture, moments, broad_share), dtype, x.shape[1:])
+
+
+def with_broad_part(mixture: MixtureParameters, moments: DataMoments, share: float) -> MixtureParameters:
+    """Returns the mixture with one more component, as `broad_share` of `fit_base` describes it."""
+    if share == 0.0:
+        return mixture
+    return MixtureParameters(
+        np.append((1.0 - share) * mixture.probs, share),
+        np.concatenate([mixture.loc, moments.mean[None]]),
+        np.concatenate([mixture.scale_tril, 2.0 * moments.cholesky()[None]]),
+    )
+
+
+def mixture_distribution(
+    mixture: MixtureParameters, dtype: Any, event_shape: tuple[int, ...]
+) -> tfp.distributions.Distribution:
+    """Returns a mixture of separate covariances as a distribution over states of `event_shape`."""
+    flat = tfd.MixtureSameFamily(
+        tfd.Categorical(probs=tf.constant(mixture.probs, dtype)),
+        tfd.MultivariateNormalTriL(tf.constant(mixture.loc, dtype), tf.constant(mixture.scale_tril, dtype)),
+    )
+    return flat if len(event_shape) == 1 else tfd.TransformedDistribution(flat, tfb.Reshape(event_shape))
 
 
 class GaussianBase(keras.layers.Layer):

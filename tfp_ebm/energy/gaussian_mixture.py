@@ -1,110 +1,211 @@
-"""A Gaussian mixture fitted by scikit-learn's expectation maximisation, its size chosen by held-out likelihood."""
+"""Gaussian mixtures and kernel densities of data: scikit-learn's expectation maximisation, sizes by held-out likelihood.
+
+Everything is fitted in float64 and in units in which each column has standard deviation 1. A kernel density is a
+mixture with one component for each row, all of one covariance.
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
-import tensorflow_probability as tfp
 
-from tfp_ebm.arguments import check_count, check_data
+from tfp_ebm.arguments import check_count
 from tfp_ebm.energy.moments import DataMoments
 
-tfd = tfp.distributions
-
-# Above this many coordinates the components' covariances are diagonal.
-FULL_COVARIANCE_COORDINATES = 40
-# Numbers of components that are tried, as far as the rows allow.
-_SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+# Numbers of components that are tried, as far as the rows allow, and how often a larger number may fail to be better.
+_SIZES, _PATIENCE = (1, 2, 4, 6, 8, 12, 16, 24, 32), 2
 # Rows for each free number of a component, and the rows that a fit uses at most.
 _ROWS_PER_PARAMETER, _MAX_ROWS = 2.0, 20_000
 # Rows on which numbers of components are compared: their order shows on few.
 _ROWS_TO_COMPARE = 5000
+# Above this many columns, mixtures of several components have diagonal covariances.
+_FULL_COVARIANCE_COLUMNS = 40
+# Added to the variances of all components, the best by held-out likelihood.
+_RIDGES = (0.0, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)
+# Bandwidths of a kernel density that are compared, in standard deviations, and the held-out rows that judge them.
+_BANDWIDTHS, _ROWS_TO_JUDGE = np.geomspace(0.02, 2.0, 24), 1000
 
 
-def fit_gaussian_mixture(
-    x: Any, num_components: int | None = None, dtype: Any = tf.float32, seed: int = 0, x_held_out: Any = None
-) -> tfp.distributions.MixtureSameFamily:
-    """Fits a Gaussian mixture to data `[rows, size]`.
+class MixtureParameters(NamedTuple):
+    """A mixture Σₖ wₖ N(μₖ, LₖLₖᵀ), in float64.
+
+    Attributes:
+      probs: weights wₖ, `[K]`.
+      loc: means μₖ, `[K, d]`.
+      scale_tril: lower factors Lₖ, `[K, d, d]`, or `[d, d]` of one covariance for all.
+    """
+
+    probs: np.ndarray
+    loc: np.ndarray
+    scale_tril: np.ndarray
+
+    def log_prob(self, x: np.ndarray) -> np.ndarray:
+        """Returns the log density of rows, `[rows]`.
+
+        >>> MixtureParameters(np.ones(1), np.zeros((1, 1)), np.ones((1, 1))).log_prob(np.zeros((1, 1))).round(4)
+        array([-0.9189])
+        """
+        inverse = np.linalg.inv(self.scale_tril)
+        volume = np.log(np.diagonal(self.scale_tril, axis1=-2, axis2=-1)).sum(-1)
+        constant = np.log(self.probs) - volume - 0.5 * self.loc.shape[1] * math.log(2.0 * math.pi)
+        if inverse.ndim == 2:
+            squares = _squared_distances(x @ inverse.T, self.loc @ inverse.T)
+        else:
+            parts = zip(self.loc, inverse, strict=True)
+            squares = np.stack([np.square((x - loc) @ factor.T).sum(1) for loc, factor in parts], 1)
+        return np.logaddexp.reduce(constant - 0.5 * squares, axis=1)
+
+    def in_units(self, loc: np.ndarray, scale: np.ndarray) -> MixtureParameters:
+        """Returns the mixture of loc + scale·z for z from this one."""
+        return MixtureParameters(self.probs, loc + scale * self.loc, scale[:, None] * self.scale_tril)
+
+
+def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns |xᵢ − yⱼ|², `[rows of x, rows of y]`."""
+    return np.maximum(np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2.0 * x @ y.T, 0.0)
+
+
+def fit_mixture(
+    x: np.ndarray,
+    num_components: int | None = None,
+    *,
+    seed: int = 0,
+    x_held_out: np.ndarray | None = None,
+    ridge: float | None = None,
+) -> MixtureParameters:
+    """Fits a Gaussian mixture to rows `[rows, d]`.
 
     Args:
-      x: array of numbers `[rows, size]`.
+      x: rows of numbers.
       num_components: number of Gaussians; None tries up to 32, as the rows allow, and keeps the number with the
-        largest log-likelihood of held-out rows.
-      dtype: dtype of the distribution.
+        largest log-likelihood of held-out rows. Covariances are full, or diagonal if that is more likely.
       seed: of starts and of the rows held out.
-      x_held_out: rows that choose the number; default: a tenth of x.
-
-    Returns:
-      A `tfd.MixtureSameFamily` of `tfd.MultivariateNormalTriL`.
+      x_held_out: rows that choose the number, the form of the covariances and the ridge; default: a tenth of x.
+      ridge: added to the variances of the standardised components; default: chosen by the held-out rows.
 
     Raises:
-      TypeError, ValueError: if `x` is no array of finite numbers, or the number is not positive.
+      ValueError: if there are fewer rows than components.
 
     >>> x = np.random.default_rng(0).normal(size=(500, 1)) + np.repeat([[-5.0], [5.0]], 250, 0)
-    >>> fit_gaussian_mixture(x, seed=1).mixture_distribution.probs.numpy().round(1).tolist()
+    >>> fit_mixture(x, seed=1).probs.round(1).tolist()
     [0.5, 0.5]
     """
+    moments = DataMoments.of([x])
+    z = (x - moments.mean) / moments.scale
+    order = np.random.default_rng(seed).permutation(len(z))
+    if x_held_out is None:
+        count = max(1, len(z) // 10)
+        train, held_out = z[order[count:]] if len(z) > 1 else z, z[order[:count]]
+    else:
+        train, held_out = z[order], (x_held_out - moments.mean) / moments.scale
+    train = (z[order] if num_components is not None and ridge is not None else train)[:_MAX_ROWS]
+    if num_components is None:
+        number, kind = _choose(train[:_ROWS_TO_COMPARE], held_out, seed, ridge)
+    else:
+        number, kind = check_count("num_components", num_components), "full"
+        if number > len(x):
+            raise ValueError(f"`num_components` must not exceed the {len(x)} rows, got {number}.")
+    fitted, _ = _best_ridge(_fit(train, number, kind, seed), held_out, ridge)
+    constant = moments.is_constant
+    fitted.scale_tril[:, constant] = np.eye(len(constant))[constant]
+    return fitted.in_units(moments.mean, moments.scale)
+
+
+def _choose(train: np.ndarray, held_out: np.ndarray, seed: int, ridge: float | None) -> tuple[int, str]:
+    """Returns the number of components and the form of their covariances that held-out rows find most likely."""
+    size = train.shape[1]
+    best, chosen = -np.inf, (1, "full")
+    for kind, parameters in (("full", size * (size + 3) / 2), ("diag", 2.0 * size)):
+        most = max(1.0, len(train) / (_ROWS_PER_PARAMETER * parameters) + 1.0)
+        if kind == "full" and size > _FULL_COVARIANCE_COLUMNS:
+            most = 1
+        waited = 0
+        best_of_kind = -np.inf
+        for number in (n for n in _SIZES if n <= min(most, len(train))):
+            if number == 1 and kind == "diag":  # a full covariance with the best ridge is at least as likely
+                continue
+            _, score = _best_ridge(_fit(train, number, kind, seed), held_out, ridge)
+            if score > best_of_kind:
+                best_of_kind, waited = score, 0
+            else:
+                waited += 1
+            if score > best:
+                best, chosen = score, (number, kind)
+            if waited == _PATIENCE:
+                break
+    return chosen
+
+
+def _fit(z: np.ndarray, number: int, kind: str, seed: int) -> MixtureParameters:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    rows = check_data("x", x, min_rows=2)
-    rows = np.asarray(rows, np.float64).reshape(len(rows), -1)
-    moments = DataMoments.of([rows])
-    scale = moments.scale
-    z = (rows - moments.mean) / scale
-    size = z.shape[1]
-    kind = "full" if size <= FULL_COVARIANCE_COORDINATES else "diag"
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(z))
-    if x_held_out is None:
-        count = max(1, len(z) // 10)
-        train, held_out = z[order[count:]], z[order[:count]]
-    else:
-        held_out = (np.asarray(x_held_out, np.float64).reshape(len(x_held_out), -1) - moments.mean) / scale
-        train = z[order]
-    train = train[:_MAX_ROWS]
-
-    def fitted(number: int, data: np.ndarray, starts: int) -> Any:
+    mixture = GaussianMixture(
+        number,
+        covariance_type=kind,
         # Prior counts of a hundredth of a row keep covariances of few rows regular.
-        ridge = max(1e-6, 1e-2 / len(data))
-        mixture = GaussianMixture(
-            number,
-            covariance_type=kind,
-            reg_covar=ridge,
-            n_init=starts,
-            max_iter=100,
-            random_state=seed,
-            init_params="k-means++",
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            return mixture.fit(data)
-
-    if num_components is None:
-        per_component = size * (size + 3) / 2 if kind == "full" else 2 * size
-        most = max(1.0, len(train) / (_ROWS_PER_PARAMETER * per_component) + 1)
-        best, number, worse = -np.inf, 1, 0
-        for candidate in (n for n in _SIZES if n <= most and n <= len(train)):
-            score = fitted(candidate, train[:_ROWS_TO_COMPARE], 1).score(held_out)
-            if score > best:
-                best, number, worse = score, candidate, 0
-            else:
-                worse += 1
-                if worse == 2:
-                    break
-    else:
-        number = check_count("num_components", num_components)
-        if number > len(train):
-            raise ValueError(f"`num_components` must not exceed the {len(train)} rows, got {number}.")
-    mixture = fitted(number, train, 1)
-    covariance = mixture.covariances_ if kind == "full" else np.stack([np.diag(row) for row in mixture.covariances_])
-    factor = np.linalg.cholesky(covariance) * scale[:, None]
-    return tfd.MixtureSameFamily(
-        tfd.Categorical(probs=tf.constant(mixture.weights_, dtype)),
-        tfd.MultivariateNormalTriL(
-            tf.constant(mixture.means_ * scale + moments.mean, dtype), tf.constant(factor, dtype)
-        ),
+        reg_covar=max(1e-6, 1e-2 / len(z)),
+        random_state=seed,
+        init_params="k-means++",
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        # Rows that are equal leave fewer clusters than components, which do no harm.
+        mixture.fit(z)
+    covariance = mixture.covariances_
+    if kind == "diag":
+        covariance = np.stack([np.diag(row) for row in covariance])
+    return MixtureParameters(mixture.weights_, mixture.means_, np.linalg.cholesky(covariance))
+
+
+def _best_ridge(
+    fitted: MixtureParameters, held_out: np.ndarray, ridge: float | None
+) -> tuple[MixtureParameters, float]:
+    """Returns the mixture with the best ridge on its covariances, and its mean log-likelihood of held-out rows."""
+    covariance = fitted.scale_tril @ fitted.scale_tril.transpose(0, 2, 1)
+    eye = np.eye(covariance.shape[-1])
+    best, chosen = -np.inf, fitted
+    for amount in _RIDGES if ridge is None else (ridge,):
+        candidate = fitted._replace(scale_tril=np.linalg.cholesky(covariance + amount * eye))
+        score = float(candidate.log_prob(held_out).mean())
+        if score > best:
+            best, chosen = score, candidate
+    return chosen, best
+
+
+def fit_kernel_density(
+    x: np.ndarray, x_held_out: np.ndarray, *, max_centers: int = 10_000, seed: int = 0
+) -> MixtureParameters:
+    """Fits a kernel density: one Gaussian around each row, its covariance h² times a diagonal or the full covariance.
+
+    Args:
+      x: rows of numbers, `[rows, d]`.
+      x_held_out: rows whose likelihood chooses h and the form of the covariance; no row of `x` may be among them.
+      max_centers: rows that are used, at most.
+      seed: of the choice of rows.
+
+    >>> x = np.random.default_rng(0).normal(size=(300, 2))
+    >>> fit_kernel_density(x[:250], x[250:]).loc.shape
+    (250, 2)
+    """
+    moments = DataMoments.of([x])
+    rng = np.random.default_rng(seed)
+    centers = ((x - moments.mean) / moments.scale)[rng.permutation(len(x))[:max_centers]]
+    judged = ((x_held_out - moments.mean) / moments.scale)[rng.permutation(len(x_held_out))[:_ROWS_TO_JUDGE]]
+    size = centers.shape[1]
+    covariance = np.cov(centers.T, bias=True).reshape(size, size) + 1e-3 * np.eye(size)
+    best, chosen = -np.inf, np.eye(size)
+    for factor in (np.eye(size), np.linalg.cholesky(covariance)):
+        inverse = np.linalg.inv(factor)
+        squares = _squared_distances(judged @ inverse.T, centers @ inverse.T)
+        volume = np.log(np.diagonal(factor)).sum()
+        for bandwidth in _BANDWIDTHS:
+            scores = np.logaddexp.reduce(-0.5 * squares / bandwidth**2, axis=1)
+            score = float(scores.mean()) - size * math.log(bandwidth) - volume
+            if score > best:
+                best, chosen = score, bandwidth * factor
+    probs = np.full(len(centers), 1.0 / len(centers))
+    return MixtureParameters(probs, centers, chosen).in_units(moments.mean, moments.scale)

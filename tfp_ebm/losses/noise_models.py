@@ -3,7 +3,7 @@
 The nearer the noise is to the data, the more a classifier between them has to learn. All three have full covariances:
 
     gaussian            N(mean, covariance) of the data
-    gaussian_mixture    .9 Σₖ πₖ N(μₖ, Σₖ), by expectation maximisation (Dempster, Laird & Rubin 1977), + .1 wide,
+    gaussian_mixture    .9 Σₖ πₖ N(μₖ, Σₖ), by scikit-learn's expectation maximisation, + .1 wide,
                         which is the gaussian with twice its standard deviations
     kernel_density      1/m Σⱼ N(cⱼ, h²·covariance), cⱼ rows of the data, h = m^(−1/(d + 4)) (Scott 1992)
 
@@ -25,7 +25,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import random
-from tfp_ebm.energy.base import gaussian
+from tfp_ebm.energy.base import gaussian, with_broad_part
+from tfp_ebm.energy.gaussian_mixture import fit_mixture
 from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT, DataMoments
 from tfp_ebm.random import fold_in
 
@@ -33,10 +34,8 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 
 # Added to the variances of a mixture's components, in variances of the data: none shrinks to a point.
 _VARIANCE_FLOOR = 1e-4
-# Expectation maximisation stops when a round gains less than this per row, in nats, or after so many rounds.
-_GAIN, _MAX_ROUNDS = 1e-5, 200
-# The share of the wide part in a mixture, and its standard deviations in those of the data.
-_WIDE, _WIDTH = 0.1, 2.0
+# The share of the wide part in a mixture.
+_WIDE = 0.1
 # Rows that a mixture is fitted to; more change little.
 MIXTURE_ROWS = 20_000
 
@@ -151,17 +150,11 @@ class FittedNoise(NamedTuple):
 
     @classmethod
     def gaussian_mixture(cls, x: np.ndarray, num_components: int = 8, seed: int = 0) -> FittedNoise:
-        """A mixture of Gaussians by `expectation_maximisation`, in standardised units, and a tenth of the wide one."""
+        """The mixture of `fit_base`, and a tenth of the wide Gaussian."""
         rows, moments = _rows(x, num_components, "num_components")
-        z = (rows - moments.mean) / moments.scale
-        probs, loc, covariance = expectation_maximisation(z, num_components, seed)
-        scale = moments.scale[:, None] * np.linalg.cholesky(covariance)
-        return cls(
-            x.shape[1:],
-            np.concatenate([moments.mean + moments.scale * loc, moments.mean[None]]),
-            np.concatenate([scale, _WIDTH * moments.cholesky()[None]]),
-            np.append((1.0 - _WIDE) * probs, _WIDE),
-        )
+        mixture = fit_mixture(rows, num_components, seed=seed, ridge=_VARIANCE_FLOOR)
+        probs, loc, scale = with_broad_part(mixture, moments, _WIDE)
+        return cls(x.shape[1:], loc, scale, probs)
 
     @classmethod
     def kernel_density(
@@ -197,66 +190,3 @@ def _rows(x: np.ndarray, minimum: int, name: str) -> tuple[np.ndarray, DataMomen
     moments = DataMoments.of([rows])
     moments.check_varies()
     return rows, moments
-
-
-def expectation_maximisation(
-    z: np.ndarray, num_components: int, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fits a mixture of full-covariance Gaussians to rows of about unit variance.
-
-    It starts from rows chosen far from each other (k-means++, Arthur & Vassilvitskii 2007), and alternates between the
-    shares rᵢₖ of components in rows and the weighted moments, until the likelihood stops growing. 1e-4 is added to each
-    component's variances.
-
-    Args:
-      z: rows `[n, d]`, float64.
-      num_components: K.
-      seed: of the start.
-
-    Returns:
-      πₖ `[K]`, μₖ `[K, d]`, Σₖ `[K, d, d]`.
-
-    Reference: A. Dempster, N. Laird, D. Rubin, Maximum likelihood from incomplete data via the EM algorithm, 1977.
-
-    >>> z = np.random.default_rng(0).normal(size=(1000, 1)) / 10 + np.repeat([[-1.0], [1.0]], 500, 0)
-    >>> expectation_maximisation(z, 2)[1].round(1).ravel().tolist() in ([-1.0, 1.0], [1.0, -1.0])
-    True
-    """
-    rng = np.random.default_rng(seed)
-    n, d = z.shape
-    loc = z[rng.integers(n)][None]
-    nearest = np.full(n, np.inf)
-    while len(loc) < num_components:
-        nearest = np.minimum(nearest, np.square(z - loc[-1]).sum(1))
-        chances = nearest / nearest.sum() if nearest.any() else None
-        loc = np.concatenate([loc, z[rng.choice(n, p=chances)][None]])
-    probs = np.full(num_components, 1.0 / num_components)
-    covariance = np.repeat((np.cov(z.T, bias=True).reshape(d, d) / num_components + _floor(d))[None], num_components, 0)
-    last = -np.inf
-    for _ in range(_MAX_ROUNDS):
-        log_joint = np.log(probs) + _log_normal(z, loc, covariance)
-        log_prob = np.logaddexp.reduce(log_joint, 1)
-        if log_prob.mean() - last < _GAIN:
-            break
-        last = log_prob.mean()
-        shares = np.exp(log_joint - log_prob[:, None])
-        counts = shares.sum(0) + 1e-10  # a component may lose all its rows
-        probs = counts / counts.sum()
-        loc = shares.T @ z / counts[:, None]
-        for k in range(num_components):
-            centred = z - loc[k]
-            covariance[k] = (shares[:, k, None] * centred).T @ centred / counts[k] + _floor(d)
-    return probs, loc, covariance
-
-
-def _floor(d: int) -> np.ndarray:
-    return _VARIANCE_FLOOR * np.eye(d)
-
-
-def _log_normal(z: np.ndarray, loc: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """log N(zᵢ; μₖ, Σₖ), `[n, K]`."""
-    factor = np.linalg.cholesky(covariance)
-    inverse = np.linalg.inv(factor)
-    squares = np.stack([np.square((z - m) @ a.T).sum(1) for m, a in zip(loc, inverse, strict=True)], 1)
-    volume = np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(1)
-    return -0.5 * squares - volume - 0.5 * z.shape[1] * math.log(2.0 * math.pi)

@@ -1,18 +1,22 @@
 """Autoregressive energies: densities of tables that know their own log Z (Nash & Durkan 2019, arXiv:1904.05626).
 
-The density is a product of conditionals, each an energy on the line with a normaliser of its own,
+The density is a product of conditionals, each an energy on the line with a normaliser of its own. In terms of a
+proposal, a mixture Σ_c w_c q_c(x) of logistics or normals with location m_c and scale s_c,
 
-    p(x) = Πᵢ q(xᵢ | x_<i) exp(−e(xᵢ; cᵢ)) / Zᵢ,      Zᵢ = ∫ q(x | x_<i) exp(−e(x; cᵢ)) dx,
+    p(xᵢ | x_<i) = Σ_c w_c q_c(xᵢ) exp(−e_c(t_c)) / Zᵢ,      t_c = (xᵢ − m_c)/s_c,
+    Zᵢ = Σ_c w_c E exp(−e_c(T)),      T a standard logistic or normal variable,
 
-so that E(x) = −log p(x) and log Z = 0 (eqs. 1-3). A masked network gives, for each coordinate, a context cᵢ and the
-parameters of a proposal q; one small network, shared by all coordinates, gives e. Zᵢ is a one-dimensional integral, by
-the lattice of `lattice.py`. Two rules keep training honest. e is bounded, and saturates far from q's centre, where no
-node would see it. And in training no gradient of the energy part reaches q, which learns by its own likelihood: else
-q moves the nodes to where they miss the mass.
+so that E(x) = −log p(x) and log Z = 0 (eqs. 1-3). A masked network of x_<i gives w_c, m_c, s_c and the energies, each a
+linear combination e_c(t) = Σ_j a_cj φ_j(t) of fixed bounded functions. Each Zᵢ is a one-dimensional integral, by the
+lattice of `lattice.py`. Since its nodes t are the same for all rows, the energies at all nodes are one matrix product.
+
+Two rules keep training honest. e is bounded, so that the tails are those of the proposal, and the functions φ_j are
+wider than the spacing of the nodes: else the network would place mass between the nodes, where no integral sees it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,14 +28,16 @@ import tensorflow_probability as tfp
 from tfp_ebm import random
 from tfp_ebm.arguments import check_count, check_event_shape, check_probability
 from tfp_ebm.networks.conditionals import Conditionals, FreeConditionals, MixtureConditionals
-from tfp_ebm.networks.lattice import lattice
+from tfp_ebm.networks.lattice import STRETCH, lattice, log_density
 from tfp_ebm.networks.masked import MaskedNetwork
 from tfp_ebm.networks.normalized import NormalizedEnergy, in_blocks
 
 # |e| stays below this: a factor of exp(±10) on the proposal.
 _MAX_ENERGY = 10.0
-# Numbers of the energy head that one block of rows may hold.
+# Numbers that one block of rows may hold.
 _MAX_NUMBERS = 2**24
+# The functions φ_j have their steps at |t| up to these values.
+_OUTERMOST = {"logistic": 14.0, "normal": 5.0}
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
@@ -45,10 +51,9 @@ class AutoregressiveEnergy(NormalizedEnergy):
       num_components: logistics in each proposal, or components of the Gaussian mixture whose conditionals the proposals
         are.
       fixed_proposal: whether the proposals are the conditionals of a Gaussian mixture, set by `proposal.assign`.
-      context: numbers in the context of each coordinate.
-      head_units: widths of the two layers of the energy e.
+      num_functions: number of functions φ_j of which each energy is made.
       dropout: share of hidden units that training drops.
-      num_nodes: nodes of the lattice in training and for all else, in all components together.
+      num_nodes: nodes of the lattice for each component, in training and for all else.
       seed: of the initial weights.
 
     >>> import tensorflow as tf
@@ -64,10 +69,9 @@ class AutoregressiveEnergy(NormalizedEnergy):
         order: Sequence[int] | None = None,
         num_components: int = 1,
         fixed_proposal: bool = False,
-        context: int = 32,
-        head_units: Sequence[int] = (32, 32),
+        num_functions: int = 32,
         dropout: float = 0.0,
-        num_nodes: tuple[int, int] = (32, 64),
+        num_nodes: tuple[int, int] = (64, 128),
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -81,102 +85,95 @@ class AutoregressiveEnergy(NormalizedEnergy):
             "order": order,
             "num_components": check_count("num_components", num_components),
             "fixed_proposal": bool(fixed_proposal),
-            "context": check_count("context", context),
-            "head_units": tuple(check_count("head_units", width) for width in head_units),
+            "num_functions": check_count("num_functions", num_functions),
             "dropout": check_probability("dropout", dropout),
             "num_nodes": tuple(check_count("num_nodes", number, 4) for number in num_nodes),
             "seed": int(seed),
         }
-        if len(set(units)) != 1 or len(head_units) != 2:
-            raise ValueError(f"`units` must be equal widths and `head_units` two, got {units} and {head_units}.")
-        self.order, self.context_size = order, context
+        if len(set(units)) != 1:
+            raise ValueError(f"`units` must be equal widths, got {tuple(units)}.")
+        self.order, self.num_functions = order, num_functions
+        self.noise = 0.0
         self.num_nodes: tuple[int, int] = self._config["num_nodes"]
         if fixed_proposal:
-            self.proposal: Any = MixtureConditionals(order, num_components, dtype=self.dtype)
+            self.proposal: Any = MixtureConditionals(size, num_components, dtype=self.dtype)
         else:
             self.proposal = FreeConditionals(num_components)
         self.trunk = MaskedNetwork(
-            order, units[0], len(units), context + self.proposal.num_outputs, dropout, seed, dtype=self.dtype
+            size,
+            units[0],
+            len(units),
+            num_components * num_functions + self.proposal.num_outputs,
+            dropout,
+            seed,
+            dtype=self.dtype,
         )
-        rng = np.random.default_rng([seed, 1])
-        wide, narrow = head_units
-
-        def weight(name: str, value: np.ndarray) -> keras.Variable:
-            variable = self.add_weight(shape=np.shape(value), initializer="zeros", name=name)
-            variable.assign(value)
-            return variable
-
-        # Steps of all widths at all places within ±4 scales of the proposal.
-        slopes = np.exp(rng.uniform(np.log(0.3), np.log(3.0), wide)) * rng.choice([-1.0, 1.0], wide)
-        centres = rng.uniform(-4.0, 4.0, wide)
-        self.slopes = weight("slopes", slopes)
-        self.of_context = weight("of_context", rng.normal(size=(context, wide + narrow)) * context**-0.5)
-        self.offsets = weight(
-            "offsets", np.concatenate([np.tile(-slopes * centres, (size, 1)), np.zeros((size, narrow))], 1)
-        )
-        self.hidden = weight("hidden", rng.normal(size=(wide, narrow)) * wide**-0.5)
-        self.output_kernel = weight("output_kernel", np.zeros(narrow))
         self.built = True
 
     # --- the density ---------------------------------------------------------------------------------------------
 
-    def conditionals(self, x: tf.Tensor, seed: tf.Tensor | None = None) -> tuple[Conditionals, tf.Tensor]:
-        """Returns proposals and contexts `[batch, size, context]` at states `[batch, size]`."""
-        outputs = self.trunk(x, seed)
-        context = tf.tanh(outputs[..., : self.context_size])
-        return self.proposal(x, outputs[..., self.context_size :]), context
+    def conditionals(self, y: tf.Tensor, seed: tf.Tensor | None = None) -> tuple[Conditionals, tf.Tensor]:
+        """Returns proposals and coefficients aⱼ, `[batch, size, num_components, num_functions]`.
 
-    def head(self, t: tf.Tensor, context: tf.Tensor, offsets: tf.Tensor) -> tf.Tensor:
-        """Returns e, `[..., nodes]`, of t `[..., nodes]`, the place in units of the proposal's scale."""
-        wide = self.slopes.shape[0]
-        shift = tf.tensordot(context, self.of_context.value, 1) + offsets
-        hidden = tf.tanh(t[..., None] * self.slopes.value + shift[..., None, :wide])
-        hidden = tf.nn.silu(tf.tensordot(hidden, self.hidden.value, 1) + shift[..., None, wide:])
-        energy = tf.tensordot(hidden, self.output_kernel.value, 1)
-        return _MAX_ENERGY * tf.tanh(energy / _MAX_ENERGY)
+        Args:
+          y: states `[batch, size]`, in the order of dependence.
+          seed: int32[2] of dropout; None drops nothing.
+        """
+        outputs = self.trunk(y, seed)
+        number = self.proposal.num_components * self.num_functions
+        shape = tf.concat([tf.shape(outputs)[:-1], [self.proposal.num_components, self.num_functions]], 0)
+        return self.proposal(y, outputs[..., number:]), tf.reshape(outputs[..., :number], shape)
 
-    def nodes(self, proposal: Conditionals, num_nodes: int, shift: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns nodes of all components and their log weights, `[..., num_components·k]`."""
-        each = max(4, -(-num_nodes // self.proposal.num_components))
-        grid = lattice(proposal.family, each, shift)
-        nodes = proposal.loc[..., None] + tf.exp(proposal.log_scale)[..., None] * grid.nodes
-        log_weights = proposal.log_probs[..., None] + grid.log_weights
-        shape = tf.concat([tf.shape(nodes)[:-2], [self.proposal.num_components * each]], 0)
-        return tf.reshape(nodes, shape), tf.reshape(log_weights, shape)
+    def functions(self, t: tf.Tensor) -> tf.Tensor:
+        """Returns φ(t), `[..., num_functions]`: steps that are even in asinh(t)."""
+        family = self.proposal.family
+        reach = math.asinh(_OUTERMOST[family] / STRETCH)
+        steps = np.linspace(-reach, reach, self.num_functions)
+        width = 2.0 * reach / max(1, self.num_functions - 1)
+        return tf.tanh((tf.asinh(t / STRETCH)[..., None] - tf.constant(steps, t.dtype)) / width)
 
-    def log_conditionals(
-        self, x: tf.Tensor, num_nodes: int, seed: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns log q(xᵢ | x_<i) and −e − log Zᵢ, both `[batch, size]`; with a seed as training wants them."""
-        proposal, context = self.conditionals(x, None if seed is None else random.fold_in(seed, 0))
-        log_q = proposal.log_prob(x)
-        shift = tf.fill(tf.stack([tf.shape(x)[0], x.shape[1], 1]), tf.constant(0.5, x.dtype))
+    def log_conditionals(self, y: tf.Tensor, num_nodes: int, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """Returns log p(yᵢ | y_<i), `[batch, size]`, of states in the order of dependence.
+
+        With a seed, int32[2], as training wants them: with dropout, and on a lattice that is shifted at random.
+        """
+        seen = y
+        if seed is not None and self.noise > 0:
+            seen = y + self.noise * random.normal(tf.shape(y), random.fold_in(seed, 2), y.dtype)
+        proposal, coefficients = self.conditionals(seen, None if seed is None else random.fold_in(seed, 0))
+        shift = tf.constant(0.5, y.dtype)
         if seed is not None:
-            proposal = proposal.stopped()
-            shift = random.uniform(tf.shape(shift), random.fold_in(seed, 1), x.dtype)
-        nodes, log_weights = self.nodes(proposal, num_nodes, shift)
-        mean, scale = proposal.moments()
-        places = (tf.concat([x[..., None], nodes], -1) - mean[..., None]) / scale[..., None]
-        energies = self.head(places, context, self.offsets.value)
-        return log_q, -energies[..., 0] - tf.reduce_logsumexp(log_weights - energies[..., 1:], -1)
+            shift = random.uniform([], random.fold_in(seed, 1), y.dtype)
+        grid = lattice(self.proposal.family, num_nodes, shift)
+        t = (y[..., None] - proposal.loc) * tf.exp(-proposal.log_scale)
+        at_state = _bounded(tf.reduce_sum(coefficients * self.functions(t), -1))
+        at_nodes = _bounded(tf.tensordot(coefficients, self.functions(grid.nodes), [[-1], [-1]]))
+        log_mass = tf.reduce_logsumexp(grid.log_weights - at_nodes, -1)
+        log_q = log_density(self.proposal.family, t) - proposal.log_scale
+        return tf.reduce_logsumexp(proposal.log_probs + log_q - at_state, -1) - tf.reduce_logsumexp(
+            proposal.log_probs + log_mass, -1
+        )
 
-    def _energy(self, x: tf.Tensor, num_nodes: int, seed: tf.Tensor | None = None) -> tf.Tensor:
-        log_q, ratio = self.log_conditionals(x, num_nodes, seed)
-        return -tf.reduce_sum(log_q + ratio, -1)
+    def _ordered(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.gather(tf.reshape(x, [-1, len(self.order)]), self.order, axis=1)
 
     def call(self, x: tf.Tensor, training: bool = False, num_nodes: int | None = None) -> tf.Tensor:
         """Returns E(x) = −log p(x), `[batch]`, of states `[batch, *event]`."""
         del training  # its random numbers need a seed, which `training_energy` takes
-        flat = tf.reshape(x, [-1, len(self.order)])
         number = self.num_nodes[1] if num_nodes is None else num_nodes
-        return in_blocks(lambda rows: self._energy(rows, number), flat, self._rows_per_block(number))
+
+        def energy(rows: tf.Tensor) -> tf.Tensor:
+            return -tf.reduce_sum(self.log_conditionals(rows, number), -1)
+
+        return in_blocks(energy, self._ordered(x), self._rows_per_block(number))
 
     def training_energy(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Returns −log p(x), `[batch]`, with a lattice that is shifted at random and with dropout."""
-        return self._energy(tf.reshape(x, [-1, len(self.order)]), self.num_nodes[0], seed)
+        return -tf.reduce_sum(self.log_conditionals(self._ordered(x), self.num_nodes[0], seed), -1)
 
     def _rows_per_block(self, num_nodes: int) -> int:
-        return max(1, _MAX_NUMBERS // (num_nodes * len(self.order) * max(self._config["head_units"])))
+        numbers = max(num_nodes, self.num_functions) * len(self.order) * self.proposal.num_components
+        return max(1, _MAX_NUMBERS // (4 * numbers))
 
     # --- samples -------------------------------------------------------------------------------------------------
 
@@ -185,38 +182,36 @@ class AutoregressiveEnergy(NormalizedEnergy):
         size = len(self.order)
         uniforms = random.uniform(tf.stack([num_samples, 2 * size]), seed, self.dtype)
         number = 2 * self.num_nodes[1]
-        order = tf.constant(self.order)
 
-        def step(place: tf.Tensor, x: tf.Tensor, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            i = order[place]
-            proposal, context = self.conditionals(x)
-            log_probs, loc, log_scale = (value[:, i] for value in proposal[:3])
-            proposal = Conditionals(log_probs, loc, log_scale, proposal.family)
-            drawn = self._invert(proposal, context[:, i], self.offsets.value[i], u[:, i], u[:, size + i], number)
-            return place + 1, tf.where(tf.range(size) == i, drawn[:, None], x), u
+        def step(i: tf.Tensor, y: tf.Tensor, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            proposal, coefficients = self.conditionals(y)
+            proposal = Conditionals(*(value[:, i] for value in proposal))
+            drawn = self._invert(proposal, coefficients[:, i], u[:, i], u[:, size + i], number)
+            return i + 1, tf.where(tf.range(size) == i, drawn[:, None], y), u
 
         def block(u: tf.Tensor) -> tf.Tensor:
             start = (tf.constant(0), tf.zeros_like(u[:, :size]), u)
-            return tf.while_loop(lambda place, *_: place < size, step, start, parallel_iterations=1)[1]
+            return tf.while_loop(lambda i, *_: i < size, step, start, parallel_iterations=1)[1]
 
-        x = in_blocks(block, uniforms, self._rows_per_block(number) * size)
+        y = in_blocks(block, uniforms, self._rows_per_block(number) * size)
+        x = tf.gather(y, np.argsort(self.order), axis=1)
         return tf.reshape(x, tf.concat([[num_samples], self.event_shape], 0))
 
     def _invert(
-        self, proposal: Conditionals, context: tf.Tensor, offsets: tf.Tensor, u: tf.Tensor, v: tf.Tensor, num_nodes: int
+        self, proposal: Conditionals, coefficients: tf.Tensor, u: tf.Tensor, v: tf.Tensor, num_nodes: int
     ) -> tf.Tensor:
         """Returns x `[batch]` with p(x | x_<i): u chooses the component, v the quantile within it."""
-        shift = tf.fill(tf.stack([tf.shape(u)[0], 1]), tf.constant(0.5, u.dtype))
-        nodes, log_weights = self.nodes(proposal, num_nodes, shift)
-        mean, scale = proposal.moments()
-        energies = self.head((nodes - mean[:, None]) / scale[:, None], context, offsets)
-        number = self.proposal.num_components
-        mass = tf.reshape(tf.exp(log_weights - energies), tf.stack([-1, number, nodes.shape[-1] // number]))
+        grid = lattice(self.proposal.family, num_nodes, tf.constant(0.5, u.dtype))
+        energies = _bounded(tf.tensordot(coefficients, self.functions(grid.nodes), [[-1], [-1]]))
+        mass = tf.exp(proposal.log_probs[..., None] + grid.log_weights - energies)
         totals = tf.cumsum(tf.reduce_sum(mass, -1), axis=-1)
-        chosen = tf.minimum(tf.reduce_sum(tf.cast(u[:, None] * totals[:, -1:] > totals, tf.int32), -1), number - 1)
-        mass = tf.gather(mass, chosen, batch_dims=1)
-        nodes = tf.gather(tf.reshape(nodes, tf.stack([-1, number, mass.shape[-1]])), chosen, batch_dims=1)
-        return invert_trapezoid(nodes, mass, v)
+        last = self.proposal.num_components - 1
+        chosen = tf.minimum(tf.reduce_sum(tf.cast(u[:, None] * totals[:, -1:] > totals, tf.int32), -1), last)
+        loc, log_scale, mass = (
+            tf.gather(value, chosen, batch_dims=1) for value in (proposal.loc, proposal.log_scale, mass)
+        )
+        t = invert_trapezoid(tf.broadcast_to(grid.nodes, tf.shape(mass)), mass, v)
+        return loc + tf.exp(log_scale) * t
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras."""
@@ -227,6 +222,10 @@ class AutoregressiveEnergy(NormalizedEnergy):
         """Rebuilds the network from `get_config`."""
         del custom_objects
         return cls(**config)
+
+
+def _bounded(energy: tf.Tensor) -> tf.Tensor:
+    return _MAX_ENERGY * tf.tanh(energy / _MAX_ENERGY)
 
 
 def invert_trapezoid(nodes: tf.Tensor, density: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
@@ -302,7 +301,8 @@ def autoregressive(
     network = AutoregressiveEnergy(
         event_shape, units, order, len(probs), True, dropout=dropout, dtype=dtype, seed=seed, **kwargs
     )
-    network.proposal.assign(probs, loc, covariance)
+    ordered = list(network.order)
+    network.proposal.assign(probs, loc[:, ordered], covariance[:, ordered][:, :, ordered])
     return network
 
 

@@ -23,31 +23,11 @@ _LOG_SCALE_LIMIT = 8.0
 
 
 class Conditionals(NamedTuple):
-    """Parameters of the proposals, each `[..., size, num_components]`, and their family, "logistic" or "normal"."""
+    """Parameters of the proposals, each `[..., size, num_components]`."""
 
     log_probs: tf.Tensor
     loc: tf.Tensor
     log_scale: tf.Tensor
-    family: str
-
-    def stopped(self) -> Conditionals:
-        """Returns the same proposals as constants for differentiation."""
-        log_probs, loc, log_scale = map(tf.stop_gradient, self[:3])
-        return Conditionals(log_probs, loc, log_scale, self.family)
-
-    def log_prob(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns log q(xᵢ | x_<i), `[..., size]`."""
-        t = (x[..., None] - self.loc) * tf.exp(-self.log_scale)
-        return tf.reduce_logsumexp(self.log_probs + log_density(self.family, t) - self.log_scale, -1)
-
-    def moments(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns means and scales `[..., size]`; for a single component its own loc and scale."""
-        if self.loc.shape[-1] == 1:
-            return self.loc[..., 0], tf.exp(self.log_scale[..., 0])
-        probs = tf.exp(self.log_probs)
-        mean = tf.reduce_sum(probs * self.loc, -1)
-        between = tf.square(self.loc - mean[..., None]) / DEVIATION[self.family] ** 2
-        return mean, tf.sqrt(tf.reduce_sum(probs * (tf.exp(2.0 * self.log_scale) + between), -1))
 
 
 class FreeConditionals:
@@ -70,54 +50,47 @@ class FreeConditionals:
         centres = np.linspace(-1.0, 1.0, number + 2)[1:-1] * 2.0 if number > 1 else np.zeros(1)
         width = -np.log(DEVIATION["logistic"] * (1.0 if number == 1 else 0.5 * number**0.5))
         log_scale = _LOG_SCALE_LIMIT * tf.tanh(log_scale / _LOG_SCALE_LIMIT) + tf.constant(width, loc.dtype)
-        return Conditionals(tf.nn.log_softmax(logits), loc + tf.constant(centres, loc.dtype), log_scale, self.family)
+        return Conditionals(tf.nn.log_softmax(logits), loc + tf.constant(centres, loc.dtype), log_scale)
 
 
 class MixtureConditionals(keras.layers.Layer):
     """The conditionals of a Gaussian mixture, whose parameters are kept as weights that are not trained.
 
     Args:
-      order: the coordinates in the order of their dependence.
+      size: number of coordinates.
       num_components: components of the mixture.
     """
 
     family = "normal"
     num_outputs = 0
 
-    def __init__(self, order: tuple[int, ...], num_components: int, **kwargs: Any) -> None:
+    def __init__(self, size: int, num_components: int, **kwargs: Any) -> None:
         super().__init__(trainable=False, **kwargs)
-        self.order, self.num_components = order, num_components
-        size = len(order)
+        self.num_components = num_components
 
         def weight(name: str, shape: tuple[int, ...]) -> keras.Variable:
             return self.add_weight(shape=shape, initializer="zeros", trainable=False, name=name)
 
         self.log_probs = weight("log_probs", (num_components,))
         self.loc = weight("loc", (num_components, size))
-        self.inverse = weight("inverse", (num_components, size, size))  # of L, in the order of dependence
+        self.inverse = weight("inverse", (num_components, size, size))  # of L
         self.log_diagonal = weight("log_diagonal", (num_components, size))
         self.built = True
 
     def assign(self, probs: np.ndarray, loc: np.ndarray, covariance: np.ndarray) -> None:
-        """Sets the mixture: `[c]`, `[c, size]` and `[c, size, size]`, in the coordinates' own order."""
-        order = np.array(self.order)
-        factor = np.linalg.cholesky(np.asarray(covariance, np.float64)[:, order][:, :, order])
+        """Sets the mixture: `[c]`, `[c, size]` and `[c, size, size]`, in the order of dependence."""
+        factor = np.linalg.cholesky(np.asarray(covariance, np.float64))
         self.log_probs.assign(np.log(probs))
-        self.loc.assign(np.asarray(loc)[:, order])
+        self.loc.assign(loc)
         self.inverse.assign(np.linalg.inv(factor))
         self.log_diagonal.assign(np.log(np.diagonal(factor, axis1=1, axis2=2)))
 
     def call(self, x: tf.Tensor, outputs: Any = None) -> Conditionals:
         """Returns the proposals at states `[batch, size]`."""
-        x = tf.gather(x, self.order, axis=-1)
         u = tf.einsum("cij,bcj->bci", self.inverse.value, x[:, None, :] - self.loc.value)
         log_diagonal = self.log_diagonal.value
         log_joint = tf.cumsum(log_density("normal", u) - log_diagonal, axis=-1, exclusive=True)
         log_probs = tf.nn.log_softmax(self.log_probs.value[:, None] + log_joint, axis=1)
         loc = x[:, None, :] - tf.exp(log_diagonal) * u
-        back = np.argsort(self.order)
-        log_probs, loc, log_scale = (
-            tf.gather(tf.transpose(value, [0, 2, 1]), back, axis=1)
-            for value in (log_probs, loc, tf.broadcast_to(log_diagonal, tf.shape(loc)))
-        )
-        return Conditionals(log_probs, loc, log_scale, self.family)
+        scales = tf.broadcast_to(log_diagonal, tf.shape(loc))
+        return Conditionals(*(tf.transpose(value, [0, 2, 1]) for value in (log_probs, loc, scales)))

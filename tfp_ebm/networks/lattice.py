@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 # The sinh map's a, and the largest |t|: beyond it lies less than 1e-10 of a logistic, and of a normal variable.
-_STRETCH = {"logistic": 1.5, "normal": 1.5}
+STRETCH = 1.5
 _REACH = {"logistic": 25.0, "normal": 7.0}
 # Standard deviations of the standard variables.
 DEVIATION = {"logistic": math.pi / math.sqrt(3.0), "normal": 1.0}
@@ -52,10 +52,9 @@ def lattice(family: str, num_nodes: int, shift: tf.Tensor) -> Lattice:
     >>> round(float(tf.reduce_sum(tf.exp(grid.log_weights) * grid.nodes**2)), 8)
     1.0
     """
-    stretch = _STRETCH[family]
-    width = math.asinh(_REACH[family] / stretch)
+    width = math.asinh(_REACH[family] / STRETCH)
     spacing = 2.0 * width / num_nodes
     v = spacing * (tf.constant(np.arange(num_nodes), shift.dtype) + shift[..., None]) - width
-    nodes = stretch * tf.sinh(v)
-    log_weights = log_density(family, nodes) + tf.math.log(tf.cosh(v)) + math.log(stretch * spacing)
+    nodes = STRETCH * tf.sinh(v)
+    log_weights = log_density(family, nodes) + tf.math.log(tf.cosh(v)) + math.log(STRETCH * spacing)
     return Lattice(nodes, log_weights)

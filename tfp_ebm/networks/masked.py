@@ -1,7 +1,7 @@
-"""A masked residual network: the output of coordinate i depends on the coordinates before it alone.
+"""A masked residual network: the output of each coordinate depends on the coordinates before it alone.
 
-Each hidden unit has a degree m, and sees the coordinates whose place in the order, counted from 1, is at most m. The
-output of the coordinate at place r sees the units of degree below r (Germain et al. 2015, MADE, arXiv:1502.03509).
+Each hidden unit has a degree m, and sees the first m coordinates. The output of coordinate i, counted from 1, sees the
+units of degree below i (Germain et al. 2015, MADE, arXiv:1502.03509).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tfp_ebm import random
 
 
 def sees(places: np.ndarray, degrees: np.ndarray) -> np.ndarray:
-    """Mask `[inputs, outputs]`: an output of degree m sees the inputs of degree up to m.
+    """Returns the mask `[inputs, outputs]`: an output of degree m sees the inputs of degree up to m.
 
     >>> sees(np.array([1, 2]), np.array([1, 2])).astype(int).tolist()
     [[1, 1], [0, 1]]
@@ -45,10 +45,10 @@ class MaskedDense(keras.layers.Layer):
 
 
 class MaskedNetwork(keras.layers.Layer):
-    """Residual blocks and a linear skip from x, `[batch, size] -> [batch, size, num_outputs]`.
+    """Residual blocks and a linear skip from x, `[batch, size] -> [batch, size, num_outputs]`; zero at the start.
 
     Args:
-      order: the coordinates in the order of their dependence.
+      size: number of coordinates.
       width: units of each layer.
       num_blocks: residual blocks of two layers.
       num_outputs: numbers for each coordinate.
@@ -57,25 +57,17 @@ class MaskedNetwork(keras.layers.Layer):
     """
 
     def __init__(
-        self,
-        order: tuple[int, ...],
-        width: int,
-        num_blocks: int,
-        num_outputs: int,
-        dropout: float,
-        seed: int,
-        **kwargs: Any,
+        self, size: int, width: int, num_blocks: int, num_outputs: int, dropout: float, seed: int, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        size = len(order)
-        places = np.argsort(order) + 1
+        places = np.arange(1, size + 1)
         degrees = 1 + np.sort(np.arange(width) % max(1, size - 1))
         outputs: np.ndarray = np.repeat(places - 1, num_outputs)  # a coordinate does not see itself
         self.dropout, self.num_outputs = dropout, num_outputs
-        seeds = iter(np.random.SeedSequence(seed).spawn(3 + 2 * num_blocks))
+        seeds = iter(np.random.SeedSequence(seed).spawn(1 + 2 * num_blocks))
 
         def dense(mask: np.ndarray, gain: float, use_bias: bool = True) -> MaskedDense:
-            return MaskedDense(mask, gain, next(seeds), use_bias, dtype=self.dtype)
+            return MaskedDense(mask, gain, next(seeds) if gain else 0, use_bias, dtype=self.dtype)
 
         self.first = dense(sees(places, degrees), 1.0)
         self.blocks = [
@@ -83,7 +75,7 @@ class MaskedNetwork(keras.layers.Layer):
             for _ in range(num_blocks)
         ]
         self.block_layers = [layer for block in self.blocks for layer in block]  # where Keras finds them
-        self.last = dense(sees(degrees, outputs), 1.0)
+        self.last = dense(sees(degrees, outputs), 0.0)
         self.skip = dense(sees(places, outputs), 0.0, use_bias=False)
         self.built = True
 

@@ -13,17 +13,17 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm import losses, networks
+from tfp_ebm import networks
 from tfp_ebm.arguments import check_count, check_data, check_positive
-from tfp_ebm.energy.data import shuffled_batches
-from tfp_ebm.energy.gaussian_mixture import fit_gaussian_mixture
+from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_kernel_density, fit_mixture
 from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.model.energy_model import EnergyModel
-from tfp_ebm.networks.normalized import DistributionEnergy, MixtureEnergy, NormalizedEnergy, WarpedEnergy
+from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
+from tfp_ebm.networks.normalized import MixtureEnergy, NormalizedEnergy, WarpedEnergy
+from tfp_ebm.recipes.density_training import Settings, Trainer, energies_of, settings_for_rows
 
 _MIN_ROWS = 10
 # A column whose range between its outer thousandths is more than this many times that of its quartiles, about 4.6 for
@@ -31,113 +31,8 @@ _MIN_ROWS = 10
 _HEAVY_TAILS = 12.0
 # Components of a mixture whose conditionals are proposals: each needs nodes of its own.
 _MAX_PROPOSAL_COMPONENTS = 8
-# How often a training is judged on the held-out rows.
-_NUM_JUDGEMENTS = 25
-# Seconds for each number in the energy head of a training step, and for each step, on one processor core.
-_SECONDS_PER_NUMBER, _SECONDS_PER_STEP = 3.5e-9, 2e-3
-
-
-class Settings(NamedTuple):
-    """How one autoregressive energy is trained.
-
-    Attributes:
-      num_steps: optimizer steps.
-      batch_size: rows of each.
-      width: units of each hidden layer.
-      dropout: share of hidden units dropped.
-      weight_decay: of the optimizer.
-      learning_rate: at the start; it falls along a cosine.
-    """
-
-    num_steps: int
-    batch_size: int
-    width: int
-    dropout: float
-    weight_decay: float
-    learning_rate: float
-
-
-def settings_for_rows(num_rows: int, size: int, seconds: float, num_networks: int) -> Settings:
-    """Chooses the size of a network and its training by the number of rows, within `seconds` for all networks.
-
-    >>> settings_for_rows(300, 10, 60.0, 3).dropout > settings_for_rows(100_000, 10, 60.0, 3).dropout
-    True
-    """
-    batch_size = 256 if num_rows >= 4000 else 128 if num_rows >= 1000 else 64
-    dropout = float(np.interp(math.log10(num_rows), [2.3, 3.0, 4.0, 4.5], [0.4, 0.3, 0.1, 0.0]))
-    decay = 10.0 ** float(np.interp(math.log10(num_rows), [2.5, 4.0], [-2.0, -4.0]))
-    per_step = _SECONDS_PER_STEP + _SECONDS_PER_NUMBER * batch_size * size * 33 * 32
-    affordable = int(seconds / num_networks / per_step)
-    enough = 400 + 60 * num_rows // batch_size  # sixty passes over the rows
-    num_steps = max(_NUM_JUDGEMENTS, min(affordable, enough, 10_000))
-    return Settings(num_steps - num_steps % _NUM_JUDGEMENTS, batch_size, 128, dropout, decay, 4e-3)
-
-
-class _KeepBest(keras.callbacks.Callback):
-    """Keeps the averaged weights with the least held-out loss, and ends a training that no longer improves."""
-
-    def __init__(self, held_out: np.ndarray, patience: int, deadline: float) -> None:
-        super().__init__()
-        self.held_out, self.patience, self.deadline = held_out, patience, deadline
-        self.best, self.weights, self.waited, self.is_cut = math.inf, None, 0, False
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        loss = mean_energy(self.model.network, self.held_out)
-        if loss < self.best:
-            self.best, self.weights, self.waited = loss, self.model.network.get_weights(), 0
-        else:
-            self.waited += 1
-        self.is_cut = time.monotonic() > self.deadline
-        self.model.stop_training = self.waited >= self.patience or self.is_cut
-
-    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        if self.weights is not None:
-            self.model.network.set_weights(self.weights)
-
-
-def energies_of(network: NormalizedEnergy, z: np.ndarray) -> np.ndarray:
-    """Returns energies `[rows]` in float64, computed in batches."""
-    call = tf.function(lambda rows: network(rows), input_signature=[tf.TensorSpec((None, *z.shape[1:]), network.dtype)])
-    parts = [call(z[start : start + 4096]).numpy() for start in range(0, len(z), 4096)]
-    return np.concatenate(parts).astype(np.float64)
-
-
-def mean_energy(network: NormalizedEnergy, z: np.ndarray) -> float:
-    """Returns the mean of the energies, infinite where it is not a number."""
-    mean = float(energies_of(network, z).mean())
-    return mean if math.isfinite(mean) else math.inf
-
-
-def trained(
-    network: NormalizedEnergy, z: np.ndarray, held_out: np.ndarray, settings: Settings, seed: int, deadline: float
-) -> tuple[NormalizedEnergy, bool]:
-    """Trains a network by exact maximum likelihood; returns it at its best, and whether the clock cut the training."""
-    num_steps = settings.num_steps
-    steps_per_epoch = num_steps // _NUM_JUDGEMENTS
-    model = EnergyModel(network, seed=seed)
-    optimizer = keras.optimizers.Adam(
-        keras.optimizers.schedules.CosineDecay(settings.learning_rate, num_steps),
-        weight_decay=settings.weight_decay,
-        global_clipnorm=10.0,
-        use_ema=True,
-        ema_momentum=min(0.998, 1.0 - 10.0 / num_steps),
-    )
-    model.compile(
-        optimizer,
-        losses.NegativeLogLikelihood(),
-        steps_per_execution=max(n for n in range(1, 51) if steps_per_epoch % n == 0),
-        jit_compile=True,
-    )
-    keep = _KeepBest(held_out, patience=8, deadline=deadline)
-    model.fit(
-        shuffled_batches(z, settings.batch_size, seed),
-        epochs=_NUM_JUDGEMENTS,
-        steps_per_epoch=steps_per_epoch,
-        shuffle=False,
-        verbose=0,
-        callbacks=[keras.callbacks.SwapEMAWeights(swap_on_epoch=True), keep, keras.callbacks.TerminateOnNaN()],
-    )
-    return network, keep.is_cut
+# Columns up to which a kernel density is a candidate.
+_MAX_KERNEL_COLUMNS = 64
 
 
 def stacking_weights(log_probs: np.ndarray, num_steps: int = 500) -> np.ndarray:
@@ -262,23 +157,33 @@ def fit_density(
         if verbose:
             print(f"{name:28s} {candidates[name][0]:12.4f} ± {candidates[name][1]:.4f} nats")
 
-    mixture = fit_gaussian_mixture(y[train], seed=seed, x_held_out=y[held_out])
-    add("gaussian", DistributionEnergy(fit_gaussian_mixture(y[train], 1, seed=seed)))
-    if mixture.mixture_distribution.probs.shape[0] > 1:
-        add("gaussian_mixture", DistributionEnergy(mixture))
+    mixture = fit_mixture(y[train], seed=seed, x_held_out=y[held_out])
+    add("gaussian", GaussianMixtureEnergy.of(fit_mixture(y[train], 1, seed=seed, x_held_out=y[held_out])))
+    if len(mixture.probs) > 1:
+        add("gaussian_mixture", GaussianMixtureEnergy.of(mixture))
+    if size <= _MAX_KERNEL_COLUMNS:
+        add("kernel_density", GaussianMixtureEnergy.of(fit_kernel_density(y[train], y[held_out], seed=seed), ))
+    if len(mixture.probs) > _MAX_PROPOSAL_COMPONENTS:
+        mixture = fit_mixture(y[train], _MAX_PROPOSAL_COMPONENTS, seed=seed, x_held_out=y[held_out])
     is_cut = False
-    if mixture.mixture_distribution.probs.shape[0] > _MAX_PROPOSAL_COMPONENTS:
-        mixture = fit_gaussian_mixture(y[train], _MAX_PROPOSAL_COMPONENTS, seed=seed)
-    plan = _plan(size, len(train), mixture, seed)
-    settings = settings_for_rows(len(train), size, seconds, len(plan))
-    for number, (name, options) in enumerate(plan.items()):
-        deadline = time.monotonic() + 1.5 * seconds / len(plan) + 10.0
-        network = networks.autoregressive(
-            [size], [settings.width] * 2, dropout=settings.dropout, seed=seed + number, **options
-        )
-        network, was_cut = trained(network, y[train], y[held_out], settings, seed + number, deadline)
+    settings = settings_for_rows(len(train), size)
+    plan = _plan(size, len(train), seed)
+    trainers: dict[str, Trainer] = {}
+    spent = 0.0
+    for number, (name, kind, order) in enumerate(plan):
+        start = time.monotonic()
+        if kind not in trainers:
+            trainers[kind] = Trainer(_network(kind, size, settings, mixture, seed), settings, seed)
+        trainer = trainers[kind]
+        if kind == "mixture":
+            trainer.start_at(mixture, order)
+        budget = (seconds - spent) / (len(plan) - number)
+        weights_of, was_cut = trainer.train(y[train][:, order], y[held_out][:, order], budget, seed + number)
         is_cut |= was_cut
+        network = _network(kind, size, settings, mixture, seed, order)
+        network.set_weights(weights_of)
         add(name, network)
+        spent += time.monotonic() - start
     weights = stacking_weights(np.stack(log_probs, 1))
     kept = weights > 1e-3
     weights = weights[kept] / weights[kept].sum()
@@ -295,26 +200,44 @@ def fit_density(
     return model
 
 
-def _plan(size: int, num_rows: int, mixture: Any, seed: int) -> dict[str, dict[str, Any]]:
-    """Returns the autoregressive candidates by name: arguments of `networks.autoregressive`."""
+def _network(
+    kind: str, size: int, settings: Settings, mixture: MixtureParameters, seed: int, order: list[int] | None = None
+) -> networks.AutoregressiveEnergy:
+    """Returns an untrained network: with free proposals, or with the conditionals of a mixture of as many parts."""
+    of_mixture = kind == "mixture"
+    return networks.AutoregressiveEnergy(
+        [size],
+        [settings.width] * 2,
+        order,
+        num_components=len(mixture.probs) if of_mixture else 1,
+        fixed_proposal=of_mixture,
+        dropout=settings.dropout,
+        seed=seed,
+    )
+
+
+class Candidate(NamedTuple):
+    """An autoregressive energy to train: its name, the kind of its proposals, and the order of the columns."""
+
+    name: str
+    kind: str
+    order: list[int]
+
+
+def _plan(size: int, num_rows: int, seed: int) -> list[Candidate]:
+    """Returns the autoregressive candidates."""
     rng = np.random.default_rng([seed, 7])
-    natural, other = list(range(size)), rng.permutation(size).tolist()
+    natural = list(range(size))
     if size == 1:
-        return {"autoregressive": {"num_components": 1}}
-    number = mixture.mixture_distribution.probs.shape[0]
-    of_mixture = {"proposal": mixture, "num_nodes": (max(32, 6 * number), max(64, 24 * number))}
-    at_mixture = {**of_mixture, "order": other if num_rows >= 2000 else natural}
-    if num_rows < 2000:
-        return {
-            "autoregressive_mixture_1": at_mixture,
-            "autoregressive_mixture_2": {**of_mixture, "order": other},
-            "autoregressive_1": {"order": natural},
-        }
-    return {
-        "autoregressive_1": {"order": natural},
-        "autoregressive_2": {"order": natural[::-1]},
-        "autoregressive_mixture_1": at_mixture,
-    }
+        return [Candidate("autoregressive", "free", natural)]
+    others = [rng.permutation(size).tolist() for _ in range(2)]
+    return [
+        Candidate("autoregressive_1", "free", natural),
+        Candidate("autoregressive_mixture_1", "mixture", natural),
+        Candidate("autoregressive_2", "free", natural[::-1]),
+        Candidate("autoregressive_mixture_2", "mixture", others[0]),
+        Candidate("autoregressive_3", "free", others[1]),
+    ]
 
 
 def _warn_of_quadrature(parts: Mapping[str, NormalizedEnergy], z: np.ndarray) -> None:

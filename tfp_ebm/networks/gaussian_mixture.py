@@ -1,0 +1,116 @@
+"""The energy of a Gaussian mixture or a kernel density, with its parameters in weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_ebm import random
+from tfp_ebm.arguments import check_count
+from tfp_ebm.energy.gaussian_mixture import MixtureParameters
+from tfp_ebm.networks.normalized import NormalizedEnergy, in_blocks
+
+# Distances that one block of rows may hold.
+_MAX_DISTANCES = 2**24
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class GaussianMixtureEnergy(NormalizedEnergy):
+    """The energy E(x) = −log Σₖ wₖ N(x; μₖ, LₖLₖᵀ), whose log Z is 0.
+
+    Its weights are not trained; `assign` sets them.
+
+    Args:
+      event_shape: shape of one state, a vector.
+      num_components: number of Gaussians.
+      is_shared: whether all have one covariance, as in a kernel density.
+
+    >>> energy = GaussianMixtureEnergy([2], num_components=1)
+    >>> energy.assign(MixtureParameters(np.ones(1), np.zeros((1, 2)), np.eye(2)[None]))
+    >>> round(float(energy(tf.zeros([1, 2]))[0]), 4)
+    1.8379
+    """
+
+    def __init__(self, event_shape: Any, num_components: int, is_shared: bool = False, **kwargs: Any) -> None:
+        super().__init__(event_shape, **kwargs)
+        (size,) = self.event_shape
+        self.num_components, self.is_shared = check_count("num_components", num_components), bool(is_shared)
+        factor_shape = (size, size) if is_shared else (num_components, size, size)
+
+        def weight(name: str, shape: tuple[int, ...]) -> keras.Variable:
+            return self.add_weight(shape=shape, initializer="zeros", trainable=False, name=name)
+
+        self.probs = weight("probs", (num_components,))
+        self.center = weight("center", (size,))
+        self.loc = weight("loc", (num_components, size))  # relative to `center`, around which squares lose few digits
+        self.scale = weight("scale", factor_shape)
+        self.inverse = weight("inverse", factor_shape)
+        self.log_weights = weight("log_weights", (num_components,))
+        self.built = True
+
+    @classmethod
+    def of(cls, parameters: MixtureParameters, **kwargs: Any) -> GaussianMixtureEnergy:
+        """Returns the energy of a mixture that was fitted."""
+        energy = cls(parameters.loc.shape[1:], len(parameters.probs), parameters.scale_tril.ndim == 2, **kwargs)
+        energy.assign(parameters)
+        return energy
+
+    def assign(self, parameters: MixtureParameters) -> None:
+        """Sets the mixture."""
+        probs, loc, scale = parameters
+        center = probs @ loc
+        volume = np.log(np.diagonal(scale, axis1=-2, axis2=-1)).sum(-1)
+        with np.errstate(divide="ignore"):  # a component may be empty
+            self.log_weights.assign(np.log(probs) - volume - 0.5 * loc.shape[1] * math.log(2.0 * math.pi))
+        self.probs.assign(probs)
+        self.center.assign(center)
+        self.loc.assign(loc - center)
+        self.scale.assign(scale)
+        self.inverse.assign(np.linalg.inv(scale))
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns −log p(x), `[batch]`, of states `[batch, size]`."""
+        del training
+        inverse, loc = self.inverse.value, self.loc.value
+        if self.is_shared:
+            whitened = tf.matmul(loc, inverse, transpose_b=True)
+            norms = tf.reduce_sum(tf.square(whitened), -1)
+
+        def energy(rows: tf.Tensor) -> tf.Tensor:
+            centred = rows - self.center.value
+            if self.is_shared:
+                y = tf.matmul(centred, inverse, transpose_b=True)
+                products = tf.matmul(y, whitened, transpose_b=True)
+                squares = tf.maximum(tf.reduce_sum(tf.square(y), -1, keepdims=True) + norms - 2.0 * products, 0.0)
+            else:
+                y = tf.einsum("kij,bkj->bki", inverse, centred[:, None, :] - loc)
+                squares = tf.reduce_sum(tf.square(y), -1)
+            return -tf.reduce_logsumexp(self.log_weights.value - 0.5 * squares, -1)
+
+        per_row = self.num_components * (1 if self.is_shared else self.event_shape[0])
+        return in_blocks(energy, x, max(1, _MAX_DISTANCES // per_row))
+
+    def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
+        """Returns independent samples `[num_samples, size]`."""
+        u = random.uniform(tf.reshape(num_samples, [1]), random.fold_in(seed, 0), self.dtype)
+        shares = tf.cumsum(self.probs.value)
+        component = tf.searchsorted(shares[:-1] / shares[-1], u)
+        z = random.normal(tf.stack([num_samples, *self.event_shape]), random.fold_in(seed, 1), self.dtype)
+        if self.is_shared:
+            moved = tf.matmul(z, self.scale.value, transpose_b=True)
+        else:
+            moved = tf.linalg.matvec(tf.gather(self.scale.value, component), z)
+        return self.center.value + tf.gather(self.loc.value, component) + moved
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, for Keras."""
+        return {
+            **super().get_config(),
+            "event_shape": self.event_shape,
+            "num_components": self.num_components,
+            "is_shared": self.is_shared,
+        }

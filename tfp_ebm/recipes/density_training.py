@@ -1,0 +1,170 @@
+"""Training of one autoregressive energy on a table, judged by the exact likelihood of held-out rows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_ebm import losses
+from tfp_ebm.energy.data import shuffled_batches
+from tfp_ebm.energy.gaussian_mixture import MixtureParameters
+from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.networks.normalized import NormalizedEnergy
+
+# How often a training is judged on the held-out rows, and after how many judgements without a better one it ends.
+NUM_JUDGEMENTS, _PATIENCE = 40, 12
+_MAX_JUDGED_ROWS = 5000
+
+
+class Settings(NamedTuple):
+    """How autoregressive energies are trained.
+
+    Attributes:
+      num_steps: optimizer steps, a multiple of `NUM_JUDGEMENTS`.
+      batch_size: rows of each.
+      width: units of each hidden layer.
+      dropout: share of hidden units dropped.
+      weight_decay: of the optimizer.
+      learning_rate: at the start; it falls along a cosine.
+    """
+
+    num_steps: int
+    batch_size: int
+    width: int
+    dropout: float
+    weight_decay: float
+    learning_rate: float
+
+
+def settings_for_rows(num_rows: int, size: int) -> Settings:
+    """Chooses the size of a network and its training by the number of rows.
+
+    >>> settings_for_rows(300, 10).dropout > settings_for_rows(100_000, 10).dropout
+    True
+    """
+    batch_size = 256 if num_rows >= 4000 else 128 if num_rows >= 1000 else 64
+    logarithm = math.log10(num_rows)
+    dropout = float(np.interp(logarithm, [2.3, 3.0, 4.0, 5.0], [0.4, 0.3, 0.1, 0.0]))
+    decay = 10.0 ** float(np.interp(logarithm, [2.5, 4.0], [-2.0, -4.0]))
+    num_steps = min(500 + 100 * num_rows // batch_size, 8000)
+    return Settings(num_steps - num_steps % NUM_JUDGEMENTS, batch_size, 128, dropout, decay, 4e-3)
+
+
+class _Schedule(keras.callbacks.Callback):
+    """Lowers the learning rate along a cosine, keeps the best averaged weights, and ends a training in time.
+
+    The cosine ends with the last step, or at the deadline if that comes first.
+    """
+
+    def __init__(self, held_out: np.ndarray, learning_rate: float, seconds: float) -> None:
+        super().__init__()
+        self.held_out, self.learning_rate, self.seconds = held_out, learning_rate, seconds
+        self.best, self.weights, self.waited = math.inf, None, 0
+        self.is_cut, self.progress, self.start = False, 0.0, 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        if epoch == 1:
+            self.start = time.monotonic()  # the first epoch compiles
+        self.progress = epoch / NUM_JUDGEMENTS
+        if epoch > 1:
+            spent = (time.monotonic() - self.start) / self.seconds
+            self.is_cut |= spent > self.progress + 0.5 / NUM_JUDGEMENTS
+            self.progress = max(self.progress, spent) if self.is_cut else self.progress
+        rate = self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.progress)))
+        self.model.optimizer.learning_rate = max(rate, 1e-6)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        loss = mean_energy(self.model.network, self.held_out)
+        if loss < self.best:
+            self.best, self.weights, self.waited = loss, self.model.network.get_weights(), 0
+        else:
+            self.waited += 1
+        self.model.stop_training = self.waited >= _PATIENCE or self.progress >= 1.0
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        if self.weights is not None:
+            self.model.network.set_weights(self.weights)
+
+
+def energies_of(network: NormalizedEnergy, z: np.ndarray) -> np.ndarray:
+    """Returns energies `[rows]` in float64, computed in batches."""
+    if not hasattr(network, "_compiled_energy"):
+        signature = [tf.TensorSpec((None, *z.shape[1:]), network.dtype)]
+        network._compiled_energy = tf.function(lambda rows: network(rows), input_signature=signature)
+    call = network._compiled_energy
+    parts = [call(z[start : start + 4096]).numpy() for start in range(0, len(z), 4096)]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def mean_energy(network: NormalizedEnergy, z: np.ndarray) -> float:
+    """Returns the mean of the energies, infinite where it is not a number."""
+    mean = float(energies_of(network, z).mean())
+    return mean if math.isfinite(mean) else math.inf
+
+
+class Trainer:
+    """Trains one network again and again from its initial weights: the training step is compiled once.
+
+    Args:
+      network: the network, whose weights are those of the training in progress.
+      settings: of all its trainings.
+      seed: of the batches and of dropout.
+    """
+
+    def __init__(self, network: NormalizedEnergy, settings: Settings, seed: int) -> None:
+        self.network, self.settings = network, settings
+        self._initial = network.get_weights()
+        self._model = EnergyModel(network, seed=seed)
+        optimizer = keras.optimizers.Adam(
+            settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            global_clipnorm=10.0,
+            use_ema=True,
+            ema_momentum=min(0.998, 1.0 - 10.0 / settings.num_steps),
+        )
+        steps_per_epoch = settings.num_steps // NUM_JUDGEMENTS
+        self._model.compile(
+            optimizer,
+            losses.NegativeLogLikelihood(),
+            steps_per_execution=max(n for n in range(1, 51) if steps_per_epoch % n == 0),
+            jit_compile=True,
+        )
+        self._fresh: list[np.ndarray] | None = None
+
+    def start_at(self, mixture: MixtureParameters, order: list[int]) -> None:
+        """Makes the conditionals of a mixture, its columns in the given order, the proposals of the next training."""
+        covariance = mixture.scale_tril @ mixture.scale_tril.transpose(0, 2, 1)
+        self.network.proposal.assign(mixture.probs, mixture.loc[:, order], covariance[:, order][:, :, order])
+        fixed = {variable.path: np.array(variable) for variable in self.network.proposal.weights}
+        self._initial = [
+            fixed.get(variable.path, value)
+            for variable, value in zip(self.network.weights, self._initial, strict=True)
+        ]
+
+    def train(self, z: np.ndarray, held_out: np.ndarray, seconds: float, seed: int) -> tuple[list[np.ndarray], bool]:
+        """Trains from the initial weights; returns the weights of the best judgement, and whether time ran out."""
+        settings = self.settings
+        optimizer = self._model.optimizer
+        self.network.set_weights(self._initial)
+        if self._fresh is None:
+            optimizer.build(self._model.trainable_variables)
+            self._fresh = [np.array(variable) for variable in optimizer.variables]
+        else:
+            for variable, value in zip(optimizer.variables, self._fresh, strict=True):
+                variable.assign(value)
+        schedule = _Schedule(held_out[:_MAX_JUDGED_ROWS], settings.learning_rate, seconds)
+        self._model.fit(
+            shuffled_batches(z, settings.batch_size, seed),
+            epochs=NUM_JUDGEMENTS,
+            steps_per_epoch=settings.num_steps // NUM_JUDGEMENTS,
+            shuffle=False,
+            verbose=0,
+            callbacks=[keras.callbacks.SwapEMAWeights(swap_on_epoch=True), schedule, keras.callbacks.TerminateOnNaN()],
+        )
+        return self.network.get_weights(), schedule.is_cut
