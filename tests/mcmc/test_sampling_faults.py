@@ -41,7 +41,9 @@ def test_stuck_chains_are_counted_and_named(starts):
     """By `sample`, `summarize` and `diagnose`; some 16 % of the base lies so deep in the core that HMC cannot start."""
     kernel = mcmc.HMC(0.05, 5)
     arguments = {"num_results": 10, "num_burnin_steps": 30, "seed": 0, "jit_compile": False}
-    with pytest.warns(UserWarning, match=r"(\d+) of 200 chains never moved in 40 steps.*at the lowest") as record:
+    with pytest.warns(
+        UserWarning, match=r"(\d+) of 200 chains never moved in 40 steps.*The lowest log density"
+    ) as record:
         samples = mcmc.sample(lennard_jones, starts, kernel, **arguments)
     still = np.all(samples.states.numpy() == starts.numpy(), (0, 2)).sum()
     assert samples.num_stuck == still > 10 and str(record[0].message).startswith(f"{still} of")

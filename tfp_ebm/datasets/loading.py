@@ -27,11 +27,11 @@ def load(
 
     Args:
       path_or_name: one of `TOY_NAMES`, "digits", or the path of a file: any file that `load_table` reads, or a `.npy`
-      or `.npz` file with an array of any number of axes.
+        or `.npz` file with an array of any number of axes.
       key: the name of the array in a `.npz` file with several arrays, or of the file in a `.zip` archive.
       delimiter: one character that separates the cells of a text file; default: detected.
       dequantize: whether to add U(0, 1) to every number. Allowed for whole numbers only, including the digits, which
-      are then also divided by 17.
+        are then also divided by 17.
       n: number of points drawn from a toy distribution; a file is read completely.
       seed: an int or int32[2], for the toy distributions and for the dequantisation.
       **read_options: see `load_table`.

@@ -37,7 +37,7 @@ class Explanation:
 
     def __str__(self) -> str:
         """Returns the explanation as text."""
-        lines = [f"method='auto' uses {self.method} mode."]
+        lines = [f"method='auto' takes {self.method} mode."]
         lines += [f"- {reason}" for reason in self.reasons]
         if self.piecewise_linear:
             names = ", ".join(self.piecewise_linear)

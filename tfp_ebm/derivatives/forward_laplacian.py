@@ -48,7 +48,7 @@ def forward_laplacian_rule(*targets: Any, inference_only: bool = False) -> Calla
 
     Args:
       *targets: layer classes, or activation functions, for which the rule holds. A rule for a class does not hold for
-      its subclasses, whose `call` may differ.
+        its subclasses, whose `call` may differ.
       inference_only: whether the rule is wrong in training mode (for example for dropout).
 
     Returns:

@@ -35,8 +35,7 @@ from tfp_ebm.energy.shapes import as_state, one_per_row, over_leading_dimensions
 
 
 class BaseTilt:
-    """The tilt −log base_z(z) = −log base(x) − Σ log scale of a base measure, a callable `[batch, *event] ->
-    [batch]`."""
+    """The tilt −log base_z(z) = −log base(x) − Σ log scale of a base measure, `[batch, *event] -> [batch]`."""
 
     def __init__(self, base_measure: tfp.distributions.Distribution, standardization: Standardization) -> None:
         self.base_measure, self.standardization = base_measure, standardization

@@ -97,7 +97,7 @@ class PersistentContrastiveDivergence(MaximumLikelihood):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PersistentContrastiveDivergence:
-        """The inverse of `get_config`."""
+        """Creates the object from the result of `get_config`."""
         return super().from_config({**config, "base": serialization.decode(config["base"])})
 
 

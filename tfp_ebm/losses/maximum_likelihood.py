@@ -326,7 +326,7 @@ class MaximumLikelihood(Loss):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> MaximumLikelihood:
-        """The inverse of `get_config`."""
+        """Creates the object from the result of `get_config`."""
         config = dict(config)
         if "form" not in inspect.signature(cls.__init__).parameters:  # in files of version 0.1
             moved = {"form": config.pop("form", "difference"), "kl_weight": config.pop("kl_weight", 0.0)}

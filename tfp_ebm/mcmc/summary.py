@@ -43,9 +43,9 @@ class Summary(NamedTuple):
       rhat_log_prob: split R̂ of the target's log density; None for a kernel from another package.
       acceptance_rate: share of accepted steps, among the steps that led to a result.
       num_stuck: int32, the number of chains whose results are all equal; with one result per chain, the number of
-      chains that never moved. `summarize` warns about chains that never moved and about NaN gradients.
+        chains that never moved. `summarize` warns about chains that never moved and about NaN gradients.
       num_nonfinite: int32, the number of chains with a NaN or an infinity in a result or, for a kernel of this package,
-      in its log density. These chains are included in all statistics, which may therefore be NaN.
+        in its log density. These chains are included in all statistics, which may therefore be NaN.
       num_results: int32, number of results per chain; less than requested after an interrupt.
       last_state: states after the last step, `[*chains, *event]`.
       step_size: as in `Samples`.

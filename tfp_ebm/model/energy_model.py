@@ -54,12 +54,11 @@ class EnergyModel(EnergyTrainer):
 
     Args:
       network: any Keras model or layer `[batch, *event] -> [batch]` or `[batch, 1]`. If it also takes a condition, one
-      number per row such as a noise scale, the model is conditional. Such a network is a functional model with a second
-      input of shape () or (1,), or a layer whose `call` has a second required argument.
-      base_measure: a `tfd.Distribution` over x that is added to the energy, E(x) = network(x) − log base(x). It keeps Z
-      finite in every direction. None for the network alone.
-      event_shape: shape of one x. Needed only if the network's input shape is unknown and the model is used before its
-      first batch.
+        number per row such as a noise scale, the model is conditional. Such a network is a functional model with a
+        second input of shape () or (1,), or a layer whose `call` has a second required argument.
+      base_measure: a `tfd.Distribution` over x, which gives E(x) = network(x) − log base(x) and keeps Z finite in every
+        direction. None for the network alone.
+      event_shape: shape of one x. Needed only if the network's input shape is unknown and there is no batch yet.
       seed: int or two ints; together with the model's step counter, it determines all random numbers in training.
 
     Raises:
@@ -68,8 +67,7 @@ class EnergyModel(EnergyTrainer):
 
     The network receives z = (x − loc)/scale, where `adapt` computes loc and scale, and losses and noise scales refer to
     z. Everything public (`energy`, `score`, `base`, `predict`, the exported model) uses x, with E(x) = E_z(z) + Σ log
-    scale. A condition reaches the network unchanged: a noise scale is in units of z, in standard deviations of the
-    data.
+    scale. A condition reaches the network unchanged: a noise scale is in standard deviations of the data, as z is.
 
     A conditional model is trained on x alone, by a loss that draws conditions. `energy`, `score` and
     `unnormalized_log_prob` take the condition as second argument; Keras's own methods take it as second input:
@@ -369,14 +367,14 @@ class EnergyModel(EnergyTrainer):
             is loaded after writing; if LiteRT's own interpreter cannot run it, the file is removed.
           verbose: whether to print one line with the directory and the endpoints.
           kernel: the kernel that `sample` runs, in standardised units; default: HMC. An adaptive kernel is adapted
-          during the export, starting from the base distribution, and exported with the resulting step size.
+            during the export, starting from the base distribution, and exported with the resulting step size.
           jit_compile: whether XLA compiles `sample`, once for each batch size.
           **kwargs: passed to Keras, for other formats.
 
         Raises:
           RuntimeError: if LiteRT cannot run the exported file.
           ValueError: if `filepath` holds anything other than a SavedModel, the event shape is unknown, or the network
-          takes a condition (export `model.given(condition)` instead).
+            takes a condition (export `model.given(condition)` instead).
           TypeError: if `kernel` is not a kernel, or an argument is unknown.
         """
         if self.is_conditional:

@@ -47,7 +47,7 @@ class HMC(Kernel):
     Args:
       step_size: ε; a number, or an array that broadcasts to the event.
       num_leapfrog_steps: L, or a pair (low, high): each step then draws L uniformly from low, …, high, the same L for
-      all chains. This removes resonances between the length of the trajectories and the target.
+        all chains. This removes resonances between the length of the trajectories and the target.
       mass: m, the diagonal of the mass matrix; a number or an array that broadcasts to the event. None means 1.
 
     Raises:
