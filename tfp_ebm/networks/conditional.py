@@ -26,7 +26,7 @@ def takes_condition(network: Any) -> bool:
       network: a Keras model or layer.
 
     Raises:
-      ValueError: if it takes more than that, or a condition that is not one number per row.
+      ValueError: if it takes more inputs, or its condition is not one number per row.
 
     >>> x, sigma = keras.Input((2,)), keras.Input(())
     >>> takes_condition(keras.Model([x, sigma], x)), takes_condition(keras.Model(x, x))
