@@ -120,7 +120,7 @@ def test_a_model_without_mass_where_the_data_is_warns():
     with pytest.warns(UserWarning, match="not finite at 1 of 3"):
         lost = evaluation.log_likelihood(lambda x: tf.where(x[:, 0] > 0, x[:, 0], np.inf), x, 0.0)
     assert lost.value == -np.inf and math.isnan(lost.standard_error)
-    with pytest.warns(UserWarning, match="no telling its error"):
+    with pytest.warns(UserWarning, match="its error is unknown"):
         evaluation.log_likelihood(energy, x[:1], 0.0)
 
 
