@@ -11,8 +11,7 @@ def check_backend(imports_keras: bool = True) -> None:
 
     Args:
       imports_keras: whether Keras may be imported to read its configuration file. Otherwise only the environment
-        variable
-        counts, unless Keras is already imported.
+        variable counts, unless Keras is already imported.
 
     >>> check_backend()
     """

@@ -2,8 +2,7 @@
 
 A fixed `stacklevel` counts frames, but the number of frames between the user and a warning varies: `p.sample` calls
 TensorFlow Probability, a compiled function TensorFlow. This module therefore searches the stack for the first frame
-that
-belongs to none of these packages.
+that belongs to none of these packages.
 """
 
 from __future__ import annotations

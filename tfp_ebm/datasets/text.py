@@ -57,8 +57,7 @@ def decode(raw: bytes, label: str, encoding: str | None = None) -> str:
     """Returns the text of a file, with "\\n" as the only line end.
 
     UTF-8, UTF-16 and UTF-32 are recognised by their byte order marks, and UTF-16 without a mark by its zero bytes.
-    Other
-    text that is not UTF-8 is read as Windows-1252, or as Latin-1 if Windows-1252 lacks one of its characters.
+    Other text that is not UTF-8 is read as Windows-1252, or as Latin-1 if Windows-1252 lacks one of its characters.
 
     >>> decode("a;b\\r\\n1;2".encode("utf-16"), "`x.csv`")
     'a;b\\n1;2'

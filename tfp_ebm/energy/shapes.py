@@ -36,8 +36,7 @@ def as_state(x: Any, dtype: str | tf.DType, event_shape: tuple[int, ...], name: 
     """Returns `x` as a tensor `[..., *event]` of `dtype`.
 
     Arrays and lists of numbers are converted. A *tensor* of another dtype raises an error, because it comes from a
-    chain
-    or a graph, and its conversion would hide a mistake.
+    chain or a graph, and its conversion would hide a mistake.
 
     Raises:
       TypeError: for a tensor of another dtype, or an object that does not hold numbers.

@@ -2,9 +2,8 @@
 
 The densities between base b and target f are p_β ∝ b^(1−β) f^β. A run is a list of moves: before move t, δ_t h(x) with
 h = log f − log b is added to the log weight of each chain; the move then leaves p_{β_t} invariant. Each move
-initialises
-its kernel anew. A kernel's results hold log density and gradient at the previous β; reusing these values would bias the
-weights (as it does in `tfp.mcmc.sample_annealed_importance_chain` with HMC).
+initialises its kernel anew. A kernel's results hold log density and gradient at the previous β; reusing these values
+would bias the weights (as it does in `tfp.mcmc.sample_annealed_importance_chain` with HMC).
 
 The number of moves is an argument of the compiled function, up to a power of two that is part of its shape.
 """

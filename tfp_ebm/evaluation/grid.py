@@ -160,8 +160,7 @@ def grid_log_normalizer(
       energy_fn: an `EnergyModel`, an `EnergyDistribution`, any `tfd.Distribution` (by its unnormalized_log_prob), a
         Keras network, or a callable `[batch, d] -> [batch]`.
       low, high: corners of the box, `[d]`, or numbers if the event shape is known or 1. The box should be wider than
-        the
-        data, because a network may have mass far from them.
+        the data, because a network may have mass far from them.
       num: number of cells per axis; an odd number is rounded up to the next even one.
       dtype: the dtype in which a plain callable is called; other energies are called in their own dtype.
 
@@ -225,8 +224,7 @@ def grid_kl_divergence(
       energy_fn, low, high, num: see `grid_log_normalizer`.
       reference: the true distribution p, a `tfd.Distribution` of one or two coordinates with an exact `log_prob`.
       log_normalizer: log Z, a number or an `Estimate`; default: computed on the same grid. If the box does not cover
-        the
-        model's mass, the result is then too small, and there is a warning.
+        the model's mass, the result is then too small, and there is a warning.
 
     Raises:
       TypeError, ValueError: as `grid_log_normalizer`.

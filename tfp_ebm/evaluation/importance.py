@@ -7,8 +7,8 @@ densities invariant; with h = log f − log b,
 
 so log w̄ estimates log Z, and E log w ≤ log Z. Backward: chains start at exact draws x ~ p and move in the opposite
 direction; then E (1/w) = 1/Z and E log w ≥ log Z. The two means enclose log Z, and their difference measures how far
-the
-bridges are from reversible (Grosse, Ghahramani & Adams 2015). K = 1 in the forward direction is importance sampling.
+the bridges are from reversible (Grosse, Ghahramani & Adams 2015). K = 1 in the forward direction is importance
+sampling.
 """
 
 from __future__ import annotations
@@ -107,14 +107,12 @@ def reverse_annealed_importance_sampling(
 
     Args:
       energy_fn, base, kernel, num_temperatures, schedule, seed, jit_compile: as for `annealed_importance_sampling`;
-        with
-        the same seed, both functions use the same temperatures and step sizes.
+        with the same seed, both functions use the same temperatures and step sizes.
       samples: independent draws of the target exp(−E)/Z, `[num_chains, *event]`; default: `num_chains` draws by the
         distribution's `sample`, which for an `EnergyDistribution` runs chains.
       num_chains: number of chains, if `samples` are not given.
       is_exact: whether the given `samples` are exact draws. If they come from a chain, the method is approximate: if
-        the
-        chain misses a mode, the estimate misses it too and is too small.
+        the chain misses a mode, the estimate misses it too and is too small.
 
     Returns:
       An `Estimate` of log Z with `log_weights`, whose mean is an upper bound of log Z in expectation if the samples are

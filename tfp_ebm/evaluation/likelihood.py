@@ -82,8 +82,7 @@ def kl_divergence(
     Args:
       energy_fn, log_normalizer: as for `log_likelihood`.
       reference: the true distribution p, a `tfd.Distribution` with exact draws and an exact `log_prob`, such as those
-        of
-        `ebm.targets`. An `EnergyDistribution` draws by chains, so the estimate has `is_approximate` set.
+        of `ebm.targets`. An `EnergyDistribution` draws by chains, so the estimate has `is_approximate` set.
       num_samples: number of draws.
       seed: int or int32[2].
 

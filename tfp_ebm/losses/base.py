@@ -5,8 +5,7 @@
 A loss has no access to a model: `energy_fn` is any callable `[batch, *event] -> [batch]`. A loss does not reduce; the
 trainer weights the rows (`sample_weight`), averages them and divides by the number of replicas. The state of a loss (a
 learned log Z, a replay buffer, an adapted step size) consists of Keras weights, so that `.keras` files, weight files
-and
-checkpoints contain it. With `training=False` a loss does not change its state.
+and checkpoints contain it. With `training=False` a loss does not change its state.
 """
 
 from __future__ import annotations
@@ -76,8 +75,7 @@ class Loss(keras.layers.Layer):
     """The base class of all training objectives: a Keras layer, which a compiled model lists in `model.layers`.
 
     A subclass implements `call`, and `build` if it has weights. Once the loss is built, the arguments of its
-    constructor
-    can no longer be set, because compiled training steps would continue with the old values.
+    constructor can no longer be set, because compiled training steps would continue with the old values.
 
     Subclasses set:
       differentiates_score: whether the parameter gradient contains ∂/∂θ ∇ₓE. Networks with layers whose second

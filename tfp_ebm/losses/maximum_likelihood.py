@@ -52,9 +52,8 @@ class MaximumLikelihood(Loss):
     """Maximum likelihood: per row E(x) − E(x⁻), with negatives x⁻ from Markov chains (eqs. 6-10).
 
     Each training step uses as many chains as the batch has rows. It restarts chains that are not finite, makes one
-    global
-    move and `num_steps` steps of the kernel, and stores the chains if they are persistent. No gradient flows through
-    them. Chains run in standardised coordinates.
+    global move and `num_steps` steps of the kernel, and stores the chains if they are persistent. No gradient flows
+    through them. Chains run in standardised coordinates.
 
     Args:
       kernel: a kernel of `ebm.mcmc`, or any callable `target -> tfp.mcmc.TransitionKernel`. The step size of an
@@ -69,8 +68,8 @@ class MaximumLikelihood(Loss):
       num_temperatures: number of temperatures of the tempered move.
       energy_penalty: α of α(E(x)² + E(x⁻)²), which keeps energies near 0.
       data_noise: standard deviation of the noise added to x, in standardised units. If the kernel clamps its chains to
-        a
-        box, the noisy data are clamped as well; otherwise points outside the box would distinguish data from negatives.
+        a box, the noisy data are clamped as well; otherwise points outside the box would distinguish data from
+        negatives.
       jit_compile: whether XLA compiles the kernel's steps if the training step itself is not compiled by XLA. On a CPU
         they are then two to three times as fast, but each batch size needs some seconds of compilation, and XLA must
         support the network. If the kernel moves chains independently, they then run as two halves at the same time,

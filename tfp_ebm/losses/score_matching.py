@@ -30,8 +30,7 @@ class ScoreMatching(Loss):
 
     Args:
       method: the method for the trace, see `ebm.derivatives.laplacian`: "auto", "forward", "reverse", or "hutchinson",
-        an
-        unbiased estimate from one random direction.
+        an unbiased estimate from one random direction.
       chunk_size: number of directions in memory at once; None for all. The value does not depend on it.
 
     Raises:

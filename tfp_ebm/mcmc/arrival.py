@@ -8,10 +8,9 @@ means of chain c over the windows and V the variance of all states in them, for 
 
 of the variance depends on the chain (chains that stay in their mode, or hardly move) or on the window (a drift common
 to the chains). R̂² is the total variance over the remaining variance, and the limit of Gelman & Rubin's R̂²
-(`diagnose`)
-for long windows. At finite length, theirs also contains the variance of a window's mean, 2τ/L of V for chains of
-autocorrelation time τ and windows of length L: it exceeds 1.02 unless L is at least 50τ. This is right for averages
-over a chain, but last states only require that the start is forgotten. The means of distant windows vary
+(`diagnose`) for long windows. At finite length, theirs also contains the variance of a window's mean, 2τ/L of V for
+chains of autocorrelation time τ and windows of length L: it exceeds 1.02 unless L is at least 50τ. This is right for
+averages over a chain, but last states only require that the start is forgotten. The means of distant windows vary
 independently, so this part cancels in their covariance. The remaining part is the correlation over half the burn-in,
 e^(−B/2τ), which exceeds the limit if the burn-in B is shorter than 6.5τ.
 

@@ -105,9 +105,8 @@ def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
 
     ESS is computed as in Stan (Geyer's initial positive and monotone sequence over the mean autocorrelation of half
     chains), R̂ of ranks as in Vehtari et al. (2021, arXiv:1903.08008), and R̂ as in Gelman & Rubin (1992) on half
-    chains,
-    all in float64. `ess`, `ess_bulk`, `mcse` and `rhat_rank` equal ArviZ's ess(method="mean"), ess_bulk, mcse_mean and
-    r_hat.
+    chains, all in float64. `ess`, `ess_bulk`, `mcse` and `rhat_rank` equal ArviZ's ess(method="mean"), ess_bulk,
+    mcse_mean and r_hat.
 
     Args:
       samples: a `Samples`, whose log densities have the axes of the chains; or an array

@@ -50,17 +50,14 @@ class EnergyDistribution(tfp.distributions.Distribution):
 
     `sample(n, seed)` runs n independent chains from the base and returns their last states. It warns about chains that
     never moved and about NaN gradients at points of finite density. With at least 16 chains, it also warns if R-hat
-    over
-    the second half of the burn-in is significantly above 1.02: the chains then have not forgotten their initial states,
-    for example because of separated modes, or still drift (see `mcmc/arrival.py` for the formula). Inside a
-    `tf.function`
-    there are no warnings. Initial states of zero or NaN density are drawn again.
+    over the second half of the burn-in is significantly above 1.02: the chains then have not forgotten their initial
+    states, for example because of separated modes, or still drift (see `mcmc/arrival.py` for the formula). Inside a
+    `tf.function` there are no warnings. Initial states of zero or NaN density are drawn again.
 
     `unnormalized_log_prob` is −E(x), or −E(x) − log Z if `log_normalizer` was given: if log Z depends on another
-    variable
-    of a joint distribution, the joint density needs it. If log Z is unknown or irrelevant, `with_log_normalizer(0.0)`
-    makes TFP's wrappers that call `log_prob` (`tfd.Sample`, `tfd.MixtureSameFamily`, `tfd.TransformedDistribution`)
-    compute with −E(x).
+    variable of a joint distribution, the joint density needs it. If log Z is unknown or irrelevant,
+    `with_log_normalizer(0.0)` makes TFP's wrappers that call `log_prob` (`tfd.Sample`, `tfd.MixtureSameFamily`,
+    `tfd.TransformedDistribution`) compute with −E(x).
 
     `trainable_variables` follows Keras: it does not contain weights with `trainable = False`, and a `GradientTape` does
     not watch these weights in `unnormalized_log_prob`. This is not possible for a callable that closes over a network;

@@ -1,8 +1,7 @@
 """Exports a model as a SavedModel that loads with TensorFlow alone: energies, scores and a sampler.
 
 The exported sampler is a chain of this package with a fixed kernel and the step size as an argument. By default it is
-in
-graph mode, since XLA would compile it again for every batch size.
+in graph mode, since XLA would compile it again for every batch size.
 """
 
 from __future__ import annotations

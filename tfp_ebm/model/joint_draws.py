@@ -1,8 +1,7 @@
 """Draws for TFP's auto-batched joint distributions, without tracing a chain for each of them.
 
 `tfd.JointDistributionCoroutineAutoBatched` and similar classes vectorise the draw of one sample. For an energy, this is
-a
-chain of hundreds of steps, and the conversion of its loops takes 5 to 25 seconds at each call. If the energy does not
+a chain of hundreds of steps, and the conversion of its loops takes 5 to 25 seconds at each call. If the energy does not
 depend on another part of the joint distribution, vectorisation does not change the draws. Many chains are therefore run
 at once, as outside of joint distributions, and the vectorised program takes one draw after the other from them.
 """

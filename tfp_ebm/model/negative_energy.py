@@ -1,8 +1,7 @@
 """The function −E(x) of a distribution: one object per energy, so that compiled chains are reused.
 
 Compiled chains are cached by their target. A distribution and its copies share their energy, so they must also share
-the
-target object.
+the target object.
 """
 
 from __future__ import annotations

@@ -3,11 +3,9 @@
 A Keras loss compares predictions with labels. An energy-based loss perturbs x, differentiates in x or runs chains, so
 it
 needs the function itself. `EnergyTrainer` changes the parts of `keras.Model` that depend on this: compile, fit,
-evaluate
-and the two steps. All random numbers of a step follow from the model's seed and a counter that is one of its weights,
-so
-that a run that was interrupted and resumed equals one that was not. An evaluation changes no weight and uses the same
-noise each time.
+evaluate and the two steps. All random numbers of a step follow from the model's seed and a counter that is one of its
+weights, so that a run that was interrupted and resumed equals one that was not. An evaluation changes no weight and
+uses the same noise each time.
 """
 
 from __future__ import annotations

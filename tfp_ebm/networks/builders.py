@@ -2,15 +2,13 @@
 
 An energy network needs a scalar output that is smooth in x (its gradient is the score, and its second derivatives enter
 score matching) and has no additive constant, since a score loss cannot learn one. Both builders therefore end in a
-dense
-layer without bias. They return `[batch, 1]`, and compute the last sum in float32 or better, because differences of
-energies are exponents.
+dense layer without bias. They return `[batch, 1]`, and compute the last sum in float32 or better, because differences
+of energies are exponents.
 
 Initial weights and biases are uniform on ±1/√fan_in, so that the units of the first layer are nonlinear at different
 points of the data's range; in an `mlp` the range is three times wider for the first layer. With Keras's default
-(Glorot,
-zero biases), a network of two or three inputs starts almost linear; trained on known densities, its error was several
-times larger. The inputs are expected to be standardised, as by `EnergyModel.adapt`.
+(Glorot, zero biases), a network of two or three inputs starts almost linear; trained on known densities, its error was
+several times larger. The inputs are expected to be standardised, as by `EnergyModel.adapt`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Networks of (x, condition): a family of energies E(x; c), one for each value of a number c, such as a noise scale.
 
 Keras has two forms of such a network: a functional model with two inputs, and a subclass whose `call` takes two
-tensors.
-The functions below call both in the same way. `FixedCondition` fixes c and gives a network of x alone, so all functions
-for such networks work without knowledge of conditions.
+tensors. The functions below call both in the same way. `FixedCondition` fixes c and gives a network of x alone, so all
+functions for such networks work without knowledge of conditions.
 """
 
 from __future__ import annotations
@@ -73,8 +72,7 @@ def serialized(network: keras.layers.Layer) -> dict[str, Any]:
     """Returns a network's config as serialised by Keras.
 
     Keras records the shape of the first argument only, and warns at loading if it cannot build a subclassed network
-    from
-    it; a network with two arguments must be built by the caller.
+    from it; a network with two arguments must be built by the caller.
 
     >>> sorted(serialized(FixedCondition(keras.Model([x := keras.Input((2,)), keras.Input(())], x), 1.0))["config"])[:2]
     ['condition', 'dtype']

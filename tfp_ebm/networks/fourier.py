@@ -29,8 +29,7 @@ class FourierFeatures(keras.layers.Layer):
     Args:
       num_features: m, the number of plane waves; each gives a cosine and a sine.
       stddev: standard deviation of the initial angular frequencies, per coordinate, for standardised inputs. The
-        initial
-        features do not resolve structure much finer than 1/stddev standard deviations, which has to be learned.
+        initial features do not resolve structure much finer than 1/stddev standard deviations, which has to be learned.
       seed: int that determines the initial frequencies; None uses `keras.utils.set_random_seed`.
       **kwargs: passed to `keras.layers.Layer` (`name`, `dtype`, `trainable`).
 

@@ -8,8 +8,7 @@ and differ in S. Keras's layers of the same names compute v by `tf.nn.moments`, 
 inside the square. The first derivative is still right, since ∂v/∂m = −2 mean(x − m) = 0, but in the second derivative
 the term ∂²v/∂x_j∂x_k = 2(δ_jk − 1/n)/n loses its 1/n. Scores are therefore right, but training on a derivative of the
 score (all score matching, including denoising) silently follows a wrong gradient. The layers below are Keras's own,
-with
-this formula computed explicitly.
+with this formula computed explicitly.
 """
 
 from __future__ import annotations

@@ -41,14 +41,12 @@ class SpectralNormalization(keras.layers.Wrapper):
     """A wrapper that calls `layer` with its kernel divided by the kernel's largest singular value.
 
     The kernel of a convolution is treated as the matrix of one patch, `[positions · input channels, output channels]`,
-    as in the paper. For a grouped or depthwise convolution the matrix is
-    `[positions · input channels of a group, all output channels]`, whose norm is at least the true norm for a patch. A
-    zero kernel is not changed.
+    as in the paper. For a grouped or depthwise convolution the matrix is `[positions · input channels of a group, all
+    output channels]`, whose norm is at least the true norm for a patch. A zero kernel is not changed.
 
     The result depends on `training` only through the stored vector u: the same u gives the same output, and
     `training=True` then stores the updated u, unless the layer is frozen. The initial u is a fixed generic direction,
-    so
-    the norm of the kernel approaches 1 within the first training steps.
+    so the norm of the kernel approaches 1 within the first training steps.
 
     Args:
       layer: a Dense, Conv1D/2D/3D, Conv1D/2D/3DTranspose or DepthwiseConv1D/2D layer of Keras.

@@ -145,9 +145,8 @@ def jem(
 
     The buffer holds 10 000 chains, of which 5 % restart from uniform noise in each step; nothing is clipped or clamped.
     The optimizer is Adam with a learning rate that increases linearly to 10⁻⁴ in 1000 steps. The paper's batches have
-    64
-    rows, and its network is a wide ResNet without normalisation. According to its authors, training is more stable with
-    noise of .1 on the data.
+    64 rows, and its network is a wide ResNet without normalisation. According to its authors, training is more stable
+    with noise of .1 on the data.
 
     Several outputs f(x)[y] of a network are treated as a classifier's logits, which imply the energy of x
 
@@ -157,8 +156,7 @@ def jem(
 
     Args:
       network: any Keras network `[batch, *event] -> [batch]`, `[batch, 1]`, or `[batch, classes]`; its inputs are
-        pixels
-        in [−1, 1].
+        pixels in [−1, 1].
       pixels: (low, high), the range of your data.
       event_shape: the shape of one image, for a network whose input shape is unknown.
       seed: the seed of all random numbers.

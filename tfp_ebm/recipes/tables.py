@@ -124,16 +124,14 @@ def settings_for(loss: losses.Loss, size: int) -> dict[str, Any]:
     the checkerboard. Its gradients grow when the energy between modes rises, so Adam should forget earlier, small
     gradients. With β₂ = .99 instead of .999, exact score matching ended at a KL of .11 instead of .31 on the rings
     (medians of 8 seeds), and at .10 instead of .12 on the checkerboard (of 3); sliced score matching ended at .09
-    instead
-    of .11 on the checkerboard (of 3), and was no better on the rings (.23 and .16, of 8).
+    instead of .11 on the checkerboard (of 3), and was no better on the rings (.23 and .16, of 8).
 
     The standard deviation 2 of the frequencies is a compromise between smooth rings and the edges of a checkerboard:
     their KL was .003 and .020 at 1.5, .005 and .014 at 2 (one seed each). For chains 1.5 is sufficient.
 
     The base is the Gaussian fitted to the data, with its standard deviations multiplied by `base_width`. Where the
-    noise
-    density of noise contrastive estimation is low, the base alone determines the energy, so its tails should not be
-    lighter than those of the data (banana). Chains propose from the base, so it should be narrow for losses with
+    noise density of noise contrastive estimation is low, the base alone determines the energy, so its tails should not
+    be lighter than those of the data (banana). Chains propose from the base, so it should be narrow for losses with
     chains.
 
     Args:

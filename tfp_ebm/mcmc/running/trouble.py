@@ -19,8 +19,7 @@ from tfp_ebm.caller import warn
 # The largest probability of a warning for chains without a fault.
 _FALSE_ALARM = 1e-3
 # Acceptance differs from chain to chain. Half the mean is assumed, but at least a minimum: for rates below it, a
-# warning
-# is appropriate even if all chains have such a rate.
+# warning is appropriate even if all chains have such a rate.
 _ASSUMED_SHARE, _LEAST_ACCEPTANCE = 0.5, 0.1
 _MIN_STEPS = 10
 
