@@ -219,15 +219,8 @@ def test_every_public_name_is_documented():
     assert without_example == []
 
 
-# Words of the workplace for plain ones: a path or method, a function or argument, costly.
+# Metaphors for plain words: a path or method, a function or argument, costly.
 METAPHORS = re.compile(r"\b(roads?|doors?|dear)\b")
-
-# Files whose docstrings are still to be rewritten; none may be added.
-OLD_WORDING = {
-    *("arguments.py", "random.py", "datasets/loading.py", "energy/function.py", "model/energy_model.py"),
-    *(f"derivatives/{name}.py" for name in "energies engine explanation faults forward_laplacian second_order".split()),
-    *("mcmc/kernels/hamiltonian.py", "mcmc/running/moments.py", "mcmc/summary.py", "networks/derivative_rules.py"),
-}
 
 
 def docstrings(text):
@@ -262,8 +255,7 @@ def test_docstrings_have_a_first_line_and_no_metaphors():
         for path in FILES
         for fault in faults_of_docstrings(path.read_text(encoding="utf-8"))
     ]
-    new = [fault for fault in found if fault.split(":")[0] not in OLD_WORDING]
-    assert not new, f"{len(new)} faults of docstrings (see Style in CONTRIBUTING.md):\n" + "\n".join(found)
+    assert not found, f"{len(found)} faults of docstrings (see Style in CONTRIBUTING.md):\n" + "\n".join(found)
 
 
 def test_planted_faults_of_docstrings_are_seen():

@@ -26,10 +26,10 @@ __all__ = [
 ]
 
 # TensorFlow takes seconds to import, so the command line parses its arguments first and then imports what it needs.
-# Whoever else imports this package gets all of it: Keras finds a saved model's classes only once imported.
+# Any other import loads the complete package, because Keras finds a saved model's classes only once they are imported.
 _IS_COMMAND = sys.orig_argv[1:3] == ["-m", "tfp_ebm"] or pathlib.Path(sys.argv[0]).name == "tfp-ebm"
 
-check_backend(imports_keras=not _IS_COMMAND)  # before an import fails in words of its own
+check_backend(imports_keras=not _IS_COMMAND)  # before another import fails with a less helpful error
 
 if not _IS_COMMAND:
     from tfp_ebm import (

@@ -1,6 +1,6 @@
-"""Checks of what a user passes in: every error names the argument, what was expected and what came.
+"""Checks of user arguments. Every error names the argument, the expected value and the value received.
 
-Floor 0. Public doors call these before any work is done, so that nothing is written or lost by bad input.
+Floor 0. Public functions call these checks before they do any work, so that bad input neither writes nor loses data.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 
 def _real(name: str, value: Any, expected: str) -> float:
-    """`value` as a finite float, or an error that says it should be `expected`."""
+    """Returns `value` as a finite float, or raises an error which states that it must be `expected`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | np.number):
         raise TypeError(f"`{name}` must be {expected}, got {value!r} of type {type(value).__name__}.")
     if not math.isfinite(float(value)):
@@ -105,7 +105,7 @@ def check_kernel(value: Any, *, hashable: bool = False) -> Any:
 
 
 def check_sigmas(name: str, values: Any) -> tuple[float, ...]:
-    """Returns noise scales as a tuple of floats if they are positive and sorted, one way or the other."""
+    """Returns noise scales as a tuple of floats if they are positive and sorted, in ascending or descending order."""
     if isinstance(values, str) or np.ndim(values) != 1 or np.size(values) == 0:
         raise ValueError(f"`{name}` must be a list of at least one positive number, got {values!r}.")
     scales = tuple(check_positive(f"{name}[{i}]", value) for i, value in enumerate(values))
@@ -131,12 +131,12 @@ def check_weights(name: str, weights: Any, num_rows: int) -> np.ndarray:
 
 
 def is_frame(x: Any) -> bool:
-    """Whether `x` is a `pandas.DataFrame`, found out without importing pandas."""
+    """Returns whether `x` is a `pandas.DataFrame`, without importing pandas."""
     return type(x).__module__.split(".")[0] == "pandas" and hasattr(x, "columns")
 
 
 def _numbers_of_frame(name: str, frame: Any) -> np.ndarray:
-    """The numbers of a `pandas.DataFrame` `[rows, columns]`, with NaN for what is missing."""
+    """Returns the numbers of a `pandas.DataFrame` as an array `[rows, columns]`, with NaN for missing values."""
     kinds = {str(column): getattr(dtype, "kind", "O") for column, dtype in frame.dtypes.items()}
     others = [column for column, kind in kinds.items() if kind not in "biuf"]
     if others:
@@ -147,18 +147,18 @@ def _numbers_of_frame(name: str, frame: Any) -> np.ndarray:
 
 
 def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None, min_rows: int = 1) -> np.ndarray:
-    """Returns `x` as a numeric array `[rows, *event]` if it is whole: not empty, every number finite.
+    """Returns `x` as a numeric array `[rows, *event]` if it is not empty and all its numbers are finite.
 
     Args:
-      name: the argument's name, for the errors.
-      x: array-like of numbers, or a `pandas.DataFrame` of them.
-      event_shape: the shape of one row; unchecked if None, but a row must have one.
-      min_rows: rows that it must have.
+      name: the argument's name, for the error messages.
+      x: array-like of numbers, or a `pandas.DataFrame` of numbers.
+      event_shape: the shape of one row. If None, any shape with at least one axis is accepted.
+      min_rows: the smallest number of rows allowed.
 
     Raises:
       TypeError: if `x` holds strings or objects.
       ValueError: if it is empty, has too few rows, has the wrong rank or shape, or holds NaN or infinities
-        (the error says how many, and where the first one is).
+        (the error gives their number and the index of the first).
     """
     try:
         array = _numbers_of_frame(name, x) if is_frame(x) else np.asarray(x)
@@ -192,5 +192,5 @@ def check_keras_3(name: str, value: Any) -> None:
         if kind.__module__.split(".")[0] == "tf_keras":
             raise TypeError(
                 f"`{name}` must be an object of Keras 3 (`import keras`), got {type(value).__name__} of the package "
-                "tf_keras, which is Keras 2: make it with `keras`."
+                "tf_keras, which is Keras 2. Create it with `keras`."
             )

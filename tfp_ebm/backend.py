@@ -1,4 +1,4 @@
-"""The check that Keras runs on TensorFlow: floor 0, made before everything that is built on Keras is imported."""
+"""The check that Keras runs on TensorFlow: floor 0, called before any module that uses Keras is imported."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ def check_backend(imports_keras: bool = True) -> None:
     """Raises ImportError if Keras runs, or is set to run, on another backend than TensorFlow.
 
     Args:
-      imports_keras: whether Keras may be imported to see what its configuration file says. Otherwise only the
-        environment variable counts, as long as nobody has imported Keras.
+      imports_keras: whether Keras may be imported to read its configuration file. Otherwise only the environment
+        variable counts, unless Keras is already imported.
 
     >>> check_backend()
     """

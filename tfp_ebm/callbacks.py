@@ -1,9 +1,9 @@
-"""Keras callbacks that watch the training of an energy: one undoes divergence, the other writes samples.
+"""Keras callbacks for the training of an energy: one handles divergence, the other writes samples.
 
-Training by sampled negatives can fail in two ways: a number stops being finite, or everything stays finite while the
-energy's scale grows without bound, since an energy that is steep enough traps its chains wherever they are. The second
-shows in no test for NaN, and not in the loss, which stays around 0 in either case; it shows in the standard deviation
-of the energy. For a Gaussian in d dimensions that is √(d/2), whatever its covariance.
+Training with sampled negatives can fail in two ways: a number becomes NaN or infinite, or all numbers remain finite but
+the energy's scale grows without bound, since a very steep energy traps its chains wherever they are. Neither a test for
+NaN nor the loss, which stays around 0, shows the second failure, but the standard deviation of the energy does. For a
+Gaussian in d dimensions it is √(d/2), whatever its covariance.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = ["DivergenceGuard", "SampleSnapshots"]
 
 # The default limit of an energy's standard deviation, in units of √d.
 _MAX_SPREAD = 100.0
-# A state is kept as a good one only this far below the limits, so that no rollback ends at the brink.
+# A state is kept as a good one only if it is this far below the limits, so that no rollback ends close to divergence.
 _MARGIN = 0.1
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
 class _ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule times a factor that can change while a compiled step uses it."""
+    """A learning-rate schedule times a factor that can change while a compiled step uses it."""
 
     def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, factor: float = 1.0) -> None:
         self.schedule = schedule
@@ -57,20 +57,20 @@ class _ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
 class DivergenceGuard(keras.callbacks.Callback):
     """Detects divergence, restores the last good state, lowers the learning rate, and stops after `max_rollbacks`.
 
-    After every batch (every compiled call, with `steps_per_execution`) it checks the loss, `energy_spread` and
-    `energy_gap` where the loss reports them, and the norm of the gradient, which this callback makes the model report.
-    Keras averages them over the epoch so far. A good state is everything that the model keeps: its weights, those of
-    the loss (replay buffer, step sizes), of the optimizer, and the step counter. A learning-rate schedule goes on,
-    scaled. Under a `keras.optimizers.LossScaleOptimizer` (float16), gradients that overflow while the scale is adapted
-    are left to the optimizer, which skips those steps; the scale itself is not restored.
+    After every batch (with `steps_per_execution`, after every compiled call) it checks the loss, `energy_spread` and
+    `energy_gap` if the loss reports them, and the norm of the gradient, which this callback makes the model report.
+    Keras averages these values over the epoch so far. A good state consists of the weights of the model, of the loss
+    (replay buffer, step sizes) and of the optimizer, and of the step counter. A learning-rate schedule continues with a
+    factor. Under a `keras.optimizers.LossScaleOptimizer` (float16), the optimizer skips steps whose gradients overflow
+    while the scale is adapted; the scale itself is not restored.
 
     Args:
       max_energy_spread: limit of the energy's standard deviation over data and negatives, and of its gap between the
-        two; None is 100·√d, some hundred times that of a Gaussian in d dimensions.
-      max_gradient_norm: limit of the norm of the gradient; None: any that is finite.
-      factor: what the learning rate is multiplied by at a rollback.
-      max_rollbacks: rollbacks after which the next divergence ends the training, at the last good state.
-      keep_every: steps between two good states kept.
+        two; None for 100·√d, more than a hundred times that of a Gaussian in d dimensions.
+      max_gradient_norm: limit of the norm of the gradient; None for no limit, except that it must be finite.
+      factor: the factor by which the learning rate is multiplied at a rollback.
+      max_rollbacks: number of rollbacks after which the next divergence stops the training, at the last good state.
+      keep_every: number of steps between two good states kept.
 
     Attributes:
       events: one dict for each divergence: `step` (of the optimizer), `reason`, `learning_rate` after it.
@@ -83,7 +83,7 @@ class DivergenceGuard(keras.callbacks.Callback):
     []
     """
 
-    # `fit` need not stop at a loss that is not finite where a callback deals with it.
+    # `fit` need not stop at a non-finite loss if a callback handles it.
     handles_divergence = True
 
     def __init__(
@@ -111,7 +111,7 @@ class DivergenceGuard(keras.callbacks.Callback):
         self._good_step = 0
 
     def set_model(self, model: Any) -> None:
-        """Takes the model, before Keras compiles its step."""
+        """Sets the model, before Keras compiles its step."""
         if not isinstance(model, EnergyTrainer):
             raise TypeError(f"DivergenceGuard needs an EnergyModel, got {type(model).__name__}.")
         super().set_model(model)
@@ -121,15 +121,15 @@ class DivergenceGuard(keras.callbacks.Callback):
             schedule, _ScaledSchedule
         ):
             self._optimizer.learning_rate = _ScaledSchedule(schedule)
-            model.train_function = None  # compiled with the schedule as it was
+            model.train_function = None  # the compiled step uses the old schedule
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """The state at the start is the first good one."""
+        """Keeps the initial state as the first good one."""
         self.events = []
         self._keep()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Keeps the state if the figures are good, restores the last good one if they are not."""
+        """Keeps the state if the metrics are good, and restores the last good state otherwise."""
         figures = {name: float(value) for name, value in (logs or {}).items()}
         reason = self._trouble(figures)
         if reason:
@@ -147,11 +147,11 @@ class DivergenceGuard(keras.callbacks.Callback):
 
     @property
     def _state(self) -> list[keras.Variable]:
-        # not the scale of the loss, which its optimizer owns: it may have overflowed with the value that was kept
+        # not the scale of the loss, which belongs to its optimizer: the value in the kept state may have overflowed
         return [*self.model.weights, *self._optimizer.variables]
 
     def _trouble(self, figures: Mapping[str, float], margin: float = 1.0) -> str:
-        """The figure that is beyond `margin` times its limit, in words; empty if none is."""
+        """Returns a text about the metric above `margin` times its limit; empty if there is none."""
         spread = self.max_energy_spread
         if spread is None:
             spread = _MAX_SPREAD * math.sqrt(math.prod(self.model.event_shape))
@@ -195,14 +195,14 @@ class SampleSnapshots(keras.callbacks.Callback):
     """Writes samples of the model to `directory/samples_EPOCH.npy` after every few epochs.
 
     Args:
-      directory: where to; made if it does not exist.
-      num_samples: rows of each file.
-      every: epochs from one file to the next.
+      directory: the directory of the files; created if it does not exist.
+      num_samples: number of rows in each file.
+      every: number of epochs from one file to the next.
       seed: int or int32[2]; each epoch draws its own samples from it.
       **kwargs: further arguments of `EnergyDistribution`, such as `kernel`.
 
     Raises:
-      TypeError, ValueError: for counts below 1; for a `directory` that is no path.
+      TypeError, ValueError: for counts below 1; for a `directory` that is not a path.
 
     >>> SampleSnapshots("no/such/directory", num_samples=64).num_samples
     64
@@ -226,11 +226,11 @@ class SampleSnapshots(keras.callbacks.Callback):
         self._kwargs = kwargs
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """One distribution for all epochs, so that its chain is compiled once."""
+        """Creates one distribution for all epochs, so that its chain is compiled once."""
         self._distribution = EnergyDistribution(self.model, **self._kwargs)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Draws and writes."""
+        """Draws samples and writes them to a file."""
         if (epoch + 1) % self.every:
             return
         samples = self._distribution.sample(self.num_samples, seed=fold_in(self._seed, epoch)).numpy()

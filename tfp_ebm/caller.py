@@ -1,8 +1,8 @@
-"""Warnings that point to the user's line, however deep inside the package they are issued.
+"""Warnings that point to the user's line, wherever inside the package they are issued.
 
-A fixed `stacklevel` counts frames, and the number of frames between the user and a warning varies: `p.sample` passes
-through TensorFlow Probability, a compiled function through TensorFlow. So the stack is walked instead, up to the first
-frame that belongs to none of these packages.
+A fixed `stacklevel` counts frames, but the number of frames between the user and a warning varies: `p.sample` calls
+TensorFlow Probability, a compiled function TensorFlow. This module therefore searches the stack for the first frame
+that belongs to none of these packages.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _INTERNAL = {"tfp_ebm", "tensorflow", "tensorflow_probability", "keras", "tf_ker
 
 
 def _is_internal(frame: FrameType) -> bool:
-    """Whether a frame belongs to this package, or to one that it is called through."""
+    """Returns whether a frame belongs to this package, or to one through which it is called."""
     package = frame.f_globals.get("__name__", "").partition(".")[0]
     return package in _INTERNAL or not package or package.startswith("__autograph_generated_file")
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Issues a warning whose file and line are those of the user's call.
+    """Issues a warning with the file and line of the user's call.
 
     Args:
       message: the text.

@@ -1,4 +1,4 @@
-"""Writing files so that an interrupted run loses nothing that was saved."""
+"""Atomic writing of files, so that an interrupted run does not damage saved files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def written_atomically(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Gives a temporary place beside `path` to write a file or a directory to, and moves it there when all is written.
+    """Context with a temporary path next to `path` for a new file or directory, which is moved to `path` at the end.
 
-    If the block raises, what was at `path` is still there. A file is replaced in one step; a directory, which no system
-    call can replace, is first moved aside.
+    If the block raises, `path` is unchanged. A file is replaced atomically; a directory, which no system call can
+    replace, is first renamed.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with written_atomically(f"{folder}/a.txt") as temporary:

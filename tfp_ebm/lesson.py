@@ -1,4 +1,4 @@
-"""Helpers of the tutorials: the amount of work, the style of the figures, and the table of numbers that ends each one.
+"""Helpers of the tutorials: the amount of work, the style of figures, and the table of numbers at the end of each one.
 
 It is part of the package so that a tutorial's notebook runs wherever `tfp_ebm` is installed, alone in any folder.
 """
@@ -43,7 +43,7 @@ def style() -> None:
 
 
 class Ledger:
-    """A table of a tutorial's numbers, each beside the truth.
+    """A table of a tutorial's numbers and their true values.
 
     `close` prints the table, which the tests read in the executed notebook, and raises if a row does not hold.
     """

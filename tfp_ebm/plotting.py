@@ -1,4 +1,4 @@
-"""Pictures of data, samples and energies. Every function takes `ax=None` and returns the axes that it drew on.
+"""Plots of data, samples and energies. Every function takes `ax=None` and returns the axes on which it drew.
 
 matplotlib is imported when something is drawn, not with the package. The two colours, blue for data and vermilion for
 samples, are distinct in every kind of colour vision (Okabe & Ito 2008).
@@ -36,7 +36,7 @@ def finite_rows(x: Any) -> np.ndarray:
 
 
 def bounding_box(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two corners around nearly all rows `[n, d]`: a few far ones must not shrink the picture of the others."""
+    """Returns two corners of a box around nearly all rows `[n, d]`, so that a few far rows do not dominate the plot."""
     low, high = np.quantile(x, [0.002, 0.998], axis=0)
     margin = np.where(high > low, 0.15 * (high - low), 1.0)
     return low - margin, high + margin
@@ -70,10 +70,10 @@ def energy_contours(
     Args:
       energy_fn: callable `[n, 2] -> [n]`.
       low, high: two corners of the box.
-      ax: where to draw; None makes a figure.
-      title: of the axes.
-      num: grid points along each side.
-      colorbar: whether to draw a scale of energies beside it.
+      ax: the axes; None creates a figure.
+      title: the title of the axes.
+      num: number of grid points along each side.
+      colorbar: whether to draw a colour bar of energies.
 
     >>> import matplotlib; matplotlib.use("Agg")
     >>> ax = energy_contours(lambda x: 0.5 * (np.asarray(x) ** 2).sum(-1), [-3, -3], [3, 3], num=20)
@@ -125,20 +125,20 @@ def histograms(
 
 
 def _histogram(ax: Axes, x: np.ndarray, bins: np.ndarray, **style: Any) -> None:
-    # weighted by hand: with `density=True` what lies outside the bins would not count, and of nothing inside be NaN
+    # explicit weights: `density=True` would ignore points outside the bins, and give NaN if all are outside
     ax.hist(x, bins.tolist(), weights=np.full(len(x), 1.0 / (max(len(x), 1) * (bins[1] - bins[0]))), **style)
 
 
 def density_curve(
     energy_fn: Callable[[Any], Any], low: float, high: float, ax: Axes | None = None, num: int = 1000
 ) -> Axes:
-    """Draws exp(−E(x))/Z from `low` to `high`; Z = ∫ exp(−E(x)) dx over that stretch, by the trapezoid rule (eq. 2).
+    """Draws exp(−E(x))/Z from `low` to `high`; Z = ∫ exp(−E(x)) dx over that interval, by the trapezoid rule (eq. 2).
 
     Args:
       energy_fn: callable `[n, 1] -> [n]`.
-      low, high: two ends.
-      ax: where to draw; None makes a figure.
-      num: grid points.
+      low, high: the ends of the interval.
+      ax: the axes; None creates a figure.
+      num: number of grid points.
 
     >>> import matplotlib; matplotlib.use("Agg")
     >>> ax = density_curve(lambda x: 0.5 * np.asarray(x)[:, 0] ** 2, -6, 6)

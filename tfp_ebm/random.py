@@ -1,14 +1,15 @@
-"""Random numbers that are the same in graph mode and under XLA, and cost little under either.
+"""Random numbers that are the same in graph mode and under XLA, and are fast in both.
 
-TensorFlow's stateless generator makes the same *bits* on both roads once it is told to use Philox, but turns them into
-floating-point numbers in different ways; and XLA's Philox takes longer on a CPU than the matrix products of a small
-network. So only a key comes from it, 128 bits for each seed. From there number j is the j-th of the counter-based
-generator SplitMix64 (Steele, Lea & Flood 2014), the second half of the key entered between its two multiplications,
+TensorFlow's stateless generator, when set to Philox, produces the same *bits* in graph mode and under XLA, but the two
+convert these bits to floating-point numbers differently. Besides, on a CPU, XLA's Philox takes longer than the matrix
+products of a small network. It therefore generates only a key of 128 bits for each seed. Number j is then the j-th
+output of the counter-based generator SplitMix64 (Steele, Lea & Flood 2014), where the second half of the key enters
+between its two multiplications,
 
     z = k₁ + jγ,   z ← (z ⊕ z/2³⁰)·m₁ ⊕ k₂,   z ← (z ⊕ z/2²⁷)·m₂,   z ← z ⊕ z/2³¹    (mod 2⁶⁴, quotients cut)
 
-so that streams with neighbouring k₁ have nothing in common. A dozen operations that know nothing of each other's
-numbers: XLA fuses them into what uses them. A normal is √2·erf⁻¹(u) of a u uniform on (−1, 1).
+so that streams with neighbouring k₁ do not overlap in a visible way. Each number takes a dozen elementwise operations,
+which XLA fuses into the operations that use it. A normal number is √2·erf⁻¹(u), with u uniform on (−1, 1).
 
 Reference: G. Steele, D. Lea, C. Flood, Fast splittable pseudorandom number generators, 2014 (OOPSLA).
 """
@@ -31,14 +32,14 @@ def stateless_seed(seed: Any, name: str = "seed") -> tf.Tensor:
 
     Args:
       seed: an int (any size), a pair of ints, or an integer tensor of shape [2].
-      name: the argument's name, for the errors.
+      name: the argument's name, for the error messages.
 
     Returns:
       int32 tensor of shape [2].
 
     Raises:
       TypeError: if `seed` is None or not made of integers.
-      ValueError: if it is an array of another shape.
+      ValueError: if `seed` is an array of another shape.
 
     >>> stateless_seed(3).numpy().tolist()
     [0, 3]
@@ -69,7 +70,7 @@ def stateless_seed(seed: Any, name: str = "seed") -> tf.Tensor:
 
 
 def fold_in(seed: tf.Tensor, number: Any) -> tf.Tensor:
-    """A new seed from a seed and a number, the same in graph mode and under XLA.
+    """Returns a new seed, derived from a seed and a number, the same in graph mode and under XLA.
 
     >>> fold_in(stateless_seed(0), 1).numpy().tolist() != fold_in(stateless_seed(0), 2).numpy().tolist()
     True
@@ -77,9 +78,9 @@ def fold_in(seed: tf.Tensor, number: Any) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
 
 
-@tf.function(autograph=False)  # a dozen operations, which one by one take milliseconds
+@tf.function(autograph=False)  # executed eagerly, its dozen operations would take milliseconds
 def chain_key(seed: tf.Tensor) -> tf.Tensor:
-    """The hash of the seed that stands beside the step's number in the seed of each step."""
+    """Returns a hash of the seed. The seed of each step is the pair of this hash and the step's number."""
     return tf.random.stateless_uniform([], seed, None, None, tf.int32, alg="philox")
 
 
@@ -87,7 +88,7 @@ _GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB1331
 
 
 def _bits(shape: Any, seed: tf.Tensor) -> tf.Tensor:
-    """64 random bits each, as int64."""
+    """Returns an array of int64 with 64 random bits in each entry."""
     shape = tf.convert_to_tensor(shape, tf.int32)
     keys = tf.random.stateless_uniform([2], seed, None, None, tf.int64, alg="philox")
     first, second = tf.unstack(tf.bitcast(keys, tf.uint64))
@@ -103,18 +104,18 @@ def _shifted_in(z: tf.Tensor, digits: int) -> tf.Tensor:
 
 
 def _grid(shape: Any, seed: tf.Tensor, dtype: tf.DType, digits: int) -> tf.Tensor:
-    """Whole numbers, equally likely, from −2^(digits − 1) to 2^(digits − 1) − 1, in a dtype that holds them."""
-    # an arithmetic shift: the sign stays
+    """Returns uniform whole numbers from −2^(digits − 1) to 2^(digits − 1) − 1, in a dtype that represents them."""
+    # an arithmetic shift keeps the sign
     whole = tf.bitwise.right_shift(_bits(shape, seed), tf.constant(64 - digits, tf.int64))
-    # int32 where it is wide enough, because that becomes a float in one instruction
+    # int32 where it is wide enough, because one instruction converts it to a float
     return tf.cast(whole if digits > 32 else tf.cast(whole, tf.int32), dtype)
 
 
 def normal(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
-    """Standard normal numbers.
+    """Draws standard normal numbers.
 
     Args:
-      shape: of the result.
+      shape: the shape of the result.
       seed: int32[2].
       dtype: float32 or float64.
 
@@ -124,14 +125,14 @@ def normal(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
     """
     dtype = tf.as_dtype(dtype)
     digits = 53 if dtype == tf.float64 else 24
-    # midpoints of a grid over (−1, 1) as fine as the mantissa, so that neither ±1 nor 0 ever comes
+    # midpoints of a grid over (−1, 1) as fine as the mantissa, so that u is never ±1 or 0
     u = (_grid(shape, seed, dtype, digits) + 0.5) * 2.0 ** (1 - digits)
-    # erfinv of the negative half: TensorFlow's goes through (u + 1)/2, which rounds to 1, and so to infinity, at +1
+    # erfinv of the negative half only: TensorFlow computes it from (u + 1)/2, which near u = 1 rounds to 1 (infinity)
     return -math.sqrt(2.0) * tf.sign(u) * tf.math.erfinv(-tf.abs(u))
 
 
 def uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
-    """Uniform numbers on (0, 1): odd multiples of 2⁻²⁴ (float32) or 2⁻⁵³ (float64), so neither end ever comes.
+    """Draws uniform numbers on (0, 1): odd multiples of 2⁻²⁴ (float32) or 2⁻⁵³ (float64), so never 0 or 1.
 
     >>> bool(tf.reduce_all(uniform([100], tf.constant([0, 1])) > 0))
     True
@@ -142,7 +143,7 @@ def uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
 
 
 def rademacher(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
-    """−1 and +1, each with probability ½.
+    """Draws −1 and +1, each with probability ½.
 
     >>> sorted(set(rademacher([100], tf.constant([0, 1])).numpy().tolist()))
     [-1.0, 1.0]

@@ -1,12 +1,12 @@
-"""Serializes TFP distributions: to JSON, so that a base measure survives a `.keras` file, and for `copy` and `pickle`.
+"""Serializes TFP distributions: to JSON, to store a base measure in a `.keras` file, and for `copy` and `pickle`.
 
-TFP's distributions are not Keras objects. But each is made of a class within `tensorflow_probability.distributions` (or
+TFP's distributions are not Keras objects. But each consists of a class in `tensorflow_probability.distributions` (or
 `.bijectors`) and its `parameters`: further distributions, arrays and plain values. Arrays are stored as base64, so that
 every bit is restored.
 
-`copy.deepcopy` and `pickle` create an object without arguments first, which TFP's classes that choose a subclass by
-their arguments (`tfd.Sample`, and so every multivariate normal; `tfd.Independent`, `tfd.MixtureSameFamily`, …) refuse.
-`copyreg` rebuilds those from their parameters instead.
+`copy.deepcopy` and `pickle` first create an object without arguments. This fails for TFP's classes that choose a
+subclass by their arguments (`tfd.Sample`, and hence every multivariate normal; `tfd.Independent`,
+`tfd.MixtureSameFamily`, …). `copyreg` rebuilds these from their parameters instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import tensorflow_probability as tfp
 _MODULES = {"distributions": tfp.distributions, "bijectors": tfp.bijectors}
 
 
-# Of `.keras` files: 2 since the attributes that hold weights were renamed (`units` to `standardization`).
+# The format version of `.keras` files: 2 since attributes with weights were renamed (`units` to `standardization`).
 FORMAT_VERSION = 2
 
 
@@ -37,8 +37,8 @@ def check_format_version(version: int) -> None:
     if version != FORMAT_VERSION:
         raise ValueError(
             f"this model was saved in format version {version}, but this tfp_ebm reads version {FORMAT_VERSION}. Load "
-            "it with the tfp_ebm that wrote it, save its network from there by `model.network.save(...)`, and here put "
-            "that into `EnergyModel(network)` and `adapt` it to the same data; or train anew."
+            "it with the tfp_ebm that wrote it, save its network there by `model.network.save(...)`, then here create "
+            "`EnergyModel(network)` with it and `adapt` it to the same data; or train again."
         )
 
 
@@ -47,16 +47,16 @@ def encode(value: Any, name: str = "base_measure") -> Any:
 
     Args:
       value: a distribution, bijector, array, or plain value.
-      name: the argument's name, for errors.
+      name: the argument's name, for the error messages.
 
     Raises:
-      TypeError: for a class that is not TFP's, or a parameter that is no array, distribution, bijector or plain value
-        (such as a function).
+      TypeError: for a class from outside TFP, or a parameter that is not an array, distribution, bijector or plain
+        value (such as a function).
 
     >>> encode(tfp.distributions.Normal(0.0, 1.0))["class"]
     'distributions.Normal'
     """
-    # np.float64 is a float too, but has a dtype to keep
+    # np.float64 is also a float, but its dtype must be kept
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, np.generic)):
         return value
     if isinstance(value, tf.DType):
@@ -73,7 +73,7 @@ def encode(value: Any, name: str = "base_measure") -> Any:
         parameters = {
             key: encode(item, f"{name}.{key}")
             for key, item in value.parameters.items()
-            if item is not defaults[key].default  # some are functions, and all are restored by themselves
+            if item is not defaults[key].default  # some defaults are functions, and all are restored automatically
         }
         return {"class": f"{kind}.{class_name}", "parameters": parameters}
     if isinstance(value, dict):
@@ -116,8 +116,8 @@ def decode(value: Any) -> Any:
 def fingerprint(value: Any) -> Hashable:
     """Returns a hashable key that is equal for two distributions or bijectors that are and stay interchangeable.
 
-    They have the same classes, equal constants, and the very same variables, since two variables of one value may
-    differ later. All other parameters, functions for instance, must be the same object.
+    They have the same classes, equal constants, and the same variables (as objects), since two variables of equal value
+    may differ later. All other parameters, such as functions, must be the same object.
 
     >>> tfd = tfp.distributions
     >>> fingerprint(tfd.Normal([0.0, 1.0], 2.0)) == fingerprint(tfd.Normal(np.float32([0.0, 1.0]), 2.0))

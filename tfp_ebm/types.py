@@ -1,7 +1,7 @@
-"""Types that signatures on every floor share: floor 0.
+"""Types used in signatures on every floor: floor 0.
 
-TensorFlow, Keras and TFP come without type stubs, so that a checker sees little of them; for a reader these names say
-what an argument may be.
+TensorFlow, Keras and TFP come without type stubs, so a type checker knows little about them. These names document the
+possible arguments for readers.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ EnergyLike: TypeAlias = EnergyFn | keras.layers.Layer | tfp.distributions.Distri
 
 
 class Estimate(NamedTuple):
-    """A number and how far it can be trusted.
+    """An estimate of a number and its uncertainty.
 
     Attributes:
       value: the estimate.
-      standard_error: of `value`.
-      ess: effective number of weights, chains or draws; None where there is no such number.
-      log_weights: of importance samples, float64 `[num_chains]`; None where there are none.
-      is_approximate: whether an assumption of the method holds only nearly, such as that draws of a chain are exact.
+      standard_error: the standard error of `value`.
+      ess: effective number of weights, chains or draws; None if it is not defined.
+      log_weights: log weights of importance samples, float64 `[num_chains]`; None if there are none.
+      is_approximate: whether an assumption of the method holds only approximately, such as that draws are exact.
     """
 
     value: float

@@ -182,13 +182,13 @@ READ = {
         {"id": [1, 2, 3, 4, 5, 6], "b": [0.5, 0.25, 7.5, 1, 1, 0]},
         r"column 'id' counts the rows.*usecols=\['b'\]",
     ),
-    "units": ("x.csv", b"a,b\nm/s,kg\n1.5,-2e-3\n2.5,7e2\n-3.25,0\n", AB, "line 2 .* is taken for units"),
+    "units": ("x.csv", b"a,b\nm/s,kg\n1.5,-2e-3\n2.5,7e2\n-3.25,0\n", AB, "line 2 .* is taken as units"),
     "single quotes": ("x.csv", b"'a','b'\n'1.5','-2e-3'\n'2.5','7e2'\n'-3.25','0'\n", AB, None),
     "footer": ("x.csv", PLAIN + b"Total,700\n", AB, "line 5 .* is a footer"),
     "footer of one cell": ("x.csv", PLAIN + b"\nSource: the lake\n", AB, "line 6 .* is a footer"),
     # --- headers
     "years as names": (
-        "x.csv", b"id,2019\n1.5,2\n2.5,7\n", {"id": [1.5, 2.5], "2019": [2, 7]}, "taken for the header.*header=None",
+        "x.csv", b"id,2019\n1.5,2\n2.5,7\n", {"id": [1.5, 2.5], "2019": [2, 7]}, "taken as the header.*header=None",
     ),
     "numbers as names": (
         "x.csv",
@@ -300,7 +300,7 @@ REFUSED = {
         "x.xlsx", sheet(["t"], [np.datetime64("2024-01-01").item()], [np.datetime64("2024-01-02").item()]), "'t' holds dates",
     ),
     "mixed decimal marks": ("x.csv", b"a;b\n1,5;2\n2.5;3\n", "mixes decimal points and decimal commas.*'2.5' and '1,5'"),
-    "marks that could be either": ("x.csv", b"a;b\n1,234;2.345\n2,500;3.456\n", "leaves open.*decimal='.', thousands=','"),
+    "marks that could be either": ("x.csv", b"a;b\n1,234;2.345\n2,500;3.456\n", "is ambiguous.*decimal='.', thousands=','"),
     "mixed currencies": ("x.csv", "a,b\n$5,1\n€6,2\n".encode(), "'a' mixes units"),
     "percent now and then": ("x.csv", b"a,b\n5%,1\n6,2\n", "'a' mixes units: of its numbers, 1 with '%', 1 without"),
     "bytes that are no text": ("x.csv", bytes(range(256)) * 20, "is not a text file"),

@@ -364,7 +364,11 @@ def test_gradients_reach_tensors_that_a_callable_captures():
         ),
         (lambda net, x: hvp(net, x, x[:2]), ValueError, r"`v` must have the shape of `x`, \(3, 5\), got \(2, 5\)"),
         (lambda net, x: hvp(net, x, x[None]), ValueError, r"`v` must have the shape of `x`, \(3, 5\), got \(1, 3, 5\)"),
-        (lambda net, x: directional_derivatives(net, x, x[:, :2]), ValueError, "or that with one more axis in front"),
+        (
+            lambda net, x: directional_derivatives(net, x, x[:, :2]),
+            ValueError,
+            "or that shape with one more leading axis",
+        ),
         (
             lambda net, x: hvp(net, tf.constant(x), tf.constant(x, tf.float32)),
             TypeError,

@@ -41,7 +41,7 @@ def test_the_error_covers_a_coarse_grid(num, loc):
 
 
 def test_a_grid_too_coarse_or_too_narrow_warns():
-    with pytest.warns(UserWarning, match="too coarse"):
+    with pytest.warns(UserWarning, match="is too small"):
         grid_log_normalizer(diagonal_normal(2, 0.3), -8.0, 8.0, 20)
     with pytest.warns(UserWarning, match="of the mass may lie outside"):
         narrow = grid_log_normalizer(diagonal_normal(2), -2.0, 2.0, 200)

@@ -120,7 +120,7 @@ def test_a_model_without_mass_where_the_data_is_warns():
     with pytest.warns(UserWarning, match="not finite at 1 of 3"):
         lost = evaluation.log_likelihood(lambda x: tf.where(x[:, 0] > 0, x[:, 0], np.inf), x, 0.0)
     assert lost.value == -np.inf and math.isnan(lost.standard_error)
-    with pytest.warns(UserWarning, match="no telling its error"):
+    with pytest.warns(UserWarning, match="its error is unknown"):
         evaluation.log_likelihood(energy, x[:1], 0.0)
 
 
@@ -266,7 +266,7 @@ def test_bad_rows(call, bad):
         (lambda: evaluation.mmd(np.ones([5, 2]), np.ones([4, 2])), ValueError, "all 9 rows are equal"),
         (lambda: evaluation.mmd(np.ones([5, 2]), np.ones([4, 2]), 1.0), ValueError, "all 9 rows are equal"),
         (lambda: evaluation.kernel_stein_discrepancy(energy, np.ones([4, 2])), ValueError, "all 4 rows are equal"),
-        (lambda: evaluation.mmd(rows(3), rows(3, d=3)), ValueError, "one event shape"),
+        (lambda: evaluation.mmd(rows(3), rows(3, d=3)), ValueError, "same event shape"),
         (lambda: evaluation.mmd(rows(1), rows(3)), ValueError, "`x` must have at least 2 rows, got 1"),
         (lambda: evaluation.mmd(rows(3), rows(3, seed=1), 0.0), ValueError, "`bandwidth`"),
         (lambda: evaluation.mmd(rows(3), rows(3, seed=1), seed=None), TypeError, "`seed`"),
@@ -284,7 +284,7 @@ def test_bad_rows(call, bad):
         (lambda: evaluation.kl_divergence(energy, energy, 0.0), TypeError, "`reference`"),
         (lambda: evaluation.kl_divergence(energy, diagonal_normal(2), 0.0, num_samples=0), ValueError, "`num_samples`"),
         (lambda: evaluation.fisher_divergence(energy, targets.checkerboard()), ValueError, "checkerboard"),
-        (lambda: evaluation.ood_auroc(energy, rows(3), rows(3, d=3)), ValueError, "one event shape"),
+        (lambda: evaluation.ood_auroc(energy, rows(3), rows(3, d=3)), ValueError, "same event shape"),
         (lambda: evaluation.ood_auroc(energy, rows(3), rows(1)), ValueError, "`x_out` must have at least 2 rows"),
         (lambda: evaluation.ood_auroc(lambda x: tf.math.log(x[:, 0]), rows(9), rows(9)), ValueError, "NaN"),
         (lambda: evaluation.ood_statistic(energy, rows(3), "entropy"), ValueError, "`kind`"),

@@ -208,7 +208,7 @@ def test_kl_term_differentiates_the_last_step_only():
 def test_options_that_moved_are_read_from_files_of_version_0_1():
     config = MaximumLikelihood(ebm.mcmc.MALA(0.5), 2, ebm.mcmc.FromData()).get_config()
     assert MaximumLikelihood.from_config({**config, "form": "difference", "kl_weight": 0.0}).num_steps == 2
-    with pytest.raises(ValueError, match="`form` and `kl_weight` are of ImprovedContrastiveDivergence now"):
+    with pytest.raises(ValueError, match="`form` and `kl_weight` moved to ImprovedContrastiveDivergence"):
         MaximumLikelihood.from_config({**config, "form": "softplus", "kl_weight": 0.0})
     improved = ImprovedContrastiveDivergence.from_config({**config, "form": "softplus", "kl_weight": 0.5})
     assert improved.get_config()["form"] == "softplus" and improved.kl_weight == 0.5

@@ -178,7 +178,7 @@ def test_stuck_chains_have_no_say(kernel, target):
 
 
 def test_adapting_beyond_the_burnin_is_warned_of():
-    with pytest.warns(UserWarning, match="adapts for 30 steps, the burn-in has 20"):
+    with pytest.warns(UserWarning, match="adapts for 30 steps, but the burn-in has 20"):
         run(mcmc.Adaptive(mcmc.MALA(0.1), num_adaptation_steps=30), num_burnin_steps=20, jit_compile=False)
 
 

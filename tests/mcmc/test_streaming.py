@@ -157,7 +157,7 @@ def test_bad_chains_are_counted_and_reported():
         summary = mcmc.summarize(half_line, x, mcmc.RandomWalk(1e-3), **arguments)
     assert (int(summary.num_nonfinite), int(summary.num_stuck)) == (2, 1)
     assert np.isnan(summary.mean[0]) and np.isfinite(summary.mean[1])  # nothing is left out
-    with pytest.warns(UserWarning, match="4 of 4 chains went"):
+    with pytest.warns(UserWarning, match="4 of 4 chains became NaN"):
         mcmc.summarize(lambda x: -tf.reduce_sum(x**4, -1), 10 + 0 * start(4), mcmc.Langevin(1.0), **arguments)
 
 

@@ -56,7 +56,7 @@ def test_starts_of_zero_density_are_drawn_again():
         return tf.where(x[..., 0] > 0, energy(x), np.inf)
 
     p = make(wall, kernel=mcmc.HMC(0.3, 3), num_burnin_steps=10)
-    with pytest.warns(UserWarning, match=r"of 40 chains start at a state of zero or NaN density, and are drawn again"):
+    with pytest.warns(UserWarning, match=r"of 40 chains start at a state of zero or NaN density and are drawn again"):
         chains = p.sample_chains(20, 40, seed=0, jit_compile=False)
     assert np.all(chains.states[..., 0] > 0) and chains.num_nonfinite == 0
 

@@ -700,7 +700,7 @@ def test_the_seed_can_be_set_and_takes_effect_at_once():
 def test_settings_of_a_loss_are_fixed_once_it_is_built(loss, name, value):
     model = make(loss=loss())
     with pytest.raises(
-        AttributeError, match=f"`{name}` of {loss.__name__} is fixed once the loss is built: make a new"
+        AttributeError, match=f"`{name}` of {loss.__name__} is fixed once the loss is built: create a new"
     ):
         setattr(model.loss, name, value)
     unused = loss()

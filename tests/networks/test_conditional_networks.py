@@ -201,7 +201,7 @@ BAD = {
     "given of x": (
         lambda c, o: ebm.networks.FixedCondition(Quadratic(), 1.0),
         ValueError,
-        "`network` must take a condition",
+        "`network` must take x and a condition",
     ),
     "export": (lambda c, o: c.export("never"), ValueError, r"export `model\.given\(condition\)`"),
     "distribution": (lambda c, o: ebm.EnergyDistribution(c), ValueError, r"pass `model\.given\(condition\)`"),

@@ -195,7 +195,7 @@ def test_annealed_samples_are_the_papers():
     again = recipes.li_chen_sommer_2019_samples(model, 6, temperatures=temperatures, seed=5)
     np.testing.assert_array_equal(samples, again)
     model.network.slopes.assign(np.full(3, 1e6))
-    with pytest.warns(UserWarning, match="6 of 6 chains went to a NaN"):
+    with pytest.warns(UserWarning, match="6 of 6 chains became NaN"):
         recipes.li_chen_sommer_2019_samples(model, 6, temperatures=np.full(50, 100.0), seed=5)
 
 

@@ -1,12 +1,13 @@
-"""Data to learn from: draws of the targets, scikit-learn's digits, and the user's own files.
+"""Data sets: draws of the targets, scikit-learn's digits, and the user's own files.
 
-`load` returns finite float32 numbers `[rows, ...]`, `load_table` a data frame. A file that cannot be taken as it is (a
-missing cell, a date, a column that float32 cannot resolve) raises an error with the line, the column and the cure.
+`load` returns finite float32 numbers `[rows, ...]`, and `load_table` a data frame. A file that cannot be used directly
+(because of a missing cell, a date, a column that needs more precision than float32) raises an error with the line, the
+column and a remedy.
 
-**Dequantisation.** Data that can only be whole numbers have no density. A model that tries to give them one puts ever
-sharper peaks on the integers: the likelihood grows without limit and the exact score-matching objective falls without
-limit. Adding U(0, 1) to each number spreads every integer over its own unit cell; a density of the spread data,
-averaged over a cell, bounds the log-likelihood of the integers from below (Theis, van den Oord & Bethge, A note on the
+**Dequantisation.** Data that are whole numbers have no density. A model of such a density puts increasingly sharp peaks
+on the integers: the likelihood grows without bound, and the exact score-matching objective decreases without bound.
+Adding U(0, 1) to each number spreads every integer over its own unit cell. A log density of the spread data, averaged
+over a cell, is a lower bound on the log-likelihood of the integers (Theis, van den Oord & Bethge, A note on the
 evaluation of generative models, 2016, https://arxiv.org/abs/1511.01844).
 """
 

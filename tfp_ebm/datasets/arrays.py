@@ -1,4 +1,4 @@
-"""Arrays from NumPy's own files."""
+"""Reads arrays from NumPy's file formats."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 
-# Names under which archives hold the inputs of a training set, as Keras's do, beside labels and a test set.
+# Names of the training inputs in archives that also hold labels and a test set, such as those of Keras.
 _INPUTS = ("x_train", "X_train", "train_x", "train_images", "x", "X", "data")
 
 
@@ -19,11 +19,11 @@ def read_array(raw: bytes, suffix: str, label: str, key: str | None) -> np.ndarr
     Args:
       raw: the content of the file.
       suffix: ".npy" or ".npz".
-      label: of the file, for errors.
+      label: the name of the file in error messages.
       key: the array's name in a `.npz` file. None: the only one, or else the inputs of a training set (`x_train`, …).
 
     Raises:
-      TypeError: if it holds Python objects.
+      TypeError: if the array holds Python objects.
       ValueError: if the file is damaged, or has no such array.
     """
     damaged = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)

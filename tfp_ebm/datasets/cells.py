@@ -1,8 +1,8 @@
-"""What a cell of a text table means: a number in one of the usual notations, nothing, or text.
+"""Interprets the cells of a text table: a number in one of the usual notations, a missing value, or text.
 
 Numbers may have a decimal comma, groups of three digits, a currency sign, a percent sign, a Fortran exponent (1.5D+03)
-or a typographic minus. Whether "1,234" is a decimal number or has thousands no cell can say by itself, so `notation_of`
-looks at all of them.
+or a typographic minus. Whether the comma in "1,234" is a decimal comma or separates thousands cannot be determined from
+one cell, so `notation_of` uses all cells.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-_MINUS = "\u2212\u2013\ufe63\uff0d"  # what typesetters write for "-"
+_MINUS = "\u2212\u2013\ufe63\uff0d"  # typographic forms of "-"
 _CURRENCY = "$\u20ac\u00a3\u00a5\u20b9"
 _GROUP_SPACE = " \u00a0\u202f\u2009"
 _APOSTROPHE = "'\u2019"
@@ -40,7 +40,7 @@ _DATE = re.compile(
 
 
 def is_missing(cell: str) -> bool:
-    """Whether a cell is empty or holds one of the usual words for nothing, such as NA, NaN, null, #N/A, ?, - and a dot.
+    """Returns whether a cell is empty or holds a usual marker of a missing value: NA, NaN, null, #N/A, ?, -, a dot, ….
 
     >>> is_missing("#N/A"), is_missing("0")
     (True, False)
@@ -49,12 +49,12 @@ def is_missing(cell: str) -> bool:
 
 
 def is_infinite(cell: str) -> bool:
-    """Whether a cell says infinity."""
+    """Returns whether a cell is an infinite number."""
     return cell.lower() in _INFINITE
 
 
 def is_date(cell: str) -> bool:
-    """Whether a cell is a date, a time of day, or both.
+    """Returns whether a cell is a date, a time of day, or both.
 
     >>> is_date("2024-03-01"), is_date("12:30"), is_date("1.5")
     (True, True, False)
@@ -63,7 +63,7 @@ def is_date(cell: str) -> bool:
 
 
 def is_numeric(cell: str) -> bool:
-    """Whether a cell is a number in any of the notations, finite or not.
+    """Returns whether a cell is a number in any of the notations, finite or not.
 
     >>> [is_numeric(cell) for cell in ("-1.5e3", "1.234,5", "1 234", "12 %", "1_000", "1.2.3", "5 2")]
     [True, True, True, True, False, False, False]
@@ -76,11 +76,11 @@ def is_numeric(cell: str) -> bool:
 
 
 class Notation(NamedTuple):
-    """How numbers are written in a table.
+    """The notation of numbers in a table.
 
     Attributes:
       decimal: "." or ",".
-      doubtful: the first cell that could as well be read the other way; None if the table leaves no doubt.
+      doubtful: the first ambiguous cell, if the decimal character is uncertain; else None.
     """
 
     decimal: str
@@ -88,7 +88,7 @@ class Notation(NamedTuple):
 
 
 def evidence(cell: str) -> tuple[str | None, bool]:
-    """Returns what a cell reveals: its decimal character, if that is certain, and whether it is doubtful ("1,234").
+    """Returns the decimal character of a cell, if it is certain, and whether the cell is ambiguous ("1,234").
 
     >>> evidence("1.234,5"), evidence("0,5"), evidence("1,234"), evidence("12")
     ((',', False), (',', False), (None, True), (None, False))
@@ -106,12 +106,12 @@ def evidence(cell: str) -> tuple[str | None, bool]:
 
 
 def notation_of(cells: Iterable[str], separator: str, label: str) -> Notation:
-    """Finds the decimal character that all numbers of a table agree on.
+    """Finds the decimal character common to all numbers of a table.
 
     Args:
       cells: all cells.
-      separator: between them; a comma leaves the decimal point as the likely one.
-      label: of the file, for errors.
+      separator: the separator of cells; if it is a comma, a decimal point is more likely.
+      label: the name of the file in error messages.
 
     Raises:
       ValueError: if some numbers have a decimal comma and others a decimal point.
@@ -130,13 +130,13 @@ def notation_of(cells: Iterable[str], separator: str, label: str) -> Notation:
     if len(certain) == 2:
         raise ValueError(
             f"{label} mixes decimal points and decimal commas, as in {certain['.']!r} and {certain[',']!r}; write all "
-            "numbers in one way."
+            "numbers in the same notation."
         )
     if certain:
         return Notation(*certain)
     if len(doubtful) == 2:
         raise ValueError(
-            f"{label} leaves open which of {doubtful['.']!r} and {doubtful[',']!r} has thousands and which decimals; "
+            f"{label} is ambiguous: one of {doubtful['.']!r} and {doubtful[',']!r} has thousands, the other decimals; "
             + cure("decimal='.', thousands=','")
         )
     if doubtful:
@@ -151,7 +151,7 @@ def cure(options: str) -> str:
 
 
 def to_number(cell: str, decimal: str) -> float | None:
-    """Returns the number in a cell, or None if it holds none; infinities are numbers here, missing cells are not.
+    """Returns the number in a cell, or None if there is none; infinities count as numbers, missing cells do not.
 
     >>> to_number("$1,234.50", "."), to_number("1.234,5", ","), to_number("1.5D+03", "."), to_number("1,23", ".")
     (1234.5, 1234.5, 1500.0, None)
@@ -184,7 +184,7 @@ def to_number(cell: str, decimal: str) -> float | None:
 
 
 def decoration(cell: str) -> str:
-    """Returns the percent or currency sign of a number, "" for none.
+    """Returns the percent or currency sign of a number, or "" if it has none.
 
     >>> decoration("12 %"), decoration("$5"), decoration("5")
     ('%', '$', '')
@@ -196,7 +196,7 @@ def decoration(cell: str) -> str:
 
 
 def is_whole(cell: str) -> bool:
-    """Whether a cell is a whole number written as one.
+    """Returns whether a cell is a whole number, written without decimals.
 
     >>> is_whole("-12"), is_whole("12.0")
     (True, False)

@@ -1,4 +1,4 @@
-"""Data sets without a file: draws of every target, and scikit-learn's digits."""
+"""Data sets that need no file: draws of every target, and scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfp_ebm.random import stateless_seed
 
 
 def _draws_of(make_target: Callable[[], targets.Target]) -> Callable[..., np.ndarray]:
-    """The data set that draws from a target."""
+    """Returns the function that draws a data set from a target."""
     label = make_target.__name__
 
     def draw(n: int, seed: Any = 0) -> np.ndarray:
@@ -71,10 +71,10 @@ def digits(dequantize: bool = True, seed: Any = 0, images: bool = False) -> np.n
     """Returns the 1797 handwritten digits of scikit-learn, 8 × 8 pixels of 0 … 16.
 
     Args:
-      dequantize: return (pixel + U(0, 1))/17, in [0, 1], which has a density (the head of this module says why that
-        matters); otherwise the pixels as they are, 0 to 16.
+      dequantize: whether to return (pixel + U(0, 1))/17, in [0, 1], which has a density (see the docstring of
+        `ebm.datasets`), instead of the original pixels, 0 to 16.
       seed: an int or int32[2], for the dequantisation.
-      images: return `[1797, 8, 8, 1]` for a convolutional network instead of `[1797, 64]`.
+      images: whether to return `[1797, 8, 8, 1]`, for a convolutional network, instead of `[1797, 64]`.
 
     Returns:
       float32 `[1797, 64]` or `[1797, 8, 8, 1]`.

@@ -1,7 +1,7 @@
-"""Data frames of numbers: made from cells, or from what pandas reads, and checked.
+"""Creates and checks data frames of numbers, from cells or from frames that pandas read.
 
-A frame that leaves this file holds finite numbers alone. Everything else is refused by the name of its column, with
-what to do about it; what could be meant otherwise is kept, with a warning.
+Frames returned by this module hold finite numbers only. Anything else raises an error with the name of the column and a
+remedy; ambiguous values are kept, with a warning.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from tfp_ebm.datasets.layout import Layout, is_index, is_unnamed
 if TYPE_CHECKING:
     import pandas
 
-# Numbers that usually stand for a missing cell, where they occur more than once and far from all others.
+# Numbers that usually mark a missing cell, if they occur more than once and are far from all other numbers.
 _SENTINELS = tuple(
     sign * value for value in (99.0, 999.0, 9999.0, 99999.0, 99.9, 999.9, 999.99, 9999.9) for sign in (-1, 1)
 )
 _EXAMPLES = 3
-# The least eigenvalue of a correlation matrix below which columns determine each other, and the most columns looked at.
+# Columns determine each other if the smallest eigenvalue of their correlation matrix is below the first number; frames
+# with more columns than the second number are not checked.
 _COLLINEAR, _MAX_COLLINEAR_COLUMNS = 1e-6, 256
 
 
 def unique_names(names: list[str]) -> list[str]:
-    """Names for columns: "column 1" for one without, and "a", "a.1" for two of one name.
+    """Returns unique names of columns: "column 1" for one without a name, and "a", "a.1" for two with the same name.
 
     >>> unique_names(["a", "", "a"])
     ['a', 'column 2', 'a.1']
@@ -50,10 +51,11 @@ def unique_names(names: list[str]) -> list[str]:
 
 
 def frame_of_layout(layout: Layout, label: str) -> pandas.DataFrame:
-    """The numbers of a table of cells.
+    """Returns the numbers of a table of cells.
 
     Raises:
-      ValueError: if a cell is missing, infinite or no number. The error counts such cells and places the first.
+      ValueError: if a cell is missing, infinite or not a number. The error gives the number of such cells and the
+        position of the first.
     """
     import pandas
 
@@ -90,7 +92,7 @@ def frame_of_layout(layout: Layout, label: str) -> pandas.DataFrame:
 
 
 def warn_of_index(what: str, label: str) -> None:
-    """Warns that a column without a name is left out, because it names rows."""
+    """Warns that a column without a name is omitted, because it holds row names."""
     warnings.warn(
         f"{label}: the first column has no name and holds {what}, so it is left out; give it a name to keep it.",
         stacklevel=3,
@@ -115,7 +117,7 @@ def _warn_of_doubt(notation: cells.Notation, names: list[str], columns: list[lis
 
 
 def _not_numbers(name: str, column: list[str], texts: list[int], lines: list[int], label: str) -> ValueError:
-    """The error for a column of which some cells are text."""
+    """Returns the error for a column with text in some cells."""
     words = [column[row] for row in texts]
     where = f"the first in line {lines[texts[0]]} ({_short(words[0])})"
     kinds = list(dict.fromkeys(words))
@@ -144,7 +146,7 @@ def _not_numbers(name: str, column: list[str], texts: list[int], lines: list[int
 
 
 def _check_decorations(name: str, column: list[str], label: str) -> None:
-    """Raises if only some of a column's numbers have a percent or currency sign; warns of percentages."""
+    """Raises if only some of a column's numbers have a percent or currency sign; warns about percentages."""
     kinds = collections.Counter(cells.decoration(cell) for cell in column if not cells.is_missing(cell))
     if len(kinds) > 1:
         counts = ", ".join(
@@ -167,7 +169,7 @@ def _missing_cells(missing: list[tuple[int, int]], names: list[str], label: str,
 
 
 def checked_frame(frame: pandas.DataFrame, label: str) -> pandas.DataFrame:
-    """A frame that pandas read, if it holds finite numbers alone.
+    """Returns a frame that pandas read, after checking that it holds finite numbers only.
 
     Raises:
       ValueError: if a column holds anything else, or cells are missing.
@@ -223,7 +225,7 @@ def checked_frame(frame: pandas.DataFrame, label: str) -> pandas.DataFrame:
 
 
 def _numbers_of(name: str, column: Any, label: str) -> np.ndarray:
-    """The numbers of a column of objects: of decimals, or of anything in which each is a number."""
+    """Returns the numbers of a column of objects, such as decimals or text, in which each object is a number."""
     values = [None if missing else value for value, missing in zip(column, column.isna(), strict=True)]
     if all(value is None or isinstance(value, int | float | decimal.Decimal | np.number) for value in values):
         return np.array([math.nan if value is None else float(value) for value in values])
@@ -236,7 +238,7 @@ def _numbers_of(name: str, column: Any, label: str) -> np.ndarray:
 
 
 def warn_of_habits(frame: pandas.DataFrame, label: str, has_names: bool) -> None:
-    """Warns of columns that count the rows, of numbers that may stand for missing cells, of columns that are one."""
+    """Warns about columns that count the rows, numbers that may mark missing cells, and linearly dependent columns."""
     values = frame.to_numpy(np.float64)
     for value in _SENTINELS:
         at = values == value
@@ -268,7 +270,7 @@ def _warn_of_collinear_columns(values: np.ndarray, names: list[str], label: str)
     largest = np.abs(values).max(axis=0)
     values = values / np.where(largest > 0, largest, 1.0)  # squares must not overflow
     spread = values.std(axis=0)
-    # what is constant, or rounded away beside its mean, is another matter
+    # other checks cover columns that are constant or whose spread is lost in rounding
     varying = np.flatnonzero(spread > 1e-12)
     if not 1 < len(varying) <= _MAX_COLLINEAR_COLUMNS or len(values) <= len(varying):
         return
@@ -279,6 +281,6 @@ def _warn_of_collinear_columns(values: np.ndarray, names: list[str], label: str)
         involved = [repr(names[varying[i]]) for i in np.argsort(-weights) if weights[i] > 0.1][:5]
         warnings.warn(
             f"{label}: columns {', '.join(involved)} determine each other, up to {math.sqrt(max(least[0], 0)):.1g} "
-            "standard deviations: such data have no density that a model could learn; leave one of them out.",
+            "standard deviations: such data have no density that a model could learn; leave out one of them.",
             stacklevel=3,
         )

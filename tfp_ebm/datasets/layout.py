@@ -1,7 +1,7 @@
-"""Where the table begins and ends in the rows of a file: titles, header, units, row names, footers.
+"""Finds the table in the rows of a file, and recognises titles, header, units, row names and footers.
 
-Programs write much around the numbers. What is certain is left out without a word; what could be meant otherwise is
-left out, or kept, with a warning that gives the option to read it in the other way.
+Programs write additional text around the numbers. If its meaning is certain, it is left out silently. If it is
+ambiguous, it is left out or kept, with a warning that names the option for the alternative.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import NamedTuple
 from tfp_ebm.datasets import cells
 from tfp_ebm.datasets.text import NO_SEPARATOR, SEPARATORS, Lines, Row
 
-# A last row that begins with one of these sums up the others.
+# A last row that begins with one of these words summarises the other rows.
 _SUMMARIES = frozenset(
     "total|totals|grand total|sum|mean|average|avg|median|std|sd|min|max|count|n|source|sources|note|notes|gesamt|"
     "summe|mittelwert|somme|moyenne|suma|media|totale".split("|")
 )
 _MAX_FOOTERS = 5
-_UNNAMED = re.compile(r"^Unnamed: \d+(_level_\d+)?$")  # what pandas calls a column without a name
-# A row of numbers this far outside those below it (in ranges of theirs) is likely to be a header.
+_UNNAMED = re.compile(r"^Unnamed: \d+(_level_\d+)?$")  # pandas's name of a column without a name
+# A row of numbers is likely to be a header if it is this far outside the numbers below it (in units of their range).
 _FAR = 1.0
 
 
 class Layout(NamedTuple):
-    """A table: names of its columns, "" for none, and its rows, all of one width."""
+    """A table: the names of its columns ("" for none) and its rows, all of the same width."""
 
     names: list[str]
     has_names: bool
@@ -36,13 +36,13 @@ class Layout(NamedTuple):
 
 
 def find_layout(rows: list[Row], source: Lines, separator: str, label: str) -> Layout:
-    """Finds names and body of a table in the rows of a file.
+    """Finds the column names and the body of a table in the rows of a file.
 
     Args:
       rows: the rows of cells.
-      source: the lines they come from, for a header within a comment.
-      separator: between the cells.
-      label: of the file, for errors.
+      source: the lines of the file, for a header within a comment.
+      separator: the separator of cells.
+      label: the name of the file in error messages.
 
     Raises:
       ValueError: if there is no table, or rows differ in width.
@@ -64,7 +64,7 @@ def find_layout(rows: list[Row], source: Lines, separator: str, label: str) -> L
 
 
 def _without_trailing_cells(rows: list[Row]) -> tuple[list[Row], int]:
-    """Rows without the empty last column that a delimiter at the end of each line makes, and their usual width."""
+    """Removes the empty last column due to a delimiter at the end of each line; also returns the usual width."""
     width = collections.Counter(len(row.cells) for row in rows).most_common(1)[0][0]
     kept = width
     while kept > 1 and all(not row.cells[kept - 1] for row in rows if len(row.cells) >= kept):
@@ -79,9 +79,9 @@ def _is_text(cell: str) -> bool:
 
 
 def _first_row(rows: list[Row], width: int, label: str) -> int:
-    """The row that the table begins with: all before it are titles."""
+    """Returns the number of the table's first row; all rows before it are titles."""
     first = next(i for i, row in enumerate(rows) if len(row.cells) == width)
-    # a title above a wide table is padded with empty cells by spreadsheets
+    # spreadsheets pad a title above a wide table with empty cells
     while width > 1 and first + 1 < len(rows) and len(rows[first + 1].cells) == width:
         filled = [cell for cell in rows[first].cells if cell]
         if not (len(filled) == 1 and _is_text(rows[first].cells[0]) and sum(map(bool, rows[first + 1].cells)) > 1):
@@ -108,7 +108,7 @@ def _check_widths(body: list[Row], width: int, label: str) -> None:
 
 
 def _without_footers(body: list[Row], width: int, label: str) -> list[Row]:
-    """The rows without those at the end that sum up or explain the others."""
+    """Removes the rows at the end that summarise or explain the others."""
     kept = len(body)
     while kept > 1 and len(body) - kept < _MAX_FOOTERS:
         row = body[kept - 1]
@@ -135,7 +135,7 @@ def _shown(row: list[str]) -> str:
 def _header(
     above: list[Row], body: list[Row], width: int, source: Lines, separator: str, label: str
 ) -> tuple[list[str], list[Row], bool]:
-    """The names of the columns, the rows below them, and whether there are names."""
+    """Returns the names of the columns, the rows below them, and whether there are names."""
     head = body[0].cells if body else []
     texts = [i for i, cell in enumerate(head) if _is_text(cell)]
     has_numbers = any(map(cells.is_numeric, head))
@@ -146,7 +146,7 @@ def _header(
         return list(head), body[1:], True
     if texts and has_numbers and _below(body, texts):
         warnings.warn(
-            f"{label}: line {body[0].last_line} ({_shown(head)}) is taken for the header, though it holds numbers. If "
+            f"{label}: line {body[0].last_line} ({_shown(head)}) is taken as the header, although it holds numbers. If "
             f"it is a row, {cells.cure('header=None')}",
             stacklevel=2,
         )
@@ -158,7 +158,7 @@ def _header(
 
 
 def _below(body: list[Row], columns: list[int]) -> bool:
-    """Whether, below the first row, one of these columns holds numbers and nothing else."""
+    """Returns whether one of these columns holds only numbers below the first row."""
     for i in columns:
         column = [row.cells[i] for row in body[1:] if i < len(row.cells) and not cells.is_missing(row.cells[i])]
         if column and sum(map(cells.is_numeric, column)) > len(column) / 2:
@@ -167,7 +167,7 @@ def _below(body: list[Row], columns: list[int]) -> bool:
 
 
 def _header_of_named_rows(header: Row, body: list[Row], width: int, label: str) -> tuple[list[str], list[Row], bool]:
-    """The names in a header of one cell fewer than the rows, whose first cells are names, as R writes them."""
+    """Returns the names in a header with one cell fewer than the rows, whose first cells are row names, as in R."""
     labels = [row.cells[0] for row in body]
     if len(header.cells) != width - 1 or not all(map(_is_text, header.cells)) or not is_index(labels):
         raise _ragged(header, body[0], label)
@@ -175,7 +175,7 @@ def _header_of_named_rows(header: Row, body: list[Row], width: int, label: str) 
 
 
 def is_index(labels: list[str]) -> bool:
-    """Whether cells name or count rows: words that differ, or 0, 1, 2, … or 1, 2, 3, ….
+    """Returns whether cells name or count rows: distinct words, or 0, 1, 2, … or 1, 2, 3, ….
 
     >>> is_index(["a", "b"]), is_index(["1", "2", "3"]), is_index(["4", "2"])
     (True, True, False)
@@ -189,12 +189,12 @@ def is_index(labels: list[str]) -> bool:
 
 
 def is_unnamed(name: str) -> bool:
-    """Whether a column has no name, or the one that pandas gives to columns without."""
+    """Returns whether a column has no name, or the name that pandas gives to a column without a name."""
     return not name or bool(_UNNAMED.match(name))
 
 
 def _commented_names(source: Lines, separator: str, body: list[Row], width: int) -> list[str]:
-    """The names in the last comment above the table, as `numpy.savetxt` writes them; [] for none."""
+    """Returns the names in the last comment above the table, as written by `numpy.savetxt`; [] for none."""
     lines = [number for number in source.comments if body and number < body[0].first_line + 1]
     if not lines:
         return []
@@ -208,20 +208,20 @@ def _commented_names(source: Lines, separator: str, body: list[Row], width: int)
 
 
 def _without_units(body: list[Row], label: str) -> list[Row]:
-    """The rows without a first one of units, words above columns of numbers."""
+    """Removes the first row if it holds units: words above columns of numbers."""
     head = body[0].cells
     texts = [i for i, cell in enumerate(head) if _is_text(cell)]
     numbers = [cell for cell in head if cells.is_numeric(cell) and cell != "1"]
     if len(body) > 1 and texts and not numbers and all(_below(body, [i]) for i in texts):
         warnings.warn(
-            f"{label}: line {body[0].last_line} ({_shown(head)}) is taken for units, and left out.", stacklevel=2
+            f"{label}: line {body[0].last_line} ({_shown(head)}) is taken as units and left out.", stacklevel=2
         )
         return body[1:]
     return body
 
 
 def _warn_of_numeric_header(body: list[Row], label: str) -> None:
-    """Warns where a first row of numbers may be the header: 0, 1, 2, …, or numbers far from all others."""
+    """Warns if a first row of numbers may be the header: 0, 1, 2, …, or numbers far from all others."""
     if len(body) < 4 or len({len(row.cells) for row in body}) > 1:
         return
     head, rest = body[0].cells, [row.cells for row in body[1:1000]]

@@ -26,24 +26,24 @@ def load(
     """Loads data by name (a toy distribution, `digits`) or from a file, as float32 `[rows, ...]`.
 
     Args:
-      path_or_name: one of `TOY_NAMES`, "digits", or a path: of any file that `load_table` reads, or of a `.npy` or
-        `.npz` file with an array of any number of axes.
-      key: the array's name in a `.npz` file that holds several, or the file's in a `.zip`.
-      delimiter: one character that separates the cells of a text file, instead of the one found.
-      dequantize: whether to add U(0, 1) to every number of data that are all whole numbers, digits included (which are
-        then also divided by 17).
-      n: number of points drawn from a toy distribution; files are read completely.
-      seed: an int or int32[2], for the toys and for the dequantisation.
+      path_or_name: one of `TOY_NAMES`, "digits", or the path of a file: any file that `load_table` reads, or a `.npy`
+        or `.npz` file with an array of any number of axes.
+      key: the name of the array in a `.npz` file with several arrays, or of the file in a `.zip` archive.
+      delimiter: one character that separates the cells of a text file; default: detected.
+      dequantize: whether to add U(0, 1) to every number. Allowed for whole numbers only, including the digits, which
+        are then also divided by 17.
+      n: number of points drawn from a toy distribution; a file is read completely.
+      seed: an int or int32[2], for the toy distributions and for the dequantisation.
       **read_options: see `load_table`.
 
     Returns:
       float32 `[rows, *event]`.
 
     Raises:
-      FileNotFoundError: if there is neither such a name nor such a file.
+      FileNotFoundError: if `path_or_name` is neither a known name nor a file.
       TypeError: if an argument, or the numbers in the file, are of the wrong type.
-      ValueError: as `load_table`; if all rows are equal, or a column needs more than float32's precision: the error
-        says which.
+      ValueError: as for `load_table`; or if all rows are equal, or a column needs more precision than float32 has (the
+        error names the column).
 
     >>> load("two_moons", n=100).shape
     (100, 2)
@@ -60,7 +60,7 @@ def load_named(
     seed: Any = 0,
     **read_options: Any,
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """As `load`, with the names of the columns, or None where the data have none."""
+    """Loads data as `load` does; also returns the names of the columns, or None if the data have no names."""
     if not isinstance(path_or_name, str | os.PathLike):
         raise TypeError(f"`path_or_name` must be a name or a path, got {path_or_name!r}.")
     name = os.fspath(path_or_name)
@@ -90,7 +90,7 @@ def load_named(
 
 
 def _values(name: str, label: str, read_options: dict[str, Any]) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """The numbers of a file as they are, and the names of their columns."""
+    """Returns the numbers of a file, unconverted, and the names of their columns."""
     if tables.is_array_file(name):
         suffix = Path(name).suffix.lower()
         needless = next((option for option in read_options if option != "key" or suffix == ".npy"), None)
@@ -109,7 +109,7 @@ def _values(name: str, label: str, read_options: dict[str, Any]) -> tuple[np.nda
 
 
 def default_columns(shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Names for the coordinates of rows without: "column 1", …, or "entry [i, j]" for rows of more axes.
+    """Returns default names of the coordinates: "column 1", …, or "entry [i, j]" for rows with several axes.
 
     >>> default_columns((2,)), default_columns((1, 2))
     (('column 1', 'column 2'), ('entry [0, 0]', 'entry [0, 1]'))
@@ -120,15 +120,15 @@ def default_columns(shape: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def _as_float32(raw: np.ndarray, columns: tuple[str, ...] | None, label: str) -> np.ndarray:
-    """`raw` in float32, if float32 resolves it.
+    """Returns `raw` as float32, or raises if the precision of float32 is too low for it.
 
-    Numbers that are large beside their spread, such as 1e6 ± 1e-3, would be rounded to a few values, and a model would
-    learn those. So they are an error: the user subtracts the offset, or leaves the column out.
+    Numbers that are large compared with their spread, such as 1e6 ± 1e-3, would be rounded to a few values, and a model
+    would learn these values. This is an error; the user can subtract the offset or leave out the column.
     """
     if np.can_cast(raw.dtype, np.float32):
         return raw.astype(np.float32)
     rows: np.ndarray = raw.reshape(len(raw), -1).astype(np.float64)
-    with np.errstate(over="ignore"):  # what overflows is infinitely rounded, and reported so
+    with np.errstate(over="ignore"):  # an overflow counts as an infinite rounding error and is reported below
         values: np.ndarray = raw.astype(np.float32)
         spread, mean = rows.std(axis=0), rows.mean(axis=0)
         loss = np.sqrt(np.mean((values.reshape(rows.shape) - rows) ** 2, axis=0))

@@ -1,4 +1,4 @@
-"""Tables from files of all usual formats, as data frames of numbers. pandas is imported when a table is read."""
+"""Reads tables from files of all usual formats as data frames of numbers. pandas is imported only when needed."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ OTHERS = (".parquet", ".feather", ".xlsx", ".json", ".jsonl")
 COMPRESSED = (".gz", ".zip")
 SUFFIXES = (*TEXT, *OTHERS, *ARRAYS, *COMPRESSED)
 
-# A number that can only have a decimal point, so that no point in the file stands for thousands.
+# A number whose point must be a decimal point, so that no point in the file separates thousands.
 _DECIMAL_POINT = re.compile(r"(?<![\d.,])(?:0\.\d|\d+\.\d{1,2}(?!\d)|\d+\.\d{4}|\d{4,}\.|\d*\.\d+[eE])")
 
 
 def load_table(path: str | os.PathLike[str], **read_options: Any) -> pandas.DataFrame:
     """Reads a table of numbers from a file.
 
-    Text (`.csv`, `.tsv`, `.txt`, `.dat`, `.data`) is read as it is found: encoding, separator, decimal comma, header,
-    comments, titles, units, row names and footers are recognised. Other formats are `.parquet`, `.feather`, `.xlsx`,
-    `.json`, `.jsonl`, `.npy` and `.npz` (two axes, or fields); each may be compressed as `.gz` or `.zip`.
+    In text files (`.csv`, `.tsv`, `.txt`, `.dat`, `.data`), encoding, separator, decimal comma, header, comments,
+    titles, units, row names and footers are detected. Other formats are `.parquet`, `.feather`, `.xlsx`, `.json`,
+    `.jsonl`, `.npy` and `.npz` (two axes, or fields). Each file may be compressed as `.gz` or `.zip`.
 
     Args:
-      path: the file.
-      **read_options: for the function of pandas that reads the format: `read_csv`, `read_excel`, `read_parquet`,
-        `read_feather` or `read_json`. With any of them pandas alone reads the file; only the encoding and the separator
-        are still found, unless given. `key` names the array of a `.npz` file or the file in a `.zip`.
+      path: the path of the file.
+      **read_options: passed to the pandas function for the format: `read_csv`, `read_excel`, `read_parquet`,
+        `read_feather` or `read_json`. With any option, pandas alone reads the file; only the encoding and the separator
+        are still detected, unless given. `key` names the array of a `.npz` file or the file in a `.zip`.
 
     Returns:
       A `pandas.DataFrame` of finite numbers, with the names of the columns, or "column 1", "column 2", ….
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ImportError: if the format needs a package that is not there; the error names the extra.
-      TypeError: if `path` is no path, or pandas has no such option.
+      ImportError: if the format needs a package that is not installed; the error names the extra.
+      TypeError: if `path` is not a path, or pandas has no such option.
       ValueError: if the file is damaged, empty or ragged, if cells are missing, or if a column holds anything but
-        numbers: dates, truth values, categories. The error names line and column, and what to do.
+        numbers: dates, truth values, categories. The error names the line and the column, and a remedy.
 
     Warns:
-      UserWarning: where the file could be read in two ways; the warning names the column, and the option for the other.
+      UserWarning: if the file is ambiguous; the warning names the column, and the option for the alternative.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ def load_table(path: str | os.PathLike[str], **read_options: Any) -> pandas.Data
 
 
 def named(frame: pandas.DataFrame) -> bool:
-    """Whether the columns have names of their own.
+    """Returns whether the columns have names from the file, not default names.
 
     >>> import pandas
     >>> named(pandas.DataFrame({"a": [1]})), named(pandas.DataFrame({"column 1": [1]}))
@@ -89,17 +89,17 @@ def named(frame: pandas.DataFrame) -> bool:
 
 
 def is_array_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is that of a NumPy file."""
+    """Returns whether a path is that of a NumPy file."""
     return Path(path).suffix.lower() in ARRAYS
 
 
 def content_label(path: str | os.PathLike[str]) -> str:
-    """How errors name a file."""
+    """Returns the name of a file in error messages."""
     return f"`{os.fspath(path)}`"
 
 
 def _content(path: str | os.PathLike[str], options: dict[str, Any]) -> tuple[str, bytes, str]:
-    """The label, the bytes and the suffix of a file, unpacked if it is compressed."""
+    """Returns the label, the bytes and the suffix of a file, decompressed if necessary."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"`path` must be a path, got {path!r}.")
     label, place = content_label(path), Path(path)
@@ -117,7 +117,7 @@ def _content(path: str | os.PathLike[str], options: dict[str, Any]) -> tuple[str
 
 
 def _unpacked(raw: bytes, name: str, suffix: str, label: str, options: dict[str, Any]) -> tuple[bytes, str]:
-    """The content of a compressed file, and the name without the suffix of compression."""
+    """Returns the content of a compressed file, and its name without the suffix of the compression."""
     if suffix == ".gz":
         inner = name[: -len(".gz")]
         return gzip.decompress(raw), inner if Path(inner).suffix else f"{inner}.csv"
@@ -141,7 +141,7 @@ def _refuse(options: dict[str, Any], what: str) -> None:
 
 
 def frame_of_array(array: np.ndarray, label: str) -> tuple[pandas.DataFrame, bool]:
-    """The columns of an array of two axes, or the fields of a structured one, and whether they have names."""
+    """Returns the columns of a 2-D array, or the fields of a structured array, and whether they have names."""
     import pandas
 
     if array.dtype.names:
@@ -166,7 +166,7 @@ def frame_of_array(array: np.ndarray, label: str) -> tuple[pandas.DataFrame, boo
 
 
 def _native(frame: pandas.DataFrame) -> pandas.DataFrame:
-    """The frame in this machine's byte order and in a precision that pandas computes in."""
+    """Converts a frame to this machine's byte order and to a precision that pandas supports."""
     swapped = {name: kind.newbyteorder("=") for name, kind in frame.dtypes.items() if not kind.isnative}
     return frame.astype(swapped) if swapped else frame
 
@@ -207,9 +207,9 @@ def _separator(separator: str) -> dict[str, Any]:
 def _read_fast(
     source: text.Lines, head: list[text.Row], separator: str, quote: str, content: str, label: str
 ) -> tuple[pandas.DataFrame, bool] | None:
-    """What pandas' own parser makes of a table of plain numbers; None for any other.
+    """Reads a table of plain numbers by pandas's own parser; returns None for any other table.
 
-    It is some ten times faster than going through the cells, and says nothing of what it does not understand.
+    The parser is about ten times faster than reading cell by cell, but it does not report ambiguous values.
     """
     import pandas
 
@@ -217,7 +217,7 @@ def _read_fast(
         return None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # whatever has to be said is said by the careful reader
+            warnings.simplefilter("error")  # the careful reader issues the warnings
             found = layout.find_layout(head, source, separator, label)
             start = found.body[0].first_line - 1
             frame = pandas.read_csv(
@@ -248,7 +248,7 @@ def _read_fast(
 
 
 def _read_by_pandas(function: str, source: Any, label: str, options: dict[str, Any]) -> pandas.DataFrame:
-    """A frame by a function of pandas, checked."""
+    """Reads a frame by a pandas function, and checks it."""
     import pandas
 
     try:
@@ -288,7 +288,7 @@ def _read_other(raw: bytes, label: str, suffix: str, options: dict[str, Any]) ->
 
 
 def _parsed_json(content: str, label: str) -> pandas.DataFrame:
-    """The table in records, in columns, or in one record per line; `pandas.read_json` guesses at dates."""
+    """Parses JSON of records, columns, or one record per line, since `pandas.read_json` guesses dates."""
     import pandas
 
     try:
@@ -301,7 +301,7 @@ def _parsed_json(content: str, label: str) -> pandas.DataFrame:
 
 
 def _read_sheet(source: io.BytesIO, label: str, sheet: str | int) -> tuple[pandas.DataFrame, bool]:
-    """The table in a sheet of a workbook, whose cells go the way of those in a text."""
+    """Reads the table in a sheet of a workbook; its cells are treated as those of a text file."""
     import pandas
 
     try:
@@ -328,7 +328,7 @@ def _read_sheet(source: io.BytesIO, label: str, sheet: str | int) -> tuple[panda
 
 
 def _cell_text(value: Any) -> str:
-    """A typed cell as the text that stands for it."""
+    """Returns the text of a typed cell."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
     if isinstance(value, float | np.floating):

@@ -1,6 +1,6 @@
-"""Text files as rows of cells: their encoding, the character between cells, quotes, comments and blank lines.
+"""Splits text files into rows of cells: encoding, separator, quotes, comments and blank lines.
 
-Nothing here knows what a cell means, except that the separator chosen is the one that leaves most cells numbers.
+This module does not interpret cells, except that it chooses the separator for which most cells are numbers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from tfp_ebm.datasets.cells import is_missing, is_numeric
 
-# In order of trust: a comma or a space may be part of a number, a tab or a semicolon never is.
+# In order of reliability: a comma or a space may be part of a number, a tab or a semicolon never is.
 SEPARATORS = ("\t", ";", "|", ",", " ")
-# Stands for "one cell per line"; no text has it, because control characters are refused.
+# The separator for "one cell per line"; no text contains it, because control characters raise an error.
 NO_SEPARATOR = "\x1f"
-# Lines that the separator and the header are found from.
+# Number of lines used to find the separator and the header.
 HEAD = 200
 
 _BYTE_ORDER_MARKS = (
@@ -30,7 +30,7 @@ _BYTE_ORDER_MARKS = (
     (b"\xfe\xff", "utf-16"),
 )
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f]")
-# How Excel names the separator in a first line.
+# The first line in which Excel names the separator.
 _SEPARATOR_LINE = re.compile(r'^"?sep=(.)"?$', re.IGNORECASE)
 _COMMENT = re.compile(r"^\s*(#(?!N/A|DIV/0!|REF!|NAME\?|VALUE!|NUM!|NULL!)|%|//)")
 _INLINE_COMMENT = re.compile(r"(^|\s)#(?!N/A|DIV/0!|REF!|NAME\?|VALUE!|NUM!|NULL!).*$")
@@ -46,18 +46,18 @@ class Row(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """A text in lines. Comments are blank in `lines`, so that line numbers are those of the file."""
+    """The lines of a text. Comments are blank in `lines`, so that line numbers are those of the file."""
 
     lines: list[str]
-    comments: dict[int, str]  # by line number, without the mark
-    separator: str | None  # where the file itself names it
+    comments: dict[int, str]  # by line number, without the comment character
+    separator: str | None  # the separator, if the file names it
 
 
 def decode(raw: bytes, label: str, encoding: str | None = None) -> str:
     """Returns the text of a file, with "\\n" as the only line end.
 
-    UTF-8, UTF-16 and UTF-32 are recognised by their byte order marks and UTF-16 without one by its zeros; text that is
-    not UTF-8 is read as Windows-1252, or as Latin-1 where that has no such character.
+    UTF-8, UTF-16 and UTF-32 are recognised by their byte order marks, and UTF-16 without a mark by its zero bytes.
+    Other text that is not UTF-8 is read as Windows-1252, or as Latin-1 if Windows-1252 lacks one of its characters.
 
     >>> decode("a;b\\r\\n1;2".encode("utf-16"), "`x.csv`")
     'a;b\\n1;2'
@@ -104,7 +104,7 @@ def split_lines(text: str) -> Lines:
 
 @contextlib.contextmanager
 def _long_fields() -> Iterator[None]:
-    """Lifts the csv module's limit of 131 072 characters per cell."""
+    """Removes the csv module's limit of 131 072 characters per cell."""
     limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
         yield
@@ -113,7 +113,7 @@ def _long_fields() -> Iterator[None]:
 
 
 def rows(lines: list[str], separator: str, quote: str) -> list[Row]:
-    """Splits lines into rows; blank ones, and those in which every cell is empty, are left out."""
+    """Splits lines into rows; omits blank lines and rows in which every cell is empty."""
     if separator == " ":
         lines = [line.replace("\t", " ").strip() for line in lines]
     found, start = [], 1
@@ -134,20 +134,20 @@ def _without_comment(cells: list[str]) -> list[str]:
         if "#" in cell and (match := _INLINE_COMMENT.search(cell)):
             kept = cell[: match.start()].strip()
             if kept and not is_numeric(kept):
-                continue  # a name with a number sign in it
+                continue  # a name that contains a number sign
             return [*cells[:i], kept] if kept else cells[:i]
     return cells
 
 
 def find_quote(lines: list[str]) -> str:
-    """Returns the quotation mark around cells: the double one unless only single ones are there."""
+    """Returns the quotation mark around cells: double, unless there are only single ones."""
     head = [line for line in lines if line.strip()][:HEAD]
     singles = any(_SINGLE_QUOTED.search(line) for line in head)
     return "'" if singles and not any('"' in line for line in head) else '"'
 
 
 def find_separator(lines: list[str], quote: str) -> str:
-    """Returns the separator that cuts most of the first lines into equally many cells, most of them numbers.
+    """Returns the separator that splits most of the first lines into the same number of cells, most of them numbers.
 
     >>> find_separator(["a b", "1,5 2,5", "2,25 3,5"], '"')
     ' '
@@ -166,11 +166,11 @@ def find_separator(lines: list[str], quote: str) -> str:
         width = collections.Counter(len(row.cells) for row in found).most_common(1)[0][0] if found else 0
         if width > 1 or separator == NO_SEPARATOR:
             scores[separator] = _score(found, width)
-    return max(scores, key=lambda separator: scores[separator])  # the first of equals
+    return max(scores, key=lambda separator: scores[separator])  # the first one in case of a tie
 
 
 def _score(found: list[Row], width: int) -> float:
-    """The share of rows of the usual width, times the share of numbers in them; the first row may be a header."""
+    """Computes the share of rows of the usual width, times the share of numbers in them except in the first row."""
     usual = [row for row in found[1:] or found if len(row.cells) == width]
     cells = [cell for row in usual for cell in row.cells if not is_missing(cell)]
     numbers = sum(map(is_numeric, cells))

@@ -1,15 +1,16 @@
 """Derivatives of an energy in its argument x: score, Hessian-vector products, directional and full second derivatives.
 
-Score matching trains on ½‖∇ₓE‖² − tr ∇²ₓE (eq. 44), its sliced form on vᵀ∇²ₓE v (eqs. 53-57). What they cost:
+Score matching uses ½‖∇ₓE‖² − tr ∇²ₓE (eq. 44), and its sliced form vᵀ∇²ₓE v (eqs. 53-57). The methods and their costs:
 
-  * `reverse`: a backward pass through the gradient for every direction, so d of them for the trace. The twin.
-  * `forward_laplacian`: K directions carried through the layers at once; nonlinear steps bend them, and the backward
-    pass that gives the score weights all bends (`jet`). For K = d the exact trace costs little more than the matrix
-    products of the K slopes, forward and backward; for K = 1 a sliced step costs less than two energies more.
+  * `reverse`: one backward pass through the gradient for every direction, so d of them for the trace.
+  * `forward_laplacian`: K directions propagated through the layers at once. Nonlinear steps add second derivatives
+    (bends), and the backward pass that computes the score also weights all bends (`jet`). For K = d the exact trace
+    costs little more than the matrix products of the K slopes, forward and backward; for K = 1 a sliced step costs less
+    than two additional energies.
   * `chunks`: the same, K directions at a time, in bounded memory.
 
-`rules` holds one module for each family of Keras layers; `forward_laplacian_rule` adds to them. A rule computes how
-jets pass a layer, in terms of `Jet`'s arithmetic:
+`rules` has one module for each family of Keras layers, and `forward_laplacian_rule` adds rules. A rule computes how
+jets pass through a layer, by the arithmetic of `Jet`:
 
 >>> import keras
 >>> class Swiglu(keras.layers.Layer):

@@ -1,9 +1,9 @@
 """Elementwise functions with the derivatives that second-order propagation needs.
 
-A network's energy and its first two derivatives in x need s, s' and s'' of every activation, a parameter gradient of
-them s''' as well. Where these are known in closed form they share their subexpressions (for silu one sigmoid gives all
-four) and differentiate into each other, s to s' to s'' to s''', instead of by the rules of what they are written in.
-Any other function is differentiated by nested tapes.
+A network's energy and its first two derivatives in x need s, s' and s'' of every activation, and their parameter
+gradient also needs s'''. If these are known in closed form, they share subexpressions (for silu one sigmoid gives all
+four), and the derivative of each is the next one, s to s' to s'' to s''', without automatic differentiation. Any other
+function is differentiated by nested tapes.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _reciprocal(a: tf.Tensor) -> tuple[tf.Tensor, ...]:
 
 
 def _activations(names: str) -> frozenset[Any]:
-    """Keras's activation functions of these names, those that this version has."""
+    """Returns Keras's activation functions of these names, as far as this version has them."""
     return frozenset(getattr(keras.activations, name) for name in names.split() if hasattr(keras.activations, name))
 
 
@@ -88,7 +88,7 @@ CLOSED_FORMS: dict[Any, Derivatives] = {
     tf.square: _square,
     tf.math.reciprocal: _reciprocal,
 }
-# Functions of each number alone, as softmax, glu and their like are not.
+# Functions that apply to each number separately, unlike softmax or glu.
 ELEMENTWISE = PIECEWISE_LINEAR.union(
     CLOSED_FORMS,
     _activations("elu selu celu mish log_sigmoid squareplus tanh_shrink hard_silu sparse_plus"),
@@ -96,7 +96,7 @@ ELEMENTWISE = PIECEWISE_LINEAR.union(
 
 
 def value_slope_bend(function: Elementwise, a: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-    """s(a), s'(a) and s''(a) of an elementwise function, each differentiable in a; None where s'' vanishes."""
+    """Returns s(a), s'(a) and s''(a) of an elementwise function, each differentiable in a; None for a zero s''."""
     if function in CLOSED_FORMS:
         return _linked(a, *CLOSED_FORMS[function](a))
     with tf.GradientTape(watch_accessed_variables=False) as outer:
@@ -111,7 +111,7 @@ def value_slope_bend(function: Elementwise, a: tf.Tensor) -> tuple[tf.Tensor, tf
 def _linked(
     a: tf.Tensor, s: tf.Tensor, s1: tf.Tensor, s2: tf.Tensor, s3: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The first three, each with the next one as its derivative in a."""
+    """Returns the first three functions, each with the next one as its derivative in a."""
 
     @tf.custom_gradient
     def bend(a: tf.Tensor) -> Any:

@@ -1,8 +1,8 @@
-"""Sums over chunks of directions, whose memory stays that of one chunk: in the sum and in its gradient.
+"""Sums over chunks of directions that need the memory of one chunk only, in the sum and in its gradient.
 
-A loop that automatic differentiation runs backwards keeps every iteration's intermediate results. Here the gradient is
-another loop that computes each chunk again and differentiates it on the spot, so that memory does not grow with the
-number of chunks, at the price of one more forward pass.
+Automatic differentiation of a loop keeps the intermediate results of every iteration. Here the gradient is another
+loop, which computes each chunk again and differentiates it immediately. Memory then does not grow with the number of
+chunks, at the cost of one more forward pass.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Chunk = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def sum_over_chunks(chunk: Chunk, x: tf.Tensor, num_chunks: int) -> tf.Tensor:
-    """Σᵢ chunk(x, i), differentiable in x and in the variables that `chunk` reads.
+    """Computes Σᵢ chunk(x, i), differentiable in x and in the variables that `chunk` reads.
 
     Args:
-      chunk: `(x [batch, *event], i) -> [batch]`. It must depend on nothing else that is differentiated: tensors that
-        it captures are constants to its gradient.
+      chunk: `(x [batch, *event], i) -> [batch]`. It must not depend on other differentiated tensors: captured tensors
+        are constants in its gradient.
       x: states `[batch, *event]`.
-      num_chunks: how many there are.
+      num_chunks: number of chunks.
 
     Returns:
       The sum, `[batch]`.
@@ -54,11 +54,10 @@ def sum_over_chunks(chunk: Chunk, x: tf.Tensor, num_chunks: int) -> tf.Tensor:
 
 
 def map_over_chunks(chunk: Chunk, x: tf.Tensor, directions: tf.Tensor) -> tf.Tensor:
-    """chunk(x, directions[i]) for every i, differentiable in x, in the directions and in the variables it reads.
+    """Computes chunk(x, directions[i]) for every i, differentiable in x, in the directions and in variables.
 
     Args:
-      chunk: `(x [batch, *event], v [step, ...]) -> [step, batch]`. It must depend on nothing else that is
-        differentiated.
+      chunk: `(x [batch, *event], v [step, ...]) -> [step, batch]`. It must not depend on other differentiated tensors.
       x: states `[batch, *event]`.
       directions: `[chunks, step, ...]`.
 

@@ -1,8 +1,8 @@
-"""The derivative engine's view of an energy: E = Σ terms over flat batches.
+"""The representation of an energy in the derivative engine: E = Σ terms, over flat batches.
 
-An energy may be a Keras network, an `EnergyFunction` (a network and, maybe, the tilt −log base of a base measure), or
-any callable `[..., *event] -> [...]`. Networks are read layer by layer, so their event shape must be known, and leading
-dimensions are flattened into one batch; a plain callable is called with x as it is.
+An energy may be a Keras network, an `EnergyFunction` (a network and, optionally, the tilt −log base of a base measure),
+or any callable `[..., *event] -> [...]`. Networks are read layer by layer, so their event shape must be known, and
+leading dimensions are flattened into one batch. A plain callable receives x unchanged.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Term:
 
     Attributes:
       function: the term as a callable of x, differentiable in reverse mode.
-      source: what forward mode reads: a Keras network, or an object whose type has a rule.
-      inward: from x to the coordinates that `source` takes; made of arithmetic, so that it takes jets too.
-      dtype: dtype of the term's values, where it is not that of what `source` computes with.
+      source: the object that forward mode reads: a Keras network, or an object whose type has a rule.
+      inward: the map from x to the coordinates that `source` takes; plain arithmetic, so that it also accepts jets.
+      dtype: dtype of the term's values if it differs from the dtype in which `source` computes.
     """
 
     function: EnergyCallable
@@ -36,13 +36,13 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Energy:
-    """An energy as the engine sees it.
+    """The engine's representation of an energy.
 
     Attributes:
       terms: the summands.
-      event_shape: shape of one state; None for a plain callable, where only E(x) shows it.
+      event_shape: shape of one state; None for a plain callable, where it follows from the shape of E(x).
       training: the mode in which networks run.
-      offset: gives a constant summand, None standing for zero.
+      offset: a function that returns a constant summand; None for zero.
     """
 
     terms: tuple[Term, ...]
@@ -51,17 +51,17 @@ class Energy:
     offset: Callable[[], tf.Tensor] | None = None
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        """E(x)."""
+        """Returns E(x)."""
         return self.total([term.function(x) for term in self.terms])
 
     def total(self, values: Sequence[tf.Tensor]) -> tf.Tensor:
-        """E from the values of its terms."""
+        """Computes E from the values of its terms."""
         energy = tf.add_n(values) if len(values) > 1 else values[0]
         return energy if self.offset is None else energy + self.offset()
 
 
 def as_vector(energies: tf.Tensor) -> tf.Tensor:
-    """A network's output `[batch]` or `[batch, 1]` as `[batch]`."""
+    """Reshapes a network's output `[batch]` or `[batch, 1]` to `[batch]`."""
     shape = energies.shape
     if shape.rank == 1:
         return energies
@@ -73,14 +73,14 @@ def as_vector(energies: tf.Tensor) -> tf.Tensor:
 
 
 def as_energy(energy_fn: Any, x: tf.Tensor) -> Energy:
-    """Returns `energy_fn` as the engine sees it, or raises if it is no energy of x alone."""
+    """Returns `energy_fn` as an `Energy`, or raises if it is not an energy of x alone."""
     if not callable(energy_fn):
         raise TypeError(f"`energy_fn` must be a callable, a Keras network or an EnergyModel, got {energy_fn!r}.")
     if hasattr(energy_fn, "energy_function"):
         return _of_model(energy_fn, x)
     if getattr(energy_fn, "is_conditional", False):
         raise ValueError(
-            "`energy_fn` must take x alone, got one of (x, condition): hold the condition fixed, by "
+            "`energy_fn` must take x alone, got one that takes (x, condition): fix the condition by "
             "`model.given(condition)` or `lambda x: energy_fn(x, condition)`."
         )
     if hasattr(energy_fn, "terms") and hasattr(energy_fn, "network"):
@@ -88,7 +88,7 @@ def as_energy(energy_fn: Any, x: tf.Tensor) -> Energy:
         terms = (Term(network, energy_fn.network, dtype=energy_fn.dtype), *(Term(other, other) for other in others))
         return Energy(terms, tuple(energy_fn.event_shape), bool(getattr(energy_fn, "training", False)))
     if isinstance(energy_fn, keras.Layer):
-        if not energy_fn.built:  # a Sequential model has no graph to read before
+        if not energy_fn.built:  # a Sequential model has no graph before it is built
             energy_fn(keras.KerasTensor((None, *x.shape[1:]), x.dtype.name))
         shape = getattr(energy_fn, "input_shape", None)
         if not isinstance(shape, tuple) or len(shape) < 2 or isinstance(shape[0], tuple):
@@ -99,7 +99,7 @@ def as_energy(energy_fn: Any, x: tf.Tensor) -> Energy:
 
 
 def _of_model(model: Any, x: tf.Tensor) -> Energy:
-    """An `EnergyModel`: E(x) = E_z(z) + Σ log scale with z = (x − loc)/scale, which is arithmetic for jets as well."""
+    """Returns an `EnergyModel` as E(x) = E_z(z) + Σ log scale with z = (x − loc)/scale, which also accepts jets."""
     inner, standardization = as_energy(model.energy_function, x), model.standardization
 
     def in_x(term: Term) -> Term:
@@ -111,7 +111,7 @@ def _of_model(model: Any, x: tf.Tensor) -> Energy:
 
 
 def as_floating(energy_fn: Any, x: Any) -> tf.Tensor:
-    """Returns `x` as a floating tensor; what is not a tensor yet takes the dtype of the energy, if it has one."""
+    """Returns `x` as a floating-point tensor. If it is not a tensor yet, it gets the energy's dtype, if any."""
     dtype = getattr(energy_fn, "dtype", None)
     state = tf.convert_to_tensor(x) if tf.is_tensor(x) else tf.convert_to_tensor(x, dtype_hint=dtype)
     if not state.dtype.is_floating:

@@ -1,4 +1,4 @@
-"""Dispatches each term of an energy to forward or reverse mode, for flat states, along directions, in chunks.
+"""Derivatives of an energy along directions, in forward or reverse mode for each term, optionally in chunks.
 
 A term is differentiated in forward mode if it can be, unless reverse mode is requested. The results of all terms (E,
 ∇E and second derivatives along directions) are added.
@@ -23,7 +23,7 @@ from tfp_ebm.derivatives.reverse import UNROLLED, gradient_of_energy, reverse_je
 
 
 class Problem(NamedTuple):
-    """An energy at flat states `[batch, *event]` (a plain callable's keep their leading dimensions)."""
+    """An energy and flat states `[batch, *event]` (for a plain callable, states keep their leading dimensions)."""
 
     energy: Energy
     x: tf.Tensor
@@ -32,7 +32,7 @@ class Problem(NamedTuple):
     event_shape: tuple[int, ...]
 
     def restore(self, t: tf.Tensor, before: int = 0) -> tf.Tensor:
-        """Gives `t`, `[*before, batch, *after]`, its leading dimensions back."""
+        """Restores the leading dimensions of `t`, `[*before, batch, *after]`."""
         batch_rank = self.x.shape.rank - len(self.event_shape)
         if batch_rank == self.static_leading.rank:
             return t
@@ -41,7 +41,7 @@ class Problem(NamedTuple):
         return tf.ensure_shape(restored, [*t.shape[:before], *self.static_leading, *t.shape[before + 1 :]])
 
     def flatten(self, v: tf.Tensor) -> tf.Tensor:
-        """`[K, ..., *event]` as `[K, batch, *event]`."""
+        """Reshapes `[K, ..., *event]` to `[K, batch, *event]`."""
         if self.x.shape.rank == v.shape.rank - 1:
             return v
         count = v.shape[0] if v.shape[0] is not None else tf.shape(v)[0]
@@ -78,7 +78,7 @@ def pose(energy_fn: Any, x: Any) -> Problem:
 def _forward(
     term: Term, x: tf.Tensor, directions: tf.Tensor, per_direction: bool, training: bool
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """E, ∇E and second derivatives of a term in forward mode."""
+    """Computes E, ∇E and second derivatives of a term in forward mode."""
 
     def energy(jet: Jet) -> Jet:
         jet = propagate(term.source, term.inward(jet), training=training)
@@ -88,7 +88,7 @@ def _forward(
 
 
 def unit_directions(problem: Problem, first: Any = 0, count: int | None = None) -> tf.Tensor:
-    """Unit vectors `[count, 1.., *event]` from number `first` on; zeros beyond the last."""
+    """Returns unit vectors `[count, 1.., *event]`, starting with number `first`; zeros after the last."""
     size = math.prod(problem.event_shape)
     count = size if count is None else count
     ones = [1] * (problem.x.shape.rank - len(problem.event_shape))
@@ -99,7 +99,7 @@ def unit_directions(problem: Problem, first: Any = 0, count: int | None = None) 
 def along(
     problem: Problem, directions: tf.Tensor, method: str, per_direction: bool = False
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """E, ∇E and second derivatives along directions, term by term."""
+    """Computes E, ∇E and second derivatives along directions, term by term."""
     x, energy = problem.x, problem.energy
     parts = []
     for term in energy.terms:
@@ -118,10 +118,10 @@ def along(
 def _reverse(
     term: Term, x: tf.Tensor, directions: tf.Tensor, per_direction: bool, training: bool
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """E, ∇E and second derivatives of a term in reverse mode.
+    """Computes E, ∇E and second derivatives of a term in reverse mode.
 
-    Many directions are taken in chunks, each of which runs the network again. A loop over backward passes of one run
-    would do with fewer operations, but XLA cannot compile its gradient for every layer.
+    Many directions are processed in chunks, each of which runs the network again. A loop over the backward passes of a
+    single run would take fewer operations, but XLA cannot compile its gradient for every layer.
     """
     count = directions.shape[0]
     if count is None or count <= UNROLLED or not _can_run_again(term.source, training):
@@ -142,7 +142,7 @@ def _reverse(
 
 
 def _can_run_again(source: Any, training: bool) -> bool:
-    """Whether a term gives the same when it is computed again: a network that draws no noise, on one device."""
+    """Returns whether a term has the same value when computed again: a network that draws no noise, on one device."""
     if not isinstance(source, keras.Layer) or tf.distribute.get_strategy().num_replicas_in_sync > 1:
         return False
     return not (training and _draws_noise(source))
@@ -155,9 +155,9 @@ def _draws_noise(network: keras.Layer) -> bool:
 def trace_in_chunks(
     problem: Problem, method: str, num_chunks: int, directions: Callable[[Any], tf.Tensor]
 ) -> tf.Tensor:
-    """Σₖ vₖᵀ∇²E vₖ, chunk by chunk for networks.
+    """Computes Σₖ vₖᵀ∇²E vₖ, chunk by chunk for networks.
 
-    Plain callables are not computed again in the gradient, which could lose sight of tensors that they capture.
+    Plain callables are not recomputed in the gradient, because the gradient could miss tensors that they capture.
     """
     energy, traces = problem.energy, []
     for term in energy.terms:

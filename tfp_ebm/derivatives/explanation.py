@@ -1,4 +1,4 @@
-"""Explains whether the second derivatives of a network are taken in forward or in reverse mode."""
+"""Explanations of why the second derivatives of a network are taken in forward or in reverse mode."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _FLAT_OPERATIONS = ("Relu", "Relu6", "LeakyRelu", "HardSigmoid", "HardTanh", "Ab
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """The choice of `method="auto"` for a network, and its reasons.
+    """The mode that `method="auto"` chooses for a network, and the reasons.
 
     Attributes:
       method: "forward" or "reverse".
-      reasons: why it is not "forward", one sentence for each obstacle; empty for "forward".
-      piecewise_linear: layers and functions whose second derivative is zero almost everywhere. The trace does not see
-        the bends of a network that has no others, and score matching cannot learn from it.
+      reasons: the reasons why the mode is not "forward", one sentence each; empty for "forward".
+      piecewise_linear: layers and functions whose second derivative is zero almost everywhere. If a network has no
+        other nonlinearities, its trace is zero almost everywhere, and score matching cannot learn from it.
 
     >>> Explanation("reverse", ("softmax has no rule",), ()).method
     'reverse'
@@ -36,7 +36,7 @@ class Explanation:
     piecewise_linear: tuple[str, ...]
 
     def __str__(self) -> str:
-        """The explanation in words."""
+        """Returns the explanation as text."""
         lines = [f"method='auto' takes {self.method} mode."]
         lines += [f"- {reason}" for reason in self.reasons]
         if self.piecewise_linear:
@@ -46,7 +46,7 @@ class Explanation:
 
 
 def explain(network: Any) -> Explanation:
-    """Explains what `method="auto"` chooses for the second derivatives of a network.
+    """Explains which mode `method="auto"` chooses for the second derivatives of a network.
 
     Args:
       network: a Keras network, an `EnergyModel`, or any other energy that `laplacian` takes.
@@ -65,7 +65,7 @@ def explain(network: Any) -> Explanation:
     network = getattr(network, "network", network)
     parts = list(_parts(network))
     if isinstance(network, keras.Layer) and not network.built:
-        obstacles = [f"{name_of(network)} is not built yet, so that its layers are not known"]
+        obstacles = [f"{name_of(network)} is not built yet, so its layers are not known"]
     else:
         obstacles = [f"{name_of(part)} has no rule" for part in parts if not has_rule(part)] or _trial(network)
     flat = [name_of(part) for part in parts if _is_piecewise_linear(part)]
@@ -75,7 +75,7 @@ def explain(network: Any) -> Explanation:
 
 
 def _parts(operation: Any) -> Iterator[Any]:
-    """Every layer, operation and activation function within a network."""
+    """Yields every layer, operation and activation function of a network."""
     graph = graph_of(operation)
     if graph is not None:
         for node in graph.operations:
@@ -97,9 +97,9 @@ def _is_piecewise_linear(part: Any) -> bool:
 
 
 def _trial(network: Any) -> list[str]:
-    """Traces forward mode without computing anything, since a rule may not cover a layer's settings."""
+    """Returns the obstacles found by tracing forward mode, since a rule may not support all settings of a layer."""
     shape = getattr(network, "input_shape", None)
-    if shape is None:  # a layer with a rule of its own, which the first call will try
+    if shape is None:  # a layer with its own rule, which is tried at the first call
         return []
 
     @tf.function(autograph=False)

@@ -1,8 +1,8 @@
 """Names the layer of a network that stops differentiation, instead of the operation within TensorFlow.
 
-Some operations have a gradient that has none itself: TensorFlow's image resizing, its local response normalisation,
-whatever is recomputed in the backward pass. Training a score then ends in a `LookupError` that names an operation which
-the user has never heard of. Here the layers are tried one by one, once such an error was raised.
+Some operations have a gradient that has no gradient itself: TensorFlow's image resizing, its local response
+normalisation, and everything that is recomputed in the backward pass. Training of a score then raises a `LookupError`
+that names an operation unknown to the user. After such an error, this module tests the layers one by one.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tfp_ebm.derivatives.forward_laplacian import graph_of
 
 @contextlib.contextmanager
 def naming_the_layer(energy_fn: Any, purpose: str) -> Iterator[None]:
-    """A context in which a derivative that TensorFlow does not have becomes a ValueError naming the layer.
+    """Context in which a derivative missing in TensorFlow raises a ValueError that names the layer.
 
     Args:
-      energy_fn: an energy function or network; any other callable gives the error without a layer's name.
-      purpose: what needs the derivative, to open the error message with.
+      energy_fn: an energy function or network; for any other callable, the error does not name a layer.
+      purpose: the subject of the error message, which needs the derivative.
 
     >>> with naming_the_layer(lambda x: x, "Score matching"):
     ...     raise LookupError("gradient registry has no entry for: SomeGrad")  # doctest: +ELLIPSIS
@@ -44,15 +44,15 @@ def naming_the_layer(energy_fn: Any, purpose: str) -> Iterator[None]:
         raise ValueError(
             f"{purpose} needs second derivatives of the energy, and TensorFlow has none for {where} "
             f"({text.splitlines()[0]}). Replace it by layers that are made of smooth arithmetic (for images: "
-            "convolutions, average pooling, UpSampling2D by nearest neighbours), or take a loss that differentiates "
+            "convolutions, average pooling, UpSampling2D by nearest neighbours), or use a loss that differentiates "
             "the energy in x at most once, such as noise contrastive estimation."
         ) from error
 
 
 def first_layer(network: Any, is_culprit: Callable[[Any, tf.Tensor], bool]) -> Any:
-    """The first innermost layer of a network for which `is_culprit(layer, spec of its input)` holds; None if none does.
+    """Returns the first innermost layer of a network for which `is_culprit(layer, spec of its input)` holds, or None.
 
-    Layers with several inputs, and those that never ran, are passed over.
+    Layers with several inputs, and layers that never ran, are skipped.
     """
     if not isinstance(network, keras.layers.Layer):
         return None
@@ -94,6 +94,6 @@ def _is_twice_differentiable(layer: keras.layers.Layer, spec: tf.TensorSpec, tra
         tf.function(twice, autograph=False).get_concrete_function(spec)
     except (LookupError, NotImplementedError):
         return False
-    except (TypeError, ValueError):  # it cannot be called alone, and so not be judged
+    except (TypeError, ValueError):  # the layer cannot be called alone, so it cannot be tested
         return True
     return True

@@ -1,14 +1,14 @@
-"""Keras layers whose derivatives are silently wrong, and the check that keeps them out.
+"""Keras layers whose derivatives are silently wrong, and the check that rejects them.
 
 A loss that trains the score differentiates E twice: in x for the score, then once more (in x or in the weights). A few
-layers of Keras get that second derivative wrong without any error, while the energy and the score themselves are
-right, so that only a finite difference of the gradient shows it. Some get even the first one wrong. The table below is
-the outcome of comparing every Keras layer that can stand in an energy network with such differences, in float64; the
-tests repeat the comparison for the layers named here and for their allowed neighbours. `operations` does the same for
-the operations of TensorFlow that a network of the user's own is made of.
+Keras layers compute this second derivative wrong without any error. The energy and the score are right, so only a
+finite difference of the gradient shows the error. Some layers compute even the first derivative wrong. The table below
+is the result of comparing every Keras layer that an energy network may contain with finite differences, in float64. The
+tests repeat the comparison for the layers named here and for similar layers without a fault. `operations` does the same
+for TensorFlow operations in the user's own layers.
 
-`_FAULTS` is about Keras's classes and what inherits from them. A subclass that writes the moments out, as those of
-`tfp_ebm.networks` do, declares it by an attribute, `differentiates_moments = True`.
+`_FAULTS` covers Keras's classes and their subclasses. A subclass that computes the moments explicitly, as those in
+`tfp_ebm.networks` do, sets the attribute `differentiates_moments = True`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from tfp_ebm.derivatives.operations import operation_faults
 
 @dataclasses.dataclass(frozen=True)
 class _Fault:
-    """Objects of the Keras class named `kind` for which `applies` holds have the fault `reason`, and a `cure`.
+    """A fault of the Keras class named `kind`: objects for which `applies` holds have the fault `reason`.
 
-    With `only_in_training` they have it in training mode alone. `order` is that of the first derivative that is wrong.
+    `cure` is the advice to the user. With `only_in_training` the fault occurs only in training mode. `order` is the
+    order of the first wrong derivative.
     """
 
     kind: str
@@ -38,7 +39,7 @@ class _Fault:
     order: int = 2
 
     def strikes(self, layer: Any) -> bool:
-        """Whether `layer` has this fault. By name, since Keras's operations have no public classes."""
+        """Returns whether `layer` has this fault. Compares names, since Keras's operations have no public classes."""
         kinds = [base.__name__ for base in type(layer).__mro__ if base.__module__.startswith("keras.")]
         return self.kind in kinds and self.applies(layer)
 
@@ -116,19 +117,19 @@ def refuse_faulty_layers(
 ) -> None:
     """Raises if `network` contains a layer or an operation whose derivative in x is silently wrong.
 
-    All layers are checked, also nested, wrapped and subclassed ones, and `keras.ops` on the tensors of a functional
-    model. Where the shape of the network's input is known, the network is traced too, and the operations of TensorFlow
-    in it are checked: those of a `Lambda`, and of a layer's own `call`.
+    All layers are checked, including nested, wrapped and subclassed ones, and `keras.ops` on the tensors of a
+    functional model. If the shape of the network's input is known, the network is also traced, to check the TensorFlow
+    operations of a `Lambda` and of a custom layer's `call`.
 
     Args:
-      network: a Keras layer or model; any other callable passes unchecked.
-      purpose: what needs the derivatives, to open the error message with (a loss's name).
-      training: whether the network is run in training mode, where more layers are at fault.
-      order: 1 for the score alone, 2 where the score is differentiated once more.
-      inputs: specs of the network's inputs; default: those that it knows itself.
+      network: a Keras layer or model; any other callable is not checked.
+      purpose: the subject of the error message, which needs the derivatives (for example a loss's name).
+      training: whether the network is run in training mode, where more layers have faults.
+      order: 1 for the score alone, 2 if the score is differentiated once more.
+      inputs: specs of the network's inputs; default: the network's own.
 
     Raises:
-      ValueError: naming the first such layer, what is wrong with it and what to use instead.
+      ValueError: if there is such a layer; names the first one, its fault and a replacement.
 
     >>> from tfp_ebm.networks import LayerNormalization
     >>> refuse_faulty_layers(keras.Sequential([keras.layers.Dense(3), LayerNormalization()]), "Score matching")
@@ -158,8 +159,8 @@ def refuse_faulty_layers(
 
 
 def _layers(network: Any) -> Iterator[Any]:
-    """Every layer within `network`, itself included, and every operation on a functional model's tensors."""
-    # private: Keras's public `layers` stops at the first level and knows nothing of wrapped layers
+    """Yields every layer of `network`, itself included, and every operation on a functional model's tensors."""
+    # private: Keras's public `layers` has only the first level, without wrapped layers
     for layer in network._flatten_layers():
         yield layer
         yield from (part for part in getattr(layer, "operations", ()) if not isinstance(part, keras.layers.Layer))

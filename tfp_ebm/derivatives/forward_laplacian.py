@@ -1,9 +1,9 @@
-"""The forward Laplacian: second-order jets carried through the graph of a Keras network, layer by layer.
+"""The forward Laplacian: second-order jets propagated through the graph of a Keras network, layer by layer.
 
-One pass gives energy, slopes along K directions and the sum of second derivatives, at the price of about K + 2 rows
-per row, where d backward passes through a gradient cost several times more and cannot share their work. The idea is
-that of Li et al., "A computational framework for neural network-based variational Monte Carlo with Forward Laplacian"
-(Nature Machine Intelligence 2024); here each Keras layer has a rule, and the table of rules is open:
+One pass computes the energy, its slopes along K directions and the sum of second derivatives, at the cost of about
+K + 2 rows per row. The alternative, d backward passes through a gradient, costs several times more, since the passes
+share no work. The method is that of Li et al., "A computational framework for neural network-based variational Monte
+Carlo with Forward Laplacian" (Nature Machine Intelligence 2024). Each Keras layer has a rule, and users can add rules:
 
     @forward_laplacian_rule(MyLayer)
     def my_layer(layer, jet):
@@ -27,12 +27,12 @@ from tfp_ebm.derivatives.jet import Jet
 
 Rule = Callable[..., Jet]
 RULES: dict[Any, Rule] = {}
-# Layers whose rule holds only where they behave as in inference.
+# Layers whose rule holds only in inference mode.
 INFERENCE_ONLY: set[Any] = set()
 
 
 class NoForwardRule(ValueError):
-    """The error for a part of a network that has no forward rule; it names the part and how to add a rule.
+    """Raised for a part of a network that has no forward rule; the message names the part and explains how to add one.
 
     >>> from tfp_ebm.derivatives import laplacian
     >>> try:
@@ -44,15 +44,15 @@ class NoForwardRule(ValueError):
 
 
 def forward_laplacian_rule(*targets: Any, inference_only: bool = False) -> Callable[[Rule], Rule]:
-    """Registers how second-order jets pass through a layer: the decorated `rule(layer, jet) -> jet`.
+    """Registers the decorated function `rule(layer, jet) -> jet`, which propagates second-order jets through a layer.
 
     Args:
-      *targets: layer classes, or activation functions, that the rule is for. A class stands for itself and not for
-        its subclasses, whose `call` may do something else.
-      inference_only: whether the rule is wrong in training mode (dropout and its like).
+      *targets: layer classes, or activation functions, for which the rule holds. A rule for a class does not hold for
+        its subclasses, whose `call` may differ.
+      inference_only: whether the rule is wrong in training mode (for example for dropout).
 
     Returns:
-      The decorator. The rule gets the layer and a `Jet` for each tensor that the layer is called with.
+      The decorator. The rule is called with the layer and a `Jet` for each input tensor of the layer.
 
     Raises:
       TypeError: if a target is neither a class nor a function.
@@ -87,12 +87,12 @@ def _key(operation: Any) -> Any:
 
 
 def has_rule(operation: Any) -> bool:
-    """Whether jets can pass through a layer, operation or activation function."""
+    """Returns whether there is a rule for a layer, operation or activation function."""
     return _key(operation) in RULES or graph_of(operation) is not None
 
 
 def name_of(operation: Any) -> str:
-    """The name of a layer, operation or function in error messages."""
+    """Returns the name of a layer, operation or function, for error messages."""
     name = getattr(operation, "name", None)
     if isinstance(name, str):
         return f"{type(operation).__name__} '{name}'"
@@ -100,17 +100,17 @@ def name_of(operation: Any) -> str:
 
 
 def no_rule(operation: Any, why: str = "has no rule") -> NoForwardRule:
-    """Returns the error for an `operation` that forward mode cannot pass, with the ways to go on."""
+    """Returns the error for an `operation` without a rule; its message lists the alternatives."""
     return NoForwardRule(
         f"the forward Laplacian cannot pass {name_of(operation)}: it {why}. Use method='reverse' (which 'auto' "
-        "chooses by itself), or add a rule with @tfp_ebm.derivatives.forward_laplacian_rule."
+        "chooses automatically), or add a rule with @tfp_ebm.derivatives.forward_laplacian_rule."
     )
 
 
 def graph_of(network: Any) -> Any:
-    """The Keras functional graph that computes `network`, or None if it has none (subclassed models, plain layers).
+    """Returns the Keras functional graph of `network`, or None if it has none (subclassed models, plain layers).
 
-    The one place that knows how Keras stores it.
+    Only this function depends on how Keras stores the graph.
     """
     functional: Any = getattr(keras.src.models, "Functional", ())
     if isinstance(network, keras.Sequential) and type(network).call is keras.Sequential.call:
@@ -121,15 +121,15 @@ def graph_of(network: Any) -> Any:
 
 
 def propagate(operation: Any, *args: Any, training: bool = False, **kwargs: Any) -> Any:
-    """Passes jets through a network, layer, operation or function.
+    """Propagates jets through a network, layer, operation or function.
 
     Args:
-      operation: what is applied.
-      *args, **kwargs: what it is applied to, with jets in place of tensors; `training` and empty masks are dropped.
+      operation: the network, layer, operation or function to apply.
+      *args, **kwargs: its arguments, with jets in place of tensors; `training` and empty masks are dropped.
       training: the mode in which the network runs.
 
     Raises:
-      NoForwardRule: if some layer has no rule, or its rule does not cover its settings.
+      NoForwardRule: if a layer has no rule, or its rule does not support the layer's settings.
     """
     leaves = keras.tree.flatten((args, kwargs))
     if not any(isinstance(leaf, Jet) for leaf in leaves):
@@ -143,7 +143,7 @@ def propagate(operation: Any, *args: Any, training: bool = False, **kwargs: Any)
 
 
 def _in_dtype_of(operation: Any, args: Any) -> Any:
-    """Keras layers cast what they are called with to the dtype that they compute in."""
+    """Casts jets to the compute dtype of `operation`, as Keras layers cast their inputs."""
     if not isinstance(operation, keras.Layer):
         return args
     dtype = operation.compute_dtype
@@ -160,17 +160,17 @@ def _apply(operation: Any, in_training: bool, /, *args: Any, **kwargs: Any) -> A
     if key not in RULES:
         raise no_rule(operation)
     if in_training and key in INFERENCE_ONLY:
-        raise no_rule(operation, "behaves in training mode as its rule does not")
+        raise no_rule(operation, "does not behave in training mode as its rule assumes")
     return RULES[key](operation, *_in_dtype_of(operation, args), **kwargs)
 
 
 def activate(jet: Jet, activation: Any) -> Jet:
-    """The activation of a layer: None, a function, or a layer."""
+    """Applies the activation of a layer: None, a function, or a layer."""
     return jet if activation is None else propagate(activation, jet)
 
 
 def weight(variable: Any, like: Jet) -> tf.Tensor:
-    """A layer's weight as a tensor of the dtype that the layer computes in."""
+    """Returns a layer's weight as a tensor of the layer's compute dtype."""
     return tf.cast(tf.convert_to_tensor(variable), like.dtype)
 
 

@@ -1,17 +1,18 @@
-"""Jets: what a layer's rule computes with, and how second derivatives come out of first ones.
+"""Jets, with which rules of layers compute, and second derivatives from first ones.
 
-Move x along K straight lines x + t vₖ at once. Every quantity y inside a network then has a value and K slopes
-Jₖ = d/dt y(x + t vₖ). Linear maps act on value and slopes alike. Only nonlinear steps bend the lines, by
+x moves along K straight lines x + t vₖ at once. Every quantity y inside a network then has a value and K slopes
+Jₖ = d/dt y(x + t vₖ). Linear maps act on value and slopes in the same way. Only nonlinear steps add second derivatives
+along the lines, called bends,
 
     y = s(a):  β = s''(a) Σₖ aₖ'²,            y = a b:  β = 2 Σₖ aₖ' bₖ',
 
-and a bend anywhere reaches the energy like any other small change of y: multiplied by the adjoint ∂E/∂y, which one
-backward pass gives for all steps together. So
+A bend affects the energy like any other small change of y: multiplied by the adjoint ∂E/∂y, which one backward pass
+computes for all steps. So
 
     Σₖ vₖᵀ∇²E vₖ = Σ_steps ⟨∂E/∂y, β⟩,
 
-the Laplacian when the vₖ are the unit vectors. Bends need not be carried from layer to layer, nor slopes beyond the
-last nonlinear step, and the backward pass ends at the score.
+which is the Laplacian if the vₖ are the unit vectors. Bends need not be propagated from layer to layer, nor slopes
+beyond the last nonlinear step, and the backward pass also gives the score.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ LinearMap = Callable[[tf.Tensor], tf.Tensor]
 
 
 def _sizes(t: tf.Tensor) -> list[Any]:
-    """Shape of `t`, as ints where they are known, else scalar tensors."""
+    """Returns the shape of `t`, as ints where known, else as scalar tensors."""
     dynamic = None
     sizes: list[Any] = t.shape.as_list()
     for axis, size in enumerate(sizes):
@@ -40,13 +41,13 @@ def _sizes(t: tf.Tensor) -> list[Any]:
 
 @tf.custom_gradient
 def _sum_of_squares(tangents: tf.Tensor) -> Any:
-    """Σₖ Jₖ², with a gradient that passes over the K directions once."""
+    """Computes Σₖ Jₖ², with a gradient that passes over the K directions once."""
     return tf.reduce_sum(tangents * tangents, 0), lambda upstream: (2.0 * upstream) * tangents
 
 
 @dataclasses.dataclass
 class _Bends:
-    """The bends of all nonlinear steps passed so far.
+    """The bends of all nonlinear steps so far.
 
     Attributes:
       per_direction: whether bends are kept for each direction, `[K, batch, *shape]`, or summed, `[batch, *shape]`; with
@@ -58,20 +59,20 @@ class _Bends:
     steps: list[tuple[tf.Tensor, tf.Tensor]] = dataclasses.field(default_factory=list)
 
     def squares(self, tangents: tf.Tensor) -> tf.Tensor:
-        """Σₖ Jₖ², or Jₖ² for each direction."""
+        """Returns Σₖ Jₖ², or Jₖ² for each direction."""
         return tangents * tangents if self.per_direction else _sum_of_squares(tangents)
 
     def products(self, left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-        """Σₖ aₖ'bₖ', or aₖ'bₖ' for each direction."""
+        """Returns Σₖ aₖ'bₖ', or aₖ'bₖ' for each direction."""
         return left * right if self.per_direction else tf.reduce_sum(left * right, 0)
 
 
 class Jet:
-    """Value and K directional derivatives of one quantity inside a network, which notes the bend of nonlinear steps.
+    """Value and K directional derivatives of one quantity inside a network; it records the bends of nonlinear steps.
 
-    Supports `+ - * /` with jets, tensors and numbers, and what follows here, so that the rule of a new layer is short:
-    `linear` for anything linear in each row, `elementwise` for functions of each number alone, `sum` and `mean` over
-    axes of a row. Axis 0 of `value` is the batch; rows must not be mixed.
+    Jets support `+ - * /` with jets, tensors and numbers, and the methods below, so that the rule of a new layer is
+    short: `linear` for maps that are linear in each row, `elementwise` for functions of single numbers, `sum` and
+    `mean` over axes of a row. Axis 0 of `value` is the batch; rows must not be mixed.
 
     Attributes:
       value: y, `[batch, *shape]`.
@@ -91,16 +92,16 @@ class Jet:
 
     @property
     def shape(self) -> tf.TensorShape:
-        """Shape of the value, `[batch, *shape]`."""
+        """The shape of the value, `[batch, *shape]`."""
         return self.value.shape
 
     @property
     def dtype(self) -> tf.DType:
-        """Dtype of the value."""
+        """The dtype of the value."""
         return self.value.dtype
 
     def linear(self, function: LinearMap) -> Jet:
-        """The jet of f(y), for f linear: row by row `[rows, *shape]` to `[rows, *new shape]`, with f(0) = 0."""
+        """Returns the jet of f(y), for f linear: row by row `[rows, *shape]` to `[rows, *new shape]`, with f(0) = 0."""
         value = function(self.value)
         directions, batch, *shape = _sizes(self.tangents)
         moved = function(tf.reshape(self.tangents, [directions * batch, *shape]))
@@ -108,22 +109,22 @@ class Jet:
         return Jet(value, tangents, self._bends)
 
     def elementwise(self, function: LinearMap) -> Jet:
-        """The jet of s(y), for s a function of each number alone, twice differentiable by TensorFlow."""
+        """Returns the jet of s(y), for a function s of single numbers that TensorFlow can differentiate twice."""
         value, slope, bend = value_slope_bend(function, self.value)
         if bend is not None:
             self._bends.steps.append((value, bend * self._bends.squares(self.tangents)))
         return Jet(value, slope * self.tangents, self._bends)
 
     def cast(self, dtype: Any) -> Jet:
-        """The same jet in another dtype."""
+        """Returns the same jet in another dtype."""
         return self if self.dtype == tf.as_dtype(dtype) else self.linear(lambda t: tf.cast(t, dtype))
 
     def sum(self, axis: int | tuple[int, ...], keepdims: bool = False) -> Jet:
-        """Σ over axes of a row; counted as in `value`, so axis 0, the batch, is not among them."""
+        """Returns the sum over axes of a row, numbered as in `value`, so axis 0, the batch, is not allowed."""
         return self.linear(lambda t: tf.reduce_sum(t, self._row_axes(axis), keepdims=keepdims))
 
     def mean(self, axis: int | tuple[int, ...], keepdims: bool = False) -> Jet:
-        """Mean over axes of a row; counted as in `value`, so axis 0, the batch, is not among them."""
+        """Returns the mean over axes of a row, numbered as in `value`, so axis 0, the batch, is not allowed."""
         return self.linear(lambda t: tf.reduce_mean(t, self._row_axes(axis), keepdims=keepdims))
 
     def _row_axes(self, axis: int | tuple[int, ...]) -> list[int]:
@@ -135,7 +136,7 @@ class Jet:
 
     @staticmethod
     def concatenate(jets: list[Jet], axis: int) -> Jet:
-        """Jets joined along an axis of a row, counted as in `value`."""
+        """Concatenates jets along an axis of a row, numbered as in `value`."""
         axis %= jets[0].shape.rank
         if axis == 0:
             raise ValueError("`axis` must not be the batch axis 0.")
@@ -145,7 +146,7 @@ class Jet:
         return Jet(value, tf.concat(rows, axis + 1), jets[0]._bends)
 
     def _tangents_for(self, value: tf.Tensor) -> tf.Tensor:
-        """The slopes, broadcast to the row shape of `value`, which another operand may have made larger."""
+        """Returns the slopes, broadcast to the row shape of `value`, which another operand may have enlarged."""
         if value.shape.rank != self.shape.rank:
             raise ValueError(f"an operand has more axes than a jet of shape {self.shape}: the result is {value.shape}.")
         if self.shape[1:] == value.shape[1:]:
@@ -186,17 +187,17 @@ class Jet:
 
     __radd__ = __add__
     __rmul__ = __mul__
-    # a NumPy array on the left must leave the operation to the jet
+    # makes a NumPy array on the left leave the operation to the jet
     __array_ufunc__ = None
 
 
 def derivatives_along(
     function: Callable[[Jet], Jet], x: tf.Tensor, directions: tf.Tensor, per_direction: bool = False
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """E(x), ∇E and Σₖ vₖᵀ∇²E vₖ of an energy that takes jets.
+    """Computes E(x), ∇E and Σₖ vₖᵀ∇²E vₖ of an energy that takes jets.
 
     Args:
-      function: E: takes a jet at x, gives a jet with one number per row.
+      function: E: takes a jet at x, and returns a jet with one number per row.
       x: states `[batch, *event]`.
       directions: vₖ, `[K, batch, *event]`, or `[K, 1, *event]` if they are the same for every row.
       per_direction: whether the second derivatives are returned for each direction instead of summed.

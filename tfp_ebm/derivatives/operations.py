@@ -1,8 +1,8 @@
-"""Operations of TensorFlow whose gradient is silently wrong, found in the graph of a network.
+"""Finds TensorFlow operations whose gradient is silently wrong in the graph of a network.
 
-The table of `faults` knows Keras's layers. A layer of the user's own may use the operations behind them directly. So
-the network is traced, and the operations that depend on its input are compared with a table of those whose registered
-gradient is not the derivative, or is not differentiated any further.
+The table in `faults` covers Keras's layers, but a user's own layer may use the same operations directly. The network is
+therefore traced, and the operations that depend on its input are compared with a table of operations whose registered
+gradient is not the derivative, or has no correct derivative itself.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _KINDS = {
         'Use interpolation="nearest" with keras.layers.UpSampling2D, or a transposed convolution',
     ),
 }
-# What `tf.nn.moments` does, and the layers made of it.
+# The fault of `tf.nn.moments` and of the layers that use it.
 _MOMENTS = _Kind(
     2,
     "holds a mean constant when it is differentiated, as tf.nn.moments does",
@@ -74,12 +74,12 @@ _found = weakref.WeakKeyDictionary()
 def operation_faults(
     network: keras.layers.Layer, training: bool, inputs: Sequence[tf.TensorSpec] | None = None
 ) -> list[OperationFault]:
-    """The operations of a network whose derivatives are wrong; none if the shape of its inputs is not known.
+    """Returns the operations of a network whose derivatives are wrong; none if the shape of its inputs is unknown.
 
     Args:
-      network: a Keras layer or model; one that is not built yet is not looked into.
-      training: the mode in which it runs.
-      inputs: specs of its inputs; default: those of a functional or Sequential model.
+      network: a Keras layer or model; it is not checked if it is not built yet.
+      training: the mode in which the network runs.
+      inputs: specs of the network's inputs; default: those of a functional or Sequential model.
     """
     inputs = _inputs_of(network) if inputs is None else tuple(inputs)
     if not network.built or not inputs:
@@ -111,12 +111,12 @@ def _scan(network: keras.layers.Layer, training: bool, inputs: Sequence[tf.Tenso
         with tf.init_scope():
             graph = tf.function(call).get_concrete_function(*inputs).graph
     except (TypeError, ValueError, LookupError, tf.errors.OpError):
-        return []  # whoever calls the network next sees the error
+        return []  # the next call of the network raises the error
     return list(_faults_of(graph, {tensor.name for tensor in graph.inputs[: len(inputs)]}))
 
 
 def _faults_of(graph: Any, dependent: set[str]) -> Iterator[tuple[_Kind, str, str]]:
-    """The faults among the operations that depend on tensors of these names, which all that depend on them join."""
+    """Yields the faults of operations that depend on tensors named in `dependent`, and adds their outputs to it."""
     for operation in graph.get_operations():
         if not any(tensor.name in dependent for tensor in operation.inputs):
             continue
@@ -131,14 +131,14 @@ def _faults_of(graph: Any, dependent: set[str]) -> Iterator[tuple[_Kind, str, st
 
 
 def _is_mean(tensor: tf.Tensor) -> bool:
-    """Whether a tensor is a mean, cast or reshaped."""
+    """Returns whether a tensor is a mean, possibly cast or reshaped."""
     while tensor.op.type in ("Cast", "Reshape", "Identity", "Squeeze", "ExpandDims"):
         tensor = tensor.op.inputs[0]
     return bool(tensor.op.type == "Mean")
 
 
 def _functions(graph: Any, operation: Any) -> Iterator[Any]:
-    """The graphs of the functions that an operation calls, such as the body of a loop."""
+    """Yields the graphs of the functions that an operation calls, such as the body of a loop."""
     for value in operation.node_def.attr.values():
         names = [value.func.name] if value.HasField("func") else [func.name for func in value.list.func]
         for name in filter(None, names):
@@ -149,10 +149,10 @@ def _functions(graph: Any, operation: Any) -> Iterator[Any]:
 
 
 def _layer_at(network: keras.layers.Layer, name: str) -> Any:
-    """The innermost layer in whose name scope an operation is."""
+    """Returns the innermost layer whose name scope contains an operation."""
     layers = {layer.name: layer for layer in network._flatten_layers()}
     for scope in reversed(name.split("/")[:-1]):
-        # Keras opens a layer's scope once to build it, so that the scope of a call has a number
+        # Keras also opens a layer's scope to build it, so the scope of a call has a number
         for candidate in (scope.rsplit("_", 1)[0], scope):
             if candidate in layers:
                 return layers[candidate]

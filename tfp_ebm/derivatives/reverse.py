@@ -1,8 +1,8 @@
-"""First and second derivatives by reverse mode: nested tapes, good for any differentiable energy.
+"""First and second derivatives by reverse mode: nested tapes, for any differentiable energy.
 
-E(x) maps `[..., *event]` to `[...]`, one number per row, and rows do not see each other. So the gradient of ΣE is,
-row by row, ∇ₓE, and the gradient of Σ⟨∇E, v⟩ is the Hessian-vector product Hv: two tapes, reverse over reverse.
-The energy and its gradient are computed once and serve every direction; each direction costs one backward pass more.
+E(x) maps `[..., *event]` to `[...]`, one number per row, and rows do not depend on each other. The gradient of ΣE is
+therefore, row by row, ∇ₓE, and the gradient of Σ⟨∇E, v⟩ is the Hessian-vector product Hv: two tapes, reverse over
+reverse. The energy and its gradient are computed once for all directions; each direction costs one more backward pass.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-# Directions of one chunk, whose backward passes are written out one after the other.
+# Number of directions in one chunk, whose backward passes are unrolled.
 UNROLLED = 8
-# Directions up to which they are written out where chunks are not possible; a loop does more, but not under XLA.
+# Largest number of directions to unroll if chunks are not possible; a loop handles more, but not under XLA.
 MAX_UNROLLED = 64
 
 
 def gradient_of_energy(energy_fn: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """E(x) and ∇ₓE(x) by one backward pass; an outer tape sees through both."""
+    """Computes E(x) and ∇ₓE(x) by one backward pass; an outer tape can differentiate both."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         energy = energy_fn(x)
@@ -33,12 +33,12 @@ def gradient_of_energy(energy_fn: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor
 def reverse_jet(
     energy_fn: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, directions: tf.Tensor, per_direction: bool
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """E, vₖ·∇E and vₖᵀ∇²E vₖ by reverse over reverse.
+    """Computes E, ∇E and vₖᵀ∇²E vₖ by reverse over reverse.
 
     Args:
       energy_fn: E, `[..., *event] -> [...]`.
       x: states `[..., *event]`.
-      directions: v, `[K, ..., *event]`, or with sizes 1 in place of the leading dimensions.
+      directions: v, `[K, ..., *event]`, or with size 1 for the leading dimensions.
       per_direction: whether second derivatives are returned for each direction instead of summed.
 
     Returns:

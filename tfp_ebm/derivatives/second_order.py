@@ -1,10 +1,10 @@
 """Score, Hessian-vector products, directional second derivatives and Laplacians of an energy.
 
-Score matching (eq. 44) needs tr ∇²ₓE, sliced score matching (eqs. 53-57) vᵀ∇²ₓE v for few directions v. There are two
-ways to compute them. Forward mode (`forward_laplacian`) reads the network's graph layer by layer and carries K
-directions through it, so that one pass gives energy, score and exact Laplacian. Reverse mode (`reverse`) uses nested
-tapes, one backward pass for each direction, for anything differentiable. Both give the same values; `auto` takes
-forward mode, term by term, where it can.
+Score matching (eq. 44) needs tr ∇²ₓE, and sliced score matching (eqs. 53-57) needs vᵀ∇²ₓE v for a few directions v.
+There are two ways to compute them. Forward mode (`forward_laplacian`) reads the network's graph layer by layer and
+propagates K directions through it, so one pass gives energy, score and exact Laplacian. Reverse mode (`reverse`) uses
+nested tapes, with one backward pass for each direction, and works for any differentiable function. Both give the same
+values; `auto` uses forward mode for each term for which it is possible.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ METHODS = ("auto", "forward", "reverse", "hutchinson")
 
 
 def score(energy_fn: Any, x: Any) -> tf.Tensor:
-    """The score ∇ₓ log p(x) = −∇ₓE(x): free of log Z, which does not depend on x.
+    """Computes the score ∇ₓ log p(x) = −∇ₓE(x), which does not need log Z, since log Z does not depend on x.
 
     Args:
       energy_fn: E: a callable mapping `[..., *event]` to `[...]`, a Keras network, or an `EnergyModel`.
@@ -37,8 +37,8 @@ def score(energy_fn: Any, x: Any) -> tf.Tensor:
       The score, of the shape of `x`.
 
     Raises:
-      TypeError: if `x` is not of floating-point numbers.
-      ValueError: if E does not depend on x differentiably.
+      TypeError: if `x` does not hold floating-point numbers.
+      ValueError: if E is not differentiable in x.
 
     References:
       Hyvärinen, Estimation of non-normalized statistical models by score matching, JMLR 2005.
@@ -48,14 +48,14 @@ def score(energy_fn: Any, x: Any) -> tf.Tensor:
     """
     x = as_floating(energy_fn, x)
     energy = as_energy(energy_fn, x)
-    if energy.event_shape is None:  # takes any leading dimensions as they are
+    if energy.event_shape is None:  # a plain callable accepts any leading dimensions
         return -gradient_of_energy(energy, x)[1]
     problem = _checked(pose(energy_fn, x), "The score", order=1)
     return problem.restore(-gradient_of_energy(problem.energy, problem.x)[1])
 
 
 def _checked(problem: Problem, purpose: str, order: int) -> Problem:
-    """Returns `problem`, unless a layer has a derivative of that order, or below, that is silently wrong."""
+    """Returns `problem`, or raises if a layer's derivatives up to `order` are silently wrong."""
     inputs = [tf.TensorSpec([None, *problem.event_shape], problem.x.dtype)]
     for term in problem.energy.terms:
         refuse_faulty_layers(term.source, purpose, problem.energy.training, order, inputs)
@@ -68,7 +68,7 @@ def _pose_twice(energy_fn: Any, x: Any) -> Problem:
 
 
 def hvp(energy_fn: Any, x: Any, v: Any) -> tf.Tensor:
-    """The Hessian-vector product ∇²ₓE(x) v, by reverse over reverse: the cost of a few energies, whatever d is.
+    """Computes the Hessian-vector product ∇²ₓE(x) v by reverse over reverse mode; its cost does not grow with d.
 
     Args:
       energy_fn: E: a callable mapping `[..., *event]` to `[...]`, a Keras network, or an `EnergyModel`.
@@ -80,7 +80,7 @@ def hvp(energy_fn: Any, x: Any, v: Any) -> tf.Tensor:
 
     Raises:
       TypeError, ValueError: as for `score`; ValueError if `v` has another shape than `x`, or for a layer of the network
-        whose second derivatives are silently wrong (Keras's LayerNormalization, for one).
+        whose second derivatives are silently wrong (for example, Keras's LayerNormalization).
 
     References:
       Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 1994.
@@ -106,7 +106,9 @@ def _directions(v: Any, x: tf.Tensor, allow_several: bool = True) -> tf.Tensor:
     if v.dtype != x.dtype:
         raise TypeError(f"`v` must have the dtype of `x`, {x.dtype.name}, got {v.dtype.name}.")
     if v.shape.rank != x.shape.rank + several or not v.shape[int(several) :].is_compatible_with(x.shape):
-        expected = f"the shape of `x`, {tuple(x.shape)}" + (", or that with one more axis in front" * allow_several)
+        expected = f"the shape of `x`, {tuple(x.shape)}" + (
+            ", or that shape with one more leading axis" * allow_several
+        )
         raise ValueError(f"`v` must have {expected}, got {tuple(v.shape)}.")
     return v
 
@@ -114,19 +116,19 @@ def _directions(v: Any, x: tf.Tensor, allow_several: bool = True) -> tf.Tensor:
 def directional_derivatives(
     energy_fn: Any, x: Any, v: Any, method: str = "auto"
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """E, v·∇ₓE and vᵀ∇²ₓE v: value, slope and bend of the energy along straight lines (eqs. 53-57).
+    """Computes E, v·∇ₓE and vᵀ∇²ₓE v: value, slope and curvature of the energy along straight lines (eqs. 53-57).
 
     Args:
       energy_fn: E: a callable mapping `[..., *event]` to `[...]`, a Keras network, or an `EnergyModel`.
       x: floating-point states `[..., *event]`.
-      v: directions: of the shape of `x`, one for each state; or `[K, ..., *event]`, K for each.
+      v: directions, of the shape of `x` (one for each state) or `[K, ..., *event]` (K for each state).
       method: "auto", "forward" or "reverse", see `laplacian`.
 
     Returns:
-      `(E [...], slopes, bends)`; slopes and bends are `[...]`, or `[K, ...]` for K directions.
+      `(E [...], slopes, curvatures)`; slopes and curvatures are `[...]`, or `[K, ...]` for K directions.
 
     Raises:
-      TypeError, ValueError: as for `hvp`; ValueError if "forward" is given and not possible.
+      TypeError, ValueError: as for `hvp`; ValueError if `method` is "forward" but forward mode is impossible.
 
     References:
       Song, Garg, Shi & Ermon, Sliced score matching, UAI 2019.
@@ -144,12 +146,12 @@ def directional_derivatives(
 def energy_score_curvature(
     energy_fn: Any, x: Any, v: Any, method: str = "auto"
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """E, the score −∇ₓE and vᵀ∇²ₓE v together: what variance-reduced sliced score matching needs (eqs. 53-57).
+    """Computes E, the score −∇ₓE and vᵀ∇²ₓE v together, as variance-reduced sliced score matching needs (eqs. 53-57).
 
     Args:
       energy_fn: E: a callable mapping `[..., *event]` to `[...]`, a Keras network, or an `EnergyModel`.
       x: floating-point states `[..., *event]`.
-      v: directions: of the shape of `x`, one for each state; or `[K, ..., *event]`, K for each.
+      v: directions, of the shape of `x` (one for each state) or `[K, ..., *event]` (K for each state).
       method: "auto", "forward" or "reverse", see `laplacian`.
 
     Returns:
@@ -183,7 +185,7 @@ def energy_score_laplacian(
     num_probes: int = 1,
     seed: Any = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """E, the score −∇ₓE and the Laplacian tr ∇²ₓE of the energy, together: what exact score matching needs (eq. 44).
+    """Computes E, the score −∇ₓE and the Laplacian tr ∇²ₓE together, as exact score matching needs them (eq. 44).
 
     Args:
       energy_fn: E: a callable mapping `[..., *event]` to `[...]`, a Keras network, or an `EnergyModel`.
@@ -211,7 +213,7 @@ def energy_score_laplacian(
 
 
 def _sign_vectors(x: tf.Tensor, count: int, step: int, seed: tf.Tensor) -> tf.Tensor:
-    """`count` random sign vectors for each state, in chunks `[chunks, step, *shape of x]`, the last filled by zeros."""
+    """Draws `count` sign vectors per state, in chunks `[chunks, step, *shape of x]`; the last is padded with zeros."""
     chunks = -(-count // step)
     signs = rademacher(tf.concat([[count], tf.shape(x)], 0), seed, x.dtype)
     signs = tf.pad(signs, [[0, chunks * step - count], *[[0, 0]] * x.shape.rank])
@@ -221,7 +223,7 @@ def _sign_vectors(x: tf.Tensor, count: int, step: int, seed: tf.Tensor) -> tf.Te
 def _with_trace(
     problem: Problem, method: str, chunk_size: int | None, num_probes: int, seed: Any
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """E, ∇E and tr ∇²E at flat states."""
+    """Computes E, ∇E and tr ∇²E at flat states."""
     size = math.prod(problem.event_shape)
     if method == "hutchinson":
         size = check_count("num_probes", num_probes)
@@ -250,28 +252,28 @@ def laplacian(
     num_probes: int = 1,
     seed: Any = None,
 ) -> tf.Tensor:
-    """The Laplacian tr ∇²ₓE(x) of the energy (that of log p is its negative), for events of any shape.
+    """Computes the Laplacian tr ∇²ₓE(x) of the energy (the Laplacian of log p is its negative), for any event shape.
 
     Args:
       energy_fn: E: a callable mapping `[..., *event]` to `[...]`, a Keras network, or an `EnergyModel`.
       x: floating-point states `[..., *event]`.
-      method: "forward" carries directions through the layers of a network, and refuses what it has no rule for;
-        "reverse" takes one backward pass for each coordinate, and takes anything; "auto" goes forward where it can
-        (`explain` shows it), with the same values; "hutchinson" estimates the trace by the mean of vᵀ∇²ₓE v over random
-        signs v, without bias and with variance 2 Σ_{i≠j} (∂ᵢ∂ⱼE)² / num_probes.
-      chunk_size: how many directions are carried at once, None meaning all: memory, that of parameter gradients
-        included, is that of one chunk, for the price of computing each chunk twice in gradients.
+      method: "forward" propagates directions through the layers of a network, and raises if a layer has no rule;
+        "reverse" uses one backward pass for each coordinate, and works for any function; "auto" uses forward mode where
+        possible (see `explain`), with the same values; "hutchinson" estimates the trace by the mean of vᵀ∇²ₓE v over
+        random signs v, without bias and with variance 2 Σ_{i≠j} (∂ᵢ∂ⱼE)² / num_probes.
+      chunk_size: number of directions processed at once; None for all. Memory use, including that of parameter
+        gradients, is that of one chunk; in return, gradients compute each chunk twice.
       num_probes: number of random directions of "hutchinson".
-      seed: seed of "hutchinson", which needs one: an int or two ints.
+      seed: an int or two ints; required for "hutchinson".
 
     Returns:
       tr ∇²ₓE, `[...]`.
 
     Raises:
-      TypeError: if `x` is not of floating-point numbers, or "hutchinson" has no seed.
-      ValueError: for an unknown method, a chunk size below 1, states of the wrong shape, a network that "forward"
-        cannot take (names the layer, and how to add a rule), or one with a layer whose second derivatives are silently
-        wrong (names it, and its cure).
+      TypeError: if `x` does not hold floating-point numbers, or "hutchinson" has no seed.
+      ValueError: for an unknown method, a chunk size below 1, states of the wrong shape, a layer without a rule in
+        "forward" mode (names the layer, and explains how to add a rule), or a layer whose second derivatives are
+        silently wrong (names the layer and a replacement).
 
     References:
       Li et al., A computational framework for neural network-based variational Monte Carlo with Forward Laplacian,

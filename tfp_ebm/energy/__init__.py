@@ -1,4 +1,4 @@
-"""What an energy is: its function, the standardization of its data, and its base distribution."""
+"""Energies: the energy function, the standardization of data, and base distributions."""
 
 from tfp_ebm.backend import check_backend
 

@@ -1,6 +1,6 @@
-"""Reads the data that Keras's `fit` accepts: arrays, `tf.data`, `keras.utils.PyDataset`, generators of batches.
+"""Reads data in all forms that Keras's `fit` accepts: arrays, `tf.data`, `keras.utils.PyDataset`, generators.
 
-Data is inspected before Keras sees it: to get its shape and its moments, and to report errors early.
+Data are inspected before Keras uses them, to determine their shape and moments, and to report errors early.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import tensorflow as tf
 from tfp_ebm.arguments import check_data, check_weights, is_frame
 from tfp_ebm.random import fold_in, stateless_seed
 
-# A pass over an iterator whose end is not known stops, with a warning, after this many rows.
+# A pass over an iterator of unknown length stops, with a warning, after this number of rows.
 _MAX_ROWS = 1_000_000
 
 
 def is_array(x: Any) -> bool:
-    """Whether `x` is data itself (array, tensor, data frame, nested list) and not something that yields batches."""
+    """Returns whether `x` is data itself (array, tensor, data frame, nested list) and not a source of batches."""
     if isinstance(x, tf.data.Dataset | tf.distribute.DistributedDataset | keras.utils.PyDataset):
         return False
     is_data = isinstance(x, list | tuple | Mapping) or is_frame(x)
@@ -54,7 +54,7 @@ def check_kind(name: str, x: Any) -> None:
         got, cure = f"a {type(x).__name__} of {len(x)}", "a batch is x, (x,) or (x, y, sample_weight)"
     elif isinstance(x, tf.TypeSpec) and not isinstance(x, tf.TensorSpec):
         if not isinstance(x, tf.data.DatasetSpec | tf.OptionalSpec):
-            return  # of a distribution strategy, which wraps specs in its own
+            return  # a distribution strategy wraps specs in its own class
         got, cure = f"a {x.value_type.__name__}", "a batch is x, (x,) or (x, y, sample_weight)"
     elif isinstance(x, tf.TensorSpec) or tf.is_tensor(x):
         dtype = tf.as_dtype(x.dtype)
@@ -67,14 +67,14 @@ def check_kind(name: str, x: Any) -> None:
 
 
 def _unpacked(name: str, batch: Any) -> tuple[Any, Any, Any]:
-    """The parts (x, y, sample_weight) of a batch."""
+    """Returns the parts (x, y, sample_weight) of a batch."""
     if isinstance(batch, list | tuple) and len(batch) > 3:
         raise ValueError(f"`{name}` must yield batches x, (x,) or (x, y, sample_weight), got {len(batch)} parts.")
     return keras.utils.unpack_x_y_sample_weight(batch)
 
 
 def is_endless(x: Any) -> bool:
-    """Whether `x` is known to yield batches without end, such as a dataset that repeats.
+    """Returns whether `x` is known to yield batches without end, such as a dataset that repeats.
 
     >>> dataset = tf.data.Dataset.range(3).repeat()
     >>> is_endless(dataset), is_endless(dataset.filter(lambda i: i > 0)), is_endless(dataset.take(2))
@@ -87,7 +87,7 @@ def is_endless(x: Any) -> bool:
     cardinality = int(x.cardinality() if callable(x.cardinality) else x.cardinality)
     if cardinality != tf.data.UNKNOWN_CARDINALITY or not isinstance(x, tf.data.Dataset):
         return cardinality == tf.data.INFINITE_CARDINALITY
-    # `filter` and its like do not know their length, but end only where their input does
+    # `filter` and similar datasets do not know their length, but end only if their input does
     if "TakeWhile" in type(x).__name__:
         return False
     over_inputs = _all_of_some if "Zip" in type(x).__name__ else any  # a zip is as long as its shortest input
@@ -100,7 +100,7 @@ def _all_of_some(values: Any) -> bool:
 
 
 def _is_bounded(x: Any) -> bool:
-    """Whether `x` is known to end."""
+    """Returns whether `x` is known to end."""
     if not isinstance(x, tf.data.Dataset):
         return hasattr(x, "__len__")
     if int(x.cardinality()) != tf.data.UNKNOWN_CARDINALITY:
@@ -118,10 +118,10 @@ def _num_batches(x: keras.utils.PyDataset) -> int | None:
 
 
 def _check_source(name: str, x: Any, steps: str | None) -> None:
-    """Raises if what a source of batches will yield is no array of numbers, or if it has no end and needs one.
+    """Raises if the batches of a source are not arrays of numbers, or if an endless source is not allowed.
 
     Args:
-      name: the argument's name, for the errors.
+      name: the argument's name, for the error messages.
       x: the source.
       steps: the argument that would limit the number of batches; None if they are limited.
     """
@@ -145,8 +145,7 @@ def _rows(batch: Any, event_shape: tuple[int, ...] | None, name: str = "x") -> n
 def row_blocks(x: Any, event_shape: tuple[int, ...] | None = None) -> Iterator[np.ndarray]:
     """Yields all data as arrays `[rows, *event]`, each checked to be finite and of the event shape.
 
-    A source without end is refused. An iterator that may have none, because its length is not known, is cut off after
-    a million rows, with a warning.
+    A source without end raises an error. An iterator of unknown length is cut off after a million rows, with a warning.
 
     >>> [block.shape for block in row_blocks(tf.data.Dataset.from_tensor_slices(np.ones([5, 2])).batch(3))]
     [(3, 2), (2, 2)]
@@ -167,18 +166,18 @@ def row_blocks(x: Any, event_shape: tuple[int, ...] | None = None) -> Iterator[n
         num_rows += len(block)
         if not is_bounded and num_rows >= _MAX_ROWS:
             warnings.warn(
-                f"`x` ({type(x).__name__}) has no known length, and was read up to {num_rows} rows; what "
-                "follows is left out. Pass an array, or a dataset that knows its length, to use all of it.",
+                f"`x` ({type(x).__name__}) has no known length, and was read up to {num_rows} rows; the rest is "
+                "left out. Pass an array, or a dataset of known length, to use all of it.",
                 stacklevel=3,
             )
             return
 
 
 def first_rows(x: Any, limit: int, event_shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, Any]:
-    """Returns the first rows of `x`, checked (all of them are, if it is an array).
+    """Returns the first rows of `x`, after a check (of all rows, if `x` is an array).
 
     Returns:
-      at most `limit` rows, and `x` itself, or, where reading used up a generator's batches, one that yields them again.
+      At most `limit` rows, and `x` itself; for a generator, a new generator that yields all batches.
     """
     if is_array(x):
         check_kind("x", x)
@@ -203,17 +202,17 @@ def first_rows(x: Any, limit: int, event_shape: tuple[int, ...] | None = None) -
 
 
 def _again(seen: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
-    # a generator, not itertools.chain: Keras takes no other iterator
+    # a generator, not itertools.chain: Keras accepts no other iterator
     yield from seen
     yield from rest
 
 
 class Prepared(NamedTuple):
-    """What Keras is handed: data as `fit` and `evaluate` take it, checked.
+    """Checked data in the form that Keras's `fit` and `evaluate` accept.
 
     Attributes:
       x: an array, or a source of batches.
-      y: labels; of no width where there are weights and no labels, since Keras drops the weights of unlabelled arrays.
+      y: labels; of width 0 if there are weights but no labels, since Keras drops the weights of unlabelled arrays.
       sample_weight: one number per row, or None.
       first_rows: rows of `x`, if `limit` was given; None otherwise.
     """
@@ -234,20 +233,20 @@ def prepared(
     steps: str | None = None,
     name: str = "x",
 ) -> Prepared:
-    """Checks data before Keras sees it: arrays completely, sources of batches as far as they are known.
+    """Checks data before Keras uses them: arrays completely, sources of batches as far as they are known.
 
     Args:
       x: an array `[rows, *event]`, or anything that yields batches.
       y: labels.
       sample_weight: one number per row.
-      event_shape: the shape of one row; None if any will do.
+      event_shape: the shape of one row; None for any shape.
       limit: number of first rows to return; None for none.
       steps: the name of the argument that limits the number of batches, if it was not given.
-      name: the argument's name, for the errors.
+      name: the argument's name, for the error messages.
 
     Raises:
-      TypeError, ValueError: for data that is no array of finite numbers of that shape, for weights that are not one
-        finite number per row, or a source of batches without end.
+      TypeError, ValueError: for data that are not an array of finite numbers of that shape, for weights that are not
+        one finite number per row, or for a source of batches without end.
 
     >>> prepared([[1.0, 2.0]], sample_weight=[3.0]).y.shape
     (1, 0)
@@ -269,7 +268,7 @@ def prepared(
 
 
 def batches_of_tuples(x: Any) -> Any:
-    """Returns `x`, wrapped if it is a generator so that it yields the tuples that Keras expects of one.
+    """Returns `x`; a generator is wrapped so that it yields tuples, as Keras expects.
 
     >>> list(batches_of_tuples(i for i in range(2)))
     [(0,), (1,)]

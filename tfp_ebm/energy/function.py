@@ -1,13 +1,13 @@
-"""What an energy is: E(x) with p(x) = exp(−E(x)) / Z (eqs. 1-2), as a function of standardised coordinates.
+"""Energy functions E(x), with p(x) = exp(−E(x)) / Z (eqs. 1-2), in standardised coordinates.
 
-A network sees z = (x − loc) / scale. Losses, kernels and noise scales work in z; everything public speaks x, with
+A network receives z = (x − loc) / scale. Losses, kernels and noise scales refer to z; everything public uses x, with
 
     E(x) = E_z(z) + Σ log scale,        so that  p(x) = p_z(z) / Π scale  and  log Z is the same in both.
 
-`EnergyFunction` is E_z: what a loss, a sampler or the derivative engine receives. It is a sum of terms, the
-network and, where there is a base measure, the tilt −log base, each a plain callable `[batch, *event] -> [batch]`.
+`EnergyFunction` is E_z, the argument of a loss, a sampler or the derivative engine. It is a sum of terms: the network
+and, if there is a base measure, the tilt −log base. Each term is a callable `[batch, *event] -> [batch]`.
 
-A network may take a condition beside x, one number per row: then E_z(z; c) is a family of energies, one for each c.
+A network may also take a condition, one number per row. E_z(z; c) is then a family of energies, one for each c.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class BaseTilt:
 
     @contextlib.contextmanager
     def without_solves(self) -> Iterator[None]:
-        """Within it a Gaussian's tilt multiplies by the constant inverse of its factor instead of solving.
+        """Context in which a Gaussian's tilt multiplies by the inverse of its Cholesky factor instead of solving.
 
         LiteRT has no kernel for `MatrixTriangularSolve`.
         """
@@ -54,7 +54,7 @@ class BaseTilt:
             self._avoids_solves = False
 
     def __call__(self, z: tf.Tensor) -> tf.Tensor:
-        """The tilt of states in standardised coordinates."""
+        """Returns the tilt of states in standardised coordinates."""
         gaussian = _unreshaped(self.base_measure)
         if self._avoids_solves and type(gaussian) is tfp.distributions.MultivariateNormalTriL:
             size = gaussian.event_shape[0]
@@ -70,7 +70,7 @@ class BaseTilt:
 
 
 def _unreshaped(base: tfp.distributions.Distribution) -> tfp.distributions.Distribution:
-    """The distribution over vectors, if `base` is one that is only reshaped; else `base`."""
+    """Returns the distribution over vectors if `base` is a reshaped one, else `base` itself."""
     if isinstance(base, tfp.distributions.TransformedDistribution) and isinstance(base.bijector, tfp.bijectors.Reshape):
         return base.distribution
     return base
@@ -78,7 +78,7 @@ def _unreshaped(base: tfp.distributions.Distribution) -> tfp.distributions.Distr
 
 @forward_laplacian_rule(BaseTilt)
 def _gaussian_tilt(tilt: BaseTilt, jet: Jet) -> Jet:
-    """½‖L⁻¹(x − μ)‖² + log det L + ½d log 2π, for the Gaussians that `fit_base` makes; others take reverse mode."""
+    """Computes ½‖L⁻¹(x − μ)‖² + log det L + ½d log 2π for Gaussians of `fit_base`; other bases use reverse mode."""
     base = _unreshaped(tilt.base_measure)
     if type(base) not in (tfp.distributions.MultivariateNormalTriL, tfp.distributions.MultivariateNormalDiag):
         raise no_rule(tilt, f"has a base measure, {type(base).__name__}, that is not a multivariate normal")
@@ -92,18 +92,18 @@ def _gaussian_tilt(tilt: BaseTilt, jet: Jet) -> Jet:
 
 
 class EnergyFunction:
-    """E_z, the energy in standardised coordinates: network(z), tilted by −log base_z(z) where there is a base measure.
+    """The energy E_z in standardised coordinates: network(z), plus the tilt −log base_z(z) if there is a base measure.
 
     Args:
-      network: any Keras layer `[batch, *event] -> [batch]` or `[batch, 1]`; it may take a condition `[batch]` beside z.
+      network: any Keras layer `[batch, *event] -> [batch]` or `[batch, 1]`; it may also take a condition `[batch]`.
       event_shape: shape of one state.
       standardization: the standardisation z = (x − loc)/scale.
       base_measure: a distribution in x, or None.
-      training: the mode in which the network's layers run (dropout and the like) unless a call says otherwise.
-      fitted_base: the Gaussian that stands in as base where there is no base measure.
+      training: the mode in which the network's layers run (for example dropout), unless a call sets it.
+      fitted_base: the Gaussian that serves as base distribution if there is no base measure.
 
     Attributes:
-      network: the Keras layer, whose graph the derivative engine reads.
+      network: the Keras layer; the derivative engine reads its graph.
       event_shape: tuple of ints.
       dtype: dtype of states and energies, float32 or float64.
       is_conditional: whether the network takes a condition.
@@ -130,11 +130,11 @@ class EnergyFunction:
 
     @property
     def terms(self) -> tuple[Callable[[tf.Tensor], tf.Tensor], ...]:
-        """Callables `[batch, *event] -> [batch]` whose sum is E_z; the first is the network's."""
+        """The callables `[batch, *event] -> [batch]` whose sum is E_z; the first one is the network."""
         return (self.network_term,) if self.tilt is None else (self.network_term, self.tilt)
 
     def check_network(self) -> None:
-        """Builds the network if necessary; raises ValueError unless it returns one number for each row alone."""
+        """Builds the network if necessary; raises ValueError if it does not return one number per row."""
         condition = keras.KerasTensor((None,), dtype=self.dtype) if self.is_conditional else None
         output = call_network(self.network, keras.KerasTensor((None, *self.event_shape), dtype=self.dtype), condition)
         shape = getattr(output, "shape", None)
@@ -146,17 +146,17 @@ class EnergyFunction:
         check_rows(self)
 
     def in_mode(self, training: bool) -> EnergyFunction:
-        """The same energy with its network's layers in training or in inference mode."""
+        """Returns the same energy, with the network's layers in training or in inference mode."""
         twin = copy.copy(self)
         twin.training = training
         return twin
 
     @property
     def base(self) -> tfp.distributions.Distribution:
-        """The base distribution, over x: the base measure, else the Gaussian fitted to the data.
+        """The base distribution, over x: the base measure if there is one, else the Gaussian fitted to the data.
 
         Raises:
-          ValueError: if there is none yet.
+          ValueError: if there is no base distribution yet.
         """
         if self.base_measure is not None:
             return self.base_measure
@@ -167,16 +167,16 @@ class EnergyFunction:
         return self.fitted_base.distribution()
 
     def network_term(self, z: tf.Tensor, condition: tf.Tensor | None = None, training: bool | None = None) -> tf.Tensor:
-        """The network's energies `[batch]`, in the state's dtype whatever precision it computes in."""
+        """Returns the network's energies `[batch]` in the dtype of the states, whatever precision the network uses."""
         mode = self.training if training is None else training
         return one_per_row(tf.cast(call_network(self.network, z, condition, training=mode), self.dtype), z)
 
     def condition_of_rows(self, condition: Any, z: tf.Tensor) -> tf.Tensor | None:
-        """`condition`, a scalar or of the leading shape of z, as `[batch]`, batch running over all leading dimensions.
+        """Returns `condition`, a scalar or a tensor of z's leading shape, as `[batch]` with all leading axes flattened.
 
         Raises:
-          TypeError: for a tensor of another dtype than the states'.
-          ValueError: if it is missing, does not fit z, or is given where the network takes none.
+          TypeError: if the condition is a tensor of another dtype than the states.
+          ValueError: if the condition is missing, does not fit z, or is given although the network takes none.
         """
         if not self.is_conditional:
             if condition is not None:
@@ -189,7 +189,7 @@ class EnergyFunction:
             )
         condition = as_state(condition, self.dtype, (), "condition")
         leading = z.shape.rank - len(self.event_shape)
-        if condition.shape.rank == leading + 1 and condition.shape[-1] == 1:  # a column, as Keras makes of vectors
+        if condition.shape.rank == leading + 1 and condition.shape[-1] == 1:  # Keras turns vectors into columns
             condition = tf.squeeze(condition, -1)
         if condition.shape.rank and not condition.shape.is_compatible_with(z.shape[:leading]):
             raise ValueError(
@@ -199,7 +199,7 @@ class EnergyFunction:
         return tf.reshape(tf.broadcast_to(condition, tf.shape(z)[:leading]), [-1])
 
     def __call__(self, z: tf.Tensor, condition: Any = None, training: bool | None = None) -> tf.Tensor:
-        """E_z of states `[..., *event]`, shape `[...]`; `condition` is a scalar or of that shape."""
+        """Returns E_z of states `[..., *event]`, shape `[...]`; `condition` is a scalar or has that shape."""
         rows = self.condition_of_rows(condition, z)
 
         def energies(flat: tf.Tensor) -> tf.Tensor:
@@ -209,6 +209,6 @@ class EnergyFunction:
         return over_leading_dimensions(energies, z, len(self.event_shape))
 
     def unnormalized_log_prob(self, z: tf.Tensor, condition: Any = None) -> tf.Tensor:
-        """−E_z: what a kernel that works in standardised coordinates takes as its target."""
+        """Returns −E_z, the target of a kernel that works in standardised coordinates."""
         z = as_state(z, self.dtype, self.event_shape, "z")
         return -self(z, condition)

@@ -13,16 +13,16 @@ from tfp_ebm.caller import warn
 tfb, tfd = tfp.bijectors, tfp.distributions
 
 
-# Above this many coordinates the covariance is diagonal: a full factor would outweigh the network.
+# Above this number of coordinates the covariance is diagonal: a full factor would be larger than the network.
 FULL_COVARIANCE_LIMIT = 512
 
 
-# Smallest eigenvalue of a correlation matrix that is kept as it is: float32 solves well down to there.
+# Smallest eigenvalue of a correlation matrix without shrinkage: down to it, float32 is precise enough for solves.
 SMALLEST_EIGENVALUE = 1e-4
 
 
 class DataMoments(NamedTuple):
-    """Mean and centred sums of squares of the rows seen, in float64; `comoment` is `[d, d]`, or its diagonal `[d]`."""
+    """Mean and centred sums of squares of rows, in float64; `comoment` is `[d, d]`, or its diagonal `[d]`."""
 
     num_rows: int
     mean: np.ndarray
@@ -30,7 +30,7 @@ class DataMoments(NamedTuple):
 
     @classmethod
     def of(cls, blocks: Iterable[np.ndarray]) -> DataMoments:
-        """DataMoments of all rows of `blocks`, arrays `[rows, *event]`."""
+        """Computes the moments of all rows of `blocks`, arrays `[rows, *event]`."""
         total: DataMoments | None = None
         for block in blocks:
             rows = np.asarray(block, np.float64).reshape(len(block), -1)
@@ -40,11 +40,11 @@ class DataMoments(NamedTuple):
             part = cls(len(rows), mean, centred.T @ centred if full else np.square(centred).sum(0))
             total = part if total is None else total.merged(part)
         if total is None:
-            raise ValueError("`x` must not be empty, but gave no rows.")
+            raise ValueError("`x` must not be empty, got no rows.")
         return total
 
     def merged(self, other: DataMoments) -> DataMoments:
-        """DataMoments of the rows of both."""
+        """Returns the moments of the rows of both."""
         num_rows = self.num_rows + other.num_rows
         shift = other.mean - self.mean
         squares = np.outer(shift, shift) if self.comoment.ndim == 2 else np.square(shift)
@@ -53,12 +53,12 @@ class DataMoments(NamedTuple):
 
     @property
     def is_constant(self) -> np.ndarray:
-        """`[d]`, where the data does not vary beyond the rounding of its mean."""
+        """Whether each coordinate varies by no more than the rounding error of its mean, `[d]`."""
         return np.sqrt(self._variance) <= 1e-12 * np.abs(self.mean)
 
     @property
     def scale(self) -> np.ndarray:
-        """Standard deviations (1/n) `[d]`, with 1 where a coordinate is constant."""
+        """Standard deviations (1/n) `[d]`, with 1 for constant coordinates."""
         return np.where(self.is_constant, 1.0, np.sqrt(self._variance))
 
     @property
@@ -71,10 +71,10 @@ class DataMoments(NamedTuple):
             raise ValueError(f"`x` must vary, but all its {len(self.mean)} coordinates are constant.")
 
     def cholesky(self) -> np.ndarray:
-        """Lower factor `[d, d]` of the covariance (1/n), or standard deviations `[d]` if only its diagonal is kept.
+        """Returns the lower factor `[d, d]` of the covariance (1/n), or standard deviations `[d]` if it is diagonal.
 
-        A singular covariance is shrunk towards its diagonal as little as gives every correlation eigenvalue
-        `SMALLEST_EIGENVALUE`, with a warning that says how much. A constant coordinate gets standard deviation 1.
+        A singular covariance is shrunk towards its diagonal until every eigenvalue of the correlations is at least
+        `SMALLEST_EIGENVALUE`, with a warning that states the amount. A constant coordinate gets standard deviation 1.
         """
         if self.comoment.ndim == 1:
             return self.scale

@@ -1,8 +1,8 @@
-"""The check that a network gives each row an energy of its own.
+"""The check that a network's energy of a row does not depend on other rows.
 
 A density needs E(x) to be a function of x. A layer that computes statistics over the batch (minibatch deviation, batch
-normalisation in training mode, a softmax over rows) makes it depend on which other rows are in the batch. Two rows are
-enough to see that: the energy of one must not change when the other is left out, and must not have a gradient in it.
+normalisation in training mode, a softmax over rows) makes it depend on the other rows in the batch. Two rows are
+sufficient for a check: the energy of one row must not change if the other is omitted, and must have no gradient in it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tfp_ebm.derivatives.failures import first_layer
 if TYPE_CHECKING:
     from tfp_ebm.energy.function import EnergyFunction
 
-# Relative differences between one row and two that matrix products of other sizes explain, by the lowest precision.
+# Relative differences between the results for one row and for two rows that rounding explains, by the lowest precision.
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 
 
 def check_rows(energy_function: EnergyFunction, training: bool = False) -> None:
     """Raises if the network's energy of a row depends on the other rows of its batch.
 
-    It runs the network, eagerly, on one row and on two; no weight changes.
+    The function runs the network eagerly on one row and on two rows; no weight changes.
 
     Args:
       energy_function: the energy; its network must be built.
@@ -35,10 +35,10 @@ def check_rows(energy_function: EnergyFunction, training: bool = False) -> None:
         draw noise.
 
     Raises:
-      ValueError: naming the layer that mixes rows, if it is found.
+      ValueError: if rows are mixed; names the layer that mixes them, if it is found.
     """
     if not tf.executing_eagerly():
-        # a thread of its own is eager; so is `tf.init_scope`, but no tape records in it
+        # a separate thread is eager; `tf.init_scope` is too, but tapes do not record in it
         with concurrent.futures.ThreadPoolExecutor(1) as executor:
             executor.submit(check_rows, energy_function, training).result()
         return
@@ -81,19 +81,19 @@ def _mixes(energy_function: EnergyFunction, x: tf.Tensor, training: bool) -> boo
 
 
 def _changes_with_others(function: Any, x: tf.Tensor, tolerance: float) -> bool:
-    """Whether the value of the first row changes when the second one is replaced or left out."""
+    """Returns whether the value of the first row changes when the second row is replaced or omitted."""
     first, again = (tf.cast(function(x), tf.float64).numpy() for _ in range(2))
     if not np.isfinite(first).all() or not np.array_equal(first, again):
-        return False  # a function that draws noise, or has no value there, cannot be compared
+        return False  # a function that draws noise, or has no finite value at x, cannot be compared
     far = [tf.concat([x[:1], tf.fill(tf.shape(x[1:]), tf.constant(value, x.dtype))], 0) for value in (-5.0, 5.0)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Keras warns of a softmax over a single row
+        warnings.simplefilter("ignore")  # Keras warns about a softmax over a single row
         others = [tf.cast(function(rows), tf.float64).numpy() for rows in (*far, x[:1])]
     return any(np.abs(other[0] - first[0]).max() > tolerance * np.abs(first).max() for other in others)
 
 
 def _has_gradient_across(function: Any, x: tf.Tensor) -> bool:
-    """Whether the first row of a function's value has a gradient in the second row of x."""
+    """Returns whether the first row of a function's value has a gradient in the second row of x."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         first = tf.reduce_sum(tf.cast(function(x)[0], tf.float32))

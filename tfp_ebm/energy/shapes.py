@@ -11,7 +11,7 @@ import tensorflow as tf
 
 
 def input_event_shape(network: keras.layers.Layer) -> tuple[int, ...] | None:
-    """Shape of one input, the first if there are two, if the network is a model that knows it, else None."""
+    """Returns the event shape of the network's (first) input if it is known, else None."""
     shape = getattr(network, "input_shape", None)
     if isinstance(shape, list):
         shape = shape[0]
@@ -21,7 +21,7 @@ def input_event_shape(network: keras.layers.Layer) -> tuple[int, ...] | None:
 
 
 def state_dtype(network: keras.layers.Layer) -> str:
-    """The dtype of an energy and its states: float64 if the network has float64 weights, else float32.
+    """Returns the dtype of an energy and its states: float64 if the network has float64 weights, else float32.
 
     Mixed precision computes inside the network in half precision, but energies, whose differences decide
     Metropolis steps and log-weights, are never reduced in less than float32.
@@ -35,11 +35,11 @@ def state_dtype(network: keras.layers.Layer) -> str:
 def as_state(x: Any, dtype: str | tf.DType, event_shape: tuple[int, ...], name: str = "x") -> tf.Tensor:
     """Returns `x` as a tensor `[..., *event]` of `dtype`.
 
-    Arrays and lists of numbers are converted; a *tensor* of another dtype is the state of somebody's chain or
-    graph and converting it would hide a mistake.
+    Arrays and lists of numbers are converted. A *tensor* of another dtype raises an error, because it comes from a
+    chain or a graph, and its conversion would hide a mistake.
 
     Raises:
-      TypeError: for a tensor of another dtype, or something that holds no numbers.
+      TypeError: for a tensor of another dtype, or an object that does not hold numbers.
       ValueError: if the last axes are not the event shape.
     """
     dtype = tf.as_dtype(dtype)
@@ -63,7 +63,7 @@ def as_state(x: Any, dtype: str | tf.DType, event_shape: tuple[int, ...], name: 
 
 
 def one_per_row(energies: Any, x: tf.Tensor) -> tf.Tensor:
-    """Energies `[batch]` or `[batch, 1]` of states `[batch, *event]`, as `[batch]`.
+    """Reshapes energies `[batch]` or `[batch, 1]` of states `[batch, *event]` to `[batch]`.
 
     Raises:
       ValueError: for any other shape.
@@ -76,7 +76,7 @@ def one_per_row(energies: Any, x: tf.Tensor) -> tf.Tensor:
             f"the energy must be one number per row, shape [batch] or [batch, 1], got {tuple(shape)} "
             f"for states of shape {tuple(x.shape)}."
         )
-    # reshaped to the batch of x, not to [-1], so that what mixes up rows fails where shapes are known only then
+    # reshaped to the batch of x, not to [-1], so that a network that mixes rows fails at run time if not at trace time
     return tf.ensure_shape(tf.reshape(energies, tf.shape(x)[:1]), x.shape[:1])
 
 
@@ -85,8 +85,8 @@ def over_leading_dimensions(
 ) -> tf.Tensor:
     """Applies `function`, which takes `[batch, *event]`, to `[..., *event]` of any number of leading dimensions.
 
-    TFP's replica exchange, for one, calls its target with `[replica, chain, *event]`, which a Keras network
-    refuses. The function's result is `[batch]`, or `[batch, *event]` if `keeps_event`.
+    For example, TFP's replica exchange calls its target with `[replica, chain, *event]`, which a Keras network does not
+    accept. The function's result is `[batch]`, or `[batch, *event]` if `keeps_event`.
     """
     if x.shape.rank == event_rank + 1:
         return function(x)

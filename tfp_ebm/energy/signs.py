@@ -1,7 +1,7 @@
-"""Checks of the sign: an energy E is not a log density −E, and one in the place of the other gives exp(+E), silently.
+"""Checks that an energy E and a log density −E are not confused, which would silently give exp(+E).
 
-A plain function does not show which of the two it is. What does show it is refused in the wrong place, with the cure:
-`mcmc` takes log densities, everything else takes energies.
+A plain function does not show which of the two it is. An object that does show it raises an error if it is used in the
+wrong place: `mcmc` takes log densities, everything else takes energies.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ENERGIES = (keras.layers.Layer, EnergyFunction, BaseTilt)
 
 
 def _innermost(function: Any) -> Any:
-    """What a `functools.partial` or a `tf.function` calls."""
+    """Returns the function that a `functools.partial` or a `tf.function` calls."""
     while True:
         if isinstance(function, functools.partial):
             function = function.func
@@ -34,7 +34,7 @@ def _innermost(function: Any) -> Any:
 
 
 def _owner_and_name(function: Any) -> tuple[Any, str]:
-    """The object of a bound method and the method's name; (None, "") for anything else."""
+    """Returns the object of a bound method and the method's name; (None, "") for anything else."""
     owner = getattr(function, "__self__", None)
     return (None, "") if owner is None else (owner, str(getattr(function, "__name__", "")))
 
@@ -47,7 +47,7 @@ def _as_text(function: Any, owner: Any, method: str) -> str:
 
 
 def is_energy(function: Any) -> bool:
-    """Whether a call of `function` is known to give an energy (or a score) and not a log density.
+    """Returns whether `function` is known to return an energy (or a score) and not a log density.
 
     >>> is_energy(keras.layers.Dense(1)), is_energy(keras.layers.Dense(1).call), is_energy(lambda x: x)
     (True, True, False)
@@ -60,14 +60,14 @@ def is_energy(function: Any) -> bool:
 
 
 def check_target(target: Any, name: str = "target_log_prob_fn") -> Callable[..., tf.Tensor]:
-    """Returns `target` if it may be a log density; of a distribution its `unnormalized_log_prob`.
+    """Returns `target` if it may be a log density; for a distribution, its `unnormalized_log_prob`.
 
     Args:
       target: a callable log density up to a constant, or a `tfp.distributions.Distribution`.
-      name: the argument's name, for the errors.
+      name: the argument's name, for the error messages.
 
     Raises:
-      TypeError: if it is known to be an energy, whose sign is the opposite one, or if it cannot be called.
+      TypeError: if `target` is known to be an energy, which has the opposite sign, or if it is not callable.
 
     >>> check_target(tfp.distributions.Normal(0.0, 1.0))(0.0).shape
     TensorShape([])
@@ -93,7 +93,7 @@ def check_target(target: Any, name: str = "target_log_prob_fn") -> Callable[...,
 
 
 def check_energy(energy_fn: Any, name: str = "energy_fn") -> None:
-    """Raises TypeError if `energy_fn` is known to be a log density: `log_prob` and its like of a model or distribution.
+    """Raises TypeError if `energy_fn` is known to be a log density, such as `log_prob` of a model or distribution.
 
     >>> check_energy(lambda x: x)
     """

@@ -1,7 +1,7 @@
-"""The standardization z = (x − loc)/scale that `adapt` learns from data, and the trip between x and z.
+"""The standardization z = (x − loc)/scale that `adapt` computes from data, and conversions between x and z.
 
-`Standardization` is a Keras layer that only holds weights, so that `.keras` files, weight files and checkpoints carry
-it. `Coordinates` is for code that runs chains in z, and takes and returns x.
+`Standardization` is a Keras layer that only holds weights, so that `.keras` files, weight files and checkpoints contain
+it. `Coordinates` is for code that runs chains in z but takes and returns x.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tfp_ebm.energy.moments import DataMoments
 
 
 class Standardization(keras.layers.Layer):
-    """The standardisation z = (x − loc)/scale, per coordinate; identity until `assign`ed.
+    """The standardisation z = (x − loc)/scale, per coordinate; the identity until `assign` is called.
 
     Args:
       event_shape: shape of one state; `loc` and `scale` have it too.
@@ -34,7 +34,7 @@ class Standardization(keras.layers.Layer):
         self.built = True
 
     def assign(self, moments: DataMoments) -> None:
-        """Sets location and scale from data; constant coordinates keep scale 1 and are named in one warning.
+        """Sets location and scale from data; constant coordinates keep scale 1, and a single warning names them.
 
         Raises:
           ValueError: if every coordinate is constant.
@@ -81,13 +81,12 @@ class Standardization(keras.layers.Layer):
 
 @dataclasses.dataclass(frozen=True)
 class Coordinates:
-    """The trip between the user's x and the coordinates in which chains run: z for a model, x itself for a callable.
+    """Conversions between the user's x and the coordinates of chains: z for a model, x itself for a callable.
 
-    With z = (x − loc)/scale a density changes by the volume, log p_x(x) = log p_z(z) − Σ log scale. The weights are
-    read at each call, never kept.
+    With z = (x − loc)/scale, log p_x(x) = log p_z(z) − Σ log scale. The weights are read at each call and never cached.
 
     Attributes:
-      standardization: of the model; None where chains run in x.
+      standardization: the model's standardisation; None if chains run in x.
 
     >>> layer = Standardization((2,), "float32")
     >>> _ = layer.loc.assign([1.0, 0.0]), layer.scale.assign([2.0, 0.5])
@@ -114,11 +113,11 @@ class Coordinates:
         return z if self.standardization is None else self.standardization.to_x(z)
 
     def log_volume(self) -> tf.Tensor | float:
-        """Returns log |dx/dz| = Σ log scale, 0 where chains run in x."""
+        """Returns log |dx/dz| = Σ log scale; 0 if chains run in x."""
         return 0.0 if self.standardization is None else self.standardization.log_scale_sum()
 
     def finish(self, samples: Any) -> Any:
-        """Returns `Samples` of chains with their states and log densities carried back to x."""
+        """Returns `Samples` with states and log densities converted to x."""
         if self.standardization is None:
             return samples
         return samples._replace(

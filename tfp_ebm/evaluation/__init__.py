@@ -1,12 +1,12 @@
-"""How good is a model? The normaliser with honest error bars, and distances from the truth.
+"""Evaluation of models: the normaliser with error bars, and distances from the true distribution.
 
-What an energy lacks is log Z. On one or two coordinates `grid_log_normalizer` has it by quadrature; beyond,
-`annealed_importance_sampling` estimates it by chains of this package's kernels, from below, and
-`reverse_annealed_importance_sampling` from above. With it come `log_likelihood`, `bits_per_dimension` and
-`kl_divergence`. Without it judge `fisher_divergence` and `kernel_stein_discrepancy`, by the score alone, `mmd`, by
-samples alone, and `ood_auroc`, by order alone.
+An energy does not determine log Z. For one or two coordinates, `grid_log_normalizer` computes it by quadrature. For
+more, `annealed_importance_sampling` estimates it by chains of this package's kernels, from below, and
+`reverse_annealed_importance_sampling` from above. `log_likelihood`, `bits_per_dimension` and `kl_divergence` need
+log Z. The other measures do not need it: `fisher_divergence` and `kernel_stein_discrepancy` use the score, `mmd` uses
+samples, and `ood_auroc` the order of rows.
 
-Everything returned has a `value` and a `standard_error`, and whatever cannot be trusted warns.
+Every result has a `value` and a `standard_error`, and unreliable results come with a warning.
 """
 
 from tfp_ebm.evaluation.discrepancies import Discrepancy, kernel_stein_discrepancy, mmd

@@ -1,9 +1,9 @@
-"""The compiled loop of annealed importance sampling: chains moved through the densities between base and target.
+"""The compiled loop of annealed importance sampling, which moves chains through densities between base and target.
 
-Between base b and target f lie the densities p_β ∝ b^(1−β) f^β. A run is a list of moves: before move t the log weight
-of each chain grows by δ_t h(x), h = log f − log b, and the move then leaves p_{β_t} invariant. Each move starts its
-kernel afresh. A kernel's results hold log density and gradient at the β before; reusing those values would bias the
-weights (as it does in `tfp.mcmc.sample_annealed_importance_chain` with HMC).
+The densities between base b and target f are p_β ∝ b^(1−β) f^β. A run is a list of moves: before move t, δ_t h(x) with
+h = log f − log b is added to the log weight of each chain; the move then leaves p_{β_t} invariant. Each move
+initialises its kernel anew. A kernel's results hold log density and gradient at the previous β; reusing these values
+would bias the weights (as it does in `tfp.mcmc.sample_annealed_importance_chain` with HMC).
 
 The number of moves is an argument of the compiled function, up to a power of two that is part of its shape.
 """
@@ -33,7 +33,7 @@ from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.random import chain_key
 
-# Moves of one call of the compiled loop; an interrupt takes effect between two calls.
+# Number of moves in one call of the compiled loop; an interrupt takes effect between two calls.
 _STRETCH = 100
 _MIN_CAPACITY = 32
 
@@ -47,7 +47,7 @@ class Moves:
       weights: δ, the weight of h before each move.
       step_sizes: the step size of each move, the kernel's `initial_step_size` with one axis in front; () for a kernel
         without one.
-      gains: the gain by which log ε follows the acceptance at each move; zero leaves it unchanged.
+      gains: the gain of the adaptation of log ε to the acceptance at each move; with zero, log ε does not change.
     """
 
     betas: np.ndarray
@@ -58,14 +58,14 @@ class Moves:
 
 @dataclasses.dataclass(frozen=True)
 class Bridge:
-    """A base and a target, in the coordinates in which chains run.
+    """A base and a target, in the coordinates of the chains.
 
     Attributes:
       target: log f, `[chains, *event] -> [chains]`.
       base: a distribution over x.
       base_log_prob: log b in the chains' coordinates.
       inward: maps x to those coordinates.
-      standardization: that of the model, if the chains run in its standardised coordinates.
+      standardization: the model's standardisation, if the chains run in its standardised coordinates.
     """
 
     target: TargetLogProbFn
@@ -82,7 +82,7 @@ class Bridge:
         """Computes h = log f − log b, float64 `[chains]`.
 
         Raises:
-          TypeError, ValueError: if the target does not fit the base, or has no gradient where it needs one.
+          TypeError, ValueError: if the target does not fit the base, or lacks a gradient that is needed.
         """
         key: Hashable = ("log_ratio", serialization.fingerprint(self.base), needs_gradient, states.shape)
         base_log_prob = self.base_log_prob
@@ -155,7 +155,7 @@ def _log_ratio(
 
 
 def _difference(log_target: tf.Tensor, log_base: tf.Tensor) -> tf.Tensor:
-    """Computes h in float64; −∞ where the target has no mass, also where the base has none."""
+    """Computes h in float64; −∞ where the target's density is zero, even if that of the base is zero too."""
     log_target = tf.cast(log_target, tf.float64)
     return tf.where(log_target == -np.inf, log_target, log_target - tf.cast(log_base, tf.float64))
 
@@ -177,12 +177,12 @@ def _make_moves(
     Args:
       resolve, base_log_prob, kernel: log f, log b and the kernel, without its step size.
       carried: states, log weights, and the log of the factor on the step size.
-      stretch: the numbers of the first move and of the one after the last.
+      stretch: the numbers of the first move and of the move after the last.
       betas, weights, step_sizes, gains: see `Moves`.
-      key: from which the noise of each move is derived.
+      key: scalar from which the noise of each move is derived.
 
     Returns:
-      What `carried` becomes, and the notes of `Bridge.run` about these moves.
+      The new value of `carried`, and the values that `Bridge.run` returns for each of these moves.
     """
     target = resolve()
     aim = getattr(kernel, "optimal_accept_prob", None)
@@ -213,21 +213,21 @@ def _make_moves(
 
 
 def make_bridge(energy_fn: Any, base: Any) -> Bridge:
-    """Makes the bridge from a base to exp(−E); chains of a model run in its standardised coordinates.
+    """Creates the bridge from a base to exp(−E); chains of a model run in its standardised coordinates.
 
     Args:
       energy_fn: as for `densities.energy_of`.
-      base: a distribution; None for that of the model.
+      base: a distribution; None for the model's base.
 
     Raises:
-      TypeError: if `energy_fn` is no energy, or `base` no distribution, or of another dtype.
+      TypeError: if `energy_fn` is not an energy, or `base` is not a distribution or has another dtype.
       ValueError: if there is no base, or it is not over states of the energy.
     """
     energy = EnergyDistribution(energy_fn) if isinstance(energy_fn, EnergyModel) else energy_fn
     if base is None and isinstance(energy, EnergyDistribution):
         base = energy.base
     if base is None:
-        raise ValueError("`base` must be given: the energy has no base distribution of its own to start from.")
+        raise ValueError("`base` must be given, since the energy has no base distribution.")
     if not isinstance(energy, tfp.distributions.Distribution):
         densities.energy_of(energy)  # the checks
         check_base("base", base)

@@ -1,4 +1,4 @@
-"""Energies in every form that a user may have, and reference distributions, evaluated in blocks of rows."""
+"""Evaluates energies in any form that a user may pass, and reference distributions, in blocks of rows."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def energy_of(energy_fn: EnergyLike) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def negated(energy_fn: EnergyLike) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns −E of a network or a callable; two calls return equal callables, so that compiled loops are found again.
+    """Returns −E of a network or a callable; two calls return equal callables, so that compiled loops are reused.
 
     >>> energy = lambda x: x[:, 0] ** 2
     >>> negated(energy) == negated(energy), negated(energy)(tf.constant([[2.0]])).numpy().tolist()
@@ -84,7 +84,7 @@ def _minus_method(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor
 
 
 def event_shape_of(energy_fn: EnergyLike) -> tuple[int, ...] | None:
-    """The shape of one x, where `energy_fn` knows it."""
+    """Returns the shape of one x; None if `energy_fn` does not determine it."""
     if isinstance(energy_fn, EnergyModel):
         return energy_fn.event_shape if energy_fn.built else None
     if isinstance(energy_fn, tfp.distributions.Distribution):
@@ -93,7 +93,7 @@ def event_shape_of(energy_fn: EnergyLike) -> tuple[int, ...] | None:
 
 
 def dtype_of(energy_fn: EnergyLike, x: np.ndarray) -> Any:
-    """The dtype in which the energy takes x, an array; a plain callable gets it in its own precision."""
+    """Returns the dtype in which the energy takes the array x; for a plain callable, the precision of x."""
     if isinstance(energy_fn, EnergyModel | tfp.distributions.Distribution):
         return tf.as_dtype(energy_fn.dtype).as_numpy_dtype
     if isinstance(energy_fn, keras.layers.Layer):
@@ -102,7 +102,7 @@ def dtype_of(energy_fn: EnergyLike, x: np.ndarray) -> Any:
 
 
 def energies(energy_fn: EnergyLike, x: Any, name: str = "x") -> np.ndarray:
-    """E at rows, float64 `[rows]`.
+    """Returns E at rows, float64 `[rows]`.
 
     Raises:
       TypeError, ValueError: if `x` is empty or not finite, or the energy is not one number per row.
@@ -115,7 +115,7 @@ def energies(energy_fn: EnergyLike, x: Any, name: str = "x") -> np.ndarray:
 
 
 def scores(energy_fn: EnergyLike, x: Any, name: str = "x") -> np.ndarray:
-    """−∇E at rows, float64 `[rows, coordinates]`."""
+    """Returns −∇E at rows, float64 `[rows, coordinates]`."""
     x = check_data(name, x)
     x = x.astype(dtype_of(energy_fn, x), copy=False)
     if isinstance(energy_fn, EnergyModel):
@@ -127,10 +127,10 @@ def scores(energy_fn: EnergyLike, x: Any, name: str = "x") -> np.ndarray:
 
 
 def class_probabilities(logits_fn: Any, x: Any) -> np.ndarray:
-    """The softmax of logits at rows, float64 `[rows, classes]`.
+    """Returns the softmax of logits at rows, float64 `[rows, classes]`.
 
     Raises:
-      TypeError: if `logits_fn` is an energy, or no callable.
+      TypeError: if `logits_fn` is an energy or not a callable.
       ValueError: if it does not return one number for each row and class.
     """
     if isinstance(logits_fn, EnergyModel | tfp.distributions.Distribution) or not callable(logits_fn):
@@ -156,12 +156,10 @@ def check_reference(reference: Any, name: str = "reference") -> tfp.distribution
     if tuple(reference.batch_shape) != ():
         raise ValueError(f"`{name}` must be one distribution, got a batch of shape {tuple(reference.batch_shape)}.")
     if tuple(reference.event_shape) == ():
-        raise ValueError(
-            f"`{name}` must be over vectors or arrays, got one over numbers: tfd.Sample({name}, 1) makes one."
-        )
+        raise ValueError(f"`{name}` must be over vectors or arrays, got one over numbers: use tfd.Sample({name}, 1).")
     if isinstance(reference, EnergyDistribution) and reference.log_normalizer is None:
         raise ValueError(
-            f"`{name}` must have an exact log_prob, got one whose log Z is not known: {name}.with_log_normalizer."
+            f"`{name}` must have an exact log_prob, got one whose log Z is not known: use {name}.with_log_normalizer."
         )
     return reference
 

@@ -1,18 +1,19 @@
 """Distances between samples, and between samples and an energy, each with a test.
 
-Maximum mean discrepancy compares two sets by a kernel k(x, y) = exp(−‖x − y‖²/2h²):
+The maximum mean discrepancy compares two sets by a kernel k(x, y) = exp(−‖x − y‖²/2h²):
 
     MMD² = E k(x, x′) + E k(y, y′) − 2 E k(x, y).
 
-The kernel Stein discrepancy compares a set with an energy by its score s = −∇E alone, so that neither log Z nor draws
-of the model are needed: E u(x, x′) with the kernel
+The kernel Stein discrepancy compares a set with an energy by its score s = −∇E, so it needs neither log Z nor draws of
+the model: E u(x, x′) with the kernel
 
     u(x, y) = s(x)ᵀs(y) k + s(x)ᵀ∇_y k + s(y)ᵀ∇_x k + tr ∇_x∇_y k,
 
-whose mean is zero if x ~ exp(−E). Both are zero if the laws are equal; the estimates, U-statistics, are free of bias
-and may fall below zero. The variance of a U-statistic is 4ζ₁/n + 2ζ₂/n² (Hoeffding 1948), ζ₁ that of the mean of u
-over the second argument, which vanishes where the laws are equal, and ζ₂ that of u. The sample's means over rows have
-the variance ζ₁ + ζ₂/n, and the test's resampling has 2ζ₂/n²: four times the first over n, less the second.
+whose mean is zero if x ~ exp(−E). Both are zero if the distributions are equal. The estimates are U-statistics, which
+are unbiased and may be negative. The variance of a U-statistic is 4ζ₁/n + 2ζ₂/n² (Hoeffding 1948), where ζ₁ is the
+variance of the mean of u over the second argument, which is zero if the distributions are equal, and ζ₂ that of u. The
+sample's means over rows have the variance ζ₁ + ζ₂/n, and the test's resampling has 2ζ₂/n², so the variance is four
+times the first over n, minus the second.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from tfp_ebm.evaluation import densities
 from tfp_ebm.random import stateless_seed
 from tfp_ebm.types import ArrayLike, EnergyLike, Seed
 
-# Rows of the kernel matrix held at a time, as numbers.
+# Largest number of entries of the kernel matrix held at a time.
 _BLOCK_NUMBERS = 4_000_000
-# Rows that the median distance is taken over.
+# Number of rows used for the median distance.
 _MEDIAN_ROWS = 2000
 
 
@@ -37,10 +38,10 @@ class Discrepancy(NamedTuple):
     """A squared discrepancy and its test.
 
     Attributes:
-      value: the estimate, without bias; it may be negative where the laws are near.
-      standard_error: of `value`.
-      p_value: how probable so large a value is if the laws are equal.
-      bandwidth: the kernel's.
+      value: the unbiased estimate; it may be negative if the distributions are close.
+      standard_error: the standard error of `value`.
+      p_value: the probability of a value at least as large if the distributions are equal.
+      bandwidth: the bandwidth of the kernel.
     """
 
     value: float
@@ -52,15 +53,15 @@ class Discrepancy(NamedTuple):
 def mmd(
     x: ArrayLike, y: ArrayLike, bandwidth: float | None = None, num_permutations: int = 200, seed: Seed = 0
 ) -> Discrepancy:
-    """The squared maximum mean discrepancy of two samples, and the permutation test that they are of one law.
+    """Computes the squared maximum mean discrepancy of two samples, and a permutation test of equal distributions.
 
-    The test has its level exactly if all rows are independent: states of one chain are not.
+    The level of the test is exact if all rows are independent; the states of one chain are not.
 
     Args:
       x, y: `[rows, *event]`, at least two rows each.
       bandwidth: h; default: the median distance between rows of both.
-      num_permutations: of the test; p is at least 1/(num_permutations + 1).
-      seed: int or int32[2], of the permutations.
+      num_permutations: number of permutations in the test; p is at least 1/(num_permutations + 1).
+      seed: seed of the permutations, int or int32[2].
 
     Raises:
       TypeError, ValueError: if a set is empty, not finite, of another event shape, or all rows of both are equal.
@@ -76,13 +77,13 @@ def mmd(
     """
     x, y = check_data("x", x, min_rows=2), check_data("y", y, min_rows=2)
     if x.shape[1:] != y.shape[1:]:
-        raise ValueError(f"`x` and `y` must have one event shape, got {x.shape[1:]} and {y.shape[1:]}.")
+        raise ValueError(f"`x` and `y` must have the same event shape, got {x.shape[1:]} and {y.shape[1:]}.")
     num_permutations = check_count("num_permutations", num_permutations)
     n, m = len(x), len(y)
     rows = np.concatenate([x.reshape(n, -1), y.reshape(m, -1)]).astype(np.float64)
     rng = _generator(seed)
     width = _bandwidth(rows, bandwidth, rng)
-    # column 0 says which rows are x, the others are permutations of it
+    # column 0 marks the rows of x, the others are permutations of it
     is_x = np.zeros([n + m, num_permutations + 1])
     is_x[:n, 0] = 1.0
     for column in range(1, num_permutations + 1):
@@ -106,17 +107,17 @@ def mmd(
 def kernel_stein_discrepancy(
     energy_fn: EnergyLike, x: ArrayLike, bandwidth: float | None = None, num_bootstraps: int = 200, seed: Seed = 0
 ) -> Discrepancy:
-    """The squared kernel Stein discrepancy between rows and an energy, and the bootstrap test that x ~ exp(−E)/Z.
+    """Computes the squared kernel Stein discrepancy of rows and an energy, and a bootstrap test of x ~ exp(−E)/Z.
 
-    With the inverse multiquadric kernel k = (1 + ‖x − y‖²/h²)^(−½), which sees in every dimension when a sequence of
-    samples does not converge. Like every measure by scores it hardly sees the weights of separated modes.
+    The kernel is the inverse multiquadric k = (1 + ‖x − y‖²/h²)^(−½), which detects in any dimension that a sequence of
+    samples does not converge. Like all measures based on scores, it hardly depends on the weights of separated modes.
 
     Args:
       energy_fn: an `EnergyModel`, an `EnergyDistribution`, a Keras network, or a callable `[batch, *event] -> [batch]`.
       x: rows `[rows, *event]`, at least two.
       bandwidth: h; default: the median distance between rows.
-      num_bootstraps: of the test; p is at least 1/(num_bootstraps + 1).
-      seed: int or int32[2], of the bootstrap.
+      num_bootstraps: number of bootstrap samples in the test; p is at least 1/(num_bootstraps + 1).
+      seed: seed of the bootstrap, int or int32[2].
 
     Raises:
       TypeError, ValueError: if `x` is empty, not finite, or all rows are equal; if the energy has no gradient.
@@ -140,9 +141,9 @@ def kernel_stein_discrepancy(
     rows: np.ndarray = x.reshape(num, -1).astype(np.float64)
     rng = _generator(seed)
     width = _bandwidth(rows, bandwidth, rng)
-    rows -= rows.mean(0)  # only differences count; this keeps their digits
+    rows -= rows.mean(0)  # only differences matter; this preserves their digits
     size = rows.shape[1]
-    # the weights of a bootstrap draw less those of the sample: of mean zero, as the kernel is under the hypothesis
+    # the weights of a bootstrap draw minus those of the sample: of mean zero, as the kernel is under the hypothesis
     weights = (rng.multinomial(num, np.full(num, 1 / num), size=num_bootstraps).T - 1.0) / num
     resampled, sums = np.zeros(num_bootstraps), np.empty(num)
     along = np.sum(score * rows, -1)
@@ -161,7 +162,7 @@ def kernel_stein_discrepancy(
 
 
 def _discrepancy(values: np.ndarray, first: float, width: float) -> Discrepancy:
-    """From the estimate and its resampled values under the hypothesis, and 4/n times the variance of row means."""
+    """Computes the result from the estimate, resampled values under the hypothesis, and 4/n times Var of row means."""
     value, null = float(values[0]), values[1:]
     second = float(np.mean(null**2))
     error = float(np.sqrt(max(first - second, second)))
@@ -173,7 +174,7 @@ def _generator(seed: Seed) -> np.random.Generator:
 
 
 def _squared_distances(rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Blocks of the matrix of ‖xᵢ − xⱼ‖², some rows at a time."""
+    """Yields blocks of rows of the matrix of ‖xᵢ − xⱼ‖²."""
     rows = rows - rows.mean(0)  # keeps the digits of data far from zero
     norms = np.sum(rows**2, -1)
     height = max(1, _BLOCK_NUMBERS // len(rows))
@@ -184,12 +185,12 @@ def _squared_distances(rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
 
 def _bandwidth(rows: np.ndarray, bandwidth: Any, rng: np.random.Generator) -> float:
     if (rows == rows[0]).all():
-        raise ValueError(f"all {len(rows)} rows are equal: a kernel tells nothing of them.")
+        raise ValueError(f"all {len(rows)} rows are equal, so a kernel cannot compare them.")
     if bandwidth is not None:
         return check_positive("bandwidth", bandwidth)
     some = rows if len(rows) <= _MEDIAN_ROWS else rows[rng.choice(len(rows), _MEDIAN_ROWS, replace=False)]
     squares = np.concatenate([block.ravel() for _, block in _squared_distances(some)])
     scale = float(np.max(squares))
-    # equal rows, whose distance is rounding, have no say
+    # equal rows, whose distance is rounding error, are ignored
     apart = squares[squares > 1e-12 * scale]
     return float(np.sqrt(np.median(apart))) if len(apart) else 1.0

@@ -1,15 +1,16 @@
-"""What every estimate of this package is: a value, its standard error, and a warning where neither can be trusted.
+"""Estimates with a standard error, and warnings if they are unreliable.
 
 Importance weights w₁ … w_n with E w = Z give log Z by log w̄. Its error is that of the jackknife, the spread of the n
 values that leave one weight out,
 
     se² = (n − 1)/n Σᵢ (ℓᵢ − ℓ̄)²,    ℓᵢ = log (Σ_{j≠i} w_j/(n − 1)),
 
-which to first order is sd(w)/(√n w̄), and above it where a few weights carry the sum. How many weights that is tells the
-effective sample size (Σw)²/Σw². All of it is done in float64, and with the largest weight taken out of the exponent.
+which to first order is sd(w)/(√n w̄), and larger if a few weights dominate the sum. The effective sample size (Σw)²/Σw²
+measures how many weights contribute. All computations are in float64, with the largest weight factored out.
 
-Weights that have no variance, as where the base is narrower than the target, show neither in the one nor in the other.
-The shape k of a Pareto tail fitted to the largest weights tells: moments up to order 1/k exist (Vehtari et al. 2024).
+If the weights have infinite variance, for example because the base is narrower than the target, neither the error nor
+the effective sample size shows it. The shape k of a Pareto tail fitted to the largest weights does: moments up to order
+1/k exist (Vehtari et al. 2024).
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ import tensorflow as tf
 from tfp_ebm.arguments import check_finite, check_nonnegative
 from tfp_ebm.types import Estimate
 
-# Below this share of the weights, or this number, the effective sample size is too small for the error to be believed.
+# Below this share of the weights, or this number, the effective sample size is too small for a reliable error.
 MIN_ESS_SHARE, MIN_ESS = 0.05, 5.0
-# The shape beyond which the mean of so few weights is not to be trusted; with fewer weights its own error is as large.
+# The shape above which the mean of the weights is unreliable; with fewer weights the error of the shape is too large.
 MAX_PARETO_SHAPE, MIN_WEIGHTS_FOR_SHAPE = 0.7, 500
 
 
 def of_log_weights(log_weights: np.ndarray, is_reverse: bool = False, is_approximate: bool = False) -> Estimate:
-    """log Z from log weights with E w = Z; for the reverse direction from those with E (1/w) = 1/Z.
+    """Estimates log Z from log weights with E w = Z or, for the reverse direction, E (1/w) = 1/Z.
 
-    Warns where the effective sample size is below 5 % of the weights (or below 5), where, of 500 weights or more, the
-    tail is too heavy, and where a weight is NaN or infinite: then the value is NaN.
+    Warns if the effective sample size is below 5 % of the weights (or below 5), if there are at least 500 weights and
+    their tail is too heavy, and if a weight is NaN or infinite; the value is then NaN.
 
     >>> estimate = of_log_weights(np.log([1.0, 2.0, 3.0, 2.0] * 25))
     >>> round(float(np.exp(estimate.value)), 6), round(estimate.standard_error, 3), round(estimate.ess, 1)
@@ -52,38 +53,38 @@ def of_log_weights(log_weights: np.ndarray, is_reverse: bool = False, is_approxi
     weights = np.exp(signed - largest)
     total = float(np.sum(weights))
     value = largest + np.log(total / num)
-    # The sum without the largest weight, which by subtraction would be rounding where that weight carries it all.
+    # The sum without the largest weight; if that weight dominates, a subtraction would leave only rounding errors.
     top = int(np.argmax(weights))
     rest = total - weights
     rest[top] = np.sum(np.delete(weights, top))
     with np.errstate(divide="ignore"):
         left_out = np.log(rest / (num - 1))
     spread = left_out - np.mean(left_out) if np.isfinite(left_out).all() else np.full(num, np.inf)
-    # equal weights differ by nothing, not by the rounding of their mean
+    # the difference of equal weights is zero, not the rounding error of their mean
     error = 0.0 if np.ptp(weights) == 0 else float(np.sqrt((num - 1) / num * np.sum(spread**2)))
     ess = float(total**2 / np.sum(weights**2))
     if ess < num and ess < max(MIN_ESS_SHARE * num, MIN_ESS):
         warnings.warn(
             f"the effective sample size is {ess:.1f} of {num} weights: neither log Z = {sign * value:.4g} nor its "
-            "standard error can be trusted. More temperatures, a base nearer to the target, or a kernel that moves "
-            "better help.",
+            "standard error can be trusted. More temperatures, a base closer to the target, or a kernel that mixes "
+            "faster help.",
             stacklevel=3,
         )
     elif num >= MIN_WEIGHTS_FOR_SHAPE and (shape := pareto_shape(weights)) > MAX_PARETO_SHAPE:
         warnings.warn(
-            f"the {num} weights have a tail of Pareto shape {shape:.2f}, above {MAX_PARETO_SHAPE}: larger ones are yet "
-            f"to come, and neither log Z = {sign * value:.4g} nor its standard error can be trusted. The base may be "
-            "narrower than the target.",
+            f"the {num} weights have a tail of Pareto shape {shape:.2f}, above {MAX_PARETO_SHAPE}: more chains would "
+            f"have larger weights, and neither log Z = {sign * value:.4g} nor its standard error can be trusted. The "
+            "base may be narrower than the target.",
             stacklevel=3,
         )
     return Estimate(float(sign * value), error, ess, log_weights, is_approximate)
 
 
 def pareto_shape(weights: np.ndarray) -> float:
-    """The shape k of a generalised Pareto law fitted to the largest weights; NaN where they do not differ.
+    """Fits a generalised Pareto distribution to the largest weights and returns its shape k; NaN if they are equal.
 
-    The estimate of Zhang & Stephens (2009) over the min(n/5, 3√n) largest, drawn a little to ½, as in Vehtari et al.
-    2024 (arXiv:1507.02646).
+    The estimate is that of Zhang & Stephens (2009) for the min(n/5, 3√n) largest weights, with a weak prior towards ½,
+    as in Vehtari et al. 2024 (arXiv:1507.02646).
 
     Args:
       weights: positive, `[n]`.
@@ -109,7 +110,7 @@ def pareto_shape(weights: np.ndarray) -> float:
 
 
 def mean_estimate(terms: np.ndarray, what: str, min_ess: float = 2.0) -> Estimate:
-    """The mean of independent terms and its standard error, sd/√n; warns, naming `what`, where a term is not finite.
+    """Returns the mean of independent terms and its standard error, sd/√n; warns if a term of `what` is not finite.
 
     >>> estimate = mean_estimate(np.array([1.0, 2.0, 3.0]), "loss")
     >>> estimate.value, round(estimate.standard_error, 4)
@@ -123,23 +124,23 @@ def mean_estimate(terms: np.ndarray, what: str, min_ess: float = 2.0) -> Estimat
         with np.errstate(invalid="ignore"):
             return Estimate(float(np.mean(terms)), np.nan, float(num))
     if num < min_ess:
-        warnings.warn(f"{what} was taken at {num} point: there is no telling its error.", stacklevel=3)
+        warnings.warn(f"{what} was computed at {num} point, so its error is unknown.", stacklevel=3)
         return Estimate(float(np.mean(terms)), np.nan, float(num))
     return Estimate(float(np.mean(terms)), float(np.std(terms, ddof=1) / np.sqrt(num)), float(num))
 
 
 def value_and_error(log_normalizer: Any) -> tuple[float, float]:
-    """log Z and its standard error from an `Estimate`, or from a number, which counts as exact."""
+    """Returns log Z and its standard error from an `Estimate`, or from a number, which counts as exact."""
     if isinstance(log_normalizer, Estimate):
         value = check_finite("log_normalizer.value", log_normalizer.value)
         return value, check_nonnegative("log_normalizer.standard_error", log_normalizer.standard_error)
     if tf.is_tensor(log_normalizer) or isinstance(log_normalizer, np.ndarray | np.generic):
-        log_normalizer = np.asarray(log_normalizer)[()]  # a number, where it holds one
+        log_normalizer = np.asarray(log_normalizer)[()]  # a number, if the array holds one
     return check_finite("log_normalizer", log_normalizer), 0.0
 
 
 def combined(estimate: Estimate, shift: float, error: float, factor: float = 1.0) -> Estimate:
-    """`factor`·(estimate + shift), the shift having an independent standard error."""
+    """Returns `factor`·(estimate + shift), where the shift has an independent standard error."""
     value = factor * (estimate.value + shift)
     return estimate._replace(
         value=float(value), standard_error=float(abs(factor) * np.hypot(estimate.standard_error, error))

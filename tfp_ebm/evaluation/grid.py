@@ -1,12 +1,12 @@
-"""Truth by quadrature, where there are one or two coordinates.
+"""Quadrature on a grid, for one or two coordinates.
 
-The trapezoid rule on a box converges faster than any power of the spacing where the density is smooth and has died out
-at the edges. Its error is seen by what every second node says, and every third, in all ways to choose them: where the
-density is symmetric about a point between two nodes, even and odd ones say the same, but not the thirds. At an edge or
-a kink the error falls with the spacing at least in proportion, so of the thirds' a third counts. What lies outside the
-box is told from the rim: if the mass of the outer of two frames is r < 1 times that of the inner one, what follows
-further out is taken to go on like that, m r/(1 − r), which for a tail that falls like a Gaussian's is too much. To
-these comes the rounding of the energies.
+The trapezoid rule on a box converges faster than any power of the spacing if the density is smooth and negligible at
+the edges. Its error is estimated by comparison with the grids of every second and every third node, for all offsets. If
+the density is symmetric about a point between two nodes, the grids of even and of odd nodes agree, but those of every
+third node do not. At an edge or a kink the error decreases at least in proportion to the spacing, so one third of the
+difference for every third node counts. The mass outside the box is extrapolated from two frames at its edge: if the
+mass m of the outer frame is r < 1 times that of the inner one, the mass further out is taken as m r/(1 − r), which is
+too large for a tail like a Gaussian's. The rounding error of the energies is added.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tfp_ebm.evaluation import densities
 from tfp_ebm.evaluation.estimate import value_and_error
 from tfp_ebm.types import ArrayLike, EnergyLike, Estimate
 
-# A share of mass outside the box beyond which the user must hear of it; the width of a frame, as a share of the box.
+# The largest share of mass outside the box without a warning; the width of a frame, as a share of the box.
 _MAX_OUTSIDE, _FRAME = 1e-3, 1 / 32
 _MIN_CELLS = 16
 
@@ -36,20 +36,20 @@ class _Grid(NamedTuple):
     cell: float  # volume
 
     def integral(self, values: np.ndarray) -> tuple[float, float]:
-        """∫ values by all nodes, and how far it may be off, by what parts of the nodes say."""
+        """Returns ∫ values computed with all nodes, and an error bound from grids of part of the nodes."""
         weighted = self._weighted(values.reshape(self.shape))
         whole, error = self.cell * np.sum(weighted), 0.0
         for stride, share in ((2, 1.0), (3, 1 / 3)):
             for starts in itertools.product(range(stride), repeat=len(self.shape)):
                 part = weighted[tuple(slice(start, None, stride) for start in starts)]
-                with np.errstate(invalid="ignore"):  # ∞ − ∞, where the whole is infinite
+                with np.errstate(invalid="ignore"):  # ∞ − ∞, if the integral is infinite
                     difference = abs(stride ** len(self.shape) * self.cell * np.sum(part) - whole)
                 error = max(error, share * difference)
         return float(whole), float(error)
 
     @staticmethod
     def _weighted(values: np.ndarray) -> np.ndarray:
-        """The nodes of the edges count half."""
+        """Multiplies the values at the edge nodes by ½."""
         for axis, size in enumerate(values.shape):
             weights = np.ones(size)
             weights[[0, -1]] = 0.5
@@ -57,7 +57,7 @@ class _Grid(NamedTuple):
         return values
 
     def outside(self, density: np.ndarray) -> float:
-        """What share of the mass seen lies beyond the box, as the rim tells."""
+        """Estimates the mass outside the box, as a share of the mass inside, from two frames at the edge."""
         density = density.reshape(self.shape)
         width = max(1, round(_FRAME * (self.shape[0] - 1)))
         inside = density[tuple(slice(width, -width) for _ in self.shape)]
@@ -139,10 +139,10 @@ def _on_grid(
         )
     if difference > 0.1 * whole:
         warnings.warn(
-            f"the integral by part of the nodes differs by {difference / whole:.0%}: `num` = {num} is too coarse.",
+            f"the integral with part of the nodes differs by {difference / whole:.0%}: `num` = {num} is too small.",
             stacklevel=3,
         )
-    # each energy is rounded by so much, and all of them might be alike
+    # the rounding error of each energy, in the worst case of equal signs
     seen = density > 0
     rounding = np.finfo(densities.dtype_of(energy_fn, nodes)).eps * np.average(
         np.abs(values[seen]), weights=density[seen]
@@ -159,20 +159,20 @@ def grid_log_normalizer(
     Args:
       energy_fn: an `EnergyModel`, an `EnergyDistribution`, any `tfd.Distribution` (by its unnormalized_log_prob), a
         Keras network, or a callable `[batch, d] -> [batch]`.
-      low, high: corners of the box, `[d]`, or numbers where the event shape is known or 1. The box should be wider than
-        the data: a network's tails are free.
-      num: cells per axis; an odd number counts as the next even one.
-      dtype: in which a plain callable is called; whatever knows its dtype is called in that.
+      low, high: corners of the box, `[d]`, or numbers if the event shape is known or 1. The box should be wider than
+        the data, because a network may have mass far from them.
+      num: number of cells per axis; an odd number is rounded up to the next even one.
+      dtype: the dtype in which a plain callable is called; other energies are called in their own dtype.
 
     Returns:
-      An `Estimate`; `standard_error` is how far quadrature by every other node, and what the rim says of the mass
-      outside, would move log Z. Both are bounds for smooth energies rather than standard deviations.
+      An `Estimate`. Its `standard_error` is the change of log Z for grids of part of the nodes, and by the estimated
+      mass outside the box. It is a bound for smooth energies rather than a standard deviation.
 
     Warns:
-      UserWarning: where more than .1 % of the mass may lie outside, or part of the nodes say something else.
+      UserWarning: if more than .1 % of the mass may lie outside the box, or the results for part of the nodes differ.
 
     Raises:
-      ValueError: for more than two coordinates, a box that is none, or energies that are NaN or −∞.
+      ValueError: for more than two coordinates, an invalid box, or energies that are NaN or −∞.
 
     >>> estimate = grid_log_normalizer(lambda x: 0.5 * tf.reduce_sum(x**2, -1), [-9, -9], [9, 9], num=64)
     >>> round(estimate.value, 4), estimate.standard_error < 1e-3  # log 2π
@@ -195,7 +195,7 @@ def _compared(
     terms: Callable[[np.ndarray, np.ndarray], np.ndarray],
     factor: float,
 ) -> tuple[Estimate, float]:
-    """∫ terms(log p, log q), its error, and the mass of p that the grid misses."""
+    """Returns ∫ terms(log p, log q), its error, and the mass of p that the grid misses."""
     densities.check_reference(reference)
     on_grid = _on_grid(energy_fn, *box, reference.dtype, tuple(reference.event_shape))
     log_p = densities.known_log_prob(reference, on_grid.grid.nodes)
@@ -205,7 +205,7 @@ def _compared(
     missed = 1.0 - mass
     if abs(missed) > 1e-2:
         warnings.warn(
-            f"the grid sees {mass:.4g} of the reference's mass 1: the box or `num` is too small.", stacklevel=4
+            f"the grid covers {mass:.4g} of the reference's mass 1: the box or `num` is too small.", stacklevel=4
         )
     return Estimate(value, float(np.hypot(difference, factor * error) + max(missed, 0.0))), missed
 
@@ -222,9 +222,9 @@ def grid_kl_divergence(
 
     Args:
       energy_fn, low, high, num: see `grid_log_normalizer`.
-      reference: the truth p, a `tfd.Distribution` of one or two coordinates with an exact `log_prob`.
-      log_normalizer: log Z, a number or an `Estimate`; default: by the same grid. A box narrower than the model's mass
-        then flatters the model, and warns.
+      reference: the true distribution p, a `tfd.Distribution` of one or two coordinates with an exact `log_prob`.
+      log_normalizer: log Z, a number or an `Estimate`; default: computed on the same grid. If the box does not cover
+        the model's mass, the result is then too small, and there is a warning.
 
     Raises:
       TypeError, ValueError: as `grid_log_normalizer`.

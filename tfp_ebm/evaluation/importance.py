@@ -1,13 +1,14 @@
-"""The normaliser by annealed importance sampling, from both sides.
+"""Estimates of the normaliser by annealed importance sampling, from below and from above.
 
-Forward (Neal 2001): x ~ b, led through p_{β₁}, …, p_{β_{K−1}} by kernels that leave each unchanged; with
-h = log f − log b,
+Forward (Neal 2001): chains start at x ~ b and move through p_{β₁}, …, p_{β_{K−1}} by kernels that leave each of these
+densities invariant; with h = log f − log b,
 
     log w = Σ_k (β_k − β_{k−1}) h(x_{k−1}),    E w = Z for any number of temperatures and any mixing,
 
-so log w̄ estimates log Z, and E log w ≤ log Z. Backward: x ~ p exactly, led the other way; then E (1/w) = 1/Z and
-E log w ≥ log Z. The two means enclose log Z and tell how far the bridges are from reversible (Grosse, Ghahramani &
-Adams 2015). At K = 1 the first is importance sampling.
+so log w̄ estimates log Z, and E log w ≤ log Z. Backward: chains start at exact draws x ~ p and move in the opposite
+direction; then E (1/w) = 1/Z and E log w ≥ log Z. The two means enclose log Z, and their difference measures how far
+the bridges are from reversible (Grosse, Ghahramani & Adams 2015). K = 1 in the forward direction is importance
+sampling.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.random import fold_in, stateless_seed
 from tfp_ebm.types import ArrayLike, EnergyLike, Estimate, KernelLike, Seed
 
-# Draws of the base that tell whether the target has density wherever the base has.
+# Number of draws of the base used to check that the target has density wherever the base has.
 _NUM_LOOKS = 1000
 
 
@@ -44,18 +45,18 @@ def annealed_importance_sampling(
     seed: Seed = 0,
     jit_compile: bool | str = "auto",
 ) -> Estimate:
-    """log Z of an energy (eq. 2) by annealed importance sampling, with its standard error.
+    """Estimates log Z of an energy (eq. 2) by annealed importance sampling, with its standard error.
 
-    Chains of a model run in standardised units, in the precision of the energy; the weights are summed in float64.
-    Where kernel or schedule adapt, a pilot run of 64 chains with another seed settles them first. A mode that no chain
-    has found is missing from log Z and from its error; the reverse direction, from draws that know it, shows that.
+    Chains of a model run in standardised units, in the precision of the energy; the weights are summed in float64. If
+    kernel or schedule adapt, a pilot run of 64 chains with another seed determines them first. A mode that no chain has
+    found is missing from log Z and from its error; the reverse direction shows this if its samples include the mode.
 
     Args:
       energy_fn: an `EnergyModel`, an `EnergyDistribution`, any other `tfd.Distribution`, by minus its log density, a
         Keras network, or a callable energy `[chains, *event] -> [chains]`. The target density is exp(−E).
-      base: a `tfd.Distribution` with exact draws and density, wider than the target; default: the model's.
-      kernel: a calibrated kernel of `ebm.mcmc`, one step of which is made at each temperature; `Adaptive` of one has a
-        step size for each temperature. Default: adaptive HMC of 10 leapfrog steps.
+      base: a `tfd.Distribution` with exact draws and density, wider than the target; default: the model's base.
+      kernel: a calibrated kernel of `ebm.mcmc`, which makes one step at each temperature. An `Adaptive` kernel has a
+        separate step size for each temperature. Default: adaptive HMC with 10 leapfrog steps.
       num_temperatures: K, the number of steps in β from base to target.
       num_chains: n, at least 2.
       schedule: "sigmoid", "linear", "adaptive" (steps of equal difficulty), or the numbers 0 = β₀ < … < β_K = 1.
@@ -66,9 +67,9 @@ def annealed_importance_sampling(
       An `Estimate` of log Z with `log_weights` `[num_chains]`, whose mean is a lower bound of log Z in expectation.
 
     Warns:
-      UserWarning: where the effective sample size is below 5 % of the chains: then a few chains carry the estimate; or
-        where the weights have too heavy a tail. Of 64 chains, two standard errors held the truth in 95 % of trials at
-        an effective sample size of 25 and more, in 83 % at 13.
+      UserWarning: if the effective sample size is below 5 % of the chains, so that a few chains dominate the estimate,
+        or if the tail of the weights is too heavy. With 64 chains, the interval of two standard errors contained the
+        true value in 95 % of trials at an effective sample size of 25 or more, and in 83 % at 13.
 
     Raises:
       TypeError, ValueError: if energy, base and kernel do not fit together, or the kernel would bias the weights.
@@ -102,25 +103,26 @@ def reverse_annealed_importance_sampling(
     is_exact: bool = False,
     jit_compile: bool | str = "auto",
 ) -> Estimate:
-    """log Z from the other side: chains that start at draws of the target and end at the base.
+    """Estimates log Z from above, by chains that start at draws of the target and end at the base.
 
     Args:
-      energy_fn, base, kernel, num_temperatures, schedule, seed, jit_compile: as for `annealed_importance_sampling`,
-        which with the same seed has the same temperatures and step sizes.
-      samples: draws of the target exp(−E)/Z `[num_chains, *event]`, independent of each other; default: `num_chains`
-        draws by the distribution's `sample`, which an `EnergyDistribution` takes from chains of its own.
-      num_chains: how many, where `samples` are not given.
-      is_exact: whether the `samples` given are exact draws. Where they come from a chain the method is approximate: if
-        the chain misses a mode, so does the estimate, and falls short of log Z.
+      energy_fn, base, kernel, num_temperatures, schedule, seed, jit_compile: as for `annealed_importance_sampling`;
+        with the same seed, both functions use the same temperatures and step sizes.
+      samples: independent draws of the target exp(−E)/Z, `[num_chains, *event]`; default: `num_chains` draws by the
+        distribution's `sample`, which for an `EnergyDistribution` runs chains.
+      num_chains: number of chains, if `samples` are not given.
+      is_exact: whether the given `samples` are exact draws. If they come from a chain, the method is approximate: if
+        the chain misses a mode, the estimate misses it too and is too small.
 
     Returns:
       An `Estimate` of log Z with `log_weights`, whose mean is an upper bound of log Z in expectation if the samples are
-      exact; `is_approximate` says where they may not be. The weights 1/w have the heavier tail of the two directions:
-      rely on the bound before the value. Chains never leave where the target has density, which must be where the base
-      has: else the value is log Z less the log of the base's share of mass there, still a bound, but too large.
+      exact; otherwise `is_approximate` is True. The weights 1/w have the heavier tail of the two directions, so the
+      bound is more reliable than the value. Chains never leave the support of the target, which must contain that of
+      the base: otherwise the value is log Z minus the log of the base's mass there, which is still a bound, but too
+      large.
 
     Warns:
-      UserWarning: as `annealed_importance_sampling`; where some of 1000 draws of the base have no density.
+      UserWarning: as for `annealed_importance_sampling`; if the target is zero at some of 1000 draws of the base.
 
     Raises:
       TypeError, ValueError: as `annealed_importance_sampling`; if a callable energy comes without samples.
@@ -141,7 +143,7 @@ def reverse_annealed_importance_sampling(
         num_chains = check_count("num_chains", num_chains, minimum=2)
         target = EnergyDistribution(energy_fn) if isinstance(energy_fn, EnergyModel) else energy_fn
         if not isinstance(target, tfp.distributions.Distribution):
-            raise ValueError("`samples` must be given: a callable energy draws none.")
+            raise ValueError("`samples` must be given, since a callable energy has no `sample`.")
         is_exact = not isinstance(target, EnergyDistribution)
         samples = target.sample(num_chains, seed=fold_in(stateless_seed(seed), 3))
     if tuple(bridge.base.event_shape) == ():
@@ -150,10 +152,10 @@ def reverse_annealed_importance_sampling(
         samples = check_data("samples", samples, tuple(bridge.base.event_shape))
     looks = bridge.log_ratio(bridge.draw_base(_NUM_LOOKS, fold_in(stateless_seed(seed), 4)))
     if (share := np.mean(looks > -np.inf)) < 1.0:
-        excess = f"some {-np.log(share):.2g}" if share > 0 else "more than can be seen"
+        excess = f"about {-np.log(share):.2g}" if share > 0 else "an unknown amount"
         warnings.warn(
-            f"the target has no density at {1.0 - share:.1%} of the base's draws, where no chain from the target "
-            f"arrives: the value is too large by {excess}. Take the forward direction, or a base within the target.",
+            f"the target has no density at {1.0 - share:.1%} of the base's draws, which no chain from the target "
+            f"reaches: the value is too large by {excess}. Use the forward direction, or a base within the target.",
             stacklevel=2,
         )
     check_count("the number of `samples`", len(samples), minimum=2)
@@ -165,16 +167,16 @@ def reverse_annealed_importance_sampling(
 def importance_sampling(
     energy_fn: EnergyLike, base: tfp.distributions.Distribution | None = None, num_samples: int = 10_000, seed: Seed = 0
 ) -> Estimate:
-    """log Z by importance sampling, log (1/n) Σ f(xᵢ)/b(xᵢ) with xᵢ ~ b: annealing over a single temperature.
+    """Estimates log Z by importance sampling, log (1/n) Σ f(xᵢ)/b(xᵢ) with xᵢ ~ b: annealing with one temperature.
 
-    Enough where the base is a good model already; its error grows exponentially with the distance from it.
+    This is sufficient if the base is close to the target; the error grows exponentially with their distance.
 
     Args:
       energy_fn, base, seed: as for `annealed_importance_sampling`; the base must be wider than the target.
       num_samples: n, at least 2.
 
     Returns, Warns, Raises:
-      as `annealed_importance_sampling`.
+      as for `annealed_importance_sampling`.
 
     >>> base = tfp.distributions.Normal(0.0, 2.0)
     >>> base = tfp.distributions.Sample(base, 1)
@@ -197,7 +199,7 @@ def _run(
     jit_compile: bool | str,
     is_reverse: bool,
 ) -> np.ndarray:
-    """The log weights of chains that start there."""
+    """Returns the log weights of chains that start at the given states."""
     seed = stateless_seed(seed)
     num_temperatures = check_count("num_temperatures", num_temperatures)
     schedule = check_schedule(schedule)
@@ -207,7 +209,7 @@ def _run(
         kernel = kernel if bridge.standardization is None else kernel.in_coordinates(bridge.standardization)
         kernel.check_event(tuple(bridge.base.event_shape))
     uses_gradient = isinstance(kernel, Kernel) and kernel.uses_gradient
-    bridge.log_ratio(start, uses_gradient)  # says what does not fit before the loop is compiled
+    bridge.log_ratio(start, uses_gradient)  # raises if something does not fit, before the loop is compiled
     betas, step_sizes = make_schedule(bridge, kernel, adapts, schedule, num_temperatures, fold_in(seed, 0), jit_compile)
     betas, weights = betas[1:-1], np.diff(betas)
     if is_reverse:

@@ -1,8 +1,8 @@
-"""Averages over known points: held-out log-likelihood, bits per dimension, KL and Fisher divergence.
+"""Averages over given points: held-out log-likelihood, bits per dimension, KL and Fisher divergence.
 
     log p(x) = −E(x) − log Z        (eqs. 1-2)
 
-An error of log Z shifts every term alike and does not average out, so it is added to the standard error of the mean.
+An error of log Z shifts all terms equally and does not average out, so it is added to the standard error of the mean.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from tfp_ebm.types import ArrayLike, EnergyLike, Estimate, Seed
 
 
 def log_likelihood(energy_fn: EnergyLike, x: ArrayLike, log_normalizer: Estimate | float) -> Estimate:
-    """The mean of log p(x) = −E(x) − log Z over rows, in nats, with the error of both terms.
+    """Computes the mean of log p(x) = −E(x) − log Z over rows, in nats, with the error of both terms.
 
     Args:
       energy_fn: an `EnergyModel`, an `EnergyDistribution`, a Keras network, or a callable `[batch, *event] -> [batch]`.
       x: rows that the model was not trained on, `[rows, *event]`.
-      log_normalizer: log Z: an `Estimate`, whose standard error counts, or a number, taken as exact.
+      log_normalizer: log Z: an `Estimate`, whose standard error is included, or a number, taken as exact.
 
     Raises:
-      TypeError, ValueError: if `x` is empty or not finite, or log Z not a finite number.
+      TypeError, ValueError: if `x` is empty or not finite, or log Z is not a finite number.
 
     >>> import tensorflow as tf
     >>> x = np.random.default_rng(0).normal(size=(10_000, 2))
@@ -43,18 +43,18 @@ def log_likelihood(energy_fn: EnergyLike, x: ArrayLike, log_normalizer: Estimate
 def bits_per_dimension(
     energy_fn: EnergyLike, x: ArrayLike, log_normalizer: Estimate | float, bin_width: float = 1.0
 ) -> Estimate:
-    """The code length of held-out data in bits per coordinate, −(mean log p(x)/d + log δ)/log 2.
+    """Computes the code length of held-out data in bits per coordinate, −(mean log p(x)/d + log δ)/log 2.
 
-    With bins of width δ a coordinate is told up to δ: for pixels k/256 plus uniform noise on [0, 1/256), δ = 1/256.
-    With dequantised data it is an upper bound of the code length of the discrete data (Theis, van den Oord & Bethge
-    2016, arXiv:1511.01844).
+    δ is the width of the bins in which a coordinate is encoded: for pixels k/256 plus uniform noise on [0, 1/256),
+    δ = 1/256. For dequantised data the result is an upper bound of the code length of the discrete data (Theis, van den
+    Oord & Bethge 2016, arXiv:1511.01844).
 
     Args:
       energy_fn, x, log_normalizer: as for `log_likelihood`.
       bin_width: δ.
 
     Raises:
-      TypeError, ValueError: as `log_likelihood`; if `bin_width` is not positive.
+      TypeError, ValueError: as for `log_likelihood`; if `bin_width` is not positive.
 
     >>> import tensorflow as tf
     >>> x = np.random.default_rng(0).uniform(size=(100, 3))
@@ -76,18 +76,19 @@ def kl_divergence(
 ) -> Estimate:
     """Returns KL(reference ‖ model) = E_p[log p(x) + E(x)] + log Z in nats, by exact draws of the reference p.
 
-    Maximum likelihood minimises it. It is zero only for the reference itself; the estimate may fall below by chance.
+    Maximum likelihood minimises it. It is zero only if the model equals the reference; the estimate may be negative by
+    chance.
 
     Args:
       energy_fn, log_normalizer: as for `log_likelihood`.
-      reference: the truth p, a `tfd.Distribution` with exact draws and an exact `log_prob`, such as those of
-        `ebm.targets`. An `EnergyDistribution` draws by chains, so that the estimate `is_approximate`.
+      reference: the true distribution p, a `tfd.Distribution` with exact draws and an exact `log_prob`, such as those
+        of `ebm.targets`. An `EnergyDistribution` draws by chains, so the estimate has `is_approximate` set.
       num_samples: number of draws.
       seed: int or int32[2].
 
     Raises:
       TypeError: if `reference` is no distribution.
-      ValueError: as `log_likelihood`.
+      ValueError: as for `log_likelihood`.
 
     >>> from tfp_ebm import targets
     >>> p = targets.two_gaussians()
@@ -111,11 +112,11 @@ def fisher_divergence(
 
     Args:
       energy_fn, num_samples, seed: as for `kl_divergence`.
-      reference: the truth p, a `tfd.Distribution` with exact draws and a differentiable `log_prob`.
+      reference: the true distribution p, a `tfd.Distribution` with exact draws and a differentiable `log_prob`.
 
     Raises:
       TypeError: if `reference` is no distribution.
-      ValueError: if reference or energy are not differentiable.
+      ValueError: if the reference or the energy is not differentiable.
 
     References:
       A. Hyvärinen, Estimation of non-normalized statistical models by score matching, JMLR 6, 2005.
@@ -127,7 +128,7 @@ def fisher_divergence(
     """
     densities.check_reference(reference)
     if not getattr(reference, "is_differentiable", True):
-        raise ValueError(f"`reference` must have a score, {reference.label} has none.")
+        raise ValueError(f"`reference` must have a score, but {reference.label} has none.")
     x = densities.draws(reference, check_count("num_samples", num_samples), seed)
     known = densities.scores(lambda rows: -reference.log_prob(rows), x)
     terms = 0.5 * np.sum((known - densities.scores(energy_fn, x)) ** 2, -1)
@@ -135,5 +136,5 @@ def fisher_divergence(
 
 
 def _labelled(estimate: Estimate, reference: tfp.distributions.Distribution) -> Estimate:
-    """Marks an estimate as approximate where the draws are a chain's."""
+    """Marks an estimate as approximate if the draws come from chains."""
     return estimate._replace(is_approximate=isinstance(reference, EnergyDistribution))

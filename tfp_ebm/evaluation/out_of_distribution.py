@@ -1,13 +1,13 @@
 """Out-of-distribution detection: a statistic of each row, and the area under the ROC curve.
 
-The area is the chance that a row in distribution has a higher statistic than one out of it, ties counting half (Mann
-& Whitney):
+The area is the probability that a row in distribution has a higher statistic than a row out of distribution, where ties
+count half (Mann & Whitney):
 
     AUROC = P(s_in > s_out) + ½ P(s_in = s_out),
 
-with the standard error of DeLong et al. (1988): the variances of the share of the other set that each row beats.
-Where no pair is out of order that error is zero, however few the rows; what half a row out of order would change is
-therefore added.
+with the standard error of DeLong et al. (1988), from the variances over rows of the share of the other set that a row
+exceeds (or is below). If no pair is out of order, this error is zero however few rows there are, so a continuity
+correction of half a row is added.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KINDS = ("log_prob", "gradient", "class_probability")
 
 
 def ood_statistic(energy_fn: EnergyLike, x: ArrayLike, kind: str = "log_prob") -> np.ndarray:
-    """Computes how much each row looks like the data, higher for more: the three statistics of Grathwohl et al. (2020).
+    """Computes a statistic of each row that is higher for rows like the data, one of three of Grathwohl et al. (2020).
 
       * "log_prob": −E(x), which is log p(x) up to log Z (Du & Mordatch 2019, arXiv:1903.08689).
       * "gradient": −‖∇E(x)‖, the approximate mass: typical rows lie where the density changes slowly.
@@ -33,13 +33,13 @@ def ood_statistic(energy_fn: EnergyLike, x: ArrayLike, kind: str = "log_prob") -
         for "class_probability" a network or callable `[batch, *event] -> [batch, classes]` of logits, which as an
         energy is E(x) = −log Σ_y exp f_y(x).
       x: `[rows, *event]`.
-      kind: which of them.
+      kind: the statistic to compute.
 
     Returns:
       float64 `[rows]`.
 
     Raises:
-      TypeError, ValueError: if `x` is empty or not finite, or the kind unknown.
+      TypeError, ValueError: if `x` is empty or not finite, or the kind is unknown.
 
     References:
       W. Grathwohl et al., Your classifier is secretly an energy based model, arXiv:1912.03263.
@@ -58,12 +58,12 @@ def ood_statistic(energy_fn: EnergyLike, x: ArrayLike, kind: str = "log_prob") -
 
 
 def ood_auroc(energy_fn: EnergyLike, x_in: ArrayLike, x_out: ArrayLike, kind: str = "log_prob") -> Estimate:
-    """Computes the area under the ROC curve of separating `x_in` (higher statistics) from `x_out` by the model.
+    """Computes the area under the ROC curve when the model separates `x_in` (higher statistics) from `x_out`.
 
     Args:
       energy_fn, kind: as for `ood_statistic`.
-      x_in: rows of the data that the model was not trained on, `[rows, *event]`.
-      x_out: rows of something else.
+      x_in: rows of the data distribution on which the model was not trained, `[rows, *event]`.
+      x_out: rows from another distribution.
 
     Returns:
       An `Estimate`: 1 if every row of `x_in` has the higher statistic, ½ if the statistic separates nothing.
@@ -80,7 +80,9 @@ def ood_auroc(energy_fn: EnergyLike, x_in: ArrayLike, x_out: ArrayLike, kind: st
     """
     x_in, x_out = check_data("x_in", x_in, min_rows=2), check_data("x_out", x_out, min_rows=2)
     if x_in.shape[1:] != x_out.shape[1:]:
-        raise ValueError(f"`x_in` and `x_out` must have one event shape, got {x_in.shape[1:]} and {x_out.shape[1:]}.")
+        raise ValueError(
+            f"`x_in` and `x_out` must have the same event shape, got {x_in.shape[1:]} and {x_out.shape[1:]}."
+        )
     inside, outside = ood_statistic(energy_fn, x_in, kind), ood_statistic(energy_fn, x_out, kind)
     num_nan = int(np.isnan(inside).sum() + np.isnan(outside).sum())
     if num_nan:
@@ -92,7 +94,7 @@ def ood_auroc(energy_fn: EnergyLike, x_in: ArrayLike, x_out: ArrayLike, kind: st
 
 
 def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """What share of the others each value exceeds, ties counting half."""
+    """Returns the share of the others that each value exceeds, where ties count half."""
     ordered = np.sort(others)
     below = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
     return below / (2 * len(others))

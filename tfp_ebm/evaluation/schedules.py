@@ -5,9 +5,9 @@ The variance of the log weights is about Σ (Δβ)² Var_β h. For a given numbe
 this, with sd_β(h) from a pilot run. The *sigmoid* schedule needs no pilot run and is dense at both ends, as most
 targets require (Wu et al. 2017).
 
-The pilot run moves chains of its own, from other seeds, through its own temperatures. Its step size follows the
-acceptance, log ε ← log ε + g (mean acceptance − target acceptance). Its result is a function of β, fixed before the
-weighted run begins, so the weights stay unbiased.
+The pilot run has separate chains, with other seeds, and its own temperatures. Its step size adapts to the acceptance,
+log ε ← log ε + g (mean acceptance − target acceptance). Its result is a function of β, fixed before the weighted run
+begins, so the weights are unbiased.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ SCHEDULES = ("sigmoid", "linear", "adaptive")
 # The sigmoid from −4 to 4, as usual.
 _RADIUS = 4.0
 _PILOT_CHAINS, _PILOT_TEMPERATURES, _PILOT_MOVES = 64, 100, 2
-# Moves at the first temperature, where the step size may be orders of magnitude off, and the gains there and later.
+# Moves at the first temperature, where the step size may be wrong by orders of magnitude, and the gains there and
+# later.
 _NUM_FIRST_MOVES, _FIRST_GAIN, _GAIN = 40, 0.6, 0.2
 
 
@@ -68,7 +69,7 @@ def check_schedule(schedule: Any) -> str | np.ndarray:
         return check_choice("schedule", schedule, SCHEDULES)
     try:
         betas = np.asarray(schedule, np.float64)
-    except (TypeError, ValueError):  # words, or rows of several lengths
+    except (TypeError, ValueError):  # strings, or rows of different lengths
         betas = np.empty(0)
     if betas.ndim != 1 or len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or not (np.diff(betas) > 0).all():
         raise ValueError(
@@ -81,19 +82,19 @@ def check_annealed_kernel(kernel: Any) -> tuple[Any, bool]:
     """Returns the kernel without its adaptation, and whether its step size is to be adapted.
 
     Raises:
-      TypeError: if it is not a kernel.
-      ValueError: if it would bias the weights: if it is not calibrated, adapts while it runs, or has replicas, whose
-        distribution is unknown when a temperature begins.
+      TypeError: if `kernel` is not a kernel.
+      ValueError: if the kernel would bias the weights: if it is not calibrated, adapts while it runs, or has replicas,
+        whose distribution is unknown when a temperature begins.
     """
     check_kernel(kernel)
     adapts = isinstance(kernel, Adaptive)
     inner = kernel.kernel if isinstance(kernel, Adaptive) else kernel
     if isinstance(inner, Kernel) and inner.is_adaptive:
-        raise ValueError(f"`kernel` must be Adaptive as a whole or have fixed step sizes, got {kernel!r}.")
+        raise ValueError(f"`kernel` must be an Adaptive kernel or have fixed step sizes, got {kernel!r}.")
     if isinstance(inner, ReplicaExchange):
-        raise ValueError("`kernel` must not be ReplicaExchange: its replicas would start anew at each temperature.")
+        raise ValueError("`kernel` must not be ReplicaExchange: its replicas would restart at each temperature.")
     if not is_calibrated(inner):
-        raise ValueError(f"`kernel` must leave each density exact, or the weights are biased, got {kernel!r}.")
+        raise ValueError(f"`kernel` must leave each density invariant, or weights are biased, got {kernel!r}.")
     return inner, adapts
 
 
@@ -121,7 +122,7 @@ def make_schedule(
         "sigmoid", min(max(num_temperatures, _PILOT_TEMPERATURES // 2), 2 * _PILOT_TEMPERATURES)
     )
     num = len(grid) - 1
-    # the second pilot run has its temperatures at equal lengths by the first
+    # the first pilot run determines the temperatures of the second, at equal lengths
     for round_seed in (fold_in(seed, 0), fold_in(seed, 1))[: 1 + is_adaptive]:
         moves = np.concatenate([np.repeat(grid[1], _NUM_FIRST_MOVES), np.repeat(grid[1:], _PILOT_MOVES)])
         gains = np.full(len(moves), _GAIN)
@@ -132,7 +133,7 @@ def make_schedule(
         log_factors, _, variances = notes[_NUM_FIRST_MOVES:].reshape(num, _PILOT_MOVES, 3).mean(1).T
         explored = grid
         if is_adaptive:
-            sd = np.sqrt(np.concatenate([notes[:1, 2], variances]))  # the first of all moves starts at the base
+            sd = np.sqrt(np.concatenate([notes[:1, 2], variances]))  # the first move starts at the base
             betas, grid = (_equally_long(explored, sd, number) for number in (num_temperatures, num))
     factors = np.exp(np.interp(betas[1:-1], explored[1:], log_factors))
     return Schedule(betas, _scaled(step_size, factors))
@@ -144,7 +145,7 @@ def _equally_long(grid: np.ndarray, sd: np.ndarray, num_temperatures: int) -> np
     total = float(np.sum(pieces))
     if not np.isfinite(total) or total <= 0:
         return inverse_temperatures("linear", num_temperatures)
-    # a hundredth of the length is spread evenly, so that there are temperatures everywhere
+    # a hundredth of the length is spread evenly, so that no range of β is without temperatures
     length = np.concatenate([[0.0], np.cumsum(pieces / total + 0.01 * np.diff(grid))])
     betas = np.interp(np.linspace(0.0, length[-1], num_temperatures + 1), length, grid)
     betas[[0, -1]] = 0.0, 1.0

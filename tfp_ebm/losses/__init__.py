@@ -62,7 +62,7 @@ _CLASSES: dict[str, type[Loss]] = {
 
 
 def _missing(loss_class: type[Loss]) -> list[str]:
-    """The arguments without which a loss cannot be made."""
+    """Returns the required arguments of a loss."""
     return [
         name
         for name, parameter in inspect.signature(loss_class).parameters.items()
@@ -72,7 +72,7 @@ def _missing(loss_class: type[Loss]) -> list[str]:
 
 
 def aliases() -> tuple[str, ...]:
-    """The strings that `compile(loss=...)` and the command line take, sorted: losses that need no argument.
+    """Returns the strings that `compile(loss=...)` and the command line accept, sorted: losses without arguments.
 
     >>> "denoising_score_matching" in aliases()
     True
@@ -81,11 +81,11 @@ def aliases() -> tuple[str, ...]:
 
 
 def get(identifier: Any) -> Loss:
-    """Returns a loss from itself, its string alias or its serialized config.
+    """Returns the loss for a loss object, a string alias or a serialized config.
 
     Raises:
-      ValueError: for an unknown string (the error lists the known ones), or one whose loss needs arguments.
-      TypeError: for anything else, Keras's own losses included, since they compare predictions with labels.
+      ValueError: for an unknown string (the error lists the known ones), or a string whose loss needs arguments.
+      TypeError: for anything else, including Keras's own losses, since they compare predictions with labels.
 
     >>> get("denoising_score_matching").sigma
     0.1

@@ -1,11 +1,11 @@
-"""The contract of a training objective: from an energy function and a batch to one number per row.
+"""The base class of training objectives, which map an energy function and a batch to one number per row.
 
     loss(energy_fn, x, condition=None, *, seed, training=False) -> LossOutput(per_example [batch], metrics)
 
-A loss never sees a model: `energy_fn` is any callable `[batch, *event] -> [batch]`. It does not reduce either; the
-trainer weights the rows (`sample_weight`), averages them and divides by the number of replicas. What a loss has to
-remember (a learned log Z, a replay buffer, an adapted step size) are its Keras weights, so that `.keras` files, weight
-files and checkpoints carry it. With `training=False` a loss changes none of them.
+A loss has no access to a model: `energy_fn` is any callable `[batch, *event] -> [batch]`. A loss does not reduce; the
+trainer weights the rows (`sample_weight`), averages them and divides by the number of replicas. The state of a loss (a
+learned log Z, a replay buffer, an adapted step size) consists of Keras weights, so that `.keras` files, weight files
+and checkpoints contain it. With `training=False` a loss does not change its state.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.rows import check_rows
 from tfp_ebm.random import stateless_seed
 
-# Networks whose activations a loss has looked at; each is warned of once.
+# Networks whose activations a loss has checked, so that there is one warning for each.
 _looked_at: weakref.WeakSet[keras.layers.Layer] = weakref.WeakSet()
-# Networks whose rows do not see each other in training mode, with what was trainable when they were checked.
+# Networks whose rows are independent in training mode, with the variables that were trainable at the check.
 _mixes_no_rows: weakref.WeakKeyDictionary[keras.layers.Layer, list[bool]] = weakref.WeakKeyDictionary()
 
 
 def input_specs(energy_fn: Any) -> list[tf.TensorSpec] | None:
-    """Specs of what the network of an energy function is called with; None for any other callable."""
+    """Returns the specs of the inputs of an energy function's network; None for any other callable."""
     if not hasattr(energy_fn, "network_term"):
         return None
     specs = [tf.TensorSpec((None, *energy_fn.event_shape), energy_fn.dtype)]
@@ -48,14 +48,14 @@ def _condition_shape(network: Any) -> tuple[int, ...]:
 
 
 class LossOutput(NamedTuple):
-    """What a loss returns: `per_example` of shape `[batch]`, not reduced, and `metrics`, scalars by name."""
+    """The result of a loss: `per_example` of shape `[batch]`, not reduced, and `metrics`, scalars by name."""
 
     per_example: tf.Tensor
     metrics: Mapping[str, tf.Tensor] = {}
 
 
 def alias(loss_class: type) -> str:
-    """The string by which `compile(loss=...)` knows a loss: its class name in snake case.
+    """Returns the string for a loss in `compile(loss=...)`: its class name in snake case.
 
     >>> alias(type("DenoisingScoreMatching", (), {}))
     'denoising_score_matching'
@@ -65,29 +65,29 @@ def alias(loss_class: type) -> str:
 
 @functools.cache
 def _arguments(loss_class: Any) -> frozenset[str]:
-    """The names of the arguments of a loss's constructor, and of those of the classes that it is derived from."""
+    """Returns the names of the arguments of a loss's constructor, and of the constructors of its base classes."""
     classes = [kind for kind in loss_class.__mro__ if issubclass(kind, Loss) and kind is not Loss]
     names = {name for kind in classes for name in inspect.signature(kind.__init__).parameters}
     return frozenset(names - {"self", "args", "kwargs", "name", "trainable", "dtype"})
 
 
 class Loss(keras.layers.Layer):
-    """A Keras layer, the base class of all training objectives, which a compiled model lists in `model.layers`.
+    """The base class of all training objectives: a Keras layer, which a compiled model lists in `model.layers`.
 
-    A subclass writes `call`, and `build` if it has weights. The arguments of its constructor cannot be set any more
-    once it is built, because compiled training steps would go on with the old values.
+    A subclass implements `call`, and `build` if it has weights. Once the loss is built, the arguments of its
+    constructor can no longer be set, because compiled training steps would continue with the old values.
 
     Subclasses set:
-      differentiates_score: whether the parameter gradient goes through ∂/∂θ ∇ₓE. Networks with layers whose second
-        derivatives are silently wrong are then refused.
-      needs_curvature: whether it takes ∇²ₓE itself, which is zero almost everywhere for a piecewise linear network:
-        each such network is warned of once.
-      gives_condition: whether it calls the energy as `energy_fn(x, condition)`. Networks that take a condition are
-        refused by losses that give none, and the other way round.
-      takes_labels: whether `fit(x, y)` hands it y as `condition`; other losses refuse labels.
+      differentiates_score: whether the parameter gradient contains ∂/∂θ ∇ₓE. Networks with layers whose second
+        derivatives are silently wrong then raise an error.
+      needs_curvature: whether the loss contains ∇²ₓE, which is zero almost everywhere for a piecewise linear network;
+        there is one warning for each such network.
+      gives_condition: whether the loss calls the energy as `energy_fn(x, condition)`. It must be True for networks that
+        take a condition, and False for others; otherwise there is an error.
+      takes_labels: whether `fit(x, y)` passes y to the loss as `condition`; for other losses, labels raise an error.
       metric_names: the keys of `LossOutput.metrics`, shown in the progress bar and in the history.
 
-    A loss written in five lines:
+    A loss in five lines:
 
     >>> import tensorflow as tf
     >>> from tfp_ebm.random import normal
@@ -112,14 +112,14 @@ class Loss(keras.layers.Layer):
         kind: Any = type(self)
         if not name.startswith("_") and getattr(self, "built", False) and name in _arguments(kind):
             raise AttributeError(
-                f"`{name}` of {type(self).__name__} is fixed once the loss is built: make a new loss and compile the "
-                "model with it. (A number that changes during training is to be a weight of the loss.)"
+                f"`{name}` of {type(self).__name__} is fixed once the loss is built: create a new loss and compile the "
+                "model with it. (A number that changes during training must be a weight of the loss.)"
             )
         super().__setattr__(name, value)
 
     def build(self, event_shape: tuple[int, ...], dtype: str = "float32") -> None:
         """Creates the loss's weights, if it has any; `dtype` is that of states and energies."""
-        del event_shape, dtype  # a body: AutoGraph cannot read a method that is only a docstring
+        del event_shape, dtype  # a body, because AutoGraph fails for a method that has only a docstring
 
     def call(
         self,
@@ -130,11 +130,10 @@ class Loss(keras.layers.Layer):
         seed: tf.Tensor,
         training: bool,
     ) -> LossOutput:
-        """The objective itself, written by the subclass; `seed` is int32[2]."""
+        """Computes the objective; implemented by the subclass. `seed` is int32[2]."""
         raise NotImplementedError(f"{type(self).__name__} must implement `call`.")
 
-    # Keras's own __call__ refuses a callable as first argument and would cast x, so ours does the little that is
-    # needed.
+    # Keras's own __call__ rejects a callable as first argument and would cast x, so this method replaces it.
     def __call__(
         self,
         energy_fn: Callable[..., tf.Tensor],
@@ -148,8 +147,8 @@ class Loss(keras.layers.Layer):
 
         Args:
           energy_fn: callable `[batch, *event] -> [batch]`; `(x, condition) -> [batch]` for a loss that gives one.
-          x: data `[batch, *event]`; in standardised units where the trainer calls.
-          condition: what `fit` was given as y, for losses that take labels.
+          x: data `[batch, *event]`; in standardised units if called by the trainer.
+          condition: the argument y of `fit`, for losses that take labels.
           seed: int or int32[2]; the same seed gives the same bits.
           training: whether weights of the loss may change, and network layers run in training mode.
 
@@ -174,18 +173,18 @@ class Loss(keras.layers.Layer):
 
     @property
     def known_log_normalizer(self) -> tf.Tensor | None:
-        """log Z of the energy as it is now, for a loss that learns it, once it has begun to; None for others."""
+        """Returns the current log Z of the energy if the loss learns it and has begun to do so, else None."""
         return None
 
     def training_warning(self, metrics: Mapping[str, float]) -> str:
-        """What is wrong with a training whose metrics are these, means over an epoch, in words; empty if nothing is.
+        """Returns a warning message if the epoch's mean metrics indicate failing training, else "".
 
-        `fit` warns with them, once.
+        `fit` issues the warning once.
         """
         return ""
 
     def check(self, energy_fn: Callable[..., tf.Tensor]) -> None:
-        """Raises ValueError if this loss cannot train `energy_fn`; a bare callable has nothing to look at."""
+        """Raises ValueError if this loss cannot train `energy_fn`; a plain callable is not checked."""
         network = getattr(energy_fn, "network", None)
         if getattr(energy_fn, "is_conditional", self.gives_condition) != self.gives_condition:
             raise ValueError(
@@ -193,7 +192,7 @@ class Loss(keras.layers.Layer):
                 "that takes x alone."
                 if self.gives_condition
                 else f"{type(self).__name__} gives the network no condition, so `network` must take x alone, got one "
-                "that takes (x, condition): hold it fixed by `model.given(condition)`, or use a loss such as "
+                "that takes (x, condition): fix it by `model.given(condition)`, or use a loss such as "
                 "NoiseConditionalDenoisingScoreMatching."
             )
         if self.differentiates_score and network is not None:

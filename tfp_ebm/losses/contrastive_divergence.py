@@ -1,4 +1,4 @@
-"""Contrastive divergence, its persistent form, and its improved form: maximum likelihood under its usual names."""
+"""Contrastive divergence, its persistent form, and its improved form: variants of maximum likelihood."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _DEFAULT_KERNEL = mcmc.Adaptive(mcmc.MALA(0.1))
 class ContrastiveDivergence(MaximumLikelihood):
     """Contrastive divergence: maximum likelihood with chains that start at the data (Hinton 2002).
 
-    With few steps the negatives stay near the data. That is fast, but the gradient is biased: it holds no information
-    on regions without data.
+    With few steps the negatives stay near the data. This is fast, but the gradient is biased: it has no information on
+    regions without data.
 
     Args:
-      kernel: default: `mcmc.Adaptive(mcmc.MALA(0.1))`.
-      num_steps: kernel steps per training step, the k of CD-k.
+      kernel: a kernel as for `MaximumLikelihood`; default: `mcmc.Adaptive(mcmc.MALA(0.1))`.
+      num_steps: number of kernel steps per training step, the k of CD-k.
       **kwargs: the options of `MaximumLikelihood`.
 
     Reference: G. E. Hinton, Training products of experts by minimizing contrastive divergence, 2002.
@@ -40,7 +40,7 @@ class ContrastiveDivergence(MaximumLikelihood):
         super().__init__(_DEFAULT_KERNEL if kernel is None else kernel, num_steps, FromData(), **kwargs)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the arguments, for Keras."""
         config = super().get_config()
         del config["chains"]
         return config
@@ -48,21 +48,21 @@ class ContrastiveDivergence(MaximumLikelihood):
 
 @keras.saving.register_keras_serializable("tfp_ebm")
 class PersistentContrastiveDivergence(MaximumLikelihood):
-    """Persistent contrastive divergence: maximum likelihood with chains that go on from step to step (Tieleman 2008).
+    """Persistent contrastive divergence: maximum likelihood with chains that continue between steps (Tieleman 2008).
 
-    By default its negatives are calibrated: MALA, its step size adapted to its acceptance, and at the start of every
-    training step one independence-Metropolis move from the base, which carries mass between modes that local moves do
-    not connect. Chains start at the base.
+    By default its kernels are calibrated: MALA, with its step size adapted to the acceptance, and at the start of every
+    training step one independence-Metropolis move from the base, which moves mass between modes that local moves do not
+    connect. Chains start at the base.
 
-    In few dimensions `recipes.low_dimensional(x, loss="persistent_contrastive_divergence")` is a preset that trains
-    well: the base as base measure too, Fourier features, a learning rate of 10⁻³ that decays.
+    In few dimensions, the preset `recipes.low_dimensional(x, loss="persistent_contrastive_divergence")` trains well: it
+    uses the base as base measure too, Fourier features, and a learning rate that decays from 10⁻³.
 
     Args:
-      kernel: default: `mcmc.Adaptive(mcmc.MALA(0.1))`.
-      num_steps: kernel steps per training step.
-      capacity: number of chains; at least the rows of a batch.
-      restart_probability: chance per chain and training step that it starts anew from the base.
-      base: a `tfd.Distribution` over x; None for the model's.
+      kernel: a kernel as for `MaximumLikelihood`; default: `mcmc.Adaptive(mcmc.MALA(0.1))`.
+      num_steps: number of kernel steps per training step.
+      capacity: number of chains; at least the number of rows in a batch.
+      restart_probability: probability, per chain and training step, of a restart from the base.
+      base: a `tfd.Distribution` over x; None for the model's base.
       **kwargs: the options of `MaximumLikelihood`.
 
     Reference: T. Tieleman, Training restricted Boltzmann machines using approximations to the likelihood gradient,
@@ -85,7 +85,7 @@ class PersistentContrastiveDivergence(MaximumLikelihood):
         super().__init__(_DEFAULT_KERNEL if kernel is None else kernel, num_steps, chains, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the arguments, for Keras."""
         config = super().get_config()
         del config["chains"]
         return {
@@ -97,7 +97,7 @@ class PersistentContrastiveDivergence(MaximumLikelihood):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PersistentContrastiveDivergence:
-        """The inverse of `get_config`."""
+        """Creates the object from the result of `get_config`."""
         return super().from_config({**config, "base": serialization.decode(config["base"])})
 
 
@@ -108,13 +108,13 @@ FORMS = ("difference", "softplus", "logsumexp")
 class ImprovedContrastiveDivergence(MaximumLikelihood):
     """Maximum likelihood with the KL term of improved contrastive divergence (Du et al. 2021).
 
-    The term is the energy, with fixed parameters, of negatives moved by one more gradient step through which the
-    parameters are differentiated, less the entropy of those moved negatives by nearest neighbours.
+    The term is computed for negatives after one more gradient step, through which the parameters are differentiated. It
+    is their energy, with fixed parameters, minus their entropy, estimated by nearest neighbours.
 
     Args:
-      kernel: a kernel of `ebm.mcmc` that follows the gradient.
-      num_steps: kernel steps per training step.
-      chains: where they start: `mcmc.FromData()`, `FromBase()` or `ReplayBuffer(capacity)`.
+      kernel: a kernel of `ebm.mcmc` that uses the gradient.
+      num_steps: number of kernel steps per training step.
+      chains: the starting states: `mcmc.FromData()`, `FromBase()` or `ReplayBuffer(capacity)`.
       kl_weight: weight of the KL term.
       form: "difference", E(x) − E(x⁻); "softplus" of it, or "logsumexp", which weighs negatives by softmax(−E(x⁻))
         (both as in the code of Du & Mordatch 2019).
@@ -122,7 +122,7 @@ class ImprovedContrastiveDivergence(MaximumLikelihood):
 
     Raises:
       TypeError, ValueError: as for `MaximumLikelihood`; for an unknown form, a negative weight, or a kernel that does
-        not follow the gradient.
+        not use the gradient.
 
     Reference: Y. Du, S. Li, J. Tenenbaum, I. Mordatch, Improved contrastive divergence training, 2021,
     arXiv:2012.01316.
@@ -146,11 +146,11 @@ class ImprovedContrastiveDivergence(MaximumLikelihood):
         self.form = check_choice("form", form, FORMS)
         self.kl_weight = check_nonnegative("kl_weight", kl_weight)
         if self.kl_weight > 0.0 and not (isinstance(kernel, mcmc.Kernel) and kernel.uses_gradient):
-            raise ValueError(f"`kl_weight` needs a kernel of ebm.mcmc that follows the gradient, got {kernel!r}.")
+            raise ValueError(f"`kl_weight` needs a kernel of ebm.mcmc that uses the gradient, got {kernel!r}.")
 
     @property
     def differentiates_score(self) -> bool:  # type: ignore[override]
-        """Whether the parameter gradient goes through ∇ₓE: only with the KL term."""
+        """Whether the parameter gradient contains the derivative of ∇ₓE: only with the KL term."""
         return self.kl_weight > 0.0
 
     def _contrast(self, data_energy: tf.Tensor, sample_energy: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
@@ -163,7 +163,7 @@ class ImprovedContrastiveDivergence(MaximumLikelihood):
         return gap
 
     def _extra(self, energy_fn: Callable[..., tf.Tensor], negatives: tf.Tensor, seed: tf.Tensor) -> tf.Tensor | None:
-        """sg(E)(x') − log min_j ‖x' − x⁻_j‖ with x' = x⁻ − ½ε²∇E(x⁻) + εZ, of each row, times the weight."""
+        """Returns sg(E)(x') − log min_j ‖x' − x⁻_j‖ of each row, times the weight, x' = x⁻ − ½ε²∇E(x⁻) + εZ."""
         if self.kl_weight == 0.0:
             return None
         epsilon = tf.identity(self.step_size)
@@ -180,16 +180,16 @@ class ImprovedContrastiveDivergence(MaximumLikelihood):
             energy = energy_fn(fixed)
         force = tf.stop_gradient(tape.gradient(energy, fixed))
         axes = list(range(1, after.shape.rank))
-        # the energy's value, with the gradient that it has through `after` alone
+        # the value of the energy, with the gradient through `after` alone
         energy = tf.stop_gradient(energy) + tf.reduce_sum(force * (after - fixed), axes)
         flat, others = (tf.reshape(states, [tf.shape(states)[0], -1]) for states in (after, negatives))
         squares = tf.reduce_sum(tf.square(flat[:, None] - others[None]), -1)
         squares += tf.linalg.diag(tf.fill(tf.shape(squares)[:1], tf.constant(float("inf"), squares.dtype)))
         nearest = tf.reduce_min(squares, 1)
-        # a batch of one row has no neighbours, and no estimate of its entropy
+        # a batch of one row has no neighbours, hence no estimate of the entropy
         entropy = tf.where(tf.shape(squares)[0] > 1, 0.5 * tf.math.log(nearest), tf.zeros_like(nearest))
         return self.kl_weight * (energy - entropy)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the arguments, for Keras."""
         return {**super().get_config(), "kl_weight": self.kl_weight, "form": self.form}

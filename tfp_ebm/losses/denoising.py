@@ -1,15 +1,16 @@
-"""Denoising score matching: match the score of noised data, whose target is known row by row (eqs. 46-52).
+"""Denoising score matching: regression on the score of noisy data, with a known target for each row (eqs. 46-52).
 
-Noise the data, x* = x + σ·ε with ε ~ N(0, I). The score of the noised density is out of reach, but its regression
-target is not (Vincent 2011; eqs. 47-48):
+Noise is added to the data, x* = x + σ·ε with ε ~ N(0, I). The score of the noisy data's density is unknown, but there
+is a known regression target (Vincent 2011; eqs. 47-48):
 
     ½ E‖∇ log q(x*) − s(x*)‖² = ½ E‖∇ log q(x*|x) − s(x*)‖² + const,      ∇ log q(x*|x) = −(x* − x)/σ² = −ε/σ,
 
-so no second derivative in x is needed, only one in (x, θ). The minimiser is the energy of the *noised* data: a
-Gaussian of covariance Σ is learned as P = (Σ + σ²I)⁻¹, where the loss is ½(d/σ² − tr P).
+so no second derivative in x is needed, only one in (x, θ). The minimiser is the energy of the *noisy* data: for a
+Gaussian of covariance Σ, the precision learned is P = (Σ + σ²I)⁻¹, where the loss is ½(d/σ² − tr P).
 
-Several scales join separated modes and are sharp at once. Li, Chen & Sommer (2019) train *one* energy, which does not
-see the scale: each row is noised at its own σᵢ, but regressed on −(x* − x)/σ₀² with one fixed σ₀, weighted by 1/σᵢ².
+With several scales, a model can both connect separated modes and be sharp. Li, Chen & Sommer (2019) train *one* energy
+that does not depend on the scale: each row gets noise of its own scale σᵢ, but the regression target is
+−(x* − x)/σ₀² with one fixed σ₀, and the weight is 1/σᵢ².
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tfp_ebm.random import fold_in, normal
 
 
 def scale_of_rows(sigmas: Sequence[float], x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """One of `sigmas` for each row, `[batch, 1, ...]`: all in turn from a random first one: equal shares."""
+    """Returns one of `sigmas` for each row, `[batch, 1, ...]`, in turn from a random first one, in equal shares."""
     first = tf.random.stateless_uniform([], seed, 0, len(sigmas), tf.int32, alg="philox")
     indices = (first + tf.range(tf.shape(x)[0])) % len(sigmas)
     return tf.reshape(tf.gather(tf.constant(sigmas, x.dtype), indices), [-1] + [1] * (x.shape.rank - 1))
@@ -38,9 +39,10 @@ class DenoisingScoreMatching(Loss):
     """Denoising score matching at one noise scale: per row ½‖s(x + σε) + ε/σ‖², with s = −∇E (eq. 52).
 
     Args:
-      sigma: standard deviation σ of the noise, in the units of x that the loss is given; in an adapted `EnergyModel`
-        those are standard deviations of the data. The model learns the data blurred by it: small σ is sharp but noisy
-        (the gradient's variance grows as 1/σ²), large σ joins separated modes.
+      sigma: standard deviation σ of the noise, in the units of the loss's argument x; in an adapted `EnergyModel`,
+        these
+        are standard deviations of the data. The model learns the density of the noisy data: a small σ gives a sharp
+        density but noisy gradients (the variance grows as 1/σ²), a large σ connects separated modes.
 
     Raises:
       TypeError, ValueError: if `sigma` is not a positive finite number.
@@ -72,13 +74,13 @@ class DenoisingScoreMatching(Loss):
         seed: tf.Tensor,
         training: bool,
     ) -> LossOutput:
-        """½‖s(x + σε) + ε/σ‖² of each row."""
+        """Returns ½‖s(x + σε) + ε/σ‖² of each row."""
         epsilon = normal(tf.shape(x), seed, x.dtype)
         residual = score(energy_fn, x + self.sigma * epsilon) + epsilon / self.sigma
         return LossOutput(0.5 * tf.reduce_sum(tf.square(residual), axis=list(range(1, x.shape.rank))))
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the arguments, for Keras."""
         return {**super().get_config(), "sigma": self.sigma}
 
 
@@ -86,11 +88,11 @@ class DenoisingScoreMatching(Loss):
 class MultiscaleDenoisingScoreMatching(Loss):
     """Denoising at many scales with one energy: per row ½‖s(x*) + (x* − x)/σ₀²‖²/σᵢ², x* = x + σᵢε.
 
-    Each row draws one scale, so that a batch holds all of them in equal shares. For a Gaussian of covariance Σ the
-    minimiser is P⁻¹ = σ₀²(I + κΣ) with κ the mean of σᵢ⁻². It is plain denoising (over σ₀²) where all σᵢ = σ₀.
+    Each row gets one scale, and a batch has all scales in equal shares. For a Gaussian of covariance Σ the minimiser is
+    P⁻¹ = σ₀²(I + κΣ), where κ is the mean of σᵢ⁻². If all σᵢ = σ₀, the loss is plain denoising divided by σ₀².
 
     Args:
-      sigmas: the scales σᵢ, positive and sorted, in the units of x that the loss is given.
+      sigmas: the scales σᵢ, positive and sorted, in the units of the loss's argument x.
       sigma0: the one scale σ₀ of the regression target.
 
     Raises:
@@ -121,14 +123,14 @@ class MultiscaleDenoisingScoreMatching(Loss):
         seed: tf.Tensor,
         training: bool,
     ) -> LossOutput:
-        """½‖s(x*) + (x* − x)/σ₀²‖²/σᵢ² of each row."""
+        """Returns ½‖s(x*) + (x* − x)/σ₀²‖²/σᵢ² of each row."""
         sigma = scale_of_rows(self.sigmas, x, seed)
         step = sigma * normal(tf.shape(x), fold_in(seed, 1), x.dtype)
         residual = (score(energy_fn, x + step) + step / self.sigma0**2) / sigma
         return LossOutput(0.5 * tf.reduce_sum(tf.square(residual), axis=list(range(1, x.shape.rank))))
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the arguments, for Keras."""
         return {**super().get_config(), "sigmas": list(self.sigmas), "sigma0": self.sigma0}
 
 
@@ -136,14 +138,14 @@ class MultiscaleDenoisingScoreMatching(Loss):
 class NoiseConditionalDenoisingScoreMatching(Loss):
     """Denoising of a network of (x, σ): per row ½‖σ s(x + σε; σ) + ε‖², s = −∇E, σ drawn for each row (eq. 52 × σ²).
 
-    Each row draws one scale, so that a batch holds all of them in equal shares. The energy function is called as
+    Each row gets one scale, and a batch has all scales in equal shares. The energy function is called as
     `energy_fn(x, sigma)` with x `[batch, *event]` and sigma `[batch]`. `EnergyModel.given(sigma)` is the model of the
-    data blurred by one scale, and `ebm.mcmc.annealed_langevin` samples from the largest scale to the smallest.
+    data with noise of one scale, and `ebm.mcmc.annealed_langevin` samples from the largest scale to the smallest.
 
     Args:
-      sigmas: the scales, positive and sorted, in the units of x that the loss is given; in an adapted `EnergyModel`
-        those are standard deviations of the data. Usually geometric, from about the distance of the data's modes down
-        to the finest detail wanted.
+      sigmas: the scales, positive and sorted, in the units of the loss's argument x; in an adapted `EnergyModel`, these
+        are standard deviations of the data. Usually a geometric sequence, from about the distance between the data's
+        modes down to the finest detail of interest.
 
     Raises:
       TypeError, ValueError: if the scales are empty, unsorted or not positive.
@@ -174,7 +176,7 @@ class NoiseConditionalDenoisingScoreMatching(Loss):
         seed: tf.Tensor,
         training: bool,
     ) -> LossOutput:
-        """½‖σ s(x + σε; σ) + ε‖² of each row."""
+        """Returns ½‖σ s(x + σε; σ) + ε‖² of each row."""
         sigma = scale_of_rows(self.sigmas, x, seed)
         epsilon = normal(tf.shape(x), fold_in(seed, 1), x.dtype)
         rows = tf.reshape(sigma, [-1])
@@ -182,5 +184,5 @@ class NoiseConditionalDenoisingScoreMatching(Loss):
         return LossOutput(0.5 * tf.reduce_sum(tf.square(residual), axis=list(range(1, x.shape.rank))))
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the arguments, for Keras."""
         return {**super().get_config(), "sigmas": list(self.sigmas)}

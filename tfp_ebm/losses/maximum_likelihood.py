@@ -4,14 +4,14 @@ The gradient of the mean log-likelihood needs no normaliser, only draws of the m
 
     −∂/∂θ E_data[log p(x)] = E_data[∂E(x)/∂θ] − E_model[∂E(x⁻)/∂θ],
 
-so the loss is E(x) − E(x⁻), its *value* means little (it hovers around 0), and the negatives x⁻ are constants.
+so the loss is E(x) − E(x⁻), where the negatives x⁻ are constants. Its *value* means little (it stays close to 0).
 
-Everything depends on their distribution. Errors of chains that have not converged, or that a discretisation biases,
-are learned by the energy, which then looks right *through those chains* and is wrong as a density: an unadjusted
-Langevin chain (`mcmc.Langevin`) of step ε on N(0, s²) teaches a precision of 2(1 − √(1 − ε²/s²))/ε² instead of 1/s².
-Metropolis kernels have no such bias; what remains is that local moves do not cross between modes. One *global
-move* at the start of each training step does: a draw of the base distribution, accepted by Metropolis' rule, or a
-tempered transition where the base does not overlap with the model.
+The result depends on the distribution of the negatives. The energy compensates for errors of chains that have not
+converged or are biased by a discretisation: draws of *those chains* then look right, but the density is wrong. For
+example, with an unadjusted Langevin chain (`mcmc.Langevin`) of step ε, the precision learned for N(0, s²) is
+2(1 − √(1 − ε²/s²))/ε² instead of 1/s². Metropolis kernels have no such bias, but local moves do not cross between
+modes. One *global move* at the start of each training step does: a draw of the base distribution, accepted by the
+Metropolis rule, or a tempered transition if the base does not overlap with the model.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tfp_ebm.random import fold_in
 
 GLOBAL_MOVES = ("auto", "independence", "tempered")
 
-# How fast a step size follows its acceptance: its logarithm changes by this times (acceptance − optimum) per step.
+# The gain of the step-size adaptation: log ε changes by this times (acceptance − optimum) per training step.
 _ADAPTATION_GAIN = 0.1
 
 
@@ -51,37 +51,38 @@ _ADAPTATION_GAIN = 0.1
 class MaximumLikelihood(Loss):
     """Maximum likelihood: per row E(x) − E(x⁻), with negatives x⁻ from Markov chains (eqs. 6-10).
 
-    Each training step takes as many chains as the batch has rows, restarts those that are not finite, makes one global
-    move and `num_steps` steps of the kernel, and keeps the chains if they are persistent. No gradient flows through
-    them. Chains run in standardised coordinates.
+    Each training step uses as many chains as the batch has rows. It restarts chains that are not finite, makes one
+    global move and `num_steps` steps of the kernel, and stores the chains if they are persistent. No gradient flows
+    through them. Chains run in standardised coordinates.
 
     Args:
       kernel: a kernel of `ebm.mcmc`, or any callable `target -> tfp.mcmc.TransitionKernel`. The step size of an
-        `mcmc.Adaptive` kernel, or of one inside `mcmc.Transformed`, follows its acceptance from training step to
-        training step, and is kept as a weight.
-      num_steps: kernel steps per training step.
-      chains: where they start: `mcmc.FromData()`, `FromBase()` or `ReplayBuffer(capacity)`.
-      global_move: what each training step begins with. "independence": an `mcmc.IndependenceMetropolis` move from the
-        base; "tempered": an `mcmc.TemperedTransition`, for dimensions where a plain draw of the base is never accepted;
-        None: nothing; "auto": "independence" for chains that persist under a kernel that leaves the model's
-        distribution exact.
-      num_temperatures: of the tempered move.
+        `mcmc.Adaptive` kernel, also inside `mcmc.Transformed`, adapts to the acceptance from training step to training
+        step, and is stored as a weight.
+      num_steps: number of kernel steps per training step.
+      chains: the starting states: `mcmc.FromData()`, `FromBase()` or `ReplayBuffer(capacity)`.
+      global_move: the move at the start of each training step. "independence": an `mcmc.IndependenceMetropolis` move
+        from the base; "tempered": an `mcmc.TemperedTransition`, for dimensions in which draws of the base are never
+        accepted; None: no move; "auto": "independence" for persistent chains whose kernel leaves the model's
+        distribution exactly invariant.
+      num_temperatures: number of temperatures of the tempered move.
       energy_penalty: α of α(E(x)² + E(x⁻)²), which keeps energies near 0.
-      data_noise: standard deviation of the noise added to x, in standardised units. Where the kernel clamps its chains
-        to a box, the noised data is clamped to it as well; otherwise points outside the box would give the data away.
-      jit_compile: whether XLA compiles the kernel's steps in a training step that is not compiled as a whole: on a
-        processor two to three times as fast, for some seconds of compiling per size of batch and a network that XLA
-        compiles. The chains of a kernel that moves each by itself then run as two halves at the same time, each with
-        noise of its own, so that the numbers drawn are others. In a step that `compile(jit_compile=True)` compiles as
-        a whole it saves nothing.
+      data_noise: standard deviation of the noise added to x, in standardised units. If the kernel clamps its chains to
+        a box, the noisy data are clamped as well; otherwise points outside the box would distinguish data from
+        negatives.
+      jit_compile: whether XLA compiles the kernel's steps if the training step itself is not compiled by XLA. On a CPU
+        they are then two to three times as fast, but each batch size needs some seconds of compilation, and XLA must
+        support the network. If the kernel moves chains independently, they then run as two halves at the same time,
+        each with its own noise, so the random numbers differ. With `compile(jit_compile=True)` this option saves
+        nothing.
 
     Metrics: mean energy of data and of negatives (`data_energy`, `sample_energy`) and `energy_gap`, the latter minus
-    the former; `energy_spread`, the standard deviation of the energy over both, which no additive constant changes;
-    `acceptance_rate`, `global_acceptance_rate`; `num_restarted`, chains that were given a new state, and
-    `num_nonfinite`, those of them that had no finite state or energy.
+    the former; `energy_spread`, the standard deviation of the energy over both, which is free of additive constants;
+    `acceptance_rate`, `global_acceptance_rate`; `num_restarted`, the number of chains that got a new state; and
+    `num_nonfinite`, the number of these that had no finite state or energy.
 
     Raises:
-      TypeError, ValueError: for arguments of the wrong kind or out of range, or no base where one is needed.
+      TypeError, ValueError: for arguments of the wrong kind or out of range, or if a base is needed and missing.
 
     Reference: Y. Du, I. Mordatch, Implicit generation and modeling with energy-based models, 2019, arXiv:1903.08689.
 
@@ -138,7 +139,7 @@ class MaximumLikelihood(Loss):
         )
 
     def check(self, energy_fn: Callable[..., tf.Tensor]) -> None:
-        """See `Loss.check`; the chains need the derivative of the energy, and one replica if they keep a state."""
+        """See `Loss.check`; the chains need the energy's derivative, and a single replica if they keep a state."""
         super().check(energy_fn)
         self._check_replicas()
         network = getattr(energy_fn, "network", None)
@@ -147,7 +148,7 @@ class MaximumLikelihood(Loss):
             refuse_faulty_layers(network, purpose, training=False, order=1, inputs=input_specs(energy_fn))
 
     def _check_replicas(self) -> None:
-        """Raises for a state that several replicas would each change in their own way."""
+        """Raises ValueError if several replicas would change the same state in different ways."""
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         if replicas == 1:
             return
@@ -155,17 +156,17 @@ class MaximumLikelihood(Loss):
             raise ValueError(
                 f"`chains` of {type(self).__name__} must not persist under a distribution strategy, whose {replicas} "
                 "replicas would write to one set of them, got "
-                f"{type(self.chains).__name__}: train on one device, or take mcmc.FromData() or mcmc.FromBase()."
+                f"{type(self.chains).__name__}: train on one device, or use mcmc.FromData() or mcmc.FromBase()."
             )
         if getattr(self.kernel, "is_adaptive", False):
             raise ValueError(
                 f"`kernel` of {type(self).__name__} must have a fixed step size under a distribution strategy, whose "
-                f"{replicas} replicas would each adapt their own, got {self.kernel!r}: give the kernel inside of "
-                "mcmc.Adaptive, with the step size of a training on one device."
+                f"{replicas} replicas would each adapt their own, got {self.kernel!r}: pass the kernel inside "
+                "mcmc.Adaptive, with the step size found by training on one device."
             )
 
     def build(self, event_shape: tuple[int, ...], dtype: str = "float32") -> None:
-        """Creates the chains' weights, and `step_size`, of a kernel of `ebm.mcmc`."""
+        """Creates the chains' weights and, for a kernel of `ebm.mcmc`, the weight `step_size`."""
         if isinstance(self.kernel, mcmc.Kernel):
             self.kernel.check_event(tuple(event_shape))
             step = self.kernel.initial_step_size
@@ -191,7 +192,7 @@ class MaximumLikelihood(Loss):
         seed: tf.Tensor,
         training: bool,
     ) -> LossOutput:
-        """E(x) − E(x⁻) of each row, and the energy penalty."""
+        """Returns E(x) − E(x⁻) of each row, plus the energy penalty."""
         if training:
             self._check_replicas()
         if self.data_noise > 0.0:
@@ -199,7 +200,7 @@ class MaximumLikelihood(Loss):
             box = getattr(self.kernel, "clamp", None)
             x = x if box is None else clamped(x, *box)
         negatives, weights, metrics = self.negatives(energy_fn, x, fold_in(seed, 1), training)
-        # one call for both: larger matrices, and the layers see data and negatives alike
+        # one call for both: matrices are larger, and layers treat data and negatives in the same way
         data_energy, sample_energy = tf.split(energy_fn(tf.concat([x, negatives], 0)), 2)
         per_example = self._contrast(data_energy, sample_energy, weights)
         if self.energy_penalty > 0.0:
@@ -219,11 +220,11 @@ class MaximumLikelihood(Loss):
         return LossOutput(per_example, metrics)
 
     def _contrast(self, data_energy: tf.Tensor, sample_energy: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        """What each row contributes of the energies of data and negatives, `[batch]`."""
+        """Returns each row's loss, from the energies of data and negatives, `[batch]`."""
         return data_energy - weights * sample_energy
 
     def _extra(self, energy_fn: Any, negatives: tf.Tensor, seed: tf.Tensor) -> tf.Tensor | None:
-        """A further term for each of the negatives, `[batch]`; None if there is none."""
+        """Returns a further term for each of the negatives, `[batch]`; None if there is none."""
         del energy_fn, negatives, seed
         return None
 
@@ -233,8 +234,8 @@ class MaximumLikelihood(Loss):
         """Moves as many chains as x has rows.
 
         Returns:
-          Their states `[batch, *event]`; weights `[batch]` of mean 1, 0 for a chain that went to a non-finite state,
-          NaN if all have; metrics.
+          Their states `[batch, *event]`; weights `[batch]` of mean 1, with 0 for a chain whose state became non-finite,
+          or NaN if all have; metrics.
         """
         energy_fn = energy_fn.in_mode(False) if hasattr(energy_fn, "in_mode") else energy_fn
 
@@ -292,13 +293,13 @@ class MaximumLikelihood(Loss):
         aim = self.kernel.target_accept_prob
         if training and aim is not None:
             change = log_step_size_change(_ADAPTATION_GAIN, moved.accept_prob, aim)
-            has_rows = tf.shape(states)[0] > 0  # else there is no acceptance
+            has_rows = tf.shape(states)[0] > 0  # without rows the acceptance is undefined
             factor = tf.where(has_rows, tf.exp(change), tf.ones_like(change))
             self.step_size.assign(step_size * factor)
         return moved
 
     def _base(self, energy_fn: Any, x: tf.Tensor) -> tfp.distributions.Distribution | None:
-        """The base in the coordinates of the chains; None if there is none and nothing needs it."""
+        """Returns the base in the coordinates of the chains; None if there is no base and none is needed."""
         base = self.chains.base
         if base is not None:
             check_base("base", base, x.dtype, tuple(x.shape[1:]))
@@ -307,11 +308,11 @@ class MaximumLikelihood(Loss):
         elif hasattr(energy_fn, "base"):
             base = energy_fn.base
         else:
-            raise ValueError(f"`base` must be given to {type(self.chains).__name__} for an energy that has none.")
+            raise ValueError(f"`base` must be given to {type(self.chains).__name__} for an energy without a base.")
         return Coordinates.of(energy_fn).distribution_in_chain(base)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the arguments, for Keras."""
         return {
             **super().get_config(),
             "kernel": keras.saving.serialize_keras_object(self.kernel),
@@ -326,17 +327,17 @@ class MaximumLikelihood(Loss):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> MaximumLikelihood:
-        """The inverse of `get_config`."""
+        """Creates the object from the result of `get_config`."""
         config = dict(config)
         if "form" not in inspect.signature(cls.__init__).parameters:  # in files of version 0.1
             moved = {"form": config.pop("form", "difference"), "kl_weight": config.pop("kl_weight", 0.0)}
             if moved != {"form": "difference", "kl_weight": 0.0}:
-                raise ValueError(f"`form` and `kl_weight` are of ImprovedContrastiveDivergence now, got {moved}.")
+                raise ValueError(f"`form` and `kl_weight` moved to ImprovedContrastiveDivergence, got {moved}.")
         for name in {"kernel", "chains"} & set(config):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
 
 
 def _like(per_chain: tf.Tensor, states: tf.Tensor) -> tf.Tensor:
-    """`[batch]` as `[batch, 1, ...]`."""
+    """Reshapes `[batch]` to `[batch, 1, ...]`."""
     return tf.reshape(per_chain, [-1] + [1] * (states.shape.rank - 1))

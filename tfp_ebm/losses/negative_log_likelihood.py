@@ -16,11 +16,11 @@ from tfp_ebm.networks.normalized import NormalizedEnergy
 class NegativeLogLikelihood(Loss):
     """The exact negative log-likelihood −log p(x) of each row (eq. 6), in standardised units in an `EnergyModel`.
 
-    It trains energies whose log Z is known, such as `networks.autoregressive`: no chains, no noise distribution. The
-    value on held-out rows is exact, so that training can stop where it is least.
+    It trains energies whose log Z is known, such as `networks.autoregressive`, and needs neither chains nor a noise
+    distribution. The value on held-out rows is exact, so training can stop at its minimum.
 
     Raises:
-      ValueError: when it meets a network whose log Z is not known, or a base measure, which would change log Z.
+      ValueError: when called with a network whose log Z is unknown, or with a base measure, which would change log Z.
 
     >>> import tensorflow as tf, tfp_ebm as ebm
     >>> model = ebm.EnergyModel(ebm.networks.autoregressive([2], units=[8], seed=0))
@@ -38,7 +38,7 @@ class NegativeLogLikelihood(Loss):
                 f"{type(energy_fn if network is None else network).__name__}."
             )
         if getattr(energy_fn, "base_measure", None) is not None:
-            raise ValueError("NegativeLogLikelihood takes no `base_measure`: with it log Z would be unknown.")
+            raise ValueError("NegativeLogLikelihood takes no `base_measure`: it would make log Z unknown.")
 
     def call(
         self,

@@ -1,11 +1,11 @@
-"""Exact score matching: fit the score of the data without knowing it (eqs. 39-45).
+"""Exact score matching, which fits the unknown score of the data (eqs. 39-45).
 
-The Fisher divergence ½ E‖∇ log p_data − s‖² (eq. 40) contains the unknown ∇ log p_data; integration by parts moves it
-onto the model (eq. 43; Hyvärinen 2005), up to a constant of the data alone (eq. 44):
+The Fisher divergence ½ E‖∇ log p_data − s‖² (eq. 40) contains the unknown ∇ log p_data. Integration by parts (eq. 43;
+Hyvärinen 2005) removes it, up to a constant that depends on the data alone (eq. 44):
 
     J = E[ ½‖s(x)‖² + tr ∇s(x) ],    s = −∇E,   tr ∇s = −tr ∇²E.
 
-For E = ½(x−μ)ᵀP(x−μ) it is ½tr(P²S) + ½‖P(μ−m)‖² − tr P, least at the maximum-likelihood solution of the same sample.
+For E = ½(x−μ)ᵀP(x−μ) it is ½tr(P²S) + ½‖P(μ−m)‖² − tr P, with its minimum at the maximum-likelihood solution.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tfp_ebm.losses.base import Loss, LossOutput
 class ScoreMatching(Loss):
     """Exact score matching: per row ½‖s(x)‖² − tr ∇²E(x), with s = −∇E (eq. 44).
 
-    It needs data with a density: on whole numbers, such as pixels, it has no lower bound (dequantise them), and it
-    cannot see the weights of separated modes.
+    The data must have a density: for whole numbers, such as pixels, the loss has no lower bound (dequantise them). The
+    loss hardly depends on the weights of separated modes.
 
     Args:
-      method: how the trace is computed, see `ebm.derivatives.laplacian`: "auto", "forward", "reverse", or "hutchinson",
+      method: the method for the trace, see `ebm.derivatives.laplacian`: "auto", "forward", "reverse", or "hutchinson",
         an unbiased estimate from one random direction.
-      chunk_size: how many directions are in memory at once; None for all. The value does not depend on it.
+      chunk_size: number of directions in memory at once; None for all. The value does not depend on it.
 
     Raises:
       ValueError: if the method is unknown or the chunk size below 1.
@@ -61,11 +61,11 @@ class ScoreMatching(Loss):
         seed: tf.Tensor,
         training: bool,
     ) -> LossOutput:
-        """½‖s‖² − tr ∇²E of each row."""
+        """Returns ½‖s‖² − tr ∇²E of each row."""
         noise = {"seed": seed} if self.method == "hutchinson" else {}
         _, score, laplacian = energy_score_laplacian(energy_fn, x, self.method, self.chunk_size, **noise)
         return LossOutput(0.5 * tf.reduce_sum(tf.square(score), list(range(1, x.shape.rank))) - laplacian)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the arguments, for Keras."""
         return {**super().get_config(), "method": self.method, "chunk_size": self.chunk_size}

@@ -1,12 +1,13 @@
 """Sliced score matching: the Fisher divergence along random directions, one second derivative at a time (eqs. 53-57).
 
-Projecting both scores on a direction v with E[vvᵀ] = I and integrating by parts as in eq. 43 leaves (Song et al. 2019)
+Projection of both scores on a direction v with E[vvᵀ] = I, and integration by parts as in eq. 43, give (Song et al.
+2019)
 
     J = E_v E_x[ ½(vᵀs)² + vᵀ∇s v ],    s = −∇E,   vᵀ∇s v = −vᵀ∇²E v,
 
-where vᵀ∇²E v costs no more than two gradients in any dimension. As E_v (vᵀs)² = ‖s‖², the first term may be taken at
-its expectation, ½‖s‖², with less variance. (The note's eqs. 53-54 have the ½ inside the square, and eq. 56 drops the
-cross terms of (vᵀs)²: the same in expectation, not per draw.)
+where vᵀ∇²E v costs no more than two gradients in any dimension. As E_v (vᵀs)² = ‖s‖², the first term may be replaced by
+its expectation, ½‖s‖², which has less variance. (The note's eqs. 53-54 have the ½ inside the square, and eq. 56 omits
+the cross terms of (vᵀs)²: the expectation is the same, but single draws differ.)
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ class SlicedScoreMatching(Loss):
     """Sliced score matching: per row ½‖s‖² − vᵀ∇²E v, or ½(vᵀs)² − vᵀ∇²E v, averaged over random v (eqs. 53-57).
 
     Args:
-      num_projections: directions per row and step.
+      num_projections: number of directions per row and step.
       projection: distribution of v, with E[vvᵀ] = I: "rademacher" (signs; vᵀ∇²E v is exact for a diagonal Hessian),
-        "gaussian", or "sphere" (uniform of length √d).
-      variance_reduced: whether to take ½‖s‖² in place of ½(vᵀs)², its expectation over v.
+        "gaussian", or "sphere" (uniform on the sphere of radius √d).
+      variance_reduced: whether to use ½‖s‖², the expectation over v, instead of ½(vᵀs)².
 
     Raises:
-      TypeError, ValueError: if the count is below 1 or the projection unknown.
+      TypeError, ValueError: if the count is below 1 or the projection is unknown.
 
     Reference: Y. Song, S. Garg, J. Shi, S. Ermon, Sliced score matching, UAI 2019, arXiv:1905.07088.
 
@@ -74,7 +75,7 @@ class SlicedScoreMatching(Loss):
         seed: tf.Tensor,
         training: bool,
     ) -> LossOutput:
-        """½‖s‖² or ½(vᵀs)², less vᵀ∇²E v, of each row."""
+        """Returns ½‖s‖² or ½(vᵀs)², minus vᵀ∇²E v, of each row."""
         v = self.directions(x, seed)
         _, score, bends = energy_score_curvature(energy_fn, x, v)
         event_axes = list(range(1, x.shape.rank))
@@ -86,7 +87,7 @@ class SlicedScoreMatching(Loss):
         return LossOutput(0.5 * squares - tf.reduce_mean(bends, 0))
 
     def directions(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Directions `[num_projections, batch, *event]` for the rows of x."""
+        """Draws directions `[num_projections, batch, *event]` for the rows of x."""
         shape = tf.concat([[self.num_projections], tf.shape(x)], 0)
         if self.projection == "rademacher":
             v = random.rademacher(shape, seed, x.dtype)
@@ -100,7 +101,7 @@ class SlicedScoreMatching(Loss):
         return v
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, for Keras."""
+        """Returns the arguments, for Keras."""
         return {
             **super().get_config(),
             "num_projections": self.num_projections,

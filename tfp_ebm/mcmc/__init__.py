@@ -1,11 +1,11 @@
-"""Sampling from exp(−E): kernels over `tfp.mcmc`, one compiled driver, and the diagnosis of its chains.
+"""Sampling from exp(−E): `tfp.mcmc` kernels, a compiled loop, and diagnostics of the chains.
 
-A kernel leaves the target's law unchanged, so a long enough chain samples it (§2.1.2 of the note). `HMC`, `MALA`,
-`NUTS`, `RandomWalk`, `MetropolisHastings` and `Langevin` are recipes for `tfp.mcmc` kernels, `Adaptive` tunes their
-step size. `IndependenceMetropolis` and `ReplicaExchange` move chains between modes, `Sequential` joins kernels, and
-`Transformed` keeps them on a part of space. `sample` runs any kernel of TFP's, `summarize` does without keeping the
-draws, and `diagnose` says whether chains can be trusted. `annealed_langevin` follows the noise scales of a
-noise-conditional model down.
+A kernel leaves the target distribution invariant, so a long enough chain samples it (§2.1.2 of the note). `HMC`,
+`MALA`, `NUTS`, `RandomWalk`, `MetropolisHastings` and `Langevin` build `tfp.mcmc` kernels; `Adaptive` adapts their step
+size. `IndependenceMetropolis` and `ReplicaExchange` move chains between modes, `Sequential` combines kernels, and
+`Transformed` restricts chains to a subset of space. `sample` runs any TFP kernel, `summarize` computes statistics
+without keeping the draws, and `diagnose` checks whether the chains have converged. `annealed_langevin` runs chains
+through the decreasing noise scales of a noise-conditional model.
 """
 
 from tfp_ebm.mcmc.annealing import annealed_langevin

@@ -1,14 +1,15 @@
-"""Annealed Langevin dynamics: from the largest noise scale to the smallest, by short runs at each (Song & Ermon 2019).
+"""Annealed Langevin dynamics: short runs at each noise scale, from the largest to the smallest (Song & Ermon 2019).
 
-Chains do not cross between separated modes, and a score that was trained on data is arbitrary far from them. Blurred by
-a large σ the modes are one, and every point is near data. So chains run at σ₁ > σ₂ > … > σ_L in turn, each level from
-the last states of the level before, by the steps of eq. 65 with the score of the data blurred by that σ,
+Chains do not move between separated modes, and a score trained on data is arbitrary far from the data. With noise of a
+large scale σ added to the data, the modes merge and every point is close to data. Chains therefore run at
+σ₁ > σ₂ > … > σ_L in turn. Each level starts at the last states of the previous level, and makes the steps of eq. 65
+with the score of the data plus noise of scale σ,
 
     x' = x − ½εᵢ² ∇E(x; σᵢ) + εᵢZ,      εᵢ = ε σᵢ/σ_L,
 
-which is the paper's step x' = x + ½αᵢ s + √αᵢ Z with αᵢ = ε₀σᵢ²/σ_L², εᵢ² = αᵢ: drift and noise keep their ratio at all
-levels. Nothing is rejected. Where the blurred data is a Gaussian of variance v, a step turns the variance w of chains
-into (1 − ε²/2v)²w + ε², which tends to v/(1 − ε²/4v): as v ≥ σ², at ε = .4σ the bias is at most 4 %.
+which is the paper's step x' = x + ½αᵢ s + √αᵢ Z with αᵢ = ε₀σᵢ²/σ_L², εᵢ² = αᵢ: the ratio of drift and noise is the
+same at all levels. Nothing is rejected. If the noisy data are Gaussian with variance v, a step changes the variance w
+of the chains to (1 − ε²/2v)²w + ε², which tends to v/(1 − ε²/4v): as v ≥ σ², at ε = .4σ the bias is at most 4 %.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tfp_ebm.mcmc.running.loop import iterate, run_steps, seeds_of
 from tfp_ebm.mcmc.sampling import Samples
 from tfp_ebm.random import chain_key, stateless_seed
 
-# In units of the smallest noise scale; Song & Ermon's own is .45 (α = 2·10⁻⁵ at σ = .01).
+# In units of the smallest noise scale; the value of Song & Ermon is .45 (α = 2·10⁻⁵ at σ = .01).
 _STEP_SIZE = 0.4
 
 
@@ -49,16 +50,16 @@ def annealed_langevin(
 ) -> Samples:
     """Runs Langevin chains through a decreasing sequence of noise scales, and returns their states at the end of each.
 
-    All levels are one compiled loop. A second call with an equal target and shapes traces nothing, whatever the scales,
-    step size, number of steps and weights.
+    All levels run in one compiled loop. A second call with an equal target and shapes traces nothing, whatever the
+    scales, step size, number of steps and weights are.
 
     Args:
       target_log_prob_fn: log p(x; σ) up to a constant, `(x [*chains, *event], sigma [*chains]) -> [*chains]`; or an
-        `EnergyModel` of a network of (x, σ). With a model `initial_state` and the result are in x, while scales and
-        step size are in standardised units, as in training.
-      initial_state: where the chains start, floating-point `[*chains, *event]`; for example noise of the largest scale.
+        `EnergyModel` whose network takes (x, σ). With a model, `initial_state` and the result are in x, while scales
+        and step size are in standardised units, as in training.
+      initial_state: the initial states, floating-point `[*chains, *event]`; for example noise of the largest scale.
       sigmas: the noise scales, positive, in increasing or decreasing order; used from the largest to the smallest.
-      num_steps: Langevin steps at each.
+      num_steps: number of Langevin steps at each scale.
       step_size: ε, the step at the smallest scale; at scale σ it is ε·σ/min(sigmas). Default: 0.4·min(sigmas).
       seed: int, or int32[2]. The same seed gives the same samples.
       jit_compile: as for `ebm.mcmc.sample`.
@@ -70,7 +71,7 @@ def annealed_langevin(
     Raises:
       TypeError: if the seed is None, or the state is not floating-point or has another dtype than the target's values.
       ValueError: if scales, step size or count are out of range, the model's network takes no condition, or the target
-        does not return one number per chain.
+        does not return one number for each chain.
 
     Reference: Y. Song, S. Ermon, Generative modeling by estimating gradients of the data distribution, 2019,
     arXiv:1907.05600, algorithm 1.
@@ -80,8 +81,8 @@ def annealed_langevin(
     >>> samples.states.shape, [round(float(step), 2) for step in samples.step_size]
     (TensorShape([3, 4, 2]), [1.2, 0.4, 0.12])
 
-    One energy for all scales, which `MultiscaleDenoisingScoreMatching(sigmas, sigma0)` trains, is sampled at decreasing
-    temperatures (Li, Chen & Sommer 2019):
+    `MultiscaleDenoisingScoreMatching(sigmas, sigma0)` trains a single energy for all scales, which is sampled at
+    decreasing temperatures (Li, Chen & Sommer 2019):
 
     >>> E, sigma0 = lambda x: tf.reduce_sum(x**2, -1), 0.1
     >>> tempered = lambda x, sigma: -E(x) * sigma0**2 / sigma**2
@@ -133,7 +134,7 @@ def _anneal(
 
         value_at_start(log_prob, recipe, state)
         kernel = recipe.build(log_prob, step_sizes[i])
-        steps = (i * num_steps, (i + 1) * num_steps)  # numbered through all levels, so that no two share their noise
+        steps = (i * num_steps, (i + 1) * num_steps)  # numbers are unique over all levels, so no two share their noise
         state, results, _ = run_steps(lambda _: kernel, state, kernel.bootstrap_results(state), steps, seed_at)
         kept = zip(arrays, (state, results.target_log_prob), strict=True)
         return state, *(array.write(i, value) for array, value in kept)
@@ -146,7 +147,7 @@ def _anneal(
 def _per_chain(target: TargetLogProbFn, state: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
     """Returns the target's values at `state`, one for each chain, given one sigma for each chain.
 
-    The number of axes of the values is the number of axes of chains, which only the target knows.
+    The number of chain axes equals the number of axes of the values, so it is found by trying.
     """
     failures: dict[int, Exception] = {}
     for rank in range(state.shape.rank + 1):
@@ -159,7 +160,7 @@ def _per_chain(target: TargetLogProbFn, state: tf.Tensor, sigma: tf.Tensor) -> t
             return value
     raise ValueError(
         "`target_log_prob_fn` must map (x [*chains, *event], sigma [*chains]) to one number per chain, [*chains]; for "
-        f"`initial_state` of shape {tuple(state.shape)} it did so for no number of axes of chains."
+        f"`initial_state` of shape {tuple(state.shape)} it fails for every number of chain axes."
     ) from failures.get(1)  # one axis of chains is the usual case, so show that error
 
 
@@ -172,7 +173,7 @@ def _run(
     seed: tf.Tensor,
     jit_compile: bool | str,
 ) -> Samples:
-    """Runs the chains of `annealed_langevin` for a plain target, and warns of non-finite ones."""
+    """Runs the chains of `annealed_langevin` for a plain target, and warns about non-finite chains."""
     given = (state, sigmas, step_sizes, tf.constant(num_steps), seed)
     if not tf.executing_eagerly():
         return _samples(_anneal(lambda: target, *given), step_sizes)
@@ -195,7 +196,7 @@ def _run(
         )
     if samples.num_nonfinite > num_bad_starts:
         warn(
-            f"{samples.num_nonfinite} of {num_chains} chains went to a NaN or an infinity; a smaller step size keeps "
+            f"{samples.num_nonfinite} of {num_chains} chains became NaN or infinite; a smaller step size keeps "
             "chains finite.",
         )
     return samples

@@ -7,14 +7,14 @@ means of chain c over the windows and V the variance of all states in them, for 
     s = (max(0, Cov_c(a, b)) + ¼(ā − b̄)²) / V,    R̂ = 1/√(1 − s)
 
 of the variance depends on the chain (chains that stay in their mode, or hardly move) or on the window (a drift common
-to the chains). R̂² is total over remaining variance, and the limit of Gelman & Rubin's R̂² (`diagnose`) for long windows.
-At finite length theirs also contains the scatter of a window's mean, 2τ/L of V for chains of autocorrelation time τ and
-windows of length L: it exceeds 1.02 unless L is at least 50τ. That is right for averages over a chain, but last states
-only require that the start is forgotten. This scatter is independent in windows far apart, so their covariance leaves
-it out. What remains is the correlation over half the burn-in, e^(−B/2τ), which exceeds the limit if the burn-in B is
-shorter than 6.5τ.
+to the chains). R̂² is the total variance over the remaining variance, and the limit of Gelman & Rubin's R̂²
+(`diagnose`) for long windows. At finite length, theirs also contains the variance of a window's mean, 2τ/L of V for
+chains of autocorrelation time τ and windows of length L: it exceeds 1.02 unless L is at least 50τ. This is right for
+averages over a chain, but last states only require that the start is forgotten. The means of distant windows vary
+independently, so this part cancels in their covariance. The remaining part is the correlation over half the burn-in,
+e^(−B/2τ), which exceeds the limit if the burn-in B is shorter than 6.5τ.
 
-If all chains have missed the same mode, neither this R̂ nor any other shows it: the base must cover the target.
+If all chains miss the same mode, no R̂ shows it: the base must cover the target.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def last_states(
     seed: Any,
     jit_compile: bool | str = "auto",
 ) -> tuple[tf.Tensor, Arrival]:
-    """Runs chains for a burn-in and one step more, and returns their last states and whether they have converged.
+    """Runs chains for a burn-in and one more step, and returns their last states and whether they have converged.
 
     Args:
       target_log_prob_fn, initial_state, kernel, seed, jit_compile: as in `ebm.mcmc.sample`.
-      num_burnin_steps: at least 1.
+      num_burnin_steps: number of burn-in steps, at least 1.
 
     Returns:
-      The last states `[*chains, *event]`, those of `sample` with `num_results=1`, and an `Arrival`.
+      The last states `[*chains, *event]`, equal to those of `sample` with `num_results=1`, and an `Arrival`.
     """
     num_steps = num_burnin_steps + 1
     window = max(1, num_steps // 8)
@@ -96,8 +96,8 @@ def judge(first: Moments, second: Moments, false_alarm: float = _FALSE_ALARM) ->
     """Computes R̂ of last states, and a bound that it exceeds with confidence 1 − `false_alarm` (Bonferroni).
 
     The bound uses the lower ends of the correlation of a and b, which Fisher's transform makes normal with error
-    1/√(n − 3), and of the drift, whose error is sd(a − b)/√n. Chains with a NaN or an infinity are left out; there is
-    another warning for them.
+    1/√(n − 3), and of the drift, whose error is sd(a − b)/√n. Chains with a NaN or an infinity are excluded; another
+    warning reports them.
 
     Args:
       first, second: moments of two windows of equal length.
@@ -108,7 +108,7 @@ def judge(first: Moments, second: Moments, false_alarm: float = _FALSE_ALARM) ->
         return Arrival(np.nan, np.nan)
 
     def columns(entries: tuple[tf.Tensor, ...]) -> np.ndarray:
-        """`[chains, coordinates and −E]`."""
+        """Reshapes the entries to one array `[chains, coordinates and −E]`."""
         return np.concatenate([entry.numpy().reshape(len(kept), -1)[kept] for entry in entries], 1)
 
     a, b = columns(first.mean), columns(second.mean)

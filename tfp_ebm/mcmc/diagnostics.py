@@ -1,20 +1,20 @@
-"""Diagnostics of chains: effective sample size, Monte Carlo error, R̂, and counts of the chains that went wrong.
+"""Diagnostics of chains: effective sample size, Monte Carlo error, R̂, and counts of faulty chains.
 
-The mean over a chain has the variance sd²/ESS with ESS = N/(1 + 2Σₖ ρₖ), ρₖ the correlation at lag k; for an
-autoregressive chain ρₖ = ρᵏ that is N(1 − ρ)/(1 + ρ). R̂ compares the variance of all draws with that within half
-chains: it is 1 when every half of every chain covers the same distribution, and exceeds `MAX_RHAT` when they do not,
+The mean over a chain has the variance sd²/ESS with ESS = N/(1 + 2Σₖ ρₖ), where ρₖ is the correlation at lag k. For an
+autoregressive chain, ρₖ = ρᵏ, ESS is N(1 − ρ)/(1 + ρ). R̂ compares the variance of all draws with that within half
+chains: it is 1 if every half of every chain covers the same distribution, and exceeds `MAX_RHAT` otherwise,
 
     R̂ = √((n − 1)/n + B/W),   W the mean variance within half chains of n draws, B the variance of their means.
 
-The root is Stan's and ArviZ's. (`tfp.mcmc.potential_scale_reduction` returns what is under it, (m + 1)/m times that
-for m chains, so that its 1.10 is 1.05 here.)
+Stan and ArviZ also take the root. (`tfp.mcmc.potential_scale_reduction` returns the square, times (m + 1)/m for m
+chains, so its value 1.10 corresponds to 1.05 here.)
 
-ESS so defined is that of the mean. It means nothing where there is no variance, and exceeds the number of draws where
+This ESS is that of the mean. It is meaningless if the variance does not exist, and exceeds the number of draws if
 chains alternate between x and −x while their width does not mix. *Bulk* ESS is that of the draws' ranks (as normal
-scores, over half chains): it is invariant under increasing transforms of the coordinate, and measures how well the
-middle of the distribution is explored. R̂ of ranks likewise; that of the ranks of |x − median| also sees chains that
-agree in the middle and differ in width. `Diagnostics.trouble` uses both R̂. The cost of a sampler is its evaluations of
-the target's gradient, so samplers are compared by effective draws per evaluation.
+scores, over half chains). It is invariant under increasing transforms of the coordinate, and measures how well the
+middle of the distribution is explored. The same holds for R̂ of ranks. R̂ of the ranks of |x − median| also detects
+chains that agree in the middle but differ in width. `Diagnostics.trouble` uses both R̂. The cost of a sampler is its
+number of evaluations of the target's gradient, so samplers are compared by effective draws per evaluation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tfp_ebm import arguments
 from tfp_ebm.mcmc.running.finite import count_nonfinite
 from tfp_ebm.mcmc.sampling import Samples
 
-# The largest R̂ of chains that have mixed: 4 % of the variance then lies between chains. Other limits in use are 1.01
+# The largest R̂ of chains that have mixed: 4 % of the variance is then between chains. Other limits in use are 1.01
 # (Vehtari et al. 2021), for a few long chains, and 1.05 to 1.1.
 MAX_RHAT = 1.02
 
@@ -40,27 +40,27 @@ _BLOCK_NUMBERS = 4_000_000
 
 
 class Diagnostics(NamedTuple):
-    """What `diagnose` returns, in NumPy.
+    """The result of `diagnose`, as NumPy arrays.
 
     Attributes:
-      mean: over all draws of all chains, `[*event]`.
+      mean: mean over all draws of all chains, `[*event]`.
       sd: standard deviation over all draws of all chains, `[*event]`.
       mcse: standard error of `mean`, sd/√ESS, `[*event]`.
-      ess: number of independent draws that would estimate `mean` as well, all chains together, `[*event]`. NaN where
-        it cannot be known: fewer than 4 results per chain, or a coordinate that never changes.
-      rhat: split R̂ of Gelman & Rubin, `[*event]`; NaN as `ess`. Of an odd number of results it leaves out the last.
+      ess: number of independent draws that would estimate `mean` equally well, over all chains, `[*event]`. NaN if it
+        is unknown: for fewer than 4 results per chain, or for a coordinate that never changes.
+      rhat: split R̂ of Gelman & Rubin, `[*event]`; NaN as for `ess`. It omits the last of an odd number of results.
       acceptance_rate: share of kept steps that were accepted; None if only states were given.
-      num_stuck: number of chains whose results are all equal. Of one result per chain, the number of chains that never
-        moved from where they started; None if only states were given.
+      num_stuck: number of chains whose results are all equal. With one result per chain, the number of chains that
+        never moved from their initial state; None if only states were given.
       num_nonfinite: number of chains with a NaN or an infinity. They are not excluded: if there are any, the statistics
         above are NaN.
-      ess_bulk: as `ess`, of the ranks, `[*event]`.
-      ess_per_gradient: `ess_bulk` of all chains over all their evaluations of the target from the first result to the
-        last (thinning included, burn-in not), `[*event]`; for NUTS, whose evaluations are counted as the most that its
-        tree allows, a lower bound. None for a kernel that is not one of this package's, or if only states were given.
+      ess_bulk: effective sample size of the ranks, `[*event]`; NaN as for `ess`.
+      ess_per_gradient: `ess_bulk` divided by the number of target evaluations of all chains from the first result to
+        the last (including thinning, without burn-in), `[*event]`. A lower bound for NUTS, whose evaluations are
+        counted as the largest possible number. None for a kernel from another package, or if only states were given.
       rhat_rank: the larger of split R̂ of the ranks and of those of |x − median|, `[*event]`; `arviz.summary` shows it.
-      num_bad_gradients: number of chains that met a NaN or infinite gradient at a point of finite log density; None if
-        it is not known.
+      num_bad_gradients: number of chains with a NaN or infinite gradient at a point of finite log density; None if
+        unknown.
     """
 
     mean: np.ndarray
@@ -78,12 +78,12 @@ class Diagnostics(NamedTuple):
 
     @property
     def max_rhat(self) -> float:
-        """The larger R̂, of the draws and of their ranks, over all coordinates; NaN if it is not known for one."""
+        """The largest R̂, of the draws and of their ranks, over all coordinates; NaN if one of them is unknown."""
         return float(np.max(np.maximum(self.rhat, self.rhat_rank)))
 
     @property
     def trouble(self) -> tuple[str, ...]:
-        """Sentences with the reasons not to trust the draws; empty if nothing is wrong.
+        """Sentences that describe the faults of the chains; empty if there are none.
 
         >>> diagnose(tf.random.stateless_normal([100, 8, 2], seed=[0, 1])).trouble
         ()
@@ -94,18 +94,19 @@ class Diagnostics(NamedTuple):
         if self.num_stuck:
             found.append(f"{self.num_stuck} chains never moved.")
         if self.num_nonfinite:
-            found.append(f"{self.num_nonfinite} chains hold a NaN or an infinity.")
+            found.append(f"{self.num_nonfinite} chains have a NaN or an infinity.")
         if self.num_bad_gradients:
-            found.append(f"{self.num_bad_gradients} chains met a NaN or infinite gradient.")
+            found.append(f"{self.num_bad_gradients} chains had a NaN or infinite gradient.")
         return tuple(found)
 
 
 def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
     """Computes diagnostics of chains from their draws.
 
-    ESS as in Stan (Geyer's initial positive and monotone sequence over the mean autocorrelation of half chains) and R̂
-    of ranks by Vehtari et al. (2021, arXiv:1903.08008), R̂ by Gelman & Rubin (1992) on half chains, all in float64.
-    `ess`, `ess_bulk`, `mcse` and `rhat_rank` are ArviZ's ess(method="mean"), ess_bulk, mcse_mean and r_hat.
+    ESS is computed as in Stan (Geyer's initial positive and monotone sequence over the mean autocorrelation of half
+    chains), R̂ of ranks as in Vehtari et al. (2021, arXiv:1903.08008), and R̂ as in Gelman & Rubin (1992) on half
+    chains, all in float64. `ess`, `ess_bulk`, `mcse` and `rhat_rank` equal ArviZ's ess(method="mean"), ess_bulk,
+    mcse_mean and r_hat.
 
     Args:
       samples: a `Samples`, whose log densities have the axes of the chains; or an array
@@ -116,7 +117,7 @@ def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
       A `Diagnostics`.
 
     Raises:
-      TypeError: if the array is not made of real numbers.
+      TypeError: if the array does not hold real numbers.
       ValueError: if it has too few axes or no draws.
 
     >>> draws = tf.random.stateless_normal([500, 40, 2], seed=[0, 1])  # 40 chains of independent draws
@@ -176,7 +177,7 @@ def diagnose(samples: Any, event_ndims: int = 1) -> Diagnostics:
 
 
 def _judged(states: np.ndarray) -> np.ndarray:
-    """ESS, bulk ESS, split R̂ and that of ranks of `[num_results, chains, coordinates]`, `[4, coordinates]`."""
+    """Computes ESS, bulk ESS, split R̂ and R̂ of ranks, `[4, coordinates]`, of `[num_results, chains, coordinates]`."""
     half = len(states) // 2
     halves = np.concatenate([states[:half], states[-half:]], 1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -188,11 +189,11 @@ def _judged(states: np.ndarray) -> np.ndarray:
 
 
 def _scores(draws: np.ndarray) -> np.ndarray:
-    """Normal scores Φ⁻¹((rank − ⅜)/(S + ¼)) among all S draws of a coordinate; NaN where one of them is not finite."""
+    """Computes normal scores Φ⁻¹((rank − ⅜)/(S + ¼)) of all S draws of a coordinate; NaN if one is not finite."""
     scores = np.empty_like(draws)
     for k in range(draws.shape[2]):
         _, inverse, counts = np.unique(draws[..., k], return_inverse=True, return_counts=True)
-        ranks = np.cumsum(counts) - 0.5 * (counts - 1)  # equal draws share the mean of their ranks
+        ranks = np.cumsum(counts) - 0.5 * (counts - 1)  # equal draws get the mean of their ranks
         p = (ranks - 0.375) / (inverse.size + 0.25)
         scores[..., k] = tf.math.ndtri(p).numpy()[inverse.reshape(draws.shape[:2])]
         if not np.isfinite(draws[..., k]).all():
@@ -201,13 +202,13 @@ def _scores(draws: np.ndarray) -> np.ndarray:
 
 
 def _rhat(chains: np.ndarray) -> np.ndarray:
-    """√((n − 1)/n + B/W) of `[n, chains, coordinates]`."""
+    """Computes √((n − 1)/n + B/W) of `[n, chains, coordinates]`."""
     n = len(chains)
     return np.sqrt((n - 1) / n + chains.mean(0).var(0, ddof=1) / chains.var(0, ddof=1).mean(0))
 
 
 def _ess(chains: np.ndarray) -> np.ndarray:
-    """ESS of `[n, chains, coordinates]`, all chains together (Vehtari et al. 2021, §3.2); NaN where nothing varies."""
+    """Computes the ESS of `[n, chains, coordinates]` over all chains (Vehtari et al. 2021, §3.2); NaN if constant."""
     n, num_chains = chains.shape[:2]
     means = chains.mean(0)
     spectrum = np.fft.rfft(chains - means, 2 ** (2 * n - 1).bit_length(), axis=0)
@@ -218,7 +219,7 @@ def _ess(chains: np.ndarray) -> np.ndarray:
     num_pairs = max(0, (n - 3) // 2) + 1
     even, odd = rho[0 : 2 * num_pairs : 2], rho[1 : 2 * num_pairs : 2]
     pairs = even + odd
-    # Geyer: sums of neighbours are positive and fall in truth, so the first that is not ends the sum, and none may rise
+    # Geyer: true sums of neighbours are positive and decreasing, so the sum ends at the first that is not positive
     stops = np.concatenate([pairs[:-1] <= 0.0, np.ones_like(pairs[:1], bool)])
     last = np.argmax(stops, 0)
     counted = np.arange(num_pairs)[:, None] < last
@@ -226,5 +227,5 @@ def _ess(chains: np.ndarray) -> np.ndarray:
     end_even, end_pair = (np.take_along_axis(part, last[None], 0)[0] for part in (even, pairs))
     total_draws = n * num_chains
     tau = 2.0 * total - 1.0 + np.where((end_even > 0.0) | (end_pair >= 0.0) | np.isnan(end_even), end_even, 0.0)
-    # Stan's bound on what anticorrelated draws may be worth; the estimate can even turn negative there
+    # Stan's upper bound for anticorrelated draws, where the estimate can even be negative
     return total_draws / np.maximum(tau, 1.0 / np.log10(total_draws))

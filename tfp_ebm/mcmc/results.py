@@ -1,8 +1,8 @@
-"""What the nested results of a TFP kernel tell about the state that its chain has come to.
+"""Functions that read and update the current state's log density and gradient in nested TFP kernel results.
 
-A kernel's results hold, besides diagnostics, what is known of the current point: its log density and, for gradient
-kernels, ∇log p. Kernels wrap kernels, and their results nest alike, under `inner_results` or `accepted_results`.
-Results that belong to a proposal (`proposed_results`) are never looked at.
+In addition to diagnostics, a kernel's results hold the log density of the current state and, for gradient kernels,
+∇log p. The results of a kernel that wraps another one contain the inner results as `inner_results` or
+`accepted_results`. The results of a proposal (`proposed_results`) are never read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-# Fields that speak of the current point and of nothing else.
+# Fields that depend on the current state alone.
 POINT = ("target_log_prob", "grads_target_log_prob", "transformed_state")
 
 
@@ -20,7 +20,7 @@ _NESTED = ("inner_results", "accepted_results")
 
 
 def find(results: Any, name: str) -> Any:
-    """The outermost field of that name in nested kernel results; None if there is none, or it is empty."""
+    """Returns the outermost field of that name in nested kernel results; None if it is missing or empty."""
     while results is not None:
         if tf.nest.flatten(getattr(results, name, ())):
             return getattr(results, name)
@@ -29,7 +29,7 @@ def find(results: Any, name: str) -> Any:
 
 
 def accept_prob(results: Any, dtype: tf.DType) -> tf.Tensor:
-    """Mean over chains of min(1, acceptance ratio), NaN counting as 0; 1 for kernels that accept everything."""
+    """Returns the mean over chains of min(1, acceptance ratio), where NaN counts as 0; 1 if nothing is rejected."""
     log_ratio = find(results, "log_accept_ratio")
     if log_ratio is None:
         return tf.ones([], dtype)
@@ -39,7 +39,7 @@ def accept_prob(results: Any, dtype: tf.DType) -> tf.Tensor:
 
 
 def replaced(results: Any, **fields: Any) -> Any:
-    """Nested kernel results with every field of those names replaced."""
+    """Returns nested kernel results in which every field of the given names is replaced."""
     if not hasattr(results, "_fields"):
         return results
     changes = {
@@ -52,7 +52,7 @@ def replaced(results: Any, **fields: Any) -> Any:
 
 
 def refreshed(results: Any, fresh: Any) -> Any:
-    """Nested kernel results, with what `fresh`, results of the same structure, knows of the current point."""
+    """Copies the current-state fields of `fresh`, results of the same structure, into nested kernel results."""
     if isinstance(results, tuple) and not hasattr(results, "_fields"):
         return tuple(refreshed(*pair) for pair in zip(results, fresh, strict=True))
     if not hasattr(results, "_fields"):
@@ -67,9 +67,10 @@ def refreshed(results: Any, fresh: Any) -> Any:
 def is_accepted(
     kernel: tfp.mcmc.TransitionKernel, results: Any, before: tf.Tensor, after: tf.Tensor, like: tf.Tensor
 ) -> tf.Tensor:
-    """Whether a step was accepted, bool of the shape of `like`, `[*chains]`.
+    """Returns whether a step was accepted, bool of the shape of `like`, `[*chains]`.
 
-    True for kernels that accept everything; for a kernel whose results do not tell, whether the chain moved.
+    The value is True for kernels that accept everything. If the results do not record it, it is whether the chain
+    moved.
     """
     if not kernel.is_calibrated:
         return tf.ones_like(like, tf.bool)

@@ -1,16 +1,16 @@
 """Sampling: Markov chains whose states are kept.
 
-Step t of a run draws its noise from the seed (h(seed), t), a hash of the user's seed and the number of the step, so the
-loop can be left and continued at any step without a change to the draws. The progress bar and interrupts rely on it
-(`running/stretches.py`).
+Step t of a run draws its noise from the seed (h(seed), t), a hash of the user's seed and the number of the step. The
+loop can therefore stop and continue at any step without changing the draws. The progress bar and interrupts rely on
+this (`running/stretches.py`).
 
 Result i is the state after step `num_burnin_steps` + i·(`num_steps_between_results` + 1), counted from 0, as in
-`tfp.mcmc.sample_chain`. Log density and gradient at the start are computed in each run, so an energy whose weights have
-changed since the last run is sampled with its new weights.
+`tfp.mcmc.sample_chain`. Each run computes log density and gradient at the start, so if the weights of an energy have
+changed since the last run, the new weights are used.
 
-Compiled loops are kept (`running/compiled.py`). One depends on the target, the kernel without the values of its step
-sizes, `num_results` (if it is small), and the shape of the state. Seed, state, step sizes, burn-in and thinning are
-arguments.
+Compiled loops are cached (`running/compiled.py`). A loop depends on the target, the kernel without the values of its
+step sizes, `num_results` (if it is small), and the shape of the state. Seed, state, step sizes, burn-in and thinning
+are arguments of the loop.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ class Samples(NamedTuple):
 
     Attributes:
       states: `[num_results, *chains, *event]`.
-      unnormalized_log_prob: the target at those states, `[num_results, *chains]`.
+      unnormalized_log_prob: the target's values at those states, `[num_results, *chains]`.
       is_accepted: whether the step that led to the state was accepted, `[num_results, *chains]`. All True for kernels
-        that accept everything; whether the chain moved, for a kernel whose results do not say.
-      step_size: the kernel's step size (the scale of a random walk) after the last step, adapted if the kernel adapts;
-        a tuple for a `Sequential` with several; None for a kernel that has none, or is not one of this package's.
+        that accept everything; whether the chain moved, for a kernel whose results do not record acceptance.
+      step_size: the kernel's step size (the scale of a random walk) after the last step, including any adaptation; a
+        tuple for a `Sequential` with several step sizes; None for a kernel without a step size or from another package.
       num_nonfinite: int32, the number of chains with a NaN or an infinity in any kept state or log density.
         Metropolis kernels never leave a point of log density −inf or NaN once there.
-      num_stuck: int32, the number of chains that never moved from where they started, in the burn-in either.
-      num_bad_gradients: int32, the number of chains that met a NaN or infinite gradient at a point of finite log
-        density, from where every proposal is rejected; None for a kernel that does not record it.
-      evaluations_per_result: how often each chain evaluates the target, with its gradient if the kernel needs it, from
-        one result to the next; at most, for a kernel such as NUTS whose steps differ. None where it is not known.
+      num_stuck: int32, the number of chains that never moved from their initial state, neither in the burn-in nor
+        later.
+      num_bad_gradients: int32, the number of chains with a NaN or infinite gradient at a point of finite log density,
+        where every proposal is rejected; None for a kernel that does not record it.
+      evaluations_per_result: number of target evaluations of each chain, with gradient if the kernel needs it, from one
+        result to the next; an upper bound for a kernel such as NUTS whose steps differ. None if unknown.
     """
 
     states: tf.Tensor
@@ -62,8 +63,8 @@ class Samples(NamedTuple):
         """Converts the draws to ArviZ's `InferenceData`, or with ArviZ 1 or later to `xarray.DataTree`.
 
         The group `posterior` holds `x` `[chain, draw, *event]`, with all chain axes joined; `sample_stats` holds `lp`,
-        the unnormalised log density, and `accepted`, both `[chain, draw]`. `arviz.summary` of it gives the figures of
-        `diagnose`: `sd`, `mcse_mean`, `ess_bulk`, and as `r_hat` its `rhat_rank`.
+        the unnormalised log density, and `accepted`, both `[chain, draw]`. `arviz.summary` of the result gives the
+        values of `diagnose`: `sd`, `mcse_mean`, `ess_bulk`, and `rhat_rank` as `r_hat`.
 
         Raises:
           ImportError: if ArviZ is not installed (`pip install "tfp_ebm[arviz]"`).
@@ -85,7 +86,7 @@ class Samples(NamedTuple):
             "sample_stats": {"lp": by_chain(self.unnormalized_log_prob), "accepted": by_chain(self.is_accepted)},
         }
         with warnings.catch_warnings():
-            # ArviZ warns of swapped axes if there are more chains than draws, which is usual here.
+            # ArviZ warns about swapped axes if there are more chains than draws, which is usual here.
             for message in ("More chains .* than draws", "Found chain dimension to be longer than draw dimension"):
                 warnings.filterwarnings("ignore", message)
             from_dict: Any = arviz.from_dict
@@ -111,37 +112,37 @@ def sample(
     For draws that do not fit in memory, see `summarize`.
 
     A second call with an equal target, kernel and shapes traces and compiles nothing, whatever the seed, the states,
-    the step size, the burn-in or the current weights of the target. Bound methods (`model.unnormalized_log_prob`) are
-    equal if they belong to one object. A lambda written into the call is new at each call and compiled each time. The
-    compiled loop does not keep the target's owner alive.
+    the step size, the burn-in or the current weights of the target are. Bound methods (`model.unnormalized_log_prob`)
+    are equal if they belong to one object. A lambda in the call is a new object at each call, so it is compiled each
+    time. The compiled loop does not keep the target's owner alive.
 
-    128 chains or more run as two halves at the same time, each with noise of its own, if the kernel moves each chain
-    independently and the target's values at the halves are those at all chains (`running/halves.py`). The draws do not
-    depend on which half finishes first.
+    128 or more chains run as two halves at the same time, each with its own noise, if the kernel moves each chain
+    independently and the target's values at the halves equal those at all chains (`running/halves.py`). The draws do
+    not depend on which half finishes first.
 
-    In a `tf.function` that is being traced, the chains become part of that function, which decides whether XLA compiles
-    them; nothing is cached, shown or warned of then. No gradient flows through a chain.
+    While a `tf.function` is traced, the chains become part of that function, which determines whether XLA compiles
+    them. Caching, progress bar and warnings are then disabled. No gradient flows through a chain.
 
     An interrupt (Ctrl-C) takes effect within about a second, between two calls of the compiled loop. The results drawn
-    so far are returned, with a warning that gives their number. They equal the first results of the full run to the
+    so far are returned, with a warning that states their number. They equal the first results of the full run to the
     last bit.
 
     Args:
       target_log_prob_fn: log p up to a constant, `[*chains, *event] -> [*chains]`; or a `tfd.Distribution`, by its
-        `unnormalized_log_prob`. An energy, whose sign is the opposite, is refused where it can be recognised: pass
+        `unnormalized_log_prob`. An energy, which has the opposite sign, raises an error if it can be recognised: pass
         `model.unnormalized_log_prob`, not the model.
-      initial_state: where the chains start, floating-point `[*chains, *event]`. The rank of the target's values is the
-        number of axes of chains.
+      initial_state: the initial states, floating-point `[*chains, *event]`. The number of chain axes is the rank of the
+        target's values.
       kernel: a kernel of `ebm.mcmc`, or any callable `target_log_prob_fn -> tfp.mcmc.TransitionKernel`.
       num_results: number of states to keep per chain.
-      num_burnin_steps: steps before the first kept one.
-      num_steps_between_results: steps dropped between two kept ones.
+      num_burnin_steps: number of steps before the first kept one.
+      num_steps_between_results: number of steps dropped between two kept ones.
       seed: int, or int32[2]. The same seed gives the same samples.
       jit_compile: True: XLA. False: graph mode. "auto": XLA if the run evaluates the target at least 2000 times (steps
         × evaluations per step; the longest trajectory for NUTS) and the event has at most 512 coordinates, since XLA
         then saves more time than it takes to compile on a CPU. If XLA cannot compile the target, "auto" runs in graph
-        mode, with a warning that gives the reason. Graph mode and XLA differ in rounding, and TFP's kernels also in
-        their random numbers.
+        mode, with a warning that states the reason. Graph mode and XLA differ in rounding, and for TFP's kernels also
+        in the random numbers.
       progress: whether to show a progress bar. The samples are the same to the last bit.
 
     Returns:

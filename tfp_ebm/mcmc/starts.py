@@ -1,9 +1,10 @@
 """Starting states of the chains in a training step, and the buffer that keeps chains between steps.
 
-Maximum likelihood needs draws of the model in every step (eq. 10), and chains differ in where they begin. From the data
-it is contrastive divergence (Hinton 2002), from the base distribution short-run sampling (Nijkamp et al. 2019). Chains
-that continue where they stopped (Tieleman 2008) stay near the model's distribution as long as it changes slowly: a
-buffer holds many more of them than a batch has rows, and each step moves a few (Du & Mordatch 2019).
+Maximum likelihood needs draws of the model in every step (eq. 10), and methods differ in where the chains start.
+Contrastive divergence starts at the data (Hinton 2002), short-run sampling at draws of the base distribution (Nijkamp
+et al. 2019). Chains that continue from their last states (Tieleman 2008) stay close to the model's distribution if it
+changes slowly: a buffer holds many more chains than a batch has rows, and each step moves some of them (Du & Mordatch
+2019).
 
 A slot of the buffer is a chain: the state taken from a slot is written back to it, so a chain keeps its identity.
 """
@@ -23,7 +24,7 @@ from tfp_ebm.arguments import check_count, check_probability
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.random import fold_in
 
-# Strides from one drawn slot to the next that a buffer chooses from; each visits every slot once.
+# Number of candidate strides from one drawn slot to the next; each stride visits every slot once.
 _MAX_STRIDES = 512
 
 
@@ -32,8 +33,8 @@ class Start(NamedTuple):
 
     Attributes:
       states: `[num_chains, *event]`.
-      slots: int32 `[num_chains]`, the slots of the buffer that they are from, or () if there is no buffer.
-      restarted: bool `[num_chains]`, whether the chain had a state and was given a new one.
+      slots: int32 `[num_chains]`, the slots of the buffer that hold the chains, or () if there is no buffer.
+      restarted: bool `[num_chains]`, whether the chain had a state that was replaced by a new one.
     """
 
     states: tf.Tensor
@@ -45,7 +46,7 @@ class ChainStart(keras.layers.Layer):
     """Base class of `FromData`, `FromBase` and `ReplayBuffer`; a Keras layer, so that its weights are saved.
 
     Args:
-      base: a `tfd.Distribution` over x where chains start and restart; None for the model's.
+      base: the `tfd.Distribution` over x from which chains start and restart; None for the model's base.
 
     Attributes:
       is_persistent: whether chains continue in the next step.
@@ -62,12 +63,12 @@ class ChainStart(keras.layers.Layer):
         super().__init__(**kwargs)
         if base is not None:
             check_base("base", base)
-        # In a namespace, because Keras and TensorFlow would track all parts of a distribution.
+        # Hidden in a namespace, because Keras and TensorFlow would track all parts of a distribution.
         self._given = types.SimpleNamespace(base=base)
 
     @property
     def base(self) -> tfp.distributions.Distribution | None:
-        """The distribution over x that was given, or None."""
+        """The argument `base`: a distribution over x, or None."""
         return self._given.base
 
     def build(self, event_shape: tuple[int, ...], dtype: str = "float32") -> None:
@@ -75,7 +76,7 @@ class ChainStart(keras.layers.Layer):
         self.built = True
 
     def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor) -> Start:
-        """Returns the starts of as many chains as x has rows, in standardised coordinates.
+        """Returns the starting states of as many chains as x has rows, in standardised coordinates.
 
         Args:
           x: the batch, `[batch, *event]`.
@@ -85,8 +86,8 @@ class ChainStart(keras.layers.Layer):
         raise NotImplementedError(f"{type(self).__name__} must implement `start`.")
 
     def keep(self, start: Start, states: tf.Tensor) -> None:
-        """Stores the states after the step, `[batch, *event]`, all finite."""
-        del start, states  # a body: AutoGraph cannot read a method that is only a docstring
+        """Stores the states after the step, `[batch, *event]`, which are all finite."""
+        del start, states  # a body, because AutoGraph fails for a method that has only a docstring
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras."""
@@ -94,13 +95,13 @@ class ChainStart(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ChainStart:
-        """Returns the layer of a config: the inverse of `get_config`."""
+        """Creates the layer from the result of `get_config`."""
         return cls(**{**config, "base": serialization.decode(config["base"])})
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
 class FromData(ChainStart):
-    """Starts chains at the rows of the batch: contrastive divergence.
+    """Chains that start at the rows of the batch: contrastive divergence.
 
     Reference: G. E. Hinton, Training products of experts by minimizing contrastive divergence, 2002.
 
@@ -118,10 +119,10 @@ class FromData(ChainStart):
 
 @keras.saving.register_keras_serializable("tfp_ebm")
 class FromBase(ChainStart):
-    """Starts chains at independent draws from the base distribution: short-run sampling.
+    """Chains that start at independent draws of the base distribution: short-run sampling.
 
     Args:
-      base: a `tfd.Distribution` over x; None for the model's.
+      base: a `tfd.Distribution` over x; None for the model's base.
 
     Reference: E. Nijkamp, M. Hill, S.-C. Zhu, Y. N. Wu, Learning non-convergent non-persistent short-run MCMC toward
     energy-based model, 2019, arXiv:1904.09770.
@@ -138,14 +139,15 @@ class FromBase(ChainStart):
 
 @keras.saving.register_keras_serializable("tfp_ebm")
 class ReplayBuffer(ChainStart):
-    """Keeps persistent chains: each step moves some of `capacity`, drawn without replacement, and stores them again.
+    """Persistent chains in a buffer: each step moves chains drawn without replacement, and stores them again.
 
     Args:
-      capacity: number of chains; at least the rows of a batch. Each is moved every `capacity / batch` steps.
-      restart_probability: chance per chain and step that it restarts from the base. At 0 the chains follow the
-        model's distribution; a restarted chain has not reached it, and the model learns to compensate. (.05 in Du &
-        Mordatch 2019.)
-      base: a `tfd.Distribution` over x; None for the model's. A slot that was never used starts there.
+      capacity: number of chains; at least the number of rows in a batch. Each chain is moved every `capacity / batch`
+        steps on average.
+      restart_probability: probability, per chain and step, of a restart from the base. With 0 the chains follow the
+        model's distribution. Restarted chains have not reached it yet, and the model learns to compensate for them.
+        (The value in Du & Mordatch 2019 is .05.)
+      base: a `tfd.Distribution` over x; None for the model's base. The chain of an unused slot starts at a draw of it.
 
     Attributes:
       states: weight `[capacity, *event]`, in standardised coordinates.
@@ -210,14 +212,14 @@ class ReplayBuffer(ChainStart):
         return Start(states, slots, is_used & restarted)
 
     def _slots(self, num_chains: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Slots without repetition: an arithmetic progression modulo the capacity, its stride prime to that.
+        """Draws distinct slots: an arithmetic progression modulo the capacity, with a stride coprime to the capacity.
 
-        A permutation of all slots would be sorted for in each step, which costs more than a small network.
+        A random permutation of all slots would need a sort in each step, which costs more than a small network.
         """
         draws = tf.random.stateless_uniform([2], seed, None, None, tf.int32, alg="philox")
         strides = tf.constant(self._strides, tf.int64)
         first, choice = tf.unstack(tf.cast(draws, tf.int64))
-        # `gather`, because XLA takes the index of a slice for a constant, and compiles anew for each
+        # `gather`, because XLA treats the index of a slice as a constant and compiles again for each index
         stride = tf.gather(strides, tf.math.floormod(choice, len(self._strides)))
         slots = tf.math.floormod(first + stride * tf.range(num_chains, dtype=tf.int64), self.capacity)
         return tf.cast(slots, tf.int32)
@@ -226,7 +228,7 @@ class ReplayBuffer(ChainStart):
         """See `ChainStart.keep`."""
         ages = tf.where(start.restarted, 0, tf.gather(self.ages.value, start.slots)) + 1
         slots = start.slots[:, None]
-        # in place: assigning all of the buffer would copy it in every step
+        # in place, since assigning the complete buffer would copy it in every step
         self.states.value.scatter_nd_update(slots, tf.cast(states, self.states.dtype))
         self.ages.value.scatter_nd_update(slots, ages)
 

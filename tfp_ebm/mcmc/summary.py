@@ -1,12 +1,12 @@
-"""Summaries of chains whose draws are not kept: mean, covariance and R̂ in one pass, in memory of a fixed size.
+"""Summaries of chains without their draws: mean, covariance and R̂ in one pass, in a fixed amount of memory.
 
 Mean, standard deviation and R̂ equal those that `diagnose` computes from the draws. The standard error differs. The
-means of m chains are independent, so their own scatter estimates the error of the mean over all of them,
+means of m chains are independent, so their variance gives the error of the mean over all chains,
 
     MCSE² = Σ_c (m_c − m)² / (m(m − 1)),    ESS = sd²/MCSE²,
 
-without an autocorrelation, which only the draws would give. Its relative error is 1/√(2(m − 1)): 2 % for a thousand
-chains, 24 % for ten.
+without an autocorrelation, which would require the draws. The relative error of MCSE is 1/√(2(m − 1)): 2 % for a
+thousand chains, 24 % for ten.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ class Summary(NamedTuple):
     """The result of `summarize`; statistics are in float64.
 
     Attributes:
-      mean: over all draws of all chains, `[*event]`.
+      mean: mean over all draws of all chains, `[*event]`.
       sd: standard deviation over all draws of all chains, `[*event]`.
-      covariance: of the coordinates over all draws of all chains, `[*event, *event]`; None unless `covariance=True`.
+      covariance: covariance of the coordinates over all draws of all chains, `[*event, *event]`; None unless
+        `covariance=True`.
       mcse: standard error of `mean`, `[*event]`; NaN for a single chain.
       ess: sd²/mcse², the number of independent draws that would estimate `mean` equally well, `[*event]`.
       rhat: split R̂ of Gelman & Rubin, `[*event]`; NaN for fewer than 4 results per chain, and for a coordinate that
         never changes.
-      rhat_log_prob: split R̂ of the target's log density; None for a kernel that is not one of this package's.
-      acceptance_rate: share of the steps to a result that were accepted.
-      num_stuck: int32, the number of chains whose results are all equal; of one result per chain, the number of chains
-        that never moved. `summarize` warns of chains that never moved, and of gradients that are NaN.
-      num_nonfinite: int32, the number of chains with a NaN or an infinity in a result or, for a kernel of this
-        package, its log density. They are not left out: if it is not 0, expect NaN above.
-      num_results: int32, results per chain; fewer than requested after an interrupt.
-      last_state: `[*chains, *event]`, after the last step.
+      rhat_log_prob: split R̂ of the target's log density; None for a kernel from another package.
+      acceptance_rate: share of accepted steps, among the steps that led to a result.
+      num_stuck: int32, the number of chains whose results are all equal; with one result per chain, the number of
+        chains that never moved. `summarize` warns about chains that never moved and about NaN gradients.
+      num_nonfinite: int32, the number of chains with a NaN or an infinity in a result or, for a kernel of this package,
+        in its log density. These chains are included in all statistics, which may therefore be NaN.
+      num_results: int32, number of results per chain; less than requested after an interrupt.
+      last_state: states after the last step, `[*chains, *event]`.
       step_size: as in `Samples`.
     """
 
@@ -80,24 +81,24 @@ def summarize(
 ) -> Summary:
     """Runs the chains that `ebm.mcmc.sample` would run, and returns their statistics instead of their states.
 
-    It takes the memory of a few copies of the state in float64, for any number of results; with `covariance` also that
-    of two matrices `[size, size]` of the event's size, and a matrix product per step. A different `num_results` needs
-    no new compilation.
+    The memory needed is that of a few copies of the state in float64, for any number of results. With `covariance`, two
+    matrices `[size, size]` of the event's size are stored too, and each step computes a matrix product. A different
+    `num_results` needs no new compilation.
 
-    An interrupt (Ctrl-C) returns the statistics of the results so far, with a warning that gives their number. R̂ is
-    then not split, since the halves of the chains were not known in advance: a drift common to all chains does not show
-    in it.
+    After an interrupt (Ctrl-C), the function returns the statistics of the results so far, with a warning that states
+    their number. R̂ is then not split, since the middle of the chains was not known in advance, and so cannot show a
+    drift common to all chains.
 
     Args:
       target_log_prob_fn, initial_state, kernel, num_results, num_burnin_steps, num_steps_between_results, seed,
-        jit_compile, progress: as in `ebm.mcmc.sample`. Thinning saves nothing here but the sums.
-      covariance: whether to compute the covariance of the coordinates too.
+        jit_compile, progress: as in `ebm.mcmc.sample`. Thinning only saves the updates of the statistics.
+      covariance: whether to compute the covariance of the coordinates as well.
 
     Returns:
       A `Summary`.
 
     Raises:
-      TypeError, ValueError: as `ebm.mcmc.sample`.
+      TypeError, ValueError: as for `ebm.mcmc.sample`.
       KeyboardInterrupt: at an interrupt before the first result.
 
     >>> from tfp_ebm.mcmc import MALA
@@ -154,7 +155,7 @@ def _summary(
     between = tf.reduce_sum((means - mean) ** 2, 0)
     sd = tf.sqrt((tf.reduce_sum(squares, 0) + number * between) / (total - 1))
     mcse = tf.sqrt(between / (num_chains * (num_chains - 1)))
-    # R̂ compares the halves, and leaves out the last of an odd number of results.
+    # R̂ compares the two halves; it omits the last of an odd number of results.
     compared = windows[:2] if is_complete and len(windows) > 1 else [every]
     rhats = [moments_of.rhat(compared, entry) for entry in range(len(every.mean))]
     enough = number >= _MIN_RESULTS
@@ -166,7 +167,7 @@ def _summary(
         sd=sd,
         covariance=tf.reshape(scatter / (total - 1), [*event_shape, *event_shape]) if tf.is_tensor(scatter) else None,
         mcse=mcse,
-        # Stan's bound on what anticorrelated draws may be worth, as in `diagnose`.
+        # Stan's upper bound on the effective sample size of anticorrelated draws, as in `diagnose`.
         ess=tf.minimum((sd / mcse) ** 2, total * tf.math.log(total) / tf.math.log(tf.constant(10.0, tf.float64))),
         rhat=rhats[0],
         rhat_log_prob=rhats[1] if len(rhats) > 1 else None,

@@ -1,4 +1,4 @@
-"""What TFP's contract for distributions allows: counts and log Z as tensors, broadcast batch axes, found variables."""
+"""Support for TFP's contract of distributions: tensor counts and log Z, broadcast batch axes, tracked variables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ tfd = tfp.distributions
 
 
 class UnfrozenVariables(Mapping[str, tf.Variable]):
-    """The variables of a network, without those that are frozen in Keras at the time: what a `tf.Module` finds."""
+    """The variables of a network that a `tf.Module` finds: all but those that are currently frozen in Keras."""
 
     def __init__(self, model: EnergyModel) -> None:
         self._model = model
@@ -40,7 +40,7 @@ class UnfrozenVariables(Mapping[str, tf.Variable]):
 
 
 class BroadcastEnergies(tfd.BatchBroadcast.__bases__[0]):  # type: ignore[name-defined]
-    """`tfd.BatchBroadcast` that broadcasts `unnormalized_log_prob` too.
+    """A `tfd.BatchBroadcast` that also broadcasts `unnormalized_log_prob`.
 
     Args:
       distribution: an `EnergyDistribution`.
@@ -55,7 +55,7 @@ class BroadcastEnergies(tfd.BatchBroadcast.__bases__[0]):  # type: ignore[name-d
 
 
 def check_count_or_tensor(name: str, value: Any) -> Any:
-    """A positive count: an int, or a scalar integer tensor whose value is not known yet."""
+    """Returns a positive count: an int, or a scalar integer tensor whose value is not known yet."""
     if not tf.is_tensor(value):
         return check_count(name, value)
     static = tf.get_static_value(value)
@@ -65,7 +65,7 @@ def check_count_or_tensor(name: str, value: Any) -> Any:
 
 
 def checked_log_normalizer(value: Any, dtype: tf.DType) -> Any:
-    """log Z as a scalar tensor, or as the variable that holds it."""
+    """Returns log Z as a scalar tensor, or as the variable that holds it."""
     value = value.value if isinstance(value, keras.Variable | Estimate) else value
     if value is None or isinstance(value, tuple | str | bool):
         raise TypeError(f"`log_normalizer` must be an Estimate or a number, got {value!r}.")
@@ -76,8 +76,8 @@ def checked_log_normalizer(value: Any, dtype: tf.DType) -> Any:
     if value.shape.rank not in (0, None):
         raise ValueError(
             f"`log_normalizer` must be an Estimate or a number, got shape {tuple(value.shape)}. In a joint "
-            "distribution whose other variables have batch axes, use an auto-batched one: it calls with one sample "
-            "at a time."
+            "distribution whose other variables have batch axes, use an auto-batched one, which passes one sample at "
+            "a time."
         )
     known = None if isinstance(value, tf.Variable | tfp.util.DeferredTensor) else tf.get_static_value(value)
     if known is not None and not np.isfinite(known):

@@ -2,8 +2,8 @@
 
     p(x) = exp(−E(x)) / Z        (eq. 1)
 
-Any `tfp.mcmc` kernel takes its `unnormalized_log_prob`, and a joint distribution takes it as a prior. `log_prob` exists
-only once log Z is known.
+Any `tfp.mcmc` kernel accepts its `unnormalized_log_prob`, and a joint distribution accepts it as a prior. `log_prob`
+works only if log Z is known.
 """
 
 from __future__ import annotations
@@ -38,51 +38,53 @@ from tfp_ebm.random import fold_in, stateless_seed
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
-# Below this many chains a run is over before XLA has compiled it, and R-hat says little. TFP's joint distributions draw
-# a single sample to learn the structure of their parts, each time they are traced.
+# Below this number of chains a run ends before XLA would have compiled it, and R-hat is too uncertain. TFP's joint
+# distributions draw a single sample to determine the structure of their parts, each time they are traced.
 _FEW_CHAINS = MIN_CHAINS
-# How often a start of zero or NaN density is drawn again.
+# Number of times that an initial state of zero or NaN density is drawn again.
 _MAX_REDRAWS = 20
 
 
 class EnergyDistribution(tfp.distributions.Distribution):
     """The distribution p(x) = exp(−E(x))/Z of an energy, for everything in TFP that takes a target density (eq. 1).
 
-    `sample(n, seed)` runs n independent chains from the base and returns their last states. It warns of chains that
-    never moved, of gradients that are NaN where the density is not, and, from 16 chains on, of an R-hat over the second
-    half of the burn-in that exceeds 1.02 beyond doubt: of chains that have not forgotten their starts, as between
-    separated modes, or still drift (`mcmc/arrival.py` has the formula). Inside a `tf.function` it does not warn. Starts
-    of zero or NaN density are drawn again.
+    `sample(n, seed)` runs n independent chains from the base and returns their last states. It warns about chains that
+    never moved and about NaN gradients at points of finite density. With at least 16 chains, it also warns if R-hat
+    over the second half of the burn-in is significantly above 1.02: the chains then have not forgotten their initial
+    states, for example because of separated modes, or still drift (see `mcmc/arrival.py` for the formula). Inside a
+    `tf.function` there are no warnings. Initial states of zero or NaN density are drawn again.
 
-    `unnormalized_log_prob` is −E(x), or −E(x) − log Z if `log_normalizer` was given: where log Z depends on another
-    variable of a joint distribution, the joint density needs it. Where it is unknown or does not matter,
+    `unnormalized_log_prob` is −E(x), or −E(x) − log Z if `log_normalizer` was given: if log Z depends on another
+    variable of a joint distribution, the joint density needs it. If log Z is unknown or irrelevant,
     `with_log_normalizer(0.0)` makes TFP's wrappers that call `log_prob` (`tfd.Sample`, `tfd.MixtureSameFamily`,
     `tfd.TransformedDistribution`) compute with −E(x).
 
-    `trainable_variables` follows Keras: weights with `trainable = False` are not among them, and no `GradientTape` sees
-    them through `unnormalized_log_prob`. A callable that closes over a network cannot be watched in this way: give
-    TFP's optimisers their `trainable_variables` then.
+    `trainable_variables` follows Keras: it does not contain weights with `trainable = False`, and a `GradientTape` does
+    not watch these weights in `unnormalized_log_prob`. This is not possible for a callable that closes over a network;
+    in that case pass `trainable_variables` to TFP's optimisers.
 
     Args:
       energy: an `EnergyModel`, any Keras network, or a callable `[batch, *event] -> [batch]`.
-      event_shape: shape of one x; needed for callables, and for networks that do not know theirs.
-      kernel: what `sample` runs, a kernel of `ebm.mcmc` or any callable `target -> tfp.mcmc.TransitionKernel`. With an
-        `EnergyModel` its step sizes and boxes are in standardised coordinates, as in the model's loss; the base of an
-        `IndependenceMetropolis` or `TemperedTransition` is over x, like `base`. Default: a global move from the base
-        and adaptive HMC, `ebm.mcmc.default_kernel(base)`.
-      base: a `tfd.Distribution` over x where chains start; default: the model's.
-      num_burnin_steps: kernel steps from there to a sample.
+      event_shape: shape of one x; needed for callables, and for networks whose input shape is unknown.
+      kernel: the kernel that `sample` runs: a kernel of `ebm.mcmc` or any callable `target ->
+        tfp.mcmc.TransitionKernel`.
+        With an `EnergyModel`, step sizes and boxes are in standardised coordinates, as in the model's loss, but the
+        base
+        of an `IndependenceMetropolis` or `TemperedTransition` is over x, like `base`. Default: a global move from the
+        base and adaptive HMC, `ebm.mcmc.default_kernel(base)`.
+      base: the `tfd.Distribution` over x from which chains start; default: the model's base.
+      num_burnin_steps: number of kernel steps before a sample.
       log_normalizer: log Z, if known: a number, an `Estimate` of `ebm.evaluation`, a scalar tensor or a variable.
-        Default: what the loss of an `EnergyModel` has learned, if it learns it.
-      dtype: of x, for callables; default: that of `base`, else float32.
+        Default: the value learned by the loss of an `EnergyModel`, if any.
+      dtype: the dtype of x, for callables; default: that of `base`, else float32.
       bijector: a `tfb.Bijector` from unconstrained numbers onto the support of p, for energies that are defined on a
-        part of space only. It is `experimental_default_event_space_bijector`, as variational inference needs it, and
-        the default kernel moves through it. Default: the base's for the former, none for the latter.
+        subset of space only. It becomes `experimental_default_event_space_bijector`, which variational inference uses,
+        and the default kernel uses it. Default: the base's bijector for the former, none for the latter.
       validate_args, allow_nan_stats, name: as for any TFP distribution.
 
     Raises:
-      TypeError: if `energy` cannot be called.
-      ValueError: if the event shape is unknown, or the network takes a condition beside x (see `EnergyModel.given`).
+      TypeError: if `energy` is not callable.
+      ValueError: if the event shape is unknown, or the network also takes a condition (see `EnergyModel.given`).
 
     >>> import tensorflow as tf, tfp_ebm as ebm
     >>> p = EnergyDistribution(lambda x: 0.5 * tf.reduce_sum(x**2, -1), event_shape=[2])
@@ -117,7 +119,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
             if event_shape is not None and tuple(event_shape) != known:
                 raise ValueError(f"`event_shape` must be that of the model, {known}, got {tuple(event_shape)}.")
             event_shape, dtype = known, energy.dtype
-            # A tf.Module finds tf.Variables in its attributes, and does not find those of a Keras 3 model.
+            # A tf.Module finds the tf.Variables in its attributes, but not those of a Keras 3 model.
             self._variables_of_energy = UnfrozenVariables(energy)
         elif not callable(energy):
             raise TypeError(f"`energy` must be an EnergyModel, a Keras network or a callable, got {energy!r}.")
@@ -141,7 +143,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
                 raise TypeError(f"`bijector` must have the energy's dtype {dtype.name}, got {bijector.dtype}.")
         self._energy = energy
         self._event = event_shape
-        # One object for all distributions of one energy: by it their compiled chains are found again.
+        # One object for all distributions of one energy, so that they share compiled chains.
         self._target: Callable[[tf.Tensor], tf.Tensor] | None = None
         if not isinstance(energy, EnergyModel):
             self._target = negative_energy_of(energy, dtype, event_shape)
@@ -163,7 +165,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
 
     @property
     def negative_energy(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """The function −E(x), without log Z: the target of the chains. All distributions of one energy share it."""
+        """The function −E(x), without log Z: the target of the chains, shared by all distributions of one energy."""
         if self._target is not None:
             return self._target
         model: Any = self._energy
@@ -177,16 +179,16 @@ class EnergyDistribution(tfp.distributions.Distribution):
         log_normalizer = self.log_normalizer
         if log_normalizer is None:
             raise NotImplementedError(
-                "log_prob needs log Z, which an energy does not determine: estimate it, for instance by "
-                "ebm.evaluation.annealed_importance_sampling, and use p.with_log_normalizer(value). Where a constant "
+                "log_prob needs log Z, which an energy does not determine: estimate it, for example by "
+                "ebm.evaluation.annealed_importance_sampling, and use p.with_log_normalizer(value). If a constant "
                 "does not matter, as in MCMC, use p.unnormalized_log_prob(x) = −E(x); for tfd.Sample and other "
-                "wrappers of TFP that call log_prob, use p.with_log_normalizer(0.0), whose log_prob is −E(x)."
+                "TFP wrappers that call log_prob, use p.with_log_normalizer(0.0), whose log_prob is −E(x)."
             )
         return self.negative_energy(x) - log_normalizer
 
     @property
     def log_normalizer(self) -> tf.Tensor | None:
-        """log Z (eq. 2), or None if it is not known: what was given, else what the model's loss has learned by now."""
+        """log Z (eq. 2): the given value, else the value that the model's loss has learned so far, else None."""
         if self._log_normalizer is not None:
             return tf.convert_to_tensor(self._log_normalizer, self.dtype)
         return self._energy.log_normalizer if isinstance(self._energy, EnergyModel) else None
@@ -199,12 +201,12 @@ class EnergyDistribution(tfp.distributions.Distribution):
 
     @property
     def kernel(self) -> Any:
-        """The kernel that `sample` runs: the one given, else `ebm.mcmc.default_kernel` of the base."""
+        """The kernel that `sample` runs: the given kernel, else `ebm.mcmc.default_kernel` of the base."""
         return self._default_kernel(self._bijector) if self._kernel is None else self._kernel
 
     def _default_kernel(self, bijector: tfp.bijectors.Bijector | None) -> mcmc.Kernel:
         base = self._known_base()
-        # A draw of another energy is a chain of its own, too much for a single move.
+        # A draw of another energy requires a chain, which is too expensive for a single move.
         proposes = base is not None and not isinstance(base, EnergyDistribution)
         proposes = proposes and any(hasattr(base, name) for name in ("_log_prob", "_prob", "_unnormalized_log_prob"))
         return mcmc.default_kernel(base if proposes else None, bijector)
@@ -226,7 +228,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
             return self._base
         if isinstance(self._energy, EnergyModel):
             return self._energy.base
-        raise ValueError("`base` must be given to sample from a callable energy: chains need somewhere to start.")
+        raise ValueError("`base` must be given to sample from a callable energy: chains start at its draws.")
 
     def sample_chains(
         self,
@@ -241,15 +243,15 @@ class EnergyDistribution(tfp.distributions.Distribution):
         """Runs chains from the base distribution and keeps their states, for `ebm.mcmc.diagnose`.
 
         Args:
-          num_results: states kept per chain.
-          num_chains: number of independent chains; an int, or a scalar tensor where it is known at run time only.
+          num_results: number of states kept per chain.
+          num_chains: number of independent chains; an int, or a scalar tensor if it is known at run time only.
           seed: int or int32[2].
-          num_burnin_steps: steps before the first kept one; default: the distribution's.
-          num_steps_between_results: steps dropped between two kept ones.
+          num_burnin_steps: number of steps before the first kept one; default: the distribution's.
+          num_steps_between_results: number of steps dropped between two kept ones.
           **kwargs: further arguments of `ebm.mcmc.sample`, such as `progress`.
 
         Returns:
-          `mcmc.Samples` with states `[num_results, num_chains, *event]` and −E at them.
+          `mcmc.Samples` with states `[num_results, num_chains, *event]` and the values of −E.
 
         >>> import tensorflow as tf, tfp_ebm as ebm
         >>> tfd = tfp.distributions
@@ -278,11 +280,11 @@ class EnergyDistribution(tfp.distributions.Distribution):
 
     @property
     def _coordinates(self) -> Coordinates:
-        """Where chains run: in z for a model, in x for a callable, be it an `EnergyFunction`, whose own x is a z."""
+        """The chains' coordinates: z for a model, x for a callable (for an `EnergyFunction`, its argument z)."""
         return Coordinates.of(self._energy.energy_function) if isinstance(self._energy, EnergyModel) else Coordinates()
 
     def _chains(self, num_chains: Any, seed: tf.Tensor) -> tuple[Callable[..., tf.Tensor], tf.Tensor, Any, tf.Tensor]:
-        """Target, starts and kernel of chains, in standardised coordinates if the energy is a model's; their seed."""
+        """Returns target, initial states and kernel of chains, in standardised coordinates for a model, and a seed."""
         start_seed, chain_seed = tf.unstack(tfp.random.split_seed(seed, n=2))
         start = self._starts(num_chains, start_seed)
         bijector, kernel = self._bijector, self._kernel
@@ -299,8 +301,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
         return function.unnormalized_log_prob, standardization.to_z(start), kernel, chain_seed
 
     def _starts(self, num_chains: Any, seed: tf.Tensor) -> tf.Tensor:
-        """Draws of the base `[num_chains, *event]`; outside of functions, those of zero or NaN density again."""
-        # A new tensor, because TFP's bijectors remember what they drew, and a remembered value has no gradient.
+        """Draws initial states `[num_chains, *event]` from the base; if eager, redraws those of zero or NaN density."""
+        # A new tensor, because TFP's bijectors cache their draws, and a cached value has no gradient.
         start = tf.identity(self.base.sample(num_chains, seed=seed))
         start = tf.ensure_shape(start, [tf.get_static_value(num_chains), *self._event])
         for number in range(_MAX_REDRAWS if tf.executing_eagerly() else 0):
@@ -310,14 +312,14 @@ class EnergyDistribution(tfp.distributions.Distribution):
             if number == 0:
                 warn(
                     f"{int(tf.reduce_sum(tf.cast(~usable, tf.int32)))} of {num_chains} chains start at a state of "
-                    "zero or NaN density, and are drawn again from the base."
+                    "zero or NaN density and are drawn again from the base."
                 )
             fresh = self.base.sample(num_chains, seed=fold_in(seed, number))
             start = tf.where(tf.reshape(usable, [-1] + [1] * len(self._event)), start, fresh)
         return start
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
-        # TFP documents None as "any seed", and takes an int for a stateful one; here an int means the same bits again.
+        # TFP documents None as "any seed", and treats an int as stateful; here an int always gives the same bits.
         # TFP's auto-batched joint distributions pass the same int beyond 64 bits for draws that must differ.
         static = tf.get_static_value(n)
         num_chains = n if static is None else int(static)
@@ -330,7 +332,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         return self._last_states(num_chains, tfp.random.sanitize_seed(None) if seed is None else stateless_seed(seed))
 
     def _last_states(self, num_chains: Any, seed: tf.Tensor) -> tf.Tensor:
-        """The last states of as many chains, `[num_chains, *event]`, or exact samples where the network draws them."""
+        """Returns the last states of chains, `[num_chains, *event]`, or exact samples if the network draws them."""
         if self._kernel is None and draws_exactly(self._energy):
             return exact_draws(self._energy, num_chains, seed)
         if isinstance(num_chains, int) and num_chains < _FEW_CHAINS:
@@ -342,8 +344,8 @@ class EnergyDistribution(tfp.distributions.Distribution):
         if arrival.at_least > MAX_RHAT:
             warn(
                 f"R-hat is {arrival.rhat:.3g}, above {MAX_RHAT}: in the second half of the {self._num_burnin_steps} "
-                "burn-in steps the chains did not forget where they were, and each mode's share of the samples may be "
-                "that of the starts. A larger `num_burnin_steps`, or a kernel that crosses between modes, helps."
+                "burn-in steps the chains did not forget their earlier states, so the shares of modes may be those of "
+                "the initial states. A larger `num_burnin_steps`, or a kernel that moves between modes, helps."
             )
         return self._coordinates.from_chain(states)
 
@@ -383,7 +385,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         return with_added_axes(self, slices)
 
     def __reduce__(self) -> Any:
-        # TFP's attributes hold functions and name scopes; the arguments are all there is to copy or to pickle
+        # TFP's attributes hold functions and name scopes, so only the arguments are copied or pickled
         return _rebuilt, (type(self), dict(self.parameters))
 
     @classmethod

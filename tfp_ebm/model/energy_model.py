@@ -53,26 +53,26 @@ class EnergyModel(EnergyTrainer):
     """An energy-based model p(x) = exp(−E(x))/Z around any Keras network (eq. 1).
 
     Args:
-      network: any Keras model or layer `[batch, *event] -> [batch]` or `[batch, 1]`. A network of (x, condition), the
-        condition one number per row, such as a noise scale, makes a conditional model: a functional model with a second
-        input of shape () or (1,), or a layer whose `call` has a second required argument.
-      base_measure: a `tfd.Distribution` over x that tilts the energy, E(x) = network − log base(x), which keeps Z
-        finite in every direction; None for the bare network.
-      event_shape: shape of one x. Needed only if the network does not know its input shape and the model is used before
-        it has seen a batch.
-      seed: int or two ints; with the model's step counter it decides all noise of training.
+      network: any Keras model or layer `[batch, *event] -> [batch]` or `[batch, 1]`. If it also takes a condition, one
+        number per row such as a noise scale, the model is conditional. Such a network is a functional model with a
+        second input of shape () or (1,), or a layer whose `call` has a second required argument.
+      base_measure: a `tfd.Distribution` over x, which gives E(x) = network(x) − log base(x) and keeps Z finite in every
+        direction. None for the network alone.
+      event_shape: shape of one x. Needed only if the network's input shape is unknown and there is no batch yet.
+      seed: int or two ints; together with the model's step counter, it determines all random numbers in training.
 
     Raises:
       TypeError: if `network` is not a Keras layer, the base measure has another dtype, or a `dtype` is given.
-      ValueError: if the network does not return one number per row, or takes more than x and one number.
+      ValueError: if the network does not return one number per row, or takes more inputs than x and one condition.
 
-    The network sees z = (x − loc)/scale as `adapt` learned them, and losses and noise scales work in z; everything
-    public (`energy`, `score`, `base`, `predict`, the exported model) speaks x, with E(x) = E_z(z) + Σ log scale. A
-    condition reaches the network as it is: a noise scale is one in z, in standard deviations of the data.
+    The network receives z = (x − loc)/scale, where `adapt` computes loc and scale, and losses and noise scales refer to
+    z. Everything public (`energy`, `score`, `base`, `predict`, the exported model) uses x, with E(x) = E_z(z) + Σ log
+    scale. A condition reaches the network unchanged: a noise scale is in standard deviations of the data, as z is.
 
-    A conditional model trains on x alone, by a loss that draws conditions. `energy`, `score`, `unnormalized_log_prob`
-    take the condition as second argument, Keras's own doors as second input: `model([x, condition])`,
-    `model.predict([x, condition])`. Everything else asks for one density: `model.given(condition)` is a model of x.
+    A conditional model is trained on x alone, by a loss that draws conditions. `energy`, `score` and
+    `unnormalized_log_prob` take the condition as second argument; Keras's own methods take it as second input:
+    `model([x, condition])`, `model.predict([x, condition])`. All other functions need a single density:
+    `model.given(condition)` is a model of x.
 
     >>> import keras, numpy as np, tfp_ebm as ebm
     >>> x = np.random.default_rng(0).normal(5.0, 2.0, size=(512, 2)).astype("float32")
@@ -95,18 +95,18 @@ class EnergyModel(EnergyTrainer):
         check_keras_3("network", network)
         if not isinstance(network, keras.layers.Layer):
             raise TypeError(
-                f"`network` must be a Keras model or layer, got {type(network).__name__}; a function goes into "
-                "keras.layers.Lambda, or a layer of its own."
+                f"`network` must be a Keras model or layer, got {type(network).__name__}; wrap a function in "
+                "keras.layers.Lambda or in your own layer."
             )
         if "dtype" in kwargs:
-            raise TypeError(f"`dtype` is that of the network's layers: give dtype={kwargs['dtype']!r} to them instead.")
-        # The policy is that of the states, not the network's: in half precision the data would lose its digits before
-        # it is standardised. The network's layers still compute in their own.
+            raise TypeError(f"`dtype` is set in the network's layers: pass dtype={kwargs['dtype']!r} to them instead.")
+        # The dtype policy is that of the states, not of the network: in half precision the data would lose digits
+        # before standardisation. The network's layers still use their own policies.
         super().__init__(dtype=state_dtype(network), **kwargs)
         self.network = network
         self.seed = seed  # checked and normalised by the setter
         self.columns: tuple[str, ...] | None = None  # names of the coordinates, saved with the model
-        # Out of TensorFlow's sight, which would track all that a distribution is made of as part of every export.
+        # Hidden from TensorFlow, which would otherwise track every part of a distribution in every export.
         self._given = types.SimpleNamespace(base_measure=base_measure)
         known = input_event_shape(network)
         if base_measure is not None:
@@ -120,13 +120,13 @@ class EnergyModel(EnergyTrainer):
         if known is not None:
             self.build((None, *known))
 
-    # --- what the model is made of ---------------------------------------------------------------------------------
+    # --- parts of the model ----------------------------------------------------------------------------------------
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Creates all weights for inputs `[batch, *event]`; happens by itself as soon as the event shape is known."""
+        """Creates all weights for inputs `[batch, *event]`; called automatically once the event shape is known."""
         if self._energy_function is not None:
             return
-        if input_shape and isinstance(input_shape[0], list | tuple):  # of [x, condition]
+        if input_shape and isinstance(input_shape[0], list | tuple):  # the shapes of [x, condition]
             input_shape = input_shape[0]
         event_shape = tuple(size for size in input_shape[1:] if size is not None)
         if not event_shape or len(event_shape) < len(input_shape) - 1:
@@ -145,14 +145,14 @@ class EnergyModel(EnergyTrainer):
         self._energy_function = energy_function
         self._build_training()
 
-        # The very functions that `export` writes, so that a served model gives the same bits.
+        # `export` writes these same functions, so that a served model returns the same bits.
         signature = [tf.TensorSpec((None, *event_shape), self.dtype, name="x")]
         if energy_function.is_conditional:
             signature.append(tf.TensorSpec((None,), self.dtype, name="condition"))
 
         def compiled(function: Callable[..., tf.Tensor]) -> Function:
             of_x = function if energy_function.is_conditional else lambda x: function(x, None)
-            # `partial`, because TensorFlow counts traces by code object and would warn of the fifth model
+            # `partial`, because TensorFlow counts traces by code object and would issue a warning at the fifth model
             return tf.function(functools.partial(of_x), input_signature=signature)
 
         def energy(x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
@@ -169,35 +169,35 @@ class EnergyModel(EnergyTrainer):
         )
 
     def _energy(self, x: tf.Tensor, condition: tf.Tensor | None, training: bool) -> tf.Tensor:
-        """E(x) = E_z(z) + Σ log scale of `[..., *event]`."""
+        """Computes E(x) = E_z(z) + Σ log scale for states `[..., *event]`."""
         z = self.standardization.to_z(x)
         return self.energy_function(z, condition, training=training) + self.standardization.log_scale_sum()
 
     def call(self, x: Any, training: bool = False) -> tf.Tensor:
-        """Energies of x `[..., *event]`, or of [x, condition] for a conditional network; shape `[...]`."""
+        """Returns the energies of x `[..., *event]`, or of [x, condition] for a conditional network; shape `[...]`."""
         condition = None
         if isinstance(x, list | tuple):
             if len(x) != 2:
                 raise ValueError(f"`x` must be one tensor, or [x, condition], got {len(x)} tensors.")
             x, condition = x[0], tf.cast(x[1], self.dtype)
         x = as_state(tf.cast(x, self.dtype), self.dtype, self.energy_function.event_shape)
-        if condition is not None and condition.shape.rank is None:  # Keras has seen both vectors and columns
+        if condition is not None and condition.shape.rank is None:  # Keras was called with both vectors and columns
             condition = tf.reshape(condition, tf.shape(x)[: x.shape.rank - len(self.event_shape)])
         return self._energy(x, condition, training)
 
     @property
     def is_conditional(self) -> bool:
-        """Whether the network takes a condition beside x."""
+        """Whether the network takes a condition in addition to x."""
         return takes_condition(self.network)
 
     def given(self, condition: float) -> EnergyModel:
-        """The model of x at one value of the condition: an ordinary `EnergyModel`, for all that works on a density.
+        """Returns the model of x at one value of the condition: an ordinary, unconditional `EnergyModel`.
 
-        It shares network, units and base with this one, so that what is trained or adapted there is trained or adapted
-        here. Saved, it is a model of its own.
+        It shares network, standardisation and base with this model: training or adapting either model changes both.
+        Saving it writes an independent copy.
 
         Args:
-          condition: a number; a noise scale is in standardised units, as in training.
+          condition: a number. A noise scale is in standardised units, as in training.
 
         Raises:
           TypeError, ValueError: if the condition is not a finite number, or the network takes none.
@@ -215,7 +215,7 @@ class EnergyModel(EnergyTrainer):
             raise ValueError("`condition` must not be given: the network takes x alone.")
         energy_function = self.energy_function
         model = EnergyModel(FixedCondition(self.network, condition), seed=self.seed)
-        # A layer does not tell its input shape, so that nothing is built yet, and what is there already is not made.
+        # A layer has no input shape, so the new model is not built yet. The parts set here are not created by `build`.
         model._given.base_measure = self.base_measure
         model._standardization, model._fitted_base = self._standardization, self._fitted_base
         model.build((None, *energy_function.event_shape))
@@ -223,20 +223,20 @@ class EnergyModel(EnergyTrainer):
 
     @property
     def standardization(self) -> Standardization:
-        """The standardisation that `adapt` learned."""
+        """The standardisation, computed by `adapt`."""
         return self.energy_function.standardization
 
     @property
     def base_measure(self) -> tfp.distributions.Distribution | None:
-        """The distribution over x that tilts the energy, if there is one."""
+        """The distribution over x that is part of the energy, or None."""
         return self._given.base_measure
 
     @property
     def base(self) -> tfp.distributions.Distribution:
-        """The base distribution, over x: the base measure, else the Gaussian that `adapt` or the first `fit` fitted.
+        """The base distribution, over x: the base measure, else the Gaussian fitted by `adapt` or the first `fit`.
 
         Raises:
-          ValueError: if there is none yet.
+          ValueError: if there is no base distribution yet.
         """
         return self.energy_function.base if self.base_measure is None else self.base_measure
 
@@ -246,18 +246,18 @@ class EnergyModel(EnergyTrainer):
 
     # --- energies --------------------------------------------------------------------------------------------------
 
-    # A condition is a number, or one for each state, `[...]`; only networks that take one are given one.
+    # A condition is one number, or one number per state, `[...]`. Only conditional networks take it.
 
     def energy(self, x: Any, condition: Any = None) -> tf.Tensor:
-        """E(x) (eq. 1) of states `[..., *event]`, shape `[...]`; −E is the log-density up to log Z."""
+        """Returns E(x) (eq. 1) of states `[..., *event]`, shape `[...]`; −E is the log-density up to log Z."""
         return self._evaluate("energy", x, condition)
 
     def score(self, x: Any, condition: Any = None) -> tf.Tensor:
-        """The score ∇ₓ log p(x) = −∇ₓE(x) of states `[..., *event]`, same shape as x."""
+        """Returns the score ∇ₓ log p(x) = −∇ₓE(x) of states `[..., *event]`, same shape as x."""
         return self._evaluate("score", x, condition, keeps_event=True)
 
     def unnormalized_log_prob(self, x: Any, condition: Any = None) -> tf.Tensor:
-        """−E(x) of states `[..., *event]`, shape `[...]`: a target for any `tfp.mcmc` kernel."""
+        """Returns −E(x) of states `[..., *event]`, shape `[...]`: a target for any `tfp.mcmc` kernel."""
         return self._evaluate("unnormalized_log_prob", x, condition)
 
     def _evaluate(self, name: str, x: Any, condition: Any, keeps_event: bool = False) -> tf.Tensor:
@@ -273,9 +273,9 @@ class EnergyModel(EnergyTrainer):
     # --- data ------------------------------------------------------------------------------------------------------
 
     def adapt(self, x: Any) -> None:
-        """Learns the units of the data, location and scale per coordinate, and fits the base distribution to it.
+        """Computes the location and scale of each coordinate of the data, and fits the base distribution to the data.
 
-        Constant coordinates keep scale 1 and are named in one warning. Where there is a base measure, that stays the
+        Constant coordinates keep scale 1; a single warning names them. A base measure, if there is one, remains the
         base.
 
         Args:
@@ -292,7 +292,7 @@ class EnergyModel(EnergyTrainer):
             part = DataMoments.of([block])
             moments = part if moments is None else moments.merged(part)
         if moments is None:
-            raise ValueError("`x` must not be empty, but gave no rows.")
+            raise ValueError("`x` must not be empty, got no rows.")
         self.standardization.assign(moments)
         if self._fitted_base is not None:
             self._fitted_base.assign(moments)
@@ -300,7 +300,7 @@ class EnergyModel(EnergyTrainer):
     # --- files -----------------------------------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments and the version of the format; the base measure by our codec for TFP distributions."""
+        """Returns the arguments and the format version; `serialization` encodes the base measure."""
         return {
             "format_version": serialization.FORMAT_VERSION,
             "network": serialized(self.network),
@@ -329,7 +329,7 @@ class EnergyModel(EnergyTrainer):
         return model
 
     def save(self, filepath: str | os.PathLike[str], overwrite: bool = True, **kwargs: Any) -> None:
-        """Keras's `save`, but atomic: an interrupted save leaves the file that was there."""
+        """Saves the model as Keras's `save` does, but atomically: an interrupted save keeps the previous file."""
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(
                 f"`filepath` must end in .keras, got {filepath}: the old HDF5 format cannot hold an energy model. "
@@ -337,7 +337,7 @@ class EnergyModel(EnergyTrainer):
             )
         exists = os.path.exists(filepath)
         if os.path.isdir(filepath) or (exists and not overwrite) or not str(filepath).endswith(".keras"):
-            super().save(filepath, overwrite=overwrite, **kwargs)  # Keras asks, or explains
+            super().save(filepath, overwrite=overwrite, **kwargs)  # Keras prompts the user or raises an error
             return
         with written_atomically(filepath) as temporary:
             super().save(temporary, **kwargs)
@@ -352,30 +352,30 @@ class EnergyModel(EnergyTrainer):
         jit_compile: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Writes a SavedModel that a process with TensorFlow alone loads.
+        """Writes a SavedModel that loads with TensorFlow alone, without this package.
 
         Its endpoints, for states x `[batch, *event]` of any batch size:
           energy(x), serve(x): E(x) `[batch]`.
           score(x): ∇ log p(x) = −∇E(x) `[batch, *event]`.
           unnormalized_log_prob(x): −E(x) `[batch]`.
           sample(initial_state, seed, num_steps): the states after `num_steps` steps of the kernel; seed is int32[2]. An
-            optional `step_size` replaces the one built in.
+            optional `step_size` replaces the kernel's own.
 
         Args:
-          filepath: the directory. If it exists it must be empty or hold a SavedModel, which is replaced in one step.
-          format: "tf_saved_model"; any other goes to Keras, which exports the energy alone. A "litert" file is loaded
-            after it was written: if LiteRT's own interpreter cannot run it, it is removed again.
+          filepath: the directory. If it exists, it must be empty or hold a SavedModel, which is replaced atomically.
+          format: "tf_saved_model"; any other format is passed to Keras, which exports the energy alone. A "litert" file
+            is loaded after writing; if LiteRT's own interpreter cannot run it, the file is removed.
           verbose: whether to print one line with the directory and the endpoints.
-          kernel: what `sample` runs, in standardised units; default: HMC. An adaptive kernel is adapted now, from the
-            base distribution, and exported with the step size that it finds.
-          jit_compile: whether `sample` is compiled by XLA, for each batch size anew.
-          **kwargs: for Keras, with other formats.
+          kernel: the kernel that `sample` runs, in standardised units; default: HMC. An adaptive kernel is adapted
+            during the export, starting from the base distribution, and exported with the resulting step size.
+          jit_compile: whether XLA compiles `sample`, once for each batch size.
+          **kwargs: passed to Keras, for other formats.
 
         Raises:
           RuntimeError: if LiteRT cannot run the exported file.
-          ValueError: if there is something else than a SavedModel at `filepath`, the event shape is unknown, or the
-            network takes a condition, which `model.given(condition)` holds fixed.
-          TypeError: if the kernel is none, or an argument unknown.
+          ValueError: if `filepath` holds anything other than a SavedModel, the event shape is unknown, or the network
+            takes a condition (export `model.given(condition)` instead).
+          TypeError: if `kernel` is not a kernel, or an argument is unknown.
         """
         if self.is_conditional:
             raise ValueError("a conditional model cannot be exported: export `model.given(condition)`.")

@@ -1,4 +1,4 @@
-"""Samples of models whose network draws them exactly, without chains."""
+"""Exact samples, without chains, of models whose network can draw them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfp_ebm.networks.normalized import NormalizedEnergy
 
 
 def draws_exactly(energy: Any) -> bool:
-    """Whether `energy` is a model with log Z = 0 whose network draws samples."""
+    """Returns whether `energy` is a model with log Z = 0 whose network draws samples."""
     is_normalized = isinstance(energy, EnergyModel) and isinstance(energy.network, NormalizedEnergy)
     return is_normalized and energy.base_measure is None
 
@@ -32,6 +32,6 @@ def exact_draws(model: Any, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
 def _exact_sampler(model: EnergyModel) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     network, standardization = model.network, model.standardization
     signature = [tf.TensorSpec((), tf.int32), tf.TensorSpec((2,), tf.int32)]
-    # `partial`, because TensorFlow counts traces by code object and would warn of the traces of many models.
+    # `partial`, because TensorFlow counts traces by code object and would warn about the traces of many models.
     draw = functools.partial(lambda n, seed: standardization.to_x(network.draw(n, seed)))
     return tf.function(draw, input_signature=signature, autograph=False)

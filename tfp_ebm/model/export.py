@@ -1,7 +1,7 @@
-"""Writing a model as a SavedModel that a process with TensorFlow alone loads: energies, scores and a sampler.
+"""Exports a model as a SavedModel that loads with TensorFlow alone: energies, scores and a sampler.
 
-The exported sampler is the package's own chain with its kernel built in and its step size an argument. It is in graph
-mode unless asked otherwise, since XLA would compile it anew for every batch size.
+The exported sampler is a chain of this package with a fixed kernel and the step size as an argument. By default it is
+in graph mode, since XLA would compile it again for every batch size.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.running.steps import last_state
 
-# Chains and steps of the run that settles the step size of an adaptive kernel.
+# Numbers of chains and steps of the run that adapts the step size of an adaptive kernel.
 _ADAPTATION_CHAINS, _ADAPTATION_STEPS = 32, 120
-# What TensorFlow writes as a SavedModel.
+# Names of the files and directories of a SavedModel.
 _SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
 
 
 def replaceable_directory(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns `path`, made absolute, if a SavedModel may be written there: nothing else must be lost.
+    """Returns `path` as an absolute path if a SavedModel may be written there without overwriting other files.
 
     >>> replaceable_directory("no/such/directory").is_absolute()
     True
@@ -42,7 +42,7 @@ def replaceable_directory(path: str | os.PathLike[str]) -> pathlib.Path:
     others = {entry.name for entry in path.iterdir()} - _SAVED_MODEL if path.is_dir() else set()
     if others:
         raise ValueError(
-            f"`filepath` {path} holds something else than a SavedModel ({', '.join(sorted(others)[:3])}); it is not "
+            f"`filepath` {path} holds other files than a SavedModel ({', '.join(sorted(others)[:3])}); it is not "
             "replaced."
         )
     return path
@@ -64,12 +64,12 @@ def write_saved_model(
 def _checks_shapes(
     function: tf.types.experimental.PolymorphicFunction,
 ) -> tf.types.experimental.PolymorphicFunction:
-    """The function with the shapes of its signature checked at each call.
+    """Returns the function with a check of the shapes of its signature at each call.
 
-    Nothing else does: `loaded.signatures["serving_default"](x=...)`, and so TensorFlow Serving, hand over any shape,
-    and one column would broadcast to two.
+    TensorFlow does not check: `loaded.signatures["serving_default"](x=...)`, and hence TensorFlow Serving, pass any
+    shape, and one column would broadcast to two.
     """
-    if function.input_signature is None:  # the sampler, which checks by itself
+    if function.input_signature is None:  # the sampler, which has its own check
         return function
 
     def checked(*arguments: tf.Tensor) -> Any:
@@ -81,7 +81,7 @@ def _checks_shapes(
 
 @contextlib.contextmanager
 def without_solves(energy_function: EnergyFunction) -> Iterator[None]:
-    """Within it the energy is traced without solving linear equations, where its base measure is a Gaussian."""
+    """Context in which an energy with a Gaussian base measure is traced without solving linear equations."""
     with contextlib.nullcontext() if energy_function.tilt is None else energy_function.tilt.without_solves():
         yield
 
@@ -92,7 +92,7 @@ def export_energy(model: Any, export: Callable[[], None], litert_path: str | os.
     Args:
       model: the `EnergyModel`.
       export: calls Keras's `export`.
-      litert_path: where the file is, if it is one for LiteRT.
+      litert_path: the path of the file if it is for LiteRT, else None.
     """
     model(tf.zeros((1, *model.event_shape), model.dtype))  # Keras exports only what was called
     with without_solves(model.energy_function):
@@ -102,16 +102,16 @@ def export_energy(model: Any, export: Callable[[], None], litert_path: str | os.
 
 
 def check_litert(path: str | os.PathLike[str]) -> None:
-    """Runs a LiteRT file once, and removes it if its interpreter cannot.
+    """Runs a LiteRT file once, and removes it if the interpreter fails.
 
-    Loading does not suffice: a missing operation is noticed when it is run.
+    Loading is not sufficient, because a missing operation is detected only at run time.
 
     Raises:
-      RuntimeError: if there was such a file.
+      RuntimeError: if the file was removed.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TensorFlow's, that its interpreter moves to another package
+            warnings.simplefilter("ignore")  # TensorFlow warns that its interpreter moves to another package
             interpreter = tf.lite.Interpreter(str(path))
         interpreter.allocate_tensors()
         for given in interpreter.get_input_details():
@@ -123,20 +123,20 @@ def check_litert(path: str | os.PathLike[str]) -> None:
         missing = sorted(set(re.findall(r"Flex(\w+)", str(error)))) or [str(error).strip().splitlines()[0]]
         raise RuntimeError(
             f"`format` 'litert' cannot hold this energy, because LiteRT lacks one of its operations: "
-            f"{', '.join(missing)}. Nothing was written; format='tf_saved_model' holds all of TensorFlow's."
+            f"{', '.join(missing)}. Nothing was written; format='tf_saved_model' supports all TensorFlow operations."
         ) from error
 
 
 def exported_sampler(
     energy_function: EnergyFunction, base: tfp.distributions.Distribution | None, kernel: Any, jit_compile: bool
 ) -> tf.types.experimental.PolymorphicFunction:
-    """sample(initial_state, seed, num_steps, step_size=...), traced with the step size as it stands and as an argument.
+    """Returns sample(initial_state, seed, num_steps, step_size=...), traced with and without the optional step size.
 
     Args:
-      energy_function: E_z, with its units.
-      base: where an adaptive kernel is adapted from, now; None leaves its step size where it starts.
+      energy_function: E_z, with its standardisation.
+      base: the base from which the adaptation of an adaptive kernel starts; None keeps the kernel's initial step size.
       kernel: a kernel of `ebm.mcmc`, or any callable `target -> tfp.mcmc.TransitionKernel`.
-      jit_compile: whether by XLA.
+      jit_compile: whether XLA compiles the sampler.
     """
     coordinates, dtype = Coordinates.of(energy_function), energy_function.dtype
     settled: Any = ()

@@ -1,9 +1,9 @@
 """Draws for TFP's auto-batched joint distributions, without tracing a chain for each of them.
 
-`tfd.JointDistributionCoroutineAutoBatched` and its siblings vectorise the draw of one sample, which for an energy is a
-chain of hundreds of steps: its loops take 5 to 25 seconds to convert, at each call. Where the energy does not depend on
-another part of the joint, the draws are the same whether they are vectorised or not. So many chains are run at once, as
-they are outside of joints, and the vectorised program takes one draw after the other from them.
+`tfd.JointDistributionCoroutineAutoBatched` and similar classes vectorise the draw of one sample. For an energy, this is
+a chain of hundreds of steps, and the conversion of its loops takes 5 to 25 seconds at each call. If the energy does not
+depend on another part of the joint distribution, vectorisation does not change the draws. Many chains are therefore run
+at once, as outside of joint distributions, and the vectorised program takes one draw after the other from them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import tensorflow as tf
 
 from tfp_ebm.random import fold_in, stateless_seed
 
-# Chains that are run at once: enough to be judged, and not much slower than one.
+# Number of chains run at once: enough for a convergence check, and not much slower than one chain.
 _NUM_CHAINS = 64
 
 Draw = Callable[[int, tf.Tensor], tf.Tensor]
 
 
 class _Pool:
-    """Draws that are handed out one by one, and made anew when there are none left."""
+    """A pool of draws that are returned one by one, and drawn again when none are left."""
 
     def __init__(self, draw: Draw, seed: tf.Tensor) -> None:
         self._draw, self._seed, self._number = draw, seed, 0
@@ -33,27 +33,27 @@ class _Pool:
         return tf.unstack(states)
 
     def next(self) -> tf.Tensor:
-        """A draw that has not been handed out before."""
+        """Returns a draw that has not been returned before."""
         self._left = self._left or self._more()
         return self._left.pop()
 
 
 def next_draw(draw: Draw, seed: int, dtype: tf.DType, event_shape: tuple[int, ...]) -> tf.Tensor | None:
-    """Returns one draw `[1, *event]` as part of the function that is being traced; None where that is not possible.
+    """Returns one draw `[1, *event]` as part of the function being traced; None if this is not possible.
 
-    It is not possible where the energy depends on tensors of that function, such as other parts of the joint.
+    It is not possible if the energy depends on tensors of that function, such as other parts of the joint distribution.
 
     Args:
       draw: maps a number and a seed, int32[2], to independent draws `[number, *event]`.
-      seed: of all draws.
-      dtype, event_shape: of a draw.
+      seed: the seed of all draws.
+      dtype, event_shape: dtype and event shape of a draw.
     """
     with tf.init_scope():
         if not tf.executing_eagerly():
             return None
         try:
             pool = _Pool(draw, stateless_seed(seed))
-        except Exception:  # tensors of the outer function are out of scope, or the error comes again where it is traced
+        except Exception:  # tensors of the outer function are out of scope, or tracing will raise the error again
             return None
-    drawn = tf.py_function(pool.next, [], dtype)  # holds the pool
+    drawn = tf.py_function(pool.next, [], dtype)  # keeps the pool alive
     return tf.reshape(drawn, [1, *event_shape])

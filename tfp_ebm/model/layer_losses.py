@@ -1,9 +1,9 @@
-"""Losses that layers add while they run: activity regularisers, and `add_loss` inside of `call`.
+"""Losses that layers add while they run: activity regularisers, and `add_loss` inside `call`.
 
-Keras notes them on the layer, as tensors of the graph in which it last ran. A training step may not run the layers at
-all (the forward Laplacian applies rules instead), may run them many times, or within a loop whose tensors do not exist
-outside. So the network runs once more, on the data of the step, only to collect them, and only if it has such losses.
-Weight regularisers depend on no call, and are added as they are.
+Keras stores them on the layer, as tensors of the graph in which it last ran. A training step may not run the layers at
+all (the forward Laplacian applies rules instead), may run them many times, or may run them in a loop whose tensors do
+not exist outside. If the network has such losses, it therefore runs once more, on the data of the step, only to collect
+them. Weight regularisers do not depend on a call, and are added directly.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _adds_losses: weakref.WeakKeyDictionary[keras.layers.Layer, dict[bool, bool]] = 
 
 
 def losses_of_call(energy_function: EnergyFunction, z: tf.Tensor, training: bool) -> list[tf.Tensor]:
-    """The losses, scalars, that the layers of a network add when it runs on states `[batch, *event]`.
+    """Returns the losses, scalars, that the layers of a network add when it runs on states `[batch, *event]`.
 
-    The call changes no weight. A network of (x, condition) is not run again, because only the loss knows the
-    conditions; what its layers noted when the loss ran it is returned.
+    The call changes no weight. A network of (x, condition) is not run again, because only the loss has the conditions;
+    the function returns the losses that its layers stored when the loss ran it.
     """
     network = energy_function.network
     if energy_function.is_conditional:
@@ -34,9 +34,9 @@ def losses_of_call(energy_function: EnergyFunction, z: tf.Tensor, training: bool
 
 
 def adds_losses(energy_function: EnergyFunction, training: bool) -> bool:
-    """Whether layers of a network of x add losses when it runs; traces it once, unless all are known to add none."""
+    """Returns whether layers of a network of x add losses; traces it once, unless all are known to add none."""
     network = energy_function.network
-    if energy_function.is_conditional:  # is not run again
+    if energy_function.is_conditional:  # a conditional network is not run again
         return False
     known = _adds_losses.setdefault(network, {})
     if training not in known:
@@ -67,13 +67,13 @@ def _adds_in_trial(energy_function: EnergyFunction, training: bool) -> bool:
 
 
 def _collected(energy_function: EnergyFunction, z: tf.Tensor, training: bool) -> list[tf.Tensor]:
-    with keras.StatelessScope(collect_losses=True) as scope:  # in which no assignment takes effect
+    with keras.StatelessScope(collect_losses=True) as scope:  # assignments have no effect in this scope
         energy_function.network_term(z, training=training)
     collected: list[tf.Tensor] = scope.losses
     return collected
 
 
 def regularization(model: Any) -> list[tf.Tensor]:
-    """The regularisers of a model's trainable weights, and what its loss added by `add_loss` in this step."""
+    """Returns the regularisers of a model's trainable weights, and the losses added by its loss in this step."""
     noted = [loss for layer in model.loss._flatten_layers() for loss in layer._get_own_losses()]
     return [*model._get_regularization_losses(), *noted]

@@ -1,4 +1,4 @@
-"""Watches a training: running means of a loss's metrics, steps that were not finite, and the errors they end in.
+"""Monitors a training: running means of a loss's metrics, non-finite steps, and the resulting errors.
 
 An update is applied only if the loss and its gradient are finite, on every replica. Otherwise the gradient counts as
 zero, and `fit` stops with an error that names the variables concerned. There is one exception. Under a
@@ -20,9 +20,9 @@ from tfp_ebm.arguments import check_keras_3
 
 
 class NonFiniteSteps(keras.metrics.Metric):
-    """Counts the steps whose loss, or whose gradient in each of the variables, was not finite.
+    """Counts of the steps whose loss, or whose gradient in each of the variables, was not finite.
 
-    Steps that the optimizer skipped because the scale of the loss was too large are counted apart.
+    Steps that the optimizer skipped because the scale of the loss was too large are counted separately.
     """
 
     def __init__(self, num_variables: int) -> None:
@@ -34,26 +34,26 @@ class NonFiniteSteps(keras.metrics.Metric):
         self.counts.assign_add(tf.cast(tf.stack([skipped, bad_loss, *bad_gradients]), self.counts.dtype))
 
     def result(self) -> tf.Tensor:
-        """The counts: of skipped steps, of bad losses, of bad gradients in each variable."""
+        """Returns the numbers of skipped steps, of bad losses, and of bad gradients in each variable."""
         return tf.convert_to_tensor(self.counts.value)
 
 
 class Trackers:
-    """Running means of what a loss reports; an object, since Keras would count a tuple of metrics among the weights."""
+    """Running means of a loss's metrics; an object, since Keras would track a tuple of metrics as weights."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.means = {name: keras.metrics.Mean(name=name) for name in names}
         self.nonfinite: NonFiniteSteps | None = None
 
     def update(self, metrics: Mapping[str, tf.Tensor], weight: tf.Tensor) -> None:
-        """Adds values with a weight, such as the rows of the batch; what has none does not count, NaN or not."""
+        """Adds values with a weight, such as the number of rows; with weight zero a value is ignored, even if NaN."""
         for name, value in metrics.items():
             value = tf.convert_to_tensor(value)
             self.means[name].update_state(tf.where(weight > 0, value, tf.zeros_like(value)), sample_weight=weight)
 
 
 def over_replicas(value: tf.Tensor) -> tf.Tensor:
-    """The sum of `value` over the replicas of the step that is being traced."""
+    """Returns the sum of `value` over the replicas of the step being traced."""
     replica = tf.distribute.get_replica_context()
     if replica is None or replica.num_replicas_in_sync == 1:
         return value
@@ -61,29 +61,29 @@ def over_replicas(value: tf.Tensor) -> tf.Tensor:
 
 
 def scale_of_loss(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
-    """The number by which the optimizer multiplies the loss."""
+    """Returns the number by which the optimizer multiplies the loss."""
     return tf.convert_to_tensor(optimizer.scale_loss(tf.ones([])), tf.float32)
 
 
 def is_scaler(optimizer: Any) -> bool:
-    """Whether the optimizer adapts the scale of the loss, and deals with gradients that overflow meanwhile."""
+    """Returns whether the optimizer adapts the scale of the loss and skips steps whose gradients overflow."""
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def finite_update(
     optimizer: keras.optimizers.Optimizer, loss: tf.Tensor, gradients: Sequence[tf.Tensor], trackers: Trackers
 ) -> list[tf.Tensor]:
-    """Returns the gradients to apply, and notes in `trackers` whether the step was finite.
+    """Returns the gradients to apply, and records in `trackers` whether the step was finite.
 
     Args:
-      optimizer: the model's.
+      optimizer: the model's optimizer.
       loss: this replica's loss, not scaled.
-      gradients: of the scaled loss, one for each trainable variable, on this replica.
-      trackers: where the step is noted, and "gradient_norm" if they have such a mean.
+      gradients: gradients of the scaled loss, one for each trainable variable, on this replica.
+      trackers: the record of the step; also of "gradient_norm" if they have such a mean.
 
     Returns:
-      The gradients; zeros if one of them or the loss is not finite on any replica, unless the optimizer skips such
-      steps by itself, which gets NaN on all replicas.
+      The gradients. If one of them or the loss is not finite on any replica, they are zero or, for an optimizer that
+      skips such steps, NaN on all replicas.
     """
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
     bad_loss = ~tf.math.is_finite(loss)
@@ -102,11 +102,11 @@ def finite_update(
 
 
 def nonfinite_error(model: Any, where: str = "") -> str:
-    """The error message for the steps that were not finite since the last call; empty if there was none.
+    """Returns the error message for non-finite steps since the last call; empty if there were none.
 
     Args:
       model: an `EnergyTrainer`.
-      where: where the training stands, to be put into the message.
+      where: the position in the training, for the message.
     """
     nonfinite = model._trackers.nonfinite
     if nonfinite is None:
@@ -124,17 +124,17 @@ def nonfinite_error(model: Any, where: str = "") -> str:
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return (
         f"the gradient is not finite in {listed}{where}, though the loss is; it did not reach the weights. A function "
-        "in the network or in the loss has no finite derivative at some row, as a norm or a square root at 0 (add a "
-        "small number under the root) or a logarithm at 0, or a number overflowed on the way back (then clip the "
-        "energy's inputs or compute in float32)."
+        "in the network or in the loss has no finite derivative at some row, such as a norm or a square root at 0 (add "
+        "a small number under the root) or a logarithm at 0, or a number overflowed in the backward pass (then clip "
+        "the energy's inputs or compute in float32)."
     )
 
 
 class StopAtNonFiniteStep(keras.callbacks.Callback):
-    """Ends training with an error at the first step that is not finite, which changed no weight by its gradient.
+    """A callback that stops training with an error at the first non-finite step, which has not changed the weights.
 
     Args:
-      raises_for_loss: whether a loss that is not finite is an error; if not, another callback deals with it.
+      raises_for_loss: whether a non-finite loss is an error; if not, another callback handles it.
     """
 
     def __init__(self, raises_for_loss: bool = True) -> None:
@@ -142,12 +142,12 @@ class StopAtNonFiniteStep(keras.callbacks.Callback):
         self.raises_for_loss = raises_for_loss
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Forgets earlier steps."""
+        """Resets the counts."""
         if self.model._trackers.nonfinite is not None:
             self.model._trackers.nonfinite.reset_state()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Looks at the loss and at the count of steps that were not finite."""
+        """Checks the loss and the count of non-finite steps."""
         where = f" within batch {batch} of the epoch"
         error = nonfinite_error(self.model, where)
         loss = float((logs or {}).get("loss", 0.0))
@@ -163,25 +163,25 @@ class StopAtNonFiniteStep(keras.callbacks.Callback):
 
 
 class TrainingWarnings(keras.callbacks.Callback):
-    """Issues the loss's training warning, at most once per fit, and warns of epochs without any update."""
+    """A callback that issues the loss's training warning, once per fit, and warns about epochs without updates."""
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Starts anew."""
+        """Resets the state of the warnings."""
         self.has_warned = False
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Notes the numbers of updates and of skipped steps so far."""
+        """Records the numbers of updates and of skipped steps so far."""
         self.updates, self.skipped = self._counts()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Looks at the metrics of the epoch."""
+        """Checks the metrics of the epoch."""
         optimizer = self.model.optimizer
         updates, skipped = self._counts()
         if skipped > self.skipped and updates == self.updates:
             warnings.warn(
                 f"epoch {epoch + 1} changed no weight: the gradient of the scaled loss overflowed in each of its steps."
-                f" The scale is {float(optimizer.dynamic_scale.numpy()):.3g} now, and is halved at each such step; a "
-                "smaller `initial_scale` of keras.optimizers.LossScaleOptimizer starts lower.",
+                f" The scale is {float(optimizer.dynamic_scale.numpy()):.3g} now, and is halved at each such step; "
+                "set a smaller `initial_scale` of keras.optimizers.LossScaleOptimizer.",
                 stacklevel=2,
             )
         is_empty = float(self.model._loss_tracker.count.numpy()) == 0.0  # a rollback has just reset the means
@@ -197,7 +197,7 @@ class TrainingWarnings(keras.callbacks.Callback):
 
 
 def with_watchers(model: keras.Model, callbacks: Any) -> Any:
-    """The callbacks that `fit` was given, and after them those that watch the training.
+    """Returns the callbacks passed to `fit`, followed by those that monitor the training.
 
     Args:
       model: the model that is trained.

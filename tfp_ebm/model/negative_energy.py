@@ -1,7 +1,7 @@
-"""The function −E(x) of a distribution: one object per energy, so that compiled chains are found again.
+"""The function −E(x) of a distribution: one object per energy, so that compiled chains are reused.
 
-Compiled chains are kept by the target that they sample. A distribution and its copies share their energy, so they must
-share the target too, however many objects there are.
+Compiled chains are cached by their target. A distribution and its copies share their energy, so they must also share
+the target object.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import tensorflow as tf
 from tfp_ebm.energy.shapes import as_state, one_per_row, over_leading_dimensions
 from tfp_ebm.model.energy_model import EnergyModel
 
-# By owner, name and shape of the energy: an entry lives as long as the energy's function or the object it is bound to.
+# Keyed by owner, name and shape of the energy: an entry lives as long as the energy's function or its bound object.
 _OF_FUNCTIONS: dict[Hashable, NegativeEnergy] = {}
-# Of other callables, as long as a distribution holds them.
+# For other callables, an entry lives as long as a distribution refers to it.
 _OF_OBJECTS: weakref.WeakValueDictionary[Hashable, NegativeEnergy] = weakref.WeakValueDictionary()
 _MODELS: weakref.WeakValueDictionary[Hashable, EnergyModel] = weakref.WeakValueDictionary()
 
@@ -42,14 +42,14 @@ class NegativeEnergy:
         self._resolve, self._dtype, self._event_shape = resolve, dtype, event_shape
 
     def __call__(self, x: Any) -> tf.Tensor:
-        """The unnormalised log density."""
+        """Returns the unnormalised log density."""
         energy = self._resolve()
         x = as_state(x, self._dtype, self._event_shape)
         return -over_leading_dimensions(lambda flat: one_per_row(energy(flat), flat), x, len(self._event_shape))
 
 
 def _key(energy: Any) -> Hashable:
-    """A key that equal energies share: partial functions of one function with equal arguments are equal."""
+    """Returns a key that is equal for equal energies, such as partials of one function with equal arguments."""
     key: Hashable = energy
     if isinstance(energy, functools.partial):
         key = (_key(energy.func), energy.args, tuple(sorted(energy.keywords.items())))
@@ -80,7 +80,7 @@ def negative_energy_of(
                 weakref.finalize(owner, _OF_FUNCTIONS.pop, key, None).atexit = False
                 _OF_FUNCTIONS[key] = NegativeEnergy(resolve, dtype, event_shape)
             return _OF_FUNCTIONS[key]
-        except TypeError:  # bound to an object that takes no weak references
+        except TypeError:  # bound to an object that does not support weak references
             pass
     key = (_key(energy), dtype, event_shape)
     found = _OF_OBJECTS.get(key)
@@ -90,7 +90,7 @@ def negative_energy_of(
 
 
 def model_of(network: keras.layers.Layer, event_shape: Any) -> EnergyModel:
-    """Returns an `EnergyModel` of a bare network, the same object for one network as long as somebody holds it."""
+    """Returns an `EnergyModel` of a network, the same object for one network as long as there are references to it."""
     key = (id(network), None if event_shape is None else tuple(event_shape))
     found = _MODELS.get(key)
     if found is None:
@@ -102,13 +102,13 @@ def frozen_weights(model: EnergyModel) -> list[Any]:
     """Returns the network's weights that are frozen in Keras, but trainable to TensorFlow.
 
     `layer.trainable = False` is kept in Keras's variables. The `tf.Variable`s inside them were created as trainable,
-    and a `tf.GradientTape`, such as that of `tfp.vi.fit_surrogate_posterior`, watches them all the same.
+    so a `tf.GradientTape`, such as that of `tfp.vi.fit_surrogate_posterior`, still watches them.
     """
     return [weight for weight in model.network.weights if not weight.trainable and weight.value.trainable]
 
 
 def unnormalized_log_prob(model: EnergyModel, x: Any) -> tf.Tensor:
-    """Returns −E(x); no tape sees the weights that are frozen in Keras."""
+    """Returns −E(x); tapes do not watch the weights that are frozen in Keras."""
     frozen = frozen_weights(model)
     if not frozen:
         return model.unnormalized_log_prob(x)

@@ -1,9 +1,11 @@
-"""Training an energy: Keras's `fit`, with a step in which a loss sees the energy *function*.
+"""Training of an energy by Keras's `fit`, with a step in which the loss receives the energy *function*.
 
-A Keras loss compares predictions with labels. An energy-based one perturbs x, differentiates in x or runs chains, so it
-needs the function itself. `EnergyTrainer` is what that changes in a `keras.Model`: compile, fit, evaluate and the two
-steps. All randomness of a step follows from the model's seed and a counter that is one of its weights, so that a run
-that was cut and resumed equals one that was not. An evaluation changes no weight and uses the same noise each time.
+A Keras loss compares predictions with labels. An energy-based loss perturbs x, differentiates in x or runs chains, so
+it
+needs the function itself. `EnergyTrainer` changes the parts of `keras.Model` that depend on this: compile, fit,
+evaluate and the two steps. All random numbers of a step follow from the model's seed and a counter that is one of its
+weights, so that a run that was interrupted and resumed equals one that was not. An evaluation changes no weight and
+uses the same noise each time.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from tfp_ebm.model.layer_losses import adds_losses, losses_of_call, regularizati
 from tfp_ebm.networks.normalized import NormalizedEnergy
 from tfp_ebm.random import fold_in, stateless_seed
 
-# What the seeds of a training step and of an evaluation are folded with, so that the two never share noise.
+# Numbers folded into the seeds of a training step and of an evaluation, so that the two never share noise.
 _TRAINING, _EVALUATION = 0, 1
 # The first `fit` of a model without a base distribution fits one to this many rows.
 _BASE_ROWS = 10_000
@@ -43,17 +45,17 @@ def _is_absent(y: Any) -> bool:
 class EnergyTrainer(keras.Model):
     """The training half of an `EnergyModel`; the other half provides energy function, standardisation and base.
 
-    It is one class in two files, because Keras expects all of a model in one class.
+    It is one class in two files, because Keras expects all methods of a model in one class.
     """
 
     network: keras.layers.Layer
-    loss: Any  # the Loss that `compile` was given; Keras starts with None
+    loss: Any  # the Loss passed to `compile`; Keras initialises it with None
     _standardization: Standardization | None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._trackers = monitoring.Trackers(())
-        # What a compiled step was traced with; out of Keras's sight, which would track the variables among it.
+        # The values with which a compiled step was traced; hidden from Keras, which would track their variables.
         self._traced = types.SimpleNamespace(variables=None, loss=None)
         self._energy_function: EnergyFunction | None = None
         self._standardization = None
@@ -61,7 +63,7 @@ class EnergyTrainer(keras.Model):
 
     @property
     def seed(self) -> tuple[int, int]:
-        """The seed of all noise of training and evaluation. It can be set, to an int or two ints."""
+        """The seed of all random numbers in training and evaluation. It can be set to an int or two ints."""
         return self._noise_seed
 
     @seed.setter
@@ -70,12 +72,12 @@ class EnergyTrainer(keras.Model):
         self._retrace()
 
     def _retrace(self) -> None:
-        """Has Keras compile its steps anew: they were traced with a value that has changed."""
+        """Makes Keras compile its steps again, because a value with which they were traced has changed."""
         self.train_function = self.test_function = None
 
     @property
     def energy_function(self) -> EnergyFunction:
-        """E_z, the energy in standardised coordinates z = (x − loc)/scale, as losses and samplers see it."""
+        """E_z, the energy in standardised coordinates z = (x − loc)/scale, which losses and samplers use."""
         if self._energy_function is None:
             raise ValueError(
                 "the model does not know its event shape yet: pass `event_shape`, call `adapt` or `fit`, or call it "
@@ -85,24 +87,24 @@ class EnergyTrainer(keras.Model):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one x."""
+        """The shape of one x."""
         return self.energy_function.event_shape
 
     @property
     def log_normalizer(self) -> tf.Tensor | None:
-        """log Z (eq. 2) as the loss has learned it, such as noise contrastive estimation; None if it is not known."""
+        """log Z (eq. 2) if the loss learns it, as noise contrastive estimation does; None if it is unknown."""
         if isinstance(self.network, NormalizedEnergy) and getattr(self, "base_measure", None) is None:
             return tf.zeros([], self.dtype)
         return None if self.loss is None else self.loss.known_log_normalizer
 
     def _build_training(self) -> None:
-        """Creates the weights that training needs, once the energy function is there."""
+        """Creates the weights for training, once the energy function exists."""
         self._step = self.add_weight(shape=(), dtype="int64", initializer="zeros", trainable=False, name="step")
         if self.loss is not None:
             self._build_loss()
 
     def _prepared(self, x: Any, y: Any, sample_weight: Any, steps: str | None, training: bool = True) -> Prepared:
-        """Checks data before Keras sees it; training takes from its first rows what the model lacks, shape and base."""
+        """Checks data before Keras uses them; in training, their first rows determine a missing shape and base."""
         self._refuse_labels(y)
         lacks_base = training and (
             self._energy_function is None or (self._fitted_base is not None and not self._fitted_base.is_fitted)
@@ -134,7 +136,7 @@ class EnergyTrainer(keras.Model):
         Args:
           optimizer: as in Keras.
           loss: an `ebm.losses.Loss` or its alias, such as "denoising_score_matching".
-          **kwargs: as in Keras, but for `metrics` and `loss_weights`, which compare predictions with labels.
+          **kwargs: as in Keras, except `metrics` and `loss_weights`, which compare predictions with labels.
         """
         for name in ("metrics", "weighted_metrics", "loss_weights"):
             if kwargs.pop(name, None):
@@ -152,14 +154,14 @@ class EnergyTrainer(keras.Model):
         self._trackers = monitoring.Trackers(loss.metric_names)
 
     def report_gradient_norm(self) -> None:
-        """Makes training report the norm of the parameters' gradient beside the loss's metrics."""
+        """Makes training report the norm of the parameters' gradient in addition to the loss's metrics."""
         if "gradient_norm" not in self._trackers.means:
             self._trackers = monitoring.Trackers([*self._trackers.means, "gradient_norm"])
-            self.train_function = None  # compiled without it
+            self.train_function = None  # the compiled step does not report the norm
 
     def _replace_loss(self, loss: losses.Loss) -> None:
-        # Keras locks a built model against new state and never lets go of an old layer's weights; a recompiled model
-        # must do both. `_tracker` is private to Keras: this is the one place that touches it, and a test pins it.
+        # Keras locks a built model against new state and never releases an old layer's weights; a recompiled model
+        # must allow both. `_tracker` is private to Keras: only this code uses it, and a test covers it.
         self._tracker.unlock()
         if self.loss is not None:
             self._tracker.untrack(self.loss)
@@ -179,14 +181,14 @@ class EnergyTrainer(keras.Model):
             adds_losses(self.energy_function, training)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Keras's, once the optimizer has its weights: `BackupAndRestore` loads into them before the first step."""
+        """See Keras; creates the optimizer's weights first, since `BackupAndRestore` loads them before training."""
         if self.built:
             self._build_optimizer()
             self._follow_changes()
         return super().make_train_function(force)
 
     def _follow_changes(self) -> None:
-        """Traces the steps anew if variables were frozen or thawed since; refuses what only `compile` can change."""
+        """Traces the steps again if `trainable` has changed; raises for changes that need `compile`."""
         variables = [variable.value for variable in self.trainable_variables]
         known = {id(variable.value) for variable in getattr(self._inner_optimizer, "_trainable_variables", ())}
         new = [variable.path for variable in self.trainable_variables if id(variable.value) not in known]
@@ -196,7 +198,7 @@ class EnergyTrainer(keras.Model):
                 "compile the model again."
             )
         if self._traced.loss is not self.loss:
-            raise ValueError("`loss` was set on the model: pass it to `compile`, which gives it its weights.")
+            raise ValueError("`loss` was set on the model: pass it to `compile`, which creates its weights.")
         ids = [id(variable) for variable in variables]
         if self._traced.variables not in (None, ids):
             self._retrace()
@@ -207,7 +209,7 @@ class EnergyTrainer(keras.Model):
                 self._trackers.nonfinite = monitoring.NonFiniteSteps(len(variables))
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Keras's, with the optimizer's weights too, if the file has them."""
+        """Loads weights as Keras does, and those of the optimizer if the file has them."""
         if self.compiled and self.built:
             self._build_optimizer()
         super().load_weights(filepath, *args, **kwargs)
@@ -221,7 +223,7 @@ class EnergyTrainer(keras.Model):
             return
         optimizer = self._inner_optimizer
         if self.loss.trainable_variables:
-            # Keras replaces what was excluded before, so what the user excluded is put back
+            # Keras replaces earlier exclusions, so those of the user are restored
             excluded = set(getattr(optimizer, "_exclude_from_weight_decay", ()))
             pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
             optimizer.exclude_from_weight_decay(
@@ -232,7 +234,7 @@ class EnergyTrainer(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """Keras's metrics and those of the loss."""
+        """The metrics of Keras and those of the loss."""
         return [*super().metrics, *self._trackers.means.values()]
 
     def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -241,7 +243,7 @@ class EnergyTrainer(keras.Model):
         Arrays are checked before the first step (finite, right shape, not fewer rows than `batch_size`). If there is
         no base distribution yet, the Gaussian of the first 10 000 rows becomes it. A step whose loss or gradient is not
         finite changes no weight by its gradient and ends the training with an error that names the cause (unless
-        `callbacks.DivergenceGuard` deals with it; `keras.callbacks.TerminateOnNaN` deals with the loss alone).
+        `callbacks.DivergenceGuard` handles it; `keras.callbacks.TerminateOnNaN` handles the loss alone).
         """
         self._assert_compile_called("fit")
         call = inspect.signature(super().fit).bind(x, y, batch_size, *args, **kwargs).arguments
@@ -253,7 +255,7 @@ class EnergyTrainer(keras.Model):
             num_rows = int(len(x) * (1.0 - call.get("validation_split", 0.0)))
             if check_count("batch_size", batch_size) > num_rows:
                 raise ValueError(
-                    f"`batch_size` must not exceed the rows to train on, got {batch_size} for {num_rows} rows."
+                    f"`batch_size` must not exceed the number of rows, got {batch_size} for {num_rows} rows."
                 )
         call |= {"x": data.x, "y": data.y, "sample_weight": data.sample_weight}
         if call.get("validation_data") is not None:
@@ -263,7 +265,7 @@ class EnergyTrainer(keras.Model):
         return super().fit(**call)
 
     def _validation(self, data: Any, steps: str | None) -> Any:
-        """Validation data, checked before the first step as far as they are known."""
+        """Returns validation data, checked before the first step as far as they are known."""
         is_tuple = isinstance(data, list | tuple)
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data) if is_tuple else (data, None, None)
         self._refuse_labels(y)
@@ -272,16 +274,16 @@ class EnergyTrainer(keras.Model):
         return (data.x, data.y, data.sample_weight) if is_tuple else data.x
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
-        """Keras's `train_on_batch`, with x alone, checked."""
+        """Trains on one batch: Keras's `train_on_batch`, with x alone, which is checked."""
         data = self._prepared(x, y, sample_weight, None)
         logs = super().train_on_batch(data.x, y, data.sample_weight, **kwargs)
         error = monitoring.nonfinite_error(self)
-        if error.startswith("the gradient"):  # a loss that is not finite shows in what is returned
+        if error.startswith("the gradient"):  # a non-finite loss is visible in the result
             raise ValueError(error)
         return logs
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """The loss on data: Keras's `evaluate`, with x alone. It changes no weight; its noise is always the same."""
+        """Computes the loss on data: Keras's `evaluate`, with x alone. It changes no weight and reuses its noise."""
         self._assert_compile_called("evaluate")
         call = inspect.signature(super().evaluate).bind(x, y, *args, **kwargs).arguments
         extra = call.pop("kwargs", {})
@@ -291,18 +293,18 @@ class EnergyTrainer(keras.Model):
         return super().evaluate(**call, **extra)
 
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
-        # Keras's adds up the first batch over replicas, which fails where these have unequal numbers of rows
+        # Keras adds up the first batch over replicas, which fails if they have different numbers of rows
         if not self.built:
             super()._maybe_symbolic_build(*args, **kwargs)
 
     def make_test_function(self, force: bool = False) -> Any:
-        """Keras's, traced anew if variables were frozen or thawed since."""
+        """See Keras; traces the step again if `trainable` has changed."""
         if self.built and self._traced.loss is not self.loss:
             self._follow_changes()
         return super().make_test_function(force)
 
     def _loss_of(self, data: Any, seed: tf.Tensor, training: bool) -> tf.Tensor:
-        """This replica's share of the batch's loss; updates the metrics."""
+        """Computes this replica's share of the batch's loss, and updates the metrics."""
         x, condition, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._refuse_labels(condition)
         condition = None if _is_absent(condition) else condition
@@ -317,7 +319,7 @@ class EnergyTrainer(keras.Model):
         if replica.num_replicas_in_sync > 1:
             seed = fold_in(seed, replica.replica_id_in_sync_group)
         z = self.energy_function.standardization.to_z(x)
-        self._clear_losses()  # those of earlier graphs
+        self._clear_losses()  # removes the losses of earlier graphs
         output = self.loss(self.energy_function, z, condition, seed=seed, training=training)
         per_example = output.per_example
         if sample_weight is not None:
@@ -340,7 +342,7 @@ class EnergyTrainer(keras.Model):
         return share * mean + (loss - mean) / replica.num_replicas_in_sync
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """One optimizer step; all its noise follows from the model's seed and its step counter."""
+        """Makes one optimizer step; its random numbers follow from the model's seed and step counter."""
         if not self.built:
             self.build(keras.utils.unpack_x_y_sample_weight(data)[0].shape)
         seed = self._seed(_TRAINING, self._step.value)
@@ -350,7 +352,7 @@ class EnergyTrainer(keras.Model):
                 loss = self._loss_of(data, seed, training=True)
                 scaled_loss = self.optimizer.scale_loss(loss)
             # Unconnected variables get zeros: no score depends on an additive constant, so the bias of a last layer
-            # rightly has no gradient, and Keras would warn of it at every fit.
+            # rightly has no gradient, and Keras would warn about it at every fit.
             values = [variable.value for variable in variables]
             gradients = tape.gradient(scaled_loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         if variables:
@@ -362,7 +364,7 @@ class EnergyTrainer(keras.Model):
         return self.get_metrics_result()
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        """The loss of one batch; its noise follows from the number of rows evaluated before it."""
+        """Computes the loss of one batch; its noise follows from the number of rows evaluated before it."""
         if not self.built:
             self.build(keras.utils.unpack_x_y_sample_weight(data)[0].shape)
         with naming_the_layer(self.energy_function, type(self.loss).__name__):
@@ -373,13 +375,13 @@ class EnergyTrainer(keras.Model):
         return fold_in(fold_in(tf.constant(self.seed, tf.int32), purpose), tf.cast(count, tf.int64))
 
     def get_compile_config(self) -> dict[str, Any]:
-        """Keras's, with the loss."""
+        """Returns Keras's compile configuration, with the loss."""
         if not self.compiled:
             return {}
         return {**super().get_compile_config(), "loss": keras.saving.serialize_keras_object(self.loss)}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles a loaded model, and gives its optimizer the weights that are about to be loaded."""
+        """Compiles a loaded model, and creates the optimizer's weights, which are loaded afterwards."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self._build_optimizer()

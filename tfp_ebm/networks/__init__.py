@@ -1,4 +1,4 @@
-"""Energy networks and layers whose second derivatives are right."""
+"""Energy networks, and layers with correct second derivatives."""
 
 from tfp_ebm.networks import derivative_rules as _rules  # noqa: F401  (registers them)
 from tfp_ebm.networks.autoregressive import AutoregressiveEnergy, autoregressive

@@ -1,14 +1,14 @@
-"""Ready-made energy networks: plain functional Keras models x -> E(x).
+"""Ready-made energy networks: functional Keras models x -> E(x).
 
-What makes a network an energy is little: a scalar output, smooth in x (its gradient is the score and its second
-derivatives enter score matching), without a constant that no score loss could ever learn. So both builders end in
-a dense layer without bias, return `[batch, 1]` (what a Keras head naturally gives) and compute that last sum in
-float32 or better, because differences of energies are exponents.
+An energy network needs a scalar output that is smooth in x (its gradient is the score, and its second derivatives enter
+score matching) and has no additive constant, since a score loss cannot learn one. Both builders therefore end in a
+dense layer without bias. They return `[batch, 1]`, and compute the last sum in float32 or better, because differences
+of energies are exponents.
 
-Initial weights are uniform on ±1/√fan_in, biases included, so that the units of the first layer bend at different
-places of the data's range; in an `mlp` the first layer is three times wider still. Keras's own default (Glorot,
-biases zero) starts almost linear on two or three inputs, and trained to several times the error on densities of
-known truth. The inputs are expected standardised, as `EnergyModel.adapt` makes them.
+Initial weights and biases are uniform on ±1/√fan_in, so that the units of the first layer are nonlinear at different
+points of the data's range; in an `mlp` the range is three times wider for the first layer. With Keras's default
+(Glorot, zero biases), a network of two or three inputs starts almost linear; trained on known densities, its error was
+several times larger. The inputs are expected to be standardised, as by `EnergyModel.adapt`.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ def mlp(
         E(x) = w · h_L,   h_l = s(W_l h_{l−1} + b_l),   h_0 = x flattened, or [x, cos(xB), sin(xB)]
 
     Args:
-      event_shape: shape of one data point; any rank, it is flattened.
+      event_shape: shape of one data point, of any rank; points are flattened.
       units: width of each hidden layer.
-      activation: name of a Keras activation, or a callable. Smooth ones only make sense for score matching: `relu`
-        has second derivatives that are zero almost everywhere.
-      fourier_features: if positive, the number of plane waves that a `FourierFeatures` layer adds to x in front of
-        the first dense layer. They resolve narrow modes much better, and are meant for noise-contrastive estimation
-        and maximum likelihood, best with a base measure; bare score matching overfits with them.
-      dtype: Keras dtype or policy of every layer and of the model; None is Keras's global policy. The energy is
+      activation: name of a Keras activation, or a callable. Score matching needs a smooth one: the second derivatives
+        of `relu` are zero almost everywhere.
+      fourier_features: if positive, the number of plane waves that a `FourierFeatures` layer adds to x before the
+        first dense layer. They resolve narrow modes much better. They are meant for noise-contrastive estimation and
+        maximum likelihood, preferably with a base measure; score matching without a base measure overfits with them.
+      dtype: Keras dtype or policy of every layer and of the model; None for Keras's global policy. The energy is
         computed in float32 at least.
-      seed: an int or a pair of ints that fixes the initial weights; None follows `keras.utils.set_random_seed`.
+      seed: an int or a pair of ints that determines the initial weights; None uses `keras.utils.set_random_seed`.
 
     Returns:
       A functional `keras.Model`.
@@ -97,20 +97,21 @@ def convnet(
 ) -> keras.Model:
     """A small convolutional network for images, `[batch, height, width, channels]` -> `[batch, 1]`.
 
-    Convolutions (the first at full resolution, each later one strided), then dense layers on the flattened result,
-    because in centred images such as digits the place of a stroke matters. Zero padding keeps every size legal, odd
-    ones too, down to 1×1. Larger kernels, strided from the first (`kernel_size=4, strides=[2]`), are cheaper.
+    The convolutions (the first at full resolution, all others strided) are followed by dense layers on the flattened
+    result, because in centred images such as digits the position of a stroke matters. With zero padding, every image
+    size down to 1×1 is possible, also odd ones. A larger kernel with a stride in the first convolution
+    (`kernel_size=4, strides=[2]`) is cheaper.
 
     Args:
       event_shape: `[height, width, channels]`.
       filters: number of channels of each convolution.
       kernel_size: side of the square kernels.
-      strides: stride of every convolution after the first; or a list, of each convolution.
+      strides: stride of every convolution after the first; or a list with the stride of each convolution.
       units: width of each dense layer after the convolutions.
       activation: name of a Keras activation, or a callable; see `mlp`.
-      dtype: Keras dtype or policy of every layer and of the model; None is Keras's global policy. The energy is
+      dtype: Keras dtype or policy of every layer and of the model; None for Keras's global policy. The energy is
         computed in float32 at least.
-      seed: an int or a pair of ints that fixes the initial weights; None follows `keras.utils.set_random_seed`.
+      seed: an int or a pair of ints that determines the initial weights; None uses `keras.utils.set_random_seed`.
 
     Returns:
       A functional `keras.Model`.
@@ -131,7 +132,7 @@ def convnet(
         raise ValueError(f"`event_shape` must be [height, width, channels], got {list(event_shape)}.")
     filters = _check_shape("filters", filters)
     if not filters:
-        raise ValueError("`filters` must name at least one convolution, got an empty list.")
+        raise ValueError("`filters` must have an entry for at least one convolution, got an empty list.")
     units = _check_shape("units", units)
     check_count("kernel_size", kernel_size)
     strides = _check_strides(strides, len(filters))
@@ -158,14 +159,14 @@ def convnet(
 
 
 def _energy_head(x: Any, policy: Any, seeds: Iterator[int | None]) -> Any:
-    """The last sum, without a bias (E + c has the same score) and never in half precision."""
+    """Returns the last sum, without a bias (E + c has the same score) and never in half precision."""
     kernel = _uniform(x.shape[-1], seeds)["kernel_initializer"]
     dtype = "float64" if policy.compute_dtype == "float64" else "float32"
     return keras.layers.Dense(1, use_bias=False, kernel_initializer=kernel, dtype=dtype, name="energy")(x)
 
 
 def _uniform(fan_in: int, seeds: Iterator[int | None], gain: float = 1.0) -> dict[str, Any]:
-    """Initialisers of kernel and bias: uniform on ±gain/√fan_in."""
+    """Returns the initialisers of kernel and bias: uniform on ±gain/√fan_in."""
     limit = gain / math.sqrt(fan_in)
     return {
         f"{weight}_initializer": keras.initializers.RandomUniform(-limit, limit, seed=next(seeds))
@@ -174,7 +175,7 @@ def _uniform(fan_in: int, seeds: Iterator[int | None], gain: float = 1.0) -> dic
 
 
 def _layer_seeds(seed: Any) -> Iterator[int | None]:
-    """A different seed for every initialiser (a Keras initialiser of given seed always draws the same numbers)."""
+    """Yields a different seed for each initialiser (a Keras initialiser with a seed always draws the same numbers)."""
     if seed is None:
         return itertools.repeat(None)
     words = stateless_seed(seed).numpy().view(np.uint32).tolist()
@@ -182,7 +183,7 @@ def _layer_seeds(seed: Any) -> Iterator[int | None]:
 
 
 def _policy(dtype: Any) -> Any:
-    """The Keras policy that `dtype` names; the global one if None."""
+    """Returns the Keras policy for `dtype`; the global one if None."""
     try:
         policy = keras.config.dtype_policy() if dtype is None else keras.dtype_policies.get(dtype)
     except (TypeError, ValueError) as error:
@@ -193,31 +194,33 @@ def _policy(dtype: Any) -> Any:
 
 
 def _model(inputs: Any, outputs: Any, policy: Any) -> keras.Model:
-    """A functional model under `policy` (Keras itself ignores a functional model's `dtype` argument)."""
+    """Returns a functional model with `policy` (Keras ignores the `dtype` argument of a functional model)."""
     model = keras.Model(inputs, outputs)
     model.dtype_policy = policy
     return model
 
 
 def _check_shape(name: str, value: Any) -> tuple[int, ...]:
-    """`value` as a tuple of counts, or an error that names the argument."""
+    """Returns `value` as a tuple of counts, or raises an error that names the argument."""
     if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
         raise TypeError(f"`{name}` must be a list of whole numbers, got {value!r}.")
     return tuple(check_count(f"{name}[{i}]", entry) for i, entry in enumerate(value))
 
 
 def _check_strides(strides: Any, num_convolutions: int) -> tuple[int, ...]:
-    """The stride of each convolution, or an error that names the argument."""
+    """Returns the stride of each convolution, or raises an error that names the argument."""
     if not hasattr(strides, "__iter__"):
         return (1, *[check_count("strides", strides)] * (num_convolutions - 1))
     strides = _check_shape("strides", strides)
     if len(strides) != num_convolutions:
-        raise ValueError(f"`strides` must be one for each of the {num_convolutions} convolutions, got {list(strides)}.")
+        raise ValueError(
+            f"`strides` must have one entry for each of the {num_convolutions} convolutions, got {list(strides)}."
+        )
     return strides
 
 
 def _check_activation(activation: Any) -> Any:
-    """`activation` as Keras understands it, or an error that names the argument."""
+    """Returns `activation` as a Keras activation function, or raises an error that names the argument."""
     try:
         return keras.activations.get(activation)
     except ValueError as error:

@@ -1,8 +1,8 @@
 """Networks of (x, condition): a family of energies E(x; c), one for each value of a number c, such as a noise scale.
 
-Keras has two ways to write such a network, a functional model with two inputs and a subclass whose `call` takes two
-tensors; here both are called in one way. With c held fixed by `FixedCondition` the network is an ordinary one,
-and nothing that takes networks of x alone has to know of conditions.
+Keras has two forms of such a network: a functional model with two inputs, and a subclass whose `call` takes two
+tensors. The functions below call both in the same way. `FixedCondition` fixes c and gives a network of x alone, so all
+functions for such networks work without knowledge of conditions.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tfp_ebm.derivatives.forward_laplacian import graph_of
 
 
 def takes_condition(network: Any) -> bool:
-    """Whether a network takes a condition beside x: as its second input, or as second required argument of `call`.
+    """Returns whether a network also takes a condition, as its second input or second required argument of `call`.
 
     Args:
       network: a Keras model or layer.
 
     Raises:
-      ValueError: if it takes more than that, or a condition that is not one number per row.
+      ValueError: if it takes more inputs, or its condition is not one number per row.
 
     >>> x, sigma = keras.Input((2,)), keras.Input(())
     >>> takes_condition(keras.Model([x, sigma], x)), takes_condition(keras.Model(x, x))
@@ -53,7 +53,7 @@ def takes_condition(network: Any) -> bool:
 
 
 def call_network(network: Any, x: Any, condition: Any, **kwargs: Any) -> Any:
-    """A network's output at states `[batch, *event]`, given one condition for each, `[batch]`, or None.
+    """Returns a network's output at states `[batch, *event]`, given one condition for each, `[batch]`, or None.
 
     >>> sigma = keras.Input((1,))
     >>> x = keras.Input((2,))
@@ -69,10 +69,10 @@ def call_network(network: Any, x: Any, condition: Any, **kwargs: Any) -> Any:
 
 
 def serialized(network: keras.layers.Layer) -> dict[str, Any]:
-    """A network's config as Keras serialises it.
+    """Returns a network's config as serialised by Keras.
 
-    Keras notes the shape of the first argument alone, and warns at loading if it cannot build a subclassed network from
-    that; a network of two has to be built by who calls it.
+    Keras records the shape of the first argument only, and warns at loading if it cannot build a subclassed network
+    from it; a network with two arguments must be built by the caller.
 
     >>> sorted(serialized(FixedCondition(keras.Model([x := keras.Input((2,)), keras.Input(())], x), 1.0))["config"])[:2]
     ['condition', 'dtype']
@@ -85,12 +85,12 @@ def serialized(network: keras.layers.Layer) -> dict[str, Any]:
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 class FixedCondition(keras.layers.Layer):
-    """A network of (x, condition) with the condition held fixed: a network of x alone, with the same weights.
+    """A network of x alone, made from a network of (x, condition) by fixing the condition; it shares the weights.
 
     Args:
       network: a functional model of two inputs, or a layer whose `call` takes two tensors.
-      condition: the number that is its second argument, for every row.
-      **kwargs: Keras's own.
+      condition: the number used as second argument for every row.
+      **kwargs: passed to `keras.layers.Layer`.
 
     Input and output as for `network`.
 
@@ -105,25 +105,25 @@ class FixedCondition(keras.layers.Layer):
 
     def __init__(self, network: keras.layers.Layer, condition: float, **kwargs: Any) -> None:
         if not takes_condition(network):
-            raise ValueError("`network` must take a condition beside x, got one that takes x alone.")
+            raise ValueError("`network` must take x and a condition, got one that takes x alone.")
         kwargs.setdefault("dtype", network.dtype_policy)
         super().__init__(autocast=False, **kwargs)
         self.network = network
         self.condition = check_finite("condition", condition)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Builds the network, which a subclassed one that is loaded from a file is not yet."""
+        """Builds the network, since a subclassed network loaded from a file is not built yet."""
         if not self.network.built:
             shapes = tuple(input_shape), (None,)
             call_network(self.network, *(keras.KerasTensor(shape, self.variable_dtype) for shape in shapes))
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """The network's output at states `[batch, *event]`."""
+        """Returns the network's output at states `[batch, *event]`."""
         condition = tf.fill(tf.shape(x)[:1], tf.constant(self.condition, x.dtype))
         return call_network(self.network, x, condition, training=training)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor."""
+        """Returns the arguments of the constructor."""
         return {
             **super().get_config(),
             "network": serialized(self.network),

@@ -1,4 +1,4 @@
-"""The rules by which second-order jets pass the layers of this package, for forward mode."""
+"""Forward-mode rules for the layers of this package: how each layer propagates second-order jets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _group_normalization(layer: GroupNormalization, jet: Jet) -> Jet:
     axis = layer.axis % rank
     channels = jet.shape[axis]
     split = [*row[: axis - 1], layer.groups, channels // layer.groups, *row[axis:]]
-    within = tuple(a for a in range(1, rank + 1) if a != axis)  # with the group axis inserted, at position `axis`
+    within = tuple(a for a in range(1, rank + 1) if a != axis)  # after inserting the group axis at position `axis`
     grouped = _standardized(jet.linear(lambda t: tf.reshape(t, [-1, *split])), within, layer.epsilon)
     shape = [channels if a == axis else 1 for a in range(rank)]
     return _affine(layer, grouped.linear(lambda t: tf.reshape(t, [-1, *row])), shape)

@@ -1,14 +1,14 @@
-"""Random Fourier features: a sine basis in which a small network sees fine structure.
+"""Random Fourier features: a basis of sines with which a small network can learn fine structure.
 
-A network of smooth units learns low frequencies first, and in few dimensions it has few inputs to build the high ones
-from: modes that are narrow against the spread of the data come last. Passing x through
+A network of smooth units learns low frequencies first, and in few dimensions it has few inputs from which to form high
+frequencies. It therefore learns modes that are narrow compared with the spread of the data last. Passing x through
 
     φ(x) = [x, cos(xB), sin(xB)],     B ∈ R^{d×m},  B_ij ~ N(0, stddev²)
 
-first (no factor 2π: B holds angular frequencies) offers it m random plane waves. The dot product of the waves at x
-and y, Σ_j cos((x−y)·B_j), approximates m times the Gaussian kernel exp(−½ stddev² ‖x−y‖²) (Bochner), so 1/stddev is
-the length that they resolve. x itself stays among the features because waves are bounded: alone they leave an energy
-nothing to grow by, and most of the mass of a model trained on them was found far outside the data.
+first (no factor 2π: B holds angular frequencies) adds m random plane waves to the inputs. The dot product of the waves
+at x and y, Σ_j cos((x−y)·B_j), approximates m times the Gaussian kernel exp(−½ stddev² ‖x−y‖²) (Bochner), so 1/stddev
+is the length that they resolve. x itself is also a feature because waves are bounded: an energy of waves alone cannot
+grow at infinity, and most of the mass of a model trained on waves alone was far outside the data.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tfp_ebm.networks.precision import at_least_float32
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 class FourierFeatures(keras.layers.Layer):
-    """The trainable random Fourier features φ(x) = [x, cos(xB), sin(xB)] of vectors x.
+    """A layer of trainable random Fourier features φ(x) = [x, cos(xB), sin(xB)] of vectors x.
 
     Args:
       num_features: m, the number of plane waves; each gives a cosine and a sine.
-      stddev: standard deviation of the initial angular frequencies, per coordinate. Meant for standardised inputs:
-        structure much finer than 1/stddev standard deviations has to be learned.
-      seed: int that fixes the initial frequencies; None follows `keras.utils.set_random_seed`.
-      **kwargs: Keras's own (`name`, `dtype`, `trainable`).
+      stddev: standard deviation of the initial angular frequencies, per coordinate, for standardised inputs. The
+        initial features do not resolve structure much finer than 1/stddev standard deviations, which has to be learned.
+      seed: int that determines the initial frequencies; None uses `keras.utils.set_random_seed`.
+      **kwargs: passed to `keras.layers.Layer` (`name`, `dtype`, `trainable`).
 
     Input `[..., d]`, output `[..., d + 2m]`. The frequencies are the weight `kernel`, `[d, m]`, and are trained.
 
@@ -64,18 +64,18 @@ class FourierFeatures(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Returns [x, cos(xB), sin(xB)], `[..., d + 2m]`, for x `[..., d]`."""
-        # in full precision even under a mixed policy: what counts is the absolute error of a phase
+        # in full precision even under a mixed policy, because the absolute error of a phase matters
         x = at_least_float32(inputs)
         phase = tf.linalg.matmul(x, at_least_float32(self.kernel.value))
         features = tf.concat([x, tf.cos(phase), tf.sin(phase)], axis=-1)
         return tf.cast(features, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[int | None, ...]:
-        """`[..., d]` becomes `[..., d + 2m]`."""
+        """Returns the shape `[..., d + 2m]` for inputs `[..., d]`."""
         return (*input_shape[:-1], input_shape[-1] + 2 * self.num_features)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor."""
+        """Returns the arguments of the constructor."""
         return {
             **super().get_config(),
             "num_features": self.num_features,

@@ -1,14 +1,14 @@
-"""Layer and group normalisation with the right second derivatives.
+"""Layer and group normalisation with correct second derivatives.
 
-Both standardise an example's units within sets S of them, by their own mean and variance,
+Both standardise the units of an example within sets S of units, by the mean and variance over the set,
 
     y_i = γ_i (x_i − m) / √(v + ε) + β_i,     m = mean_{j∈S} x_j,   v = mean_{j∈S} (x_j − m)²,
 
-and differ in what S is. Keras's layers of the same names compute v by `tf.nn.moments`, which stops the gradient at
-the mean inside the square. That leaves the first derivative right, since ∂v/∂m = −2 mean(x − m) = 0, but in the
-second derivative the term ∂²v/∂x_j∂x_k = 2(δ_jk − 1/n)/n loses its 1/n: scores come out right and everything that
-is trained on a derivative of the score (all score matching, denoising included) follows a wrong gradient without a
-sign of it. The layers below are Keras's own with that one formula written out.
+and differ in S. Keras's layers of the same names compute v by `tf.nn.moments`, which stops the gradient at the mean
+inside the square. The first derivative is still right, since ∂v/∂m = −2 mean(x − m) = 0, but in the second derivative
+the term ∂²v/∂x_j∂x_k = 2(δ_jk − 1/n)/n loses its 1/n. Scores are therefore right, but training on a derivative of the
+score (all score matching, including denoising) silently follows a wrong gradient. The layers below are Keras's own,
+with this formula computed explicitly.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tfp_ebm.networks.precision import at_least_float32
 
 
 def _standardize(x: tf.Tensor, axes: list[int], epsilon: float) -> tf.Tensor:
-    """(x − m)/√(v + ε) over `axes`, with the gradient of m kept in v."""
+    """Computes (x − m)/√(v + ε) over `axes`, including the gradient of m in v."""
     centered = x - tf.reduce_mean(x, axes, keepdims=True)
     return centered * tf.math.rsqrt(tf.reduce_mean(tf.square(centered), axes, keepdims=True) + epsilon)
 
 
 def _affine(x: tf.Tensor, gamma: Any, beta: Any, shape: list[int]) -> tf.Tensor:
-    """γ x + β, either of which may be absent (None), reshaped to broadcast against x."""
+    """Computes γ x + β, where γ and β may be None and are reshaped to broadcast against x."""
     if gamma is not None:
         x = x * tf.reshape(tf.cast(gamma, x.dtype), shape)
     if beta is not None:
@@ -38,18 +38,19 @@ def _affine(x: tf.Tensor, gamma: Any, beta: Any, shape: list[int]) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 class LayerNormalization(keras.layers.LayerNormalization):
-    """Normalises each example over the given axes: S is all units of an example along `axis`.
+    """Layer normalisation of each example over the given axes: S is all units of an example along `axis`.
 
-    The same arguments, weights (`gamma`, `beta`) and outputs as `keras.layers.LayerNormalization`, which gives wrong
-    second derivatives; see the head of this module. Under a mixed policy it computes in float32.
+    Arguments, weights (`gamma`, `beta`) and outputs are the same as for `keras.layers.LayerNormalization`, whose second
+    derivatives are wrong (see the module's docstring). Under a mixed policy it computes in float32.
 
     Args:
-      axis: axis or axes to normalise over, the batch axis not among them.
+      axis: axis or axes to normalise over, without the batch axis.
       epsilon: ε, added to the variance.
       center: whether there is an offset β, of the shape of the normalised axes.
       scale: whether there is a factor γ, of the shape of the normalised axes.
       **kwargs: as in Keras: `beta_initializer`, `gamma_initializer`, `..._regularizer`, `..._constraint`, `name`,
-        `dtype`. Its deprecated `rms_scaling` is refused: `keras.layers.RMSNormalization` is right and serves.
+        `dtype`. Keras's deprecated `rms_scaling` raises an error: use `keras.layers.RMSNormalization`, which is
+        correct.
 
     Input and output `[batch, ...]` of equal shape.
 
@@ -82,14 +83,14 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 class GroupNormalization(keras.layers.GroupNormalization):
-    """Normalises each example within groups of channels: S is a group's channels at all positions.
+    """Group normalisation of each example: S is the channels of one group, at all positions.
 
-    The same arguments, weights (`gamma`, `beta`) and outputs as `keras.layers.GroupNormalization`, which gives wrong
-    second derivatives; see the head of this module. Under a mixed policy it computes in float32.
+    Arguments, weights (`gamma`, `beta`) and outputs are the same as for `keras.layers.GroupNormalization`, whose second
+    derivatives are wrong (see the module's docstring). Under a mixed policy it computes in float32.
 
     Args:
-      groups: number of groups, a divisor of the number of channels. 1 normalises over the whole example, −1 every
-        channel by itself (instance normalisation).
+      groups: number of groups, a divisor of the number of channels. 1 normalises over all units of an example, −1 over
+        each channel separately (instance normalisation).
       axis: the axis of the channels.
       epsilon: ε, added to the variance.
       center: whether there is an offset β for each channel.
@@ -129,7 +130,7 @@ class GroupNormalization(keras.layers.GroupNormalization):
         axis = self.axis % rank
         channels = x.shape[axis]
         split = tf.concat([sizes[:axis], [self.groups, channels // self.groups], sizes[axis + 1 :]], axis=0)
-        within = [a for a in range(1, rank + 1) if a != axis]  # with the group axis inserted, at position `axis`
+        within = [a for a in range(1, rank + 1) if a != axis]  # after inserting the group axis at position `axis`
         standardized = tf.reshape(_standardize(tf.reshape(x, split), within, self.epsilon), sizes)
         shape = [channels if a == axis else 1 for a in range(rank)]
         outputs = _affine(tf.ensure_shape(standardized, x.shape), self.gamma, self.beta, shape)

@@ -1,4 +1,4 @@
-"""Where half precision is not enough: sums over many units, phases, norms."""
+"""A cast to at least float32, for sums over many units, phases and norms, where half precision is not sufficient."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def at_least_float32(x: tf.Tensor) -> tf.Tensor:
-    """Returns `x` in float32 if it came in a half precision, else as it is.
+    """Returns `x` in float32 if it is in half precision, else unchanged.
 
     >>> at_least_float32(tf.ones([2], tf.bfloat16)).dtype.name
     'float32'

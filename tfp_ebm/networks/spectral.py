@@ -1,15 +1,15 @@
-"""Spectral normalisation as a function of the weights, not as an edit of them.
+"""Spectral normalisation as a differentiable function of the weights, which does not overwrite them.
 
-A layer's kernel W, seen as a matrix from inputs to outputs, is used as W/σ with σ its largest singular value, so that
-the layer stretches no direction and an energy built of such layers has a bounded gradient. σ is estimated by power
-iteration, carried on from one training step to the next,
+A layer's kernel W, as a matrix from inputs to outputs, is replaced by W/σ, where σ is its largest singular value. The
+layer then stretches no direction, and an energy made of such layers has a bounded gradient. σ is estimated by power
+iteration, continued from one training step to the next,
 
     v ← Wu/‖Wu‖,   u ← Wᵀv/‖Wᵀv‖,   σ = vᵀWu,
 
-in which u and v are held constant when differentiating. That gives ∂σ/∂W = vuᵀ, exact once the iteration has
-converged. Keras's layer of the same name overwrites the kernel by W/σ whenever it is called in training, so that a
-sampler run in training mode changes the weights, and no gradient passes through σ. Here W/σ is computed in the
-call, differentiably, and the only thing that a call in training ever assigns is u.
+where u and v are treated as constants in the derivative. This gives ∂σ/∂W = vuᵀ, exact once the iteration has
+converged. Keras's layer of the same name overwrites the kernel by W/σ whenever it is called in training mode. A sampler
+in training mode then changes the weights, and there is no gradient through σ. Here each call computes W/σ
+differentiably, and a call in training mode assigns u only.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ _OUTPUTS_SECOND_LAST = (
 _OUTPUTS_LAST_TWO = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _SUPPORTED = _OUTPUTS_LAST + _OUTPUTS_SECOND_LAST + _OUTPUTS_LAST_TWO
 
-# squared length below which a vector counts as zero; far under any kernel's, far above float32's underflow
+# squared length below which a vector counts as zero: far below that of any kernel, far above float32's underflow
 _ZERO = 1e-30
 
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 class SpectralNormalization(keras.layers.Wrapper):
-    """Calls `layer` with its kernel divided by the kernel's largest singular value.
+    """A wrapper that calls `layer` with its kernel divided by the kernel's largest singular value.
 
-    The kernel of a convolution is taken as the matrix of one patch, `[positions · input channels, output channels]`,
-    as in the paper; of a grouped or depthwise one `[positions · input channels of a group, all output channels]`,
-    whose norm is at least the true one of a patch. A zero kernel has no direction and stays as it is.
+    The kernel of a convolution is treated as the matrix of one patch, `[positions · input channels, output channels]`,
+    as in the paper. For a grouped or depthwise convolution the matrix is `[positions · input channels of a group, all
+    output channels]`, whose norm is at least the true norm for a patch. A zero kernel is not changed.
 
     The result depends on `training` only through the stored vector u: the same u gives the same output, and
-    `training=True` then stores the improved one, unless the layer is frozen. It starts as a fixed generic direction,
-    so the norm comes close to 1 within the first training steps.
+    `training=True` then stores the updated u, unless the layer is frozen. The initial u is a fixed generic direction,
+    so the norm of the kernel approaches 1 within the first training steps.
 
     Args:
       layer: a Dense, Conv1D/2D/3D, Conv1D/2D/3DTranspose or DepthwiseConv1D/2D layer of Keras.
-      power_iterations: number of iterations in a call. 1 suffices while training is slow against it.
-      **kwargs: Keras's own (`name`, `dtype`, `trainable`); `dtype` is the one in which `layer` keeps its weights unless
-        given.
+      power_iterations: number of iterations in a call. 1 is sufficient if the kernel changes slowly in training.
+      **kwargs: Keras's own (`name`, `dtype`, `trainable`); the default of `dtype` is the dtype of the weights of
+        `layer`.
 
     Input and output as for `layer`.
 
@@ -73,7 +73,7 @@ class SpectralNormalization(keras.layers.Wrapper):
         if not isinstance(layer, _SUPPORTED):
             kinds = ", ".join(kind.__name__ for kind in _SUPPORTED)
             raise TypeError(f"`layer` must be one of Keras's {kinds}, got {type(layer).__name__}.")
-        # not the policy of `layer`: under a mixed one the norm would be taken of a kernel already rounded
+        # not the policy of `layer`: with a mixed policy, the norm would be that of a rounded kernel
         kwargs.setdefault("dtype", layer.variable_dtype)
         super().__init__(layer, autocast=False, **kwargs)
         self.power_iterations = check_count("power_iterations", power_iterations)
@@ -95,7 +95,7 @@ class SpectralNormalization(keras.layers.Wrapper):
         """Returns `layer(inputs)` with the normalised kernel; stores u if `training` and not frozen."""
         variables = [(variable, variable.value) for variable in self.layer.variables]
         kernel = (self.layer.kernel, self.normalized_kernel(bool(training and self.trainable)))
-        # the scope lends values to variables without assigning them; the last entry of a variable counts
+        # the scope replaces values of variables without assigning them; the last entry of a variable counts
         with keras.StatelessScope([*variables, kernel], collect_losses=True) as scope:
             outputs = self.layer(inputs)
         for loss in scope.losses:
@@ -103,10 +103,10 @@ class SpectralNormalization(keras.layers.Wrapper):
         return outputs
 
     def normalized_kernel(self, training: bool = False) -> tf.Tensor:
-        """W/σ, of the kernel's shape; differentiable in the kernel.
+        """Returns W/σ, of the kernel's shape; differentiable in the kernel.
 
         Args:
-          training: whether to store the vector u that the power iteration reaches.
+          training: whether to store the vector u after the power iteration.
         """
         kernel = at_least_float32(self.layer.kernel.value)
         matrix = self._matrix(kernel)
@@ -121,15 +121,15 @@ class SpectralNormalization(keras.layers.Wrapper):
         return tf.cast(kernel / tf.where(is_zero, tf.ones_like(sigma), sigma), self.layer.kernel.dtype)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """As for `layer`."""
+        """Returns the output shape of `layer`."""
         return self.layer.compute_output_shape(input_shape)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor."""
+        """Returns the arguments of the constructor."""
         return {**super().get_config(), "power_iterations": self.power_iterations}
 
     def _matrix(self, kernel: tf.Tensor) -> tf.Tensor:
-        """The kernel as the matrix `[inputs, outputs]` whose norm counts."""
+        """Returns the kernel as a matrix `[inputs, outputs]`, whose norm is used."""
         if isinstance(self.layer, _OUTPUTS_SECOND_LAST):
             kernel = tf.linalg.matrix_transpose(kernel)
         outputs = 2 if isinstance(self.layer, _OUTPUTS_LAST_TWO) else 1

@@ -1,28 +1,28 @@
-"""Ready-made configurations: one for tables, one for small images, and those of papers, with the papers' constants.
+"""Ready-made configurations for tables and small images, and configurations of papers with the papers' constants.
 
 Each recipe returns a compiled `EnergyModel`, ready to `fit`:
 
     low_dimensional(x)            tables of up to some hundred coordinates
-    small_images(network)         small images of few grey levels: persistent chains, and their draws at temperature 1
+    small_images(network)         small images of few grey levels: persistent chains, with draws at temperature 1
     du_mordatch_2019(network)     images in [0, 1]: short cold chains from a replay buffer
-    uva_mnist(network)            MNIST in [−1, 1], as the deep-learning course notes of Amsterdam have it
-    jem(network)                  images in [−1, 1], the chains of joint energy models; a classifier serves as network
+    uva_mnist(network)            MNIST in [−1, 1], as in the deep-learning course notes of Amsterdam
+    jem(network)                  images in [−1, 1]: the chains of joint energy models; the network may be a classifier
     li_chen_sommer_2019(network)  images in [0, 1]: denoising at many scales with one energy
 
-Those of papers take your network and the box of your pixels, and set the model's units so that z = (x − loc)/scale runs
-over the paper's box: network, loss and chains see what the paper's do, and every constant is the paper's own. So do not
-`adapt` such a model. What they leave to you is the network, and the size of a batch (`fit`).
+Recipes of papers take your network and the range of your pixels, and set the model's standardisation so that
+z = (x − loc)/scale has the paper's range. Network, loss and chains then receive the same values as in the paper, and
+every constant is the paper's own. Do not `adapt` such a model. You choose the network and the batch size (`fit`).
 
-Chains. A paper's step x' = x − η∇E(x) + τZ is `mcmc.Langevin` of ε = √(2η), because its drift is −½ε²∇E, with
-`noise_scale=τ`. Its temperature T = τ²/ε² = τ²/(2η) is far below 1 in their three recipes with chains: what they learn
-is an energy whose *cold, short* chains give pictures, not the density exp(−E)/Z. For that see `small_images` and
-`losses.PersistentContrastiveDivergence`. In other units, z = (x − loc)/s, the same step has ε/s, τ/s, a gradient clip
-of c·s and the box moved alike, since ∇_z E = s∇_x E.
+Chains. A paper's step x' = x − η∇E(x) + τZ is `mcmc.Langevin` with ε = √(2η), because the drift of the latter is
+−½ε²∇E, and with `noise_scale=τ`. The temperature T = τ²/ε² = τ²/(2η) is far below 1 in the three recipes with chains:
+they learn an energy whose *cold, short* chains generate images, not the density exp(−E)/Z. To learn the density, see
+`small_images` and `losses.PersistentContrastiveDivergence`. In other units, z = (x − loc)/s, the same step has ε/s, τ/s
+and a gradient clipped to c·s, since ∇_z E = s∇_x E, and the box is transformed in the same way.
 
-Draws of the three are in the buffer, `model.standardization.to_x(model.loss.chains.states)`, or come from the same
-chains run again:
+For these three recipes, draws are the states in the buffer, `model.standardization.to_x(model.loss.chains.states)`, or
+come from new runs of the same chains:
 `EnergyDistribution(model, kernel=model.loss.kernel, base=model.loss.chains.base, num_burnin_steps=...)`.
-`li_chen_sommer_2019_samples` draws from the fourth.
+For the fourth recipe, `li_chen_sommer_2019_samples` draws samples.
 """
 
 from tfp_ebm.recipes.density import fit_density

@@ -1,12 +1,13 @@
 """Denoising at many scales with one energy, and its annealed sampler (Li, Chen & Sommer 2019).
 
-Trained at noise scales σᵢ from below to far above the scale σ₀ of its target, the energy has a gradient that points to
-the data from anywhere, but a scale of its own: a Gaussian of covariance Σ is learned as one of σ₀²(I + κΣ), κ the mean
-of σᵢ⁻². To sample, Langevin chains start from noise at the temperature 100 and are cooled,
+The energy is trained at noise scales σᵢ from below to far above the scale σ₀ of its target. Its gradient then points to
+the data from every point, but its scale differs from that of the data: for Gaussian data of covariance Σ it learns the
+covariance σ₀²(I + κΣ), where κ is the mean of σᵢ⁻². To sample, Langevin chains start from noise at temperature 100 and
+are cooled,
 
     x' = x − ½ε²∇E(x) + √T·εZ,      ε = .02,
 
-with drift and step constant. The last steps lower T from 1 to 0, and one step of denoising follows, x − σ₀²∇E(x).
+with constant drift and step. The last steps decrease T from 1 to 0. A final step denoises, x − σ₀²∇E(x).
 """
 
 from __future__ import annotations
@@ -46,23 +47,23 @@ def li_chen_sommer_2019(
     event_shape: Any = None,
     seed: int = 0,
 ) -> EnergyModel:
-    """Makes a model for multi-scale denoising score matching (Li, Chen & Sommer 2019), in their CIFAR-10 configuration.
+    """Returns a model for multi-scale denoising score matching (Li, Chen & Sommer 2019), configured as for CIFAR-10.
 
         ½‖∇E(x*) − (x* − x)/σ₀²‖²/σᵢ²,      x* = x + σᵢZ,      σ₀ = .1,      σᵢ = .05 … 1.2, 128 of them evenly
 
-    with Adam of β₁ = .9, β₂ = .95 and a learning rate that decreases along a cosine from 5·10⁻⁵ to 10⁻⁶. The paper's
-    loss is twice this one, which makes no difference to Adam. Its batches have 128 rows, one for each scale. Its
-    networks are ResNets with ELU, without normalisation, that end in a quadratic form. For Fashion-MNIST its `sigmas`
-    are `np.geomspace(.1, 3, 128)`, with 100 000 steps from 10⁻⁴.
+    The optimizer is Adam with β₁ = .9, β₂ = .95 and a learning rate that decreases along a cosine from 5·10⁻⁵ to 10⁻⁶.
+    The paper's loss is twice this one, which makes no difference for Adam. Its batches have 128 rows, one for each
+    scale. Its networks are ResNets with ELU, without normalisation, whose last layer is a quadratic form. For
+    Fashion-MNIST its `sigmas` are `np.geomspace(.1, 3, 128)`, with 100 000 steps and an initial learning rate of 10⁻⁴.
 
     Args:
-      network: as for `du_mordatch_2019`; its input is pixels in [0, 1].
+      network: as for `du_mordatch_2019`; its inputs are pixels in [0, 1].
       pixels: (low, high), the range of the data.
       sigmas: the noise scales, in the units of [0, 1].
       num_steps: optimizer steps that `fit` will take.
       learning_rate: the learning rate at the start.
       event_shape: the shape of one image, for a network whose input shape is unknown.
-      seed: the seed of all noise.
+      seed: the seed of all random numbers.
 
     Returns:
       A compiled `EnergyModel`; its standardisation maps `pixels` to [0, 1]. `li_chen_sommer_2019_samples` samples it.
@@ -106,7 +107,7 @@ def li_chen_sommer_2019_samples(
         x₀ = .5 + Z,      x ← x − ½·.02²∇E(x) + √T·.02·Z for each temperature T,      x − σ₀²∇E(x) at the end
 
     Args:
-      model: an `EnergyModel` whose loss is a `MultiscaleDenoisingScoreMatching`, which has σ₀.
+      model: an `EnergyModel` whose loss is a `MultiscaleDenoisingScoreMatching`, which provides σ₀.
       num_samples: number of chains, which run together.
       temperatures: T of each step, not negative. Default: the paper's 2700, from 100 to 0.
       seed: int, or int32[2].
@@ -142,7 +143,7 @@ def li_chen_sommer_2019_samples(
     z = run(tf.constant(values, model.dtype), tf.constant(model.loss.sigma0, model.dtype), stateless_seed(seed))
     num_lost = num_samples - int(tf.reduce_sum(tf.cast(is_finite(z, 1), tf.int32)))
     if num_lost > 0:
-        warnings.warn(f"{num_lost} of {num_samples} chains went to a NaN or an infinity.", stacklevel=2)
+        warnings.warn(f"{num_lost} of {num_samples} chains became NaN or infinite.", stacklevel=2)
     return Coordinates.of(energy_function).from_chain(z)
 
 

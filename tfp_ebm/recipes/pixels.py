@@ -1,4 +1,4 @@
-"""Models in the units of a paper: pixels mapped to the paper's box, and chains that start uniformly in it."""
+"""Models in the units of a paper: pixels are mapped to the paper's range, in which chains start uniformly."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ tfd = tfp.distributions
 
 
 def model_of_pixels(network: Any, pixels: Any, box: tuple[float, float], event_shape: Any, seed: Any) -> EnergyModel:
-    """A model of x in the box `pixels` whose z = (x − loc)/scale is in `box`.
+    """Returns a model of x in the range `pixels`, with z = (x − loc)/scale in `box`.
 
     Raises:
       TypeError, ValueError: if `pixels` is not a pair of numbers, low < high, or the event shape is not known.
     """
     low, high = _check_box(pixels)
     model = EnergyModel(network, event_shape=event_shape, seed=seed)
-    shape = model.event_shape  # an error that names `event_shape`, where it is unknown
+    shape = model.event_shape  # raises an error that names `event_shape` if it is unknown
     scale = (high - low) / (box[1] - box[0])
     model.standardization.loc.assign(np.full(shape, low - box[0] * scale))
     model.standardization.scale.assign(np.full(shape, scale))
@@ -31,13 +31,13 @@ def model_of_pixels(network: Any, pixels: Any, box: tuple[float, float], event_s
 
 
 def uniform_base(model: EnergyModel, pixels: Any) -> tfp.distributions.Distribution:
-    """The uniform distribution over images of the model, in x: noise, where chains start and restart."""
+    """Returns the uniform distribution over images, in x, from which chains start and restart."""
     low, high = (tf.fill(model.event_shape, tf.constant(bound, model.dtype)) for bound in _check_box(pixels))
     return tfd.Independent(tfd.Uniform(low, high), len(model.event_shape))
 
 
 def adam(learning_rate: Any, beta_1: float = 0.9, beta_2: float = 0.999, **kwargs: Any) -> keras.optimizers.Adam:
-    """Adam with the small constant that the papers' frameworks have, 10⁻⁸ instead of Keras's 10⁻⁷."""
+    """Returns Adam with ε = 10⁻⁸, the default of the papers' frameworks, instead of Keras's 10⁻⁷."""
     return keras.optimizers.Adam(learning_rate, beta_1, beta_2, epsilon=1e-8, **kwargs)
 
 

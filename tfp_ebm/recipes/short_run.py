@@ -1,7 +1,7 @@
-"""Maximum likelihood with short cold chains from a replay buffer, as three papers' code has it (§2, eqs. 6-10).
+"""Maximum likelihood with short cold chains from a replay buffer, as in the code of three papers (§2, eqs. 6-10).
 
-All three minimise E(x) − E(x⁻) over negatives x⁻ that a few Langevin steps x' = x − η∇E(x) + τZ lead away from where
-they were left in a buffer; one in twenty restarts from uniform noise. The step is `mcmc.Langevin` of ε = √(2η):
+All three minimise E(x) − E(x⁻). The negatives x⁻ continue from their states in a buffer by a few Langevin steps
+x' = x − η∇E(x) + τZ; one in twenty restarts from uniform noise. The step is `mcmc.Langevin` with ε = √(2η):
 
     ½ε² = η,      T = τ²/ε² = τ²/(2η)
 
@@ -10,11 +10,11 @@ they were left in a buffer; one in twenty restarts from uniform noise. The step 
     course notes      10     4.472    .005    1.25·10⁻⁶    ±.03      [−1, 1]   noise, clamp, gradient there, clamp
     JEM               1      1.414    .01     5·10⁻⁵       free      none      gradient, noise
 
-Where the gradient is clipped to ±c a pixel moves by at most ηc a step: .1 in the first, .3 in the second.
+If the gradient is clipped to ±c, its part of a step moves a pixel by at most ηc: .1 in the first, .3 in the second.
 
-What differs here: a drawn chain is written back to its own slot of the buffer, and no slot is drawn twice in a step
-(the papers draw with replacement; the first two append and drop the oldest); chains are kept in floating point (the
-first keeps bytes, and adds uniform noise of one grey level to what it draws).
+Two details differ from the papers. A drawn chain is written back to its own slot of the buffer, and no slot is drawn
+twice in a step (the papers draw with replacement; the first two append states and drop the oldest ones). Chains are
+stored in floating point (the first paper stores bytes, and adds uniform noise of one grey level to drawn states).
 """
 
 from __future__ import annotations
@@ -35,24 +35,25 @@ from tfp_ebm.recipes.pixels import adam, model_of_pixels, uniform_base
 def du_mordatch_2019(
     network: Any, pixels: tuple[float, float] = (0.0, 1.0), *, event_shape: Any = None, seed: int = 0
 ) -> EnergyModel:
-    """Implicit generation and modelling (Du & Mordatch 2019): CIFAR-10's configuration.
+    """Returns a model for implicit generation and modelling (Du & Mordatch 2019), configured as for CIFAR-10.
 
         x̃ = x + .005·Z,      x' = clamp(x̃ − 10·clip(∇E(x̃), ±.01), [0, 1]),      60 steps
         loss = E(x) − E(x⁻) + E(x)² + E(x⁻)²
 
-    Chains are 10 000 in a buffer, 5 % restart from uniform noise; Adam of learning rate 10⁻⁴, β₁ = 0, β₂ = .999, each
-    gradient clipped to 3 standard deviations (`DuMordatchAdam`). The paper's batches have 128 rows, its networks
-    spectral normalisation (`networks.SpectralNormalization`); its data is dequantised, by uniform noise of one grey
-    level. The term that differentiates through the chain is off, as in the commands that its authors publish.
+    The buffer holds 10 000 chains, of which 5 % restart from uniform noise in each step. The optimizer is Adam with
+    learning rate 10⁻⁴, β₁ = 0, β₂ = .999, and each gradient is clipped to 3 standard deviations (`DuMordatchAdam`). The
+    paper's batches have 128 rows, its networks use spectral normalisation (`networks.SpectralNormalization`), and its
+    data are dequantised by uniform noise of one grey level. The term that differentiates through the chain is omitted,
+    as in the commands published by the authors.
 
     Args:
-      network: any Keras network `[batch, *event] -> [batch]` or `[batch, 1]`; it sees pixels in [0, 1].
-      pixels: (low, high), the box of your data.
-      event_shape: of one image, for a network that does not know its input shape.
-      seed: of all noise.
+      network: any Keras network `[batch, *event] -> [batch]` or `[batch, 1]`; its inputs are pixels in [0, 1].
+      pixels: (low, high), the range of your data.
+      event_shape: the shape of one image, for a network whose input shape is unknown.
+      seed: the seed of all random numbers.
 
     Returns:
-      A compiled `EnergyModel`; its units map `pixels` to [0, 1].
+      A compiled `EnergyModel`; its standardisation maps `pixels` to [0, 1].
 
     Raises:
       TypeError, ValueError: for an argument that is not of the form above.
@@ -86,24 +87,25 @@ def uva_mnist(
     event_shape: Any = None,
     seed: int = 0,
 ) -> EnergyModel:
-    """The MNIST model of the University of Amsterdam's deep-learning course (tutorial 8).
+    """Returns the MNIST model of the University of Amsterdam's deep-learning course (tutorial 8).
 
         x̃ = clamp(x + .005·Z, [−1, 1]),      x' = clamp(x̃ − 10·clip(∇E(x̃), ±.03), [−1, 1]),      60 steps
         loss = E(x̂) − E(x⁻) + .1(E(x̂)² + E(x⁻)²),      x̂ = clamp(x + .005·Z, [−1, 1])
 
-    Chains are 8192 in a buffer, 5 % restart from uniform noise; Adam of learning rate 10⁻⁴ that falls by 3 % an epoch,
-    β₁ = 0, the gradient's norm clipped to .1. The notes' batches have 128 rows, their 60 epochs a convolutional network
-    of four layers and swish (their sign is the other one: their network gives −E).
+    The buffer holds 8192 chains, of which 5 % restart from uniform noise in each step. The optimizer is Adam with a
+    learning rate of 10⁻⁴ that decreases by 3 % per epoch, β₁ = 0, and the gradient's norm clipped to .1. The notes use
+    batches of 128 rows, 60 epochs, and a convolutional network of four layers with swish. (Their sign is the opposite:
+    their network returns −E.)
 
     Args:
-      network: as for `du_mordatch_2019`; it sees pixels in [−1, 1].
-      pixels: (low, high), the box of your data.
-      steps_per_epoch: after how many steps the learning rate falls; MNIST has 468 whole batches of 128.
-      event_shape: of one image, for a network that does not know its input shape.
-      seed: of all noise.
+      network: as for `du_mordatch_2019`; its inputs are pixels in [−1, 1].
+      pixels: (low, high), the range of your data.
+      steps_per_epoch: number of steps after which the learning rate decreases; MNIST has 468 full batches of 128.
+      event_shape: the shape of one image, for a network whose input shape is unknown.
+      seed: the seed of all random numbers.
 
     Returns:
-      A compiled `EnergyModel`; its units map `pixels` to [−1, 1].
+      A compiled `EnergyModel`; its standardisation maps `pixels` to [−1, 1].
 
     Raises:
       TypeError, ValueError: for an argument that is not of the form above.
@@ -137,29 +139,30 @@ def uva_mnist(
 def jem(
     network: Any, pixels: tuple[float, float] = (-1.0, 1.0), *, event_shape: Any = None, seed: int = 0
 ) -> EnergyModel:
-    """The chains of joint energy models (Grathwohl et al. 2020).
+    """Returns a model trained with the chains of joint energy models (Grathwohl et al. 2020).
 
         x' = x − ∇E(x) + .01·Z,      20 steps,      loss = E(x + .03·Z) − E(x⁻)
 
-    Chains are 10 000 in a buffer, 5 % restart from uniform noise; nothing is clipped or clamped; Adam of learning rate
-    10⁻⁴, reached along a line in 1000 steps. The paper's batches have 64 rows, its network is a wide ResNet without
-    normalisation. A noise of .1 on the data is more stable, its authors say.
+    The buffer holds 10 000 chains, of which 5 % restart from uniform noise in each step; nothing is clipped or clamped.
+    The optimizer is Adam with a learning rate that increases linearly to 10⁻⁴ in 1000 steps. The paper's batches have
+    64 rows, and its network is a wide ResNet without normalisation. According to its authors, training is more stable
+    with noise of .1 on the data.
 
-    A network of several outputs f(x)[y] is taken for a classifier's logits, and made the energy of x that it implies:
+    Several outputs f(x)[y] of a network are treated as a classifier's logits, which imply the energy of x
 
         E(x) = −log Σ_y exp f(x)[y],      as p(x, y) = exp f(x)[y]/Z.
 
-    It is this p(x) that is trained here; the paper's other term, the cross-entropy of p(y|x), is not in the recipe.
+    The recipe trains this p(x); it does not include the paper's other term, the cross-entropy of p(y|x).
 
     Args:
-      network: any Keras network `[batch, *event] -> [batch]`, `[batch, 1]`, or `[batch, classes]`; it sees pixels in
-        [−1, 1].
-      pixels: (low, high), the box of your data.
-      event_shape: of one image, for a network that does not know its input shape.
-      seed: of all noise.
+      network: any Keras network `[batch, *event] -> [batch]`, `[batch, 1]`, or `[batch, classes]`; its inputs are
+        pixels in [−1, 1].
+      pixels: (low, high), the range of your data.
+      event_shape: the shape of one image, for a network whose input shape is unknown.
+      seed: the seed of all random numbers.
 
     Returns:
-      A compiled `EnergyModel`; its units map `pixels` to [−1, 1].
+      A compiled `EnergyModel`; its standardisation maps `pixels` to [−1, 1].
 
     Raises:
       TypeError, ValueError: for an argument that is not of the form above.
@@ -186,7 +189,7 @@ def jem(
 
 
 def _energy_of_classifier(network: Any, event_shape: Any) -> Any:
-    """−log Σ exp of the outputs, where there are several; the network itself where there is one, or no telling."""
+    """Returns −log Σ exp of several outputs as a network; the network itself if it has one output or is not built."""
     if not isinstance(network, keras.layers.Layer):
         return network
     shape = input_event_shape(network) or event_shape
@@ -204,10 +207,11 @@ def _energy_of_classifier(network: Any, event_shape: Any) -> Any:
 
 @keras.saving.register_keras_serializable("tfp_ebm")
 class DuMordatchAdam(keras.optimizers.Adam):
-    """Adam that clips each number of a gradient to ±(3√v̂ + .1), v̂ the mean square of those before it.
+    """Adam that clips each entry of a gradient to ±(3√v̂ + .1), where v̂ is the mean square of earlier gradients.
 
-    v̂ is Adam's second moment v over 1 − β₂ᵗ at step t, before this step's gradient entered it; so the first gradient is
-    clipped to ±.1. From the code of Du & Mordatch (2019). The arguments are those of `keras.optimizers.Adam`.
+    v̂ is Adam's second moment v divided by 1 − β₂ᵗ at step t, before the update by this step's gradient; the first
+    gradient is therefore clipped to ±.1. From the code of Du & Mordatch (2019). The arguments are those of
+    `keras.optimizers.Adam`.
 
     >>> import numpy as np
     >>> weight = keras.Variable([0.0, 0.0])
@@ -217,7 +221,7 @@ class DuMordatchAdam(keras.optimizers.Adam):
     """
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
-        """Adam's step of the clipped gradient."""
+        """Makes Adam's step with the clipped gradient."""
         velocity = tf.convert_to_tensor(self._velocities[self._get_variable_index(variable)])
         beta_2 = tf.cast(self.beta_2, velocity.dtype)
         power = tf.pow(beta_2, tf.cast(self.iterations + 1, velocity.dtype))

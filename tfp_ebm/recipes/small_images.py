@@ -1,14 +1,14 @@
-"""Small images by persistent contrastive divergence whose chains are exact: draws at temperature 1 that can be shown.
+"""Small images by persistent contrastive divergence with exact chains, whose draws at temperature 1 look like the data.
 
-The recipes of `short_run` learn energies of which short cold chains give pictures. This one learns the density: chains
-of MALA in the box of the pixels, moved where x = sigmoid(z) so that none sticks to a face, their step adapted, none
-restarted. What the buffer holds are draws of exp(−E)/Z itself.
+The recipes of `short_run` learn energies whose short cold chains generate images. This recipe learns the density. Its
+chains use MALA in the range of the pixels. They move z, with x = sigmoid(z), so that no chain sticks to a face of the
+box; their step size adapts, and no chain restarts. The states in the buffer are draws of exp(−E)/Z itself.
 
-What decides is how sharp the network can be. Dequantised pixels (n + u)/L fill L cells, and half of all pixels of a
-digit lie in the first; the density falls from L to nothing at its end. A network with weights of order one over pixels
-in [0, 1] cannot fall within 1/L, its draws have grey noise where paper should be, and training only slowly sharpens it.
-So here it sees pixels in grey levels, [−L/2, L/2], where one level is one unit. (Around zero: over [0, L] a
-training of the same length ended far behind.)
+The scale of the network's inputs is decisive. Dequantised pixels (n + u)/L fill L cells, and half of all pixels of a
+digit lie in the first cell, at whose end the density falls steeply. A network with weights of order one and pixels in
+[0, 1] cannot change within 1/L: its draws have grey noise in the background, and training sharpens it slowly. The
+network here therefore receives pixels in grey levels, [−L/2, L/2], where one level is one unit. (The range is centred,
+since training of the same length with the range [0, L] gave much worse results.)
 """
 
 from __future__ import annotations
@@ -37,32 +37,35 @@ def small_images(
     event_shape: Any = None,
     seed: int = 0,
 ) -> EnergyModel:
-    """Persistent contrastive divergence for small images of few grey levels, such as scikit-learn's digits.
+    """Returns a model for small images of few grey levels, such as scikit-learn's digits.
+
+    It is compiled with persistent contrastive divergence:
 
         x = low + (high − low)·sigmoid(z),      z ← MALA,      `kernel_steps` steps of some of `capacity` chains
         loss = E(x) − E(x⁻)
 
-    Adam of β₁ = .5, its learning rate falling along a cosine to zero at `num_steps`, compiled by XLA. Batches of 64
-    rows are meant. Chains start at uniform noise, and arrive within some hundred training steps; there is no global
-    move.
+    The optimizer is Adam with β₁ = .5 and a learning rate that decreases along a cosine to zero at `num_steps`. XLA
+    compiles the chains. The settings are meant for batches of 64 rows. Chains start at uniform noise, and reach the
+    model's distribution within some hundred training steps; there is no global move.
 
     The draws are `model.standardization.to_x(model.loss.chains.states)`, at temperature 1.
 
     Args:
-      network: any Keras network `[batch, *event] -> [batch]` or `[batch, 1]`; it sees pixels in [−L/2, L/2]. A first
-        convolution that is strided, `networks.convnet(shape, [64], kernel_size=4, strides=[2], units=[256])`,
-        is cheaper than one at full resolution.
-      pixels: (low, high), the box of your data, which must be dequantised: (n + u)/L of n in 0 … L − 1 is in [0, 1].
+      network: any Keras network `[batch, *event] -> [batch]` or `[batch, 1]`; its inputs are pixels in [−L/2, L/2]. A
+        first convolution with a stride, `networks.convnet(shape, [64], kernel_size=4, strides=[2], units=[256])`, is
+        cheaper than one at full resolution.
+      pixels: (low, high), the range of your data, which must be dequantised: (n + u)/L with n in 0 … L − 1 is in [0,
+        1].
       num_levels: L, the number of grey levels.
       num_steps: optimizer steps that `fit` will take.
-      learning_rate: at the start.
-      kernel_steps: steps of MALA in a training step.
+      learning_rate: the learning rate at the start.
+      kernel_steps: number of MALA steps in a training step.
       capacity: number of chains.
-      event_shape: of one image, for a network that does not know its input shape.
-      seed: of all noise.
+      event_shape: the shape of one image, for a network whose input shape is unknown.
+      seed: the seed of all random numbers.
 
     Returns:
-      A compiled `EnergyModel`; its units map `pixels` to [−L/2, L/2].
+      A compiled `EnergyModel`; its standardisation maps `pixels` to [−L/2, L/2].
 
     Raises:
       TypeError, ValueError: for an argument that is not of the form above.

@@ -1,4 +1,4 @@
-"""Tables: models of up to some hundred coordinates that train well without further settings."""
+"""Recipes for tables: models of up to some hundred coordinates that train well without further settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT
 from tfp_ebm.losses.base import alias
 from tfp_ebm.model.energy_model import EnergyModel
 
-# Batches that one compiled call runs: Keras's own cost per call is then small compared with the step's.
+# Number of batches that one compiled call runs: Keras's cost per call is then small compared with that of a step.
 _STEPS_PER_EXECUTION = 100
 
 # In more coordinates, random frequencies carry little information on any one of them.
@@ -31,18 +31,19 @@ _NOISE_RATIO, _NUM_COMPONENTS = 4.0, 8
 # The number of scales of multiscale denoising, and the ratio of the largest to the smallest.
 _NUM_SCALES, _WIDEST = 6, 4.0
 
-# More noise than this blurs visible structure, and 64 coordinates need no more.
+# The largest σ: more noise blurs visible structure, and 64 coordinates need no more.
 _MAX_NOISE_SCALE = 0.4
 
 
 def noise_scale(x: Any) -> float:
-    """Returns the σ at which denoising score matching learns a smooth density from n rows of d coordinates.
+    """Returns the σ with which denoising score matching learns a smooth density from n rows of d coordinates.
 
         σ = ¾ n^(−1/(d + 4)), at most 0.4, in standard deviations of the data
 
-    On a finite sample the objective is minimised by that sample blurred by σ (eqs. 47-48), a kernel density estimate:
-    with a small σ it has one sharp mode around each row, between which no chain moves. n^(−1/(d + 4)) is the best
-    bandwidth for a Gaussian (Scott's rule); data with more structure need less.
+    For a finite sample, the minimum of the objective is the sample blurred by σ (eqs. 47-48), a kernel density
+    estimate:
+    with a small σ it has one sharp mode around each row, and chains do not move between these modes. n^(−1/(d + 4)) is
+    the best bandwidth for a Gaussian (Scott's rule); data with more structure need a smaller one.
 
     Args:
       x: the data `[rows, *event]`.
@@ -74,16 +75,16 @@ def loss_for(x: Any, loss: Any = None, *, sigma: float | None = None, noise_rati
 
     Args:
       x: the data `[rows, *event]`.
-      loss: an alias as above or of `losses.aliases()`, or a loss, which is returned as it is. None: noise contrastive
-        estimation for 5000 rows or more of up to three coordinates, denoising score matching otherwise.
-      sigma: σ of denoising score matching, instead of that of `noise_scale`.
-      noise_ratio: noise samples for each row of noise contrastive estimation, instead of 4.
+      loss: an alias as above or of `losses.aliases()`, or a loss, which is returned unchanged. None: noise contrastive
+        estimation for at least 5000 rows with at most three coordinates, denoising score matching otherwise.
+      sigma: σ of denoising score matching. Default: `noise_scale(x)`.
+      noise_ratio: number of noise samples per row in noise contrastive estimation. Default: 4.
 
     Returns:
       A loss.
 
     Raises:
-      TypeError, ValueError: as `losses.get`; if `x` is not a finite array of numbers.
+      TypeError, ValueError: as for `losses.get`; if `x` is not a finite array of numbers.
 
     >>> import numpy as np
     >>> loss_for(np.random.default_rng(0).normal(size=[4500, 5])).sigma < 0.3
@@ -115,22 +116,23 @@ def loss_for(x: Any, loss: Any = None, *, sigma: float | None = None, noise_rati
 def settings_for(loss: losses.Loss, size: int) -> dict[str, Any]:
     """Returns the defaults for a loss: `fourier_features`, `fourier_stddev`, `learning_rate`, `beta_2`, `base_width`.
 
-    Random frequencies help losses of energies in few coordinates, which otherwise learn detail late; they make second
-    derivatives noisy, and harm losses of scores.
+    In few coordinates, random frequencies help losses of energies, which otherwise learn details late. They make second
+    derivatives noisy, so they are not used for losses of scores.
 
     Persistent chains need an energy that changes slowly: the banana's KL is .006 nats at a learning rate of 10⁻³, .012
-    at 2·10⁻³, .08 at 4·10⁻³. Score matching needs a small one too: at 5·10⁻³ exact score matching failed on the
-    checkerboard. Its gradients grow as walls rise between modes, so Adam should forget the small ones: with β₂ = .99
-    instead of .999, exact score matching ended at a KL of .11 instead of .31 on the rings (medians of 8 seeds), and at
-    .10 instead of .12 on the checkerboard (of 3); sliced, at .09 instead of .11 on the checkerboard (of 3), and no
-    better on the rings (.23 and .16, of 8).
+    at 2·10⁻³, .08 at 4·10⁻³. Score matching also needs a small learning rate: at 5·10⁻³ exact score matching failed on
+    the checkerboard. Its gradients grow when the energy between modes rises, so Adam should forget earlier, small
+    gradients. With β₂ = .99 instead of .999, exact score matching ended at a KL of .11 instead of .31 on the rings
+    (medians of 8 seeds), and at .10 instead of .12 on the checkerboard (of 3); sliced score matching ended at .09
+    instead of .11 on the checkerboard (of 3), and was no better on the rings (.23 and .16, of 8).
 
-    The frequencies' standard deviation of 2 is a compromise between smooth rings and the edges of a checkerboard: their
-    KL was .003 and .020 at 1.5, .005 and .014 at 2 (one seed each). For chains 1.5 is enough.
+    The standard deviation 2 of the frequencies is a compromise between smooth rings and the edges of a checkerboard:
+    their KL was .003 and .020 at 1.5, .005 and .014 at 2 (one seed each). For chains 1.5 is sufficient.
 
-    The base is the Gaussian fitted to the data with `base_width` times its standard deviations. Where the noise of
-    noise contrastive estimation is thin, the base alone determines the energy, so it should not be thinner than the
-    data's tail (banana). Chains propose from the base, so for them it should be narrow.
+    The base is the Gaussian fitted to the data, with its standard deviations multiplied by `base_width`. Where the
+    noise density of noise contrastive estimation is low, the base alone determines the energy, so its tails should not
+    be lighter than those of the data (banana). Chains propose from the base, so it should be narrow for losses with
+    chains.
 
     Args:
       loss: any loss.
@@ -171,20 +173,20 @@ def low_dimensional(
 ) -> EnergyModel:
     """Returns a compiled model for data of up to some hundred coordinates, ready to `fit`.
 
-    The energy is that of a dense network on standardised data, tilted by the Gaussian fitted to the data, E(x) =
-    network − log base(x), so that the model has no mass far from the data. The optimizer is Adam; its learning rate
-    decays along a cosine to zero at `num_steps`. See `settings_for` for the loss-dependent defaults.
+    The energy is E(x) = network(x) − log base(x), with a dense network on standardised data and the Gaussian fitted to
+    the data as base, so that the model has no mass far from the data. The optimizer is Adam; its learning rate decays
+    along a cosine to zero at `num_steps`. See `settings_for` for the loss-dependent defaults.
 
     Args:
       x: the data `[rows, *event]`.
       loss: an `ebm.losses.Loss`, or an alias, or None: see `loss_for`.
-      num_steps: optimizer steps that `fit` will take; the learning rate is zero from there on.
+      num_steps: optimizer steps that `fit` will take; afterwards, the learning rate is zero.
       units: widths of the hidden layers.
       fourier_features: number of random frequencies before the first layer. None: the default for the loss.
       learning_rate: the learning rate at the start. None: the default for the loss.
       base_width: standard deviations of the base in terms of the data's. None: the default for the loss.
-      steps_per_execution: batches run by one compiled call.
-      seed: seed of initial weights and of all noise.
+      steps_per_execution: number of batches run by one compiled call.
+      seed: seed of the initial weights and of all random numbers.
 
     Returns:
       A compiled, adapted `EnergyModel`.

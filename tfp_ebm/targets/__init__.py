@@ -1,7 +1,7 @@
-"""Distributions on the plane whose truth is known: exact `log_prob`, exact sampler, exact moments.
+"""Known distributions on the plane, with exact `log_prob`, exact sampler and exact moments.
 
-A learned energy can only be judged against a density that is known, so every target here is a real
-`tfd.Distribution` and none is offered whose density is approximate. Four constructions cover them all:
+A learned energy can only be evaluated against a known density. Every target here is therefore a `tfd.Distribution`
+whose density is exact. There are four constructions:
 
 - **mixtures of round Gaussians** Σₖ wₖ N(x; mₖ, s²I): two and eight Gaussians;
 - **thick curves**: a point c(u) of a curve, u ~ U(0, 1), plus noise N(0, s²I). The density ∫ N(x; c(u), s²I) du is
@@ -11,8 +11,8 @@ A learned energy can only be judged against a density that is known, so every ta
 - **area-preserving maps and symmetries**: rings (uniform angle, Gaussian radius), pinwheel (Gaussian arms, each
   point rotated by an angle that depends on its radius, a map of Jacobian one), checkerboard (uniform on squares).
 
-Each target draws the same sample whenever it is given the same seed, an int included (TFP alone treats an int seed as
-stateful). They work in graphs, under XLA and with any number of leading dimensions, in float32 or float64.
+Each target draws the same sample for the same seed, also for an int seed (which TFP itself treats as stateful). The
+targets work in graphs, under XLA and with any number of leading dimensions, in float32 or float64.
 """
 
 from tfp_ebm.targets.gaussian import banana, eight_gaussians, funnel, rosenbrock, swiss_roll, two_gaussians, two_moons

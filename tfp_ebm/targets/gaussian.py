@@ -1,6 +1,6 @@
-"""Targets made of Gaussians: mixtures of round ones, curves thickened by noise, and Gaussians bent along a parabola.
+"""Targets made of Gaussians: mixtures of round Gaussians, curves with added noise, and Gaussians bent along a parabola.
 
-All three have exact moments, derived where they are built.
+All three have exact moments, which the functions below derive.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from tfp_ebm.targets.target import Sampler, Target, component, named, split
 def _round_gaussians(
     label: str, weights: np.ndarray, locs: np.ndarray, scale: float, dtype: Any, sample_fn: Sampler | None = None
 ) -> Target:
-    """Σₖ wₖ N(x; mₖ, s²I): weights `[K]`, locs `[K, 2]`; moments Σ wₖmₖ and s²I + Σ wₖ(mₖ − m)(mₖ − m)ᵀ."""
+    """Returns Σₖ wₖ N(x; mₖ, s²I), with weights `[K]`, locs `[K, 2]`, and its moments.
+
+    The mean is m = Σ wₖmₖ, the covariance s²I + Σ wₖ(mₖ − m)(mₖ − m)ᵀ.
+    """
     offset = np.log(weights) - math.log(2 * math.pi * scale**2)
-    # hundreds of nodes for every point of a fine grid would fill gigabytes: a few at a time
+    # hundreds of nodes for every point of a fine grid would need gigabytes, so a few nodes are evaluated at a time
     groups = np.array_split(np.arange(len(weights)), math.ceil(len(weights) / 32))
 
     def log_prob(x: tf.Tensor) -> tf.Tensor:
-        # not |x|² − 2xm + |m|²: differences don't cancel, nor is there a product for a GPU to round to TensorFloat-32
+        # not |x|² − 2xm + |m|²: this form has no cancellation, and no product that a GPU would round to TensorFloat-32
         parts = []
         for k in groups:
             squares = (x[..., :1] - locs[k, 0]) ** 2 + (x[..., 1:] - locs[k, 1]) ** 2
@@ -45,9 +48,9 @@ def _round_gaussians(
 
 @named
 def two_gaussians(dtype: Any = tf.float32) -> Target:
-    """Two separated modes of unequal weight: .3 N((−2, 0), .5²I) + .7 N((2, 0), .5²I).
+    """Returns a mixture of two separated modes of unequal weight: .3 N((−2, 0), .5²I) + .7 N((2, 0), .5²I).
 
-    The mixture of Fig. 1 of the note. Its weights are what score matching and uncalibrated chains get wrong.
+    This is the mixture of Fig. 1 of the note. Score matching and uncalibrated chains get its weights wrong.
 
     Args:
       dtype: tf.float32 or tf.float64.
@@ -60,7 +63,7 @@ def two_gaussians(dtype: Any = tf.float32) -> Target:
 
 @named
 def eight_gaussians(dtype: Any = tf.float32) -> Target:
-    """Eight equal modes N(mₖ, .2²I) on the circle of radius 2, at the angles kπ/4.
+    """Returns a mixture of eight equal modes N(mₖ, .2²I) on the circle of radius 2, at the angles kπ/4.
 
     Args:
       dtype: tf.float32 or tf.float64.
@@ -74,7 +77,7 @@ def eight_gaussians(dtype: Any = tf.float32) -> Target:
 
 
 def _thick_curve(label: str, curve: Callable[[Any, Any], Any], num_pieces: int, scale: float, dtype: Any) -> Target:
-    """c(u) + N(0, s²I), u ~ U(0, 1).
+    """Returns the distribution of c(u) + N(0, s²I), u ~ U(0, 1).
 
     `curve(u, lib)` maps u `[n]` to `[n, 2]` with the functions of lib (numpy or tf); it is smooth on each of
     `num_pieces` equal parts of [0, 1].
@@ -92,11 +95,11 @@ def _thick_curve(label: str, curve: Callable[[Any, Any], Any], num_pieces: int, 
 
 @named
 def two_moons(dtype: Any = tf.float32) -> Target:
-    """Two interleaved half circles with noise, centred, of standard deviations near one.
+    """Returns two interleaved half circles with noise, centred, with standard deviations near one.
 
-    (cos t, sin t) and (1 − cos t, .5 − sin t), t ~ U(0, π), equally likely, minus (.5, .25), plus N(0, .1²I),
-    all × 1.5. The density is the integral over t, by 160 Gauss-Legendre nodes per moon (exact to rounding); so are
-    the moments.
+    A point is (cos t, sin t) or (1 − cos t, .5 − sin t), t ~ U(0, π), equally likely, minus (.5, .25), plus N(0, .1²I),
+    all × 1.5. The density and the moments are integrals over t, computed with 160 Gauss-Legendre nodes per moon (exact
+    to rounding).
 
     Args:
       dtype: tf.float32 or tf.float64.
@@ -116,10 +119,10 @@ def two_moons(dtype: Any = tf.float32) -> Target:
 
 @named
 def swiss_roll(dtype: Any = tf.float32) -> Target:
-    """A spiral with noise: (t cos t, t sin t)/5 + N(0, .2²I), t ~ U(1.5π, 4.5π).
+    """Returns a spiral with noise: (t cos t, t sin t)/5 + N(0, .2²I), t ~ U(1.5π, 4.5π).
 
-    The density is the integral over t, by 160 Gauss-Legendre nodes per half turn (exact to rounding); so are the
-    moments.
+    The density and the moments are integrals over t, computed with 160 Gauss-Legendre nodes per half turn (exact to
+    rounding).
 
     Args:
       dtype: tf.float32 or tf.float64.
@@ -146,7 +149,7 @@ def _bent_gaussian(
     width: float = 1.0,
     flare: float = 0.0,
 ) -> Target:
-    """x₁ ~ N(m, s²), x₂ | x₁ ~ N(a x₁² + b, (t exp(c x₁))²) with m, s, a, b, t, c in the order of the arguments.
+    """Returns x₁ ~ N(m, s²), x₂ | x₁ ~ N(a x₁² + b, (t exp(c x₁))²), with arguments in the order m, s, a, b, t, c.
 
     From E x₁² = m² + s², Var x₁² = 4m²s² + 2s⁴, Cov(x₁, x₁²) = 2ms² and E exp(2c x₁) = exp(2cm + 2c²s²):
     E x₂ = a(m² + s²) + b, Var x₂ = a² Var x₁² + t² exp(2cm + 2c²s²), Cov(x₁, x₂) = 2ams².
@@ -179,7 +182,7 @@ def _bent_gaussian(
 
 @named
 def banana(dtype: Any = tf.float32) -> Target:
-    """A curved ridge: x₁ ~ N(0, 1), x₂ | x₁ ~ N(.5x₁² − .5, .3²). Uncorrelated, and far from independent.
+    """Returns a curved ridge: x₁ ~ N(0, 1), x₂ | x₁ ~ N(.5x₁² − .5, .3²), uncorrelated but far from independent.
 
     Args:
       dtype: tf.float32 or tf.float64.
@@ -192,9 +195,10 @@ def banana(dtype: Any = tf.float32) -> Target:
 
 @named
 def rosenbrock(dtype: Any = tf.float32) -> Target:
-    """Rosenbrock's valley as a density: log p = −((1 − x)² + 100(y − x²)²)/20 + const.
+    """Returns Rosenbrock's valley as a density: log p = −((1 − x)² + 100(y − x²)²)/20 + const.
 
-    The target of Fig. 3 of the note: x ~ N(1, 10), y | x ~ N(x², .1) (variances), a ridge .3 wide and hundreds long.
+    This is the target of Fig. 3 of the note: x ~ N(1, 10), y | x ~ N(x², .1) (variances), a ridge of width .3 and a
+    length of hundreds.
 
     Args:
       dtype: tf.float32 or tf.float64.
@@ -207,7 +211,7 @@ def rosenbrock(dtype: Any = tf.float32) -> Target:
 
 @named
 def funnel(dtype: Any = tf.float32) -> Target:
-    """Neal's funnel: x₁ ~ N(0, 3²), x₂ | x₁ ~ N(0, exp(x₁)); its scale varies over four orders of magnitude.
+    """Returns Neal's funnel: x₁ ~ N(0, 3²), x₂ | x₁ ~ N(0, exp(x₁)); its scale varies over four orders of magnitude.
 
     Reference: Neal, Slice sampling, Annals of Statistics 31(3), 2003, section 8.
 

@@ -1,6 +1,6 @@
 """Targets with a symmetry of the plane: rings and pinwheel (rotations), checkerboard (translations).
 
-The symmetry gives their moments, and polar coordinates their densities.
+The moments follow from the symmetry, and the densities from polar coordinates.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from tfp_ebm.targets.target import Target, component, named, radius_of, split
 
 @named
 def rings(dtype: Any = tf.float32) -> Target:
-    """Three concentric rings: uniform angle, radius N(R, .08²), R one of .7, 1.5, 2.3, equally likely.
+    """Returns three concentric rings: uniform angle, radius N(R, .08²), R one of .7, 1.5, 2.3, equally likely.
 
-    With ρ = ‖x‖ the density is ⅓ Σ_R [N(ρ; R, .08²) + N(−ρ; R, .08²)]/(2πρ): a negative radius counts on the other
-    side. The pole at the origin has no weight (1e-16 per unit of radius); the log-density is flat within the machine's
-    ε of it, so that a chain may start there. E x = 0, covariance ½(mean R² + .08²)I.
+    With ρ = ‖x‖ the density is ⅓ Σ_R [N(ρ; R, .08²) + N(−ρ; R, .08²)]/(2πρ); a point of negative radius is on the
+    opposite side of the origin. The pole at the origin has negligible weight (1e-16 per unit of radius). Within a
+    distance of the machine's ε from the origin the log-density is constant, so that a chain may start there. E x = 0,
+    covariance ½(mean R² + .08²)I.
 
     Args:
       dtype: tf.float32 or tf.float64.
@@ -51,12 +52,13 @@ def rings(dtype: Any = tf.float32) -> Target:
 
 @named
 def pinwheel(dtype: Any = tf.float32) -> Target:
-    """Five curved arms: x = 2 R(2πk/5 + ¼ exp ‖v‖) v with v = (r, t), r ~ N(1, .3²), t ~ N(0, .1²), k uniform on 0 … 4.
+    """Returns a pinwheel of five curved arms, x = 2 R(2πk/5 + ¼ exp ‖v‖) v.
 
-    R(φ) is the rotation by φ. An angle that depends on the radius ‖v‖ alone, which the rotation keeps, makes the map
-    area-preserving: in polar coordinates (ρ, θ) -> (ρ, θ + φ(ρ)). So p(x) = ¼ · ⅕ Σₖ N(R(−φₖ(‖x‖/2)) x/2) exactly. (The
-    classic recipe lets the angle depend on r, whose Jacobian is 1 − t φ'(r), and has no inverse in closed form. The
-    picture is the same.) Five-fold symmetry: E x = 0, covariance ½·4·(1 + .3² + .1²)I = 2.2 I.
+    Here v = (r, t), r ~ N(1, .3²), t ~ N(0, .1²), k is uniform on 0 … 4, and R(φ) is the rotation by φ. The angle
+    depends only on the radius ‖v‖, which the rotation does not change, so the map preserves area: in polar coordinates
+    it is (ρ, θ) -> (ρ, θ + φ(ρ)). Hence p(x) = ¼ · ⅕ Σₖ N(R(−φₖ(‖x‖/2)) x/2) exactly. (In the classic construction the
+    angle depends on r; that map has the Jacobian 1 − t φ'(r) and no inverse in closed form, but looks the same.) From
+    the five-fold symmetry, E x = 0, covariance ½·4·(1 + .3² + .1²)I = 2.2 I.
 
     Reference: Johnson et al., Composing graphical models with neural networks, 2016, https://arxiv.org/abs/1603.06277
 
@@ -72,7 +74,7 @@ def pinwheel(dtype: Any = tf.float32) -> Target:
 
     def log_prob(x: tf.Tensor) -> tf.Tensor:
         v = x[..., None, :] / 2
-        # an angle of infinity has no cosine; so far out no density is left to turn
+        # an infinite angle has no cosine; at such a distance the density is zero in any case
         angle = arms + rate * tf.exp(tf.minimum(radius_of(v), 80.0))
         r = tf.cos(angle) * v[..., 0] + tf.sin(angle) * v[..., 1]
         t = tf.cos(angle) * v[..., 1] - tf.sin(angle) * v[..., 0]
@@ -92,12 +94,12 @@ def pinwheel(dtype: Any = tf.float32) -> Target:
 
 @named
 def checkerboard(dtype: Any = tf.float32) -> Target:
-    """Uniform on the squares with i + j even of the 4 × 4 board on [−2, 2)²; −inf outside.
+    """Returns the uniform distribution on the squares with i + j even of the 4 × 4 board on [−2, 2)².
 
-    The density is flat inside and zero outside, so it has no gradient to follow: `is_differentiable` is False and
-    gradient kernels refuse it; random-walk and independence proposals take it. The default bijector maps the plane to
-    the board's box, whose other squares remain of density zero. Each coordinate is uniform, of variance 4/3;
-    their covariance is 1/4.
+    The density is constant inside and zero outside (log density −inf), so its gradient is of no use:
+    `is_differentiable` is False, and gradient kernels raise an error. Random-walk and independence proposals work. The
+    default bijector maps the plane to the board, where the density on the other squares is zero. Each coordinate is
+    uniform with variance 4/3; their covariance is 1/4.
 
     Args:
       dtype: tf.float32 or tf.float64.
@@ -112,7 +114,7 @@ def checkerboard(dtype: Any = tf.float32) -> Target:
         on_board = tf.reduce_all((x >= -2) & (x < 2), axis=-1)
         even = tf.math.floormod(tf.reduce_sum(tf.floor(x), axis=-1), 2) == 0
         log_density = tf.where(on_board & even, tf.constant(-math.log(8), x.dtype), tf.constant(-math.inf, x.dtype))
-        # NaN is on no square, but it is not a point of density zero either
+        # NaN is on no square, but its log-density must be NaN, not −inf
         nan = tf.reduce_any(tf.math.is_nan(x), axis=-1)
         return tf.where(nan, tf.constant(math.nan, x.dtype), log_density)
 
@@ -122,7 +124,7 @@ def checkerboard(dtype: Any = tf.float32) -> Target:
         column = square // 2
         row = 2 * (square % 2) + column % 2
         corner = tf.cast(tf.stack([column, row], axis=-1) - 2, dtype)
-        # half a grid step lower the uniforms are even multiples, and these sums exact: none rounds to the next square
+        # shifted by half a grid step the uniforms are even multiples, so these sums are exact and none rounds upwards
         half = 2.0**-24 if dtype == tf.float32 else 2.0**-53
         return corner + (uniform([n, 2], within, dtype=dtype) - half)
 

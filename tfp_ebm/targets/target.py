@@ -1,7 +1,4 @@
-"""The one class of the targets: a `tfd.Distribution` on the plane made of an exact log-density and an exact sampler.
-
-Beside it, the few draws that their samplers share.
-"""
+"""The class of all targets, a `tfd.Distribution` with exact log-density and sampler, and the samplers' helpers."""
 
 from __future__ import annotations
 
@@ -21,21 +18,21 @@ Sampler = Callable[[Any, tf.Tensor, tf.DType], tf.Tensor]
 
 
 class Target(tfp.distributions.Distribution):
-    """A distribution on the plane, made of an exact log-density and an exact sampler.
+    """A distribution on the plane, with an exact log-density and an exact sampler.
 
     Args:
       log_prob_fn: maps x `[..., 2]` to log p(x) `[...]`, in the dtype of x.
-      sample_fn: maps (n, seed as int32[2], dtype) to n independent points `[n, 2]`, the same ones for the same seed.
-      mean: the exact E x, two numbers; None if it is not known.
-      covariance: the exact covariance, 2 × 2 numbers; None if it is not known.
-      is_differentiable: False where ∇ log p does not exist or is zero, so that gradient kernels can refuse the target.
+      sample_fn: maps (n, seed as int32[2], dtype) to n independent points `[n, 2]`, the same points for the same seed.
+      mean: the exact E x, two numbers; None if unknown.
+      covariance: the exact covariance, 2 × 2 numbers; None if unknown.
+      is_differentiable: False if ∇ log p does not exist or is zero, so that gradient kernels can raise an error.
       box: (low, high) of the square that contains the support; None if the support is the plane.
       dtype: tf.float32 or tf.float64.
-      label: what the target is called in figures and errors.
-      name: TFP's name, which a joint distribution uses for the variable; the label if it is None.
+      label: the name of the target in figures and error messages.
+      name: TFP's name, which a joint distribution uses for the variable; default: the label.
 
     Raises:
-      TypeError: if `dtype` is not one of the two.
+      TypeError: if `dtype` is neither of the two.
 
     >>> disc = Target(
     ...     log_prob_fn=lambda x: -tf.reduce_sum(x**2, axis=-1) / 2 - np.log(2 * np.pi),
@@ -82,7 +79,7 @@ class Target(tfp.distributions.Distribution):
             validate_args=False,
             allow_nan_stats=True,
             parameters=parameters,
-            # a name in `parameters` counts as the user's own, which a joint distribution will not rename
+            # a joint distribution does not rename a distribution whose `parameters` contain a name
             name=label if name is None else name,
         )
 
@@ -119,7 +116,7 @@ class Target(tfp.distributions.Distribution):
         return self._log_prob_fn(value)
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
-        # None is TFP's documented request for a fresh draw; everything else repeats itself
+        # with None TFP documents a new draw at each call; any other seed gives the same draw
         words = tfp.random.sanitize_seed(None) if seed is None else stateless_seed(seed)
         return self._sample_fn(n, words, self.dtype)
 
@@ -139,7 +136,7 @@ class Target(tfp.distributions.Distribution):
 
 
 class _Part:
-    """A function of a target that `copy` and `pickle` find again by the target's name.
+    """A function of a target that `copy` and `pickle` restore by the target's name.
 
     Args:
       function: the function.
@@ -168,7 +165,7 @@ def _rebuilt(cls: type[Target], arguments: dict[str, Any]) -> Target:
 
 
 def named(make: Callable[..., Target]) -> Callable[..., Target]:
-    """Makes the targets of a function of `dtype` alone fit for `copy` and `pickle`.
+    """Makes targets that a function of `dtype` alone creates suitable for `copy` and `pickle`.
 
     >>> import pickle
     >>> from tfp_ebm import targets
@@ -200,6 +197,6 @@ def component(n: Any, seed: tf.Tensor, weights: np.ndarray) -> tf.Tensor:
 
 
 def radius_of(x: tf.Tensor) -> tf.Tensor:
-    """Returns ‖x‖ `[...]`, held at the machine's ε near the origin, where its gradient would be 0/0."""
+    """Returns ‖x‖ `[...]`, but at least the machine's ε, since the gradient at the origin would be 0/0."""
     epsilon = np.finfo(x.dtype.as_numpy_dtype).eps
     return tf.sqrt(tf.maximum(tf.reduce_sum(x**2, axis=-1), epsilon**2))

@@ -1,4 +1,4 @@
-"""How second-order jets pass through the layers of Keras: one module per family; importing them fills the table."""
+"""Rules for the propagation of second-order jets through Keras layers, one module per family, registered on import."""
 
 from tfp_ebm.derivatives.rules import convolution, dense, merging, normalization, operators, shaping
 

@@ -1,4 +1,4 @@
-"""Convolutions of every kind: linear in their input, so that value, slopes and bend go through the same kernel."""
+"""Rules for all convolutions, which are linear in their input: value and slopes pass through the same kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__: list[str] = []
 
 
 def _finish(layer: Any, jet: Jet) -> Jet:
-    """Adds the bias, on whichever axis the channels are, and activates."""
+    """Adds the bias along the axis of the channels, and applies the activation."""
     if layer.bias is not None:
         bias = weight(layer.bias, jet)
         if layer.data_format == "channels_first":

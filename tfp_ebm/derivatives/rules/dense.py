@@ -1,4 +1,4 @@
-"""Dense layers and activation layers: y = s(xW + b)."""
+"""Rules for dense layers and activation layers: y = s(xW + b)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that merge branches: sums and products of jets."""
+"""Rules for layers that merge branches: sums and products of jets."""
 
 from __future__ import annotations
 

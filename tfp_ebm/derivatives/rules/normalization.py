@@ -1,4 +1,4 @@
-"""Normalisations: by fixed statistics (affine maps), and by the mean square of each row."""
+"""Rules for normalisations by fixed statistics (affine maps), and by the mean square of each row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__: list[str] = []
 
 
 def _along_axis(t: tf.Tensor, axis: int, jet: Jet) -> tf.Tensor:
-    """A vector of weights, shaped to meet axis `axis` of a jet."""
+    """Reshapes a vector of weights to broadcast along axis `axis` of a jet."""
     shape = [1] * jet.shape.rank
     shape[axis] = -1
     return tf.reshape(t, shape)

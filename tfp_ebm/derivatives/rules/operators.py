@@ -1,6 +1,7 @@
-"""Operators in functional graphs: `2 * x + y`, `x ** 2`, `keras.ops.exp(x)`, sums over axes, indexing.
+"""Rules for operators in functional graphs: `2 * x + y`, `x ** 2`, `keras.ops.exp(x)`, sums over axes, indexing.
 
-Keras records each as an operation of a class that it does not export; a class that some version lacks is left out.
+Keras records each operator as an operation of a class that it does not export; classes missing in a version are
+skipped.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def _register_arithmetic(function: Callable[[Any, Any], Any], *names: str) -> No
         if (all(jets) and ranks[0] != ranks[1]) or ranks[jets.index(True)] < max(ranks):
             raise no_rule(operation, f"broadcasts tensors of rank {ranks[0]} and {ranks[1]}")
         dtype = next(side.dtype for side in (left, right) if isinstance(side, Jet))
-        # numbers stay numbers: tf.cast would round them to float32 first
+        # numbers are not converted, because tf.cast would first round them to float32
         return function(
             *(
                 tf.cast(side, dtype) if rank and not jet else side

@@ -1,4 +1,4 @@
-"""Layers that are linear maps without weights: pooling by averages, and everything that only moves numbers about."""
+"""Rules for layers that are linear maps without weights: average pooling, and layers that only rearrange numbers."""
 
 from __future__ import annotations
 

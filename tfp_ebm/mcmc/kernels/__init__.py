@@ -37,17 +37,17 @@ __all__ = [
     "default_kernel",
 ]
 
-# The kernel used where the user names none and no base is known. In standardised units a step of 0.1 is a safe start
-# for any energy; adaptation takes it from there. Trajectories vary between 1 and 20 steps, so that none resonates.
+# The kernel used if the user gives none and no base is known. In standardised units a step of 0.1 is a safe initial
+# value for any energy; adaptation then changes it. Trajectories vary between 1 and 20 steps, to avoid resonances.
 DEFAULT_KERNEL = Adaptive(HMC(step_size=0.1, num_leapfrog_steps=(1, 20)))
 
 
 def default_kernel(base: Any = None, bijector: Any = None) -> Kernel:
-    """Returns the kernel to run where none is given: adaptive HMC, after a global move from the base if there is one.
+    """Returns the default kernel: adaptive HMC, preceded by a global move from the base if there is one.
 
     Args:
-      base: a `tfd.Distribution` over states, or None. Each step then starts with an `IndependenceMetropolis` move,
-        which carries chains between modes and away from starts of almost no density.
+      base: a `tfd.Distribution` over states, or None. With a base, each step starts with an `IndependenceMetropolis`
+        move, which moves chains between modes and away from initial states of very low density.
       bijector: a `tfp.bijectors.Bijector` onto the support of the target; HMC then moves in unconstrained coordinates.
 
     >>> import tensorflow_probability as tfp

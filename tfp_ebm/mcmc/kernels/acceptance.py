@@ -1,12 +1,12 @@
-"""Metropolis-Hastings steps that record what TFP's silently turn into a rejection.
+"""Metropolis-Hastings steps that record faults which TFP silently treats as rejections.
 
-`tfp.mcmc.MetropolisHastings` rejects every proposal whose acceptance ratio is not finite. Two faults hide behind that:
+`tfp.mcmc.MetropolisHastings` rejects every proposal whose acceptance ratio is not finite. This hides two faults:
 
-- The gradient is NaN where the log density is finite, as that of `tf.norm` is at 0. Every trajectory through such a
-  point is rejected, so the chain stays on one side of it, or at its start. `CheckedMetropolis` keeps, for each chain,
-  whether that has happened.
-- The chain is where the density is zero or NaN. The ratio p(x*)/p(x) is then infinite, so that a proposal of positive
-  density is accepted with probability 1; TFP rejects it and the chain never moves. `RescuingMetropolis` accepts it.
+- The gradient is NaN at a point where the log density is finite, as for `tf.norm` at 0. Every trajectory through such a
+  point is rejected, so the chain stays on one side of it, or at its start. `CheckedMetropolis` records, for each chain,
+  whether this has happened.
+- The density at the chain's state is zero or NaN. The ratio p(x*)/p(x) is then infinite, so a proposal of positive
+  density should be accepted. TFP rejects it, and the chain never moves. `RescuingMetropolis` accepts it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-# Difference of log densities beyond which a proposal is hopeless, as in TFP's No-U-Turn Sampler.
+# Difference of log densities beyond which a proposal is certain to be rejected, as in TFP's No-U-Turn Sampler.
 _MAX_DIFFERENCE = 1000.0
 
 # Fields of kernel results that hold the results of another kernel for the state that the chain is in.
@@ -26,13 +26,13 @@ _NESTED = ("accepted_results", "inner_results", "post_swap_replica_results", "pa
 def is_bad_gradient(log_prob: tf.Tensor, gradients: list[tf.Tensor], current: tf.Tensor) -> tf.Tensor:
     """Returns whether the gradient is NaN or infinite at a point that the chain could visit, bool `[*chains]`.
 
-    A point whose log density is not finite, or lower than the chain's by more than 1000, is rejected in any case:
-    there a gradient may overflow.
+    A point whose log density is not finite, or is lower than the chain's by more than 1000, is rejected in any case. At
+    such a point an overflow of the gradient does not count.
 
     Args:
-      log_prob: of the point, `[*chains]`.
-      gradients: there, of each part of the state, `[*chains, *event]`.
-      current: the log density where the chain is, `[*chains]`.
+      log_prob: log density at the point, `[*chains]`.
+      gradients: its gradients at the point, for each part of the state, `[*chains, *event]`.
+      current: the log density at the chain's current state, `[*chains]`.
 
     >>> gradient = tf.constant([[1.0], [float("nan")], [float("nan")]])
     >>> is_bad_gradient(tf.constant([0.0, 0.0, -1e6]), [gradient], tf.zeros([3])).numpy().tolist()
@@ -47,10 +47,10 @@ def is_bad_gradient(log_prob: tf.Tensor, gradients: list[tf.Tensor], current: tf
 
 
 def gradient_failed(results: Any) -> tf.Tensor | None:
-    """Returns whether each chain has met a gradient that was not finite, bool `[*chains]`; None if no kernel looked.
+    """Returns whether each chain has had a non-finite gradient, bool `[*chains]`; None if no kernel checked this.
 
     Args:
-      results: of any TFP kernel, however nested.
+      results: the results of any TFP kernel, possibly nested.
     """
     if hasattr(results, "gradient_failed"):
         return results.gradient_failed if tf.is_tensor(results.gradient_failed) else None
@@ -66,7 +66,7 @@ def gradient_failed(results: Any) -> tf.Tensor | None:
 
 
 class CheckedMetropolis(tfp.mcmc.MetropolisHastings):
-    """`tfp.mcmc.MetropolisHastings` of a kernel whose results have a field `gradient_failed`, which stays set.
+    """`tfp.mcmc.MetropolisHastings` around a kernel with the result field `gradient_failed`, which stays set.
 
     Args:
       inner_kernel, name: as TFP's.
@@ -80,7 +80,7 @@ class CheckedMetropolis(tfp.mcmc.MetropolisHastings):
 
 
 class RescuingMetropolis(tfp.mcmc.MetropolisHastings):
-    """`tfp.mcmc.MetropolisHastings` that leaves states of density zero or NaN for any of positive density.
+    """`tfp.mcmc.MetropolisHastings` that can leave states where the density is zero or NaN.
 
     Args:
       inner_kernel, name: as TFP's.

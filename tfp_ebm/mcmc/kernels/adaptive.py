@@ -1,18 +1,18 @@
-"""Step sizes that adapt to the acceptance.
+"""Adaptation of step sizes to the acceptance.
 
 Dual averaging (Nesterov 2009; Hoffman & Gelman 2014, §3.2) moves log ε by the running sum of (target acceptance − mean
-acceptance of the chains), and after the adaptation fixes ε at a weighted average of the values tried. While ε depends
-on the past the chain has no invariant distribution, so only draws after the adaptation are valid: it ends within the
-burn-in, and the step size is then constant.
+acceptance of the chains). After the adaptation, ε is fixed at a weighted average of the values tried. While ε depends
+on the past, the chain has no invariant distribution, so only draws after the adaptation are valid. The adaptation ends
+within the burn-in; from then on the step size is constant.
 
-`tfp.mcmc.DualAveragingStepSizeAdaptation` does the averaging. It expects the step size in the kernel's results, where
-TFP's random walk and Langevin kernels do not put it; `_Tunable` puts it there for every kernel of this package.
+`tfp.mcmc.DualAveragingStepSizeAdaptation` computes the average. It expects the step size in the kernel's results, but
+TFP's random walk and Langevin kernels do not store it there; `_Tunable` does so for every kernel of this package.
 
 A proposal whose acceptance ratio is not finite counts as rejected. A chain at a state where log p itself is not finite
 rejects everything, at any step size; it is ignored, otherwise a few stuck chains would drive the step size to zero.
 
-Where chains do not burn in (chains of a training step, pilot runs of annealed importance sampling), log ε follows the
-acceptance by `log_step_size_change`, without averaging.
+For chains without a burn-in (chains in a training step, pilot runs of annealed importance sampling),
+`log_step_size_change` adapts log ε to the acceptance, without averaging.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from tfp_ebm.caller import warn
 from tfp_ebm.mcmc.kernels.kernel import Kernel, LateKernel, TargetLogProbFn, Wrapper
 from tfp_ebm.mcmc.results import find
 
-# Adaptation ends before the burn-in does, so that the chain forgets the states that determined its step size.
+# Adaptation ends before the burn-in, so that the chain forgets the states that determined its step size.
 _ADAPTED_SHARE_OF_BURNIN = 0.8
 
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 @dataclasses.dataclass(frozen=True)
 class Adaptive(Wrapper):
-    """A kernel whose step size adapts during the first steps until a given share of its proposals is accepted.
+    """A kernel that adapts its step size during the first steps, until a given share of its proposals is accepted.
 
-    All chains share one step size, which follows the mean of min(1, acceptance ratio) over them. A proposal with a
-    non-finite ratio counts as rejected; a chain stuck where log p is not finite does not count. Arrays of step sizes
-    and masses keep their proportions, since one factor is adapted. With `num_adaptation_steps=0`, or without burn-in
-    steps to adapt in, it equals the inner kernel.
+    All chains share one step size, which is adapted to their mean of min(1, acceptance ratio). A proposal with a
+    non-finite ratio counts as rejected; a chain that is stuck where log p is not finite does not count. Arrays of step
+    sizes and masses keep their proportions, since only one factor is adapted. With `num_adaptation_steps=0`, or without
+    burn-in steps, the kernel equals the inner kernel.
 
     Args:
-      kernel: `HMC`, `MALA`, `NUTS` or `RandomWalk`; adaptation starts at its own step size.
-      num_adaptation_steps: number of steps to adapt for. Default: 80 % of the burn-in of `ebm.mcmc.sample`.
-      target_accept_prob: acceptance to adapt to, in (0, 1). Default: the kernel's optimum, .75 for HMC, .8 for NUTS,
+      kernel: `HMC`, `MALA`, `NUTS` or `RandomWalk`; the adaptation starts at its step size.
+      num_adaptation_steps: number of adaptation steps. Default: 80 % of the burn-in of `ebm.mcmc.sample`.
+      target_accept_prob: the target acceptance, in (0, 1). Default: the kernel's optimum, .75 for HMC, .8 for NUTS,
         .574 for MALA, .234 for RandomWalk.
 
     Raises:
       TypeError: if `kernel` cannot be adapted.
-      ValueError: if it accepts everything (Langevin), or a number is out of range.
+      ValueError: if `kernel` accepts everything (Langevin), or a number is out of range.
 
     >>> from tfp_ebm.mcmc.kernels import MALA
     >>> Adaptive(MALA(step_size=0.1)).target_accept_prob
@@ -70,7 +70,7 @@ class Adaptive(Wrapper):
         if optimum is None:
             raise ValueError(
                 "`kernel` must have a step size, and accept or reject its proposals, as HMC, MALA, NUTS and RandomWalk "
-                f"do, got {self.kernel!r}; of a kernel made of kernels, adapt those inside."
+                f"do, got {self.kernel!r}. If it wraps other kernels, adapt those instead."
             )
         target = arguments.check_positive(
             "target_accept_prob", optimum if self.target_accept_prob is None else self.target_accept_prob
@@ -84,11 +84,10 @@ class Adaptive(Wrapper):
         )
 
     def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
-        """See `Kernel.build`; `step_size` is where adaptation starts."""
+        """See `Kernel.build`; the adaptation starts at `step_size`."""
         if self.num_adaptation_steps is None:
             raise ValueError(
-                "`num_adaptation_steps` must be given: without it the number depends on the burn-in of "
-                "`ebm.mcmc.sample`."
+                "`num_adaptation_steps` must be given: its default depends on the burn-in of `ebm.mcmc.sample`."
             )
         return tfp.mcmc.DualAveragingStepSizeAdaptation(
             _Tunable(self.kernel, target_log_prob_fn, step_size),
@@ -100,7 +99,7 @@ class Adaptive(Wrapper):
         )
 
     def _log_accept_prob(self, results: Any) -> tf.Tensor:
-        """Returns log min(1, ratio) of each chain; for a stuck chain the target acceptance, which changes nothing."""
+        """Returns log min(1, ratio) of each chain; for a stuck chain the log of the target acceptance (no effect)."""
         ratio, log_prob = find(results, "log_accept_ratio"), find(results, "target_log_prob")
         log_accept_prob = tf.where(tf.math.is_finite(ratio), tf.minimum(ratio, 0.0), -math.inf)
         indifferent = tf.math.log(tf.constant(self.target_accept_prob, log_prob.dtype))
@@ -108,7 +107,7 @@ class Adaptive(Wrapper):
 
     @property
     def is_adaptive(self) -> bool:
-        """True."""
+        """Whether the step size adapts: True."""
         return True
 
     @property
@@ -117,24 +116,24 @@ class Adaptive(Wrapper):
         return self.kernel
 
     def with_burnin(self, num_burnin_steps: int) -> Adaptive:
-        """Returns this kernel with a definite number of adaptation steps."""
+        """Returns this kernel with a fixed number of adaptation steps."""
         if self.num_adaptation_steps is not None:
             if self.num_adaptation_steps > num_burnin_steps:
                 warn(
-                    f"The step size adapts for {self.num_adaptation_steps} steps, the burn-in has {num_burnin_steps}: "
-                    "draws kept while it adapts do not follow the target.",
+                    f"The step size adapts for {self.num_adaptation_steps} steps, but the burn-in has "
+                    f"{num_burnin_steps}: draws kept during the adaptation do not follow the target.",
                 )
             return self
         return dataclasses.replace(self, num_adaptation_steps=int(_ADAPTED_SHARE_OF_BURNIN * num_burnin_steps))
 
     def step_size_after(self, results: Any, step_size: Any) -> Any:
-        """The adapted step size."""
+        """Returns the adapted step size."""
         del step_size
         return results.new_step_size
 
 
 def log_step_size_change(gain: Any, accept_prob: tf.Tensor, target_accept_prob: float) -> tf.Tensor:
-    """Computes the change of log ε by which a step size follows the acceptance, g·(acceptance − target).
+    """Computes the change of log ε that adapts a step size to the acceptance, g·(acceptance − target).
 
     >>> float(log_step_size_change(0.5, tf.constant(0.75), 0.25))
     0.25
@@ -148,7 +147,7 @@ class _TunableResults(NamedTuple):
 
 
 class _Tunable(LateKernel):
-    """A kernel that reads its step size from its results, and is built with it at each step."""
+    """A kernel that reads the step size from its results and rebuilds its inner kernel with it at each step."""
 
     def _build(self, step_size: Any) -> tfp.mcmc.TransitionKernel:
         return self._parameters["kernel"].build(self._parameters["target_log_prob_fn"], step_size)
@@ -163,7 +162,7 @@ class _Tunable(LateKernel):
     ) -> tuple[Any, _TunableResults]:
         step_size = previous_kernel_results.step_size
         inner_results = previous_kernel_results.inner_results
-        # NUTS reads its step size from its results, the others leave that field empty or have none.
+        # NUTS reads its step size from its results; the other kernels leave that field empty or lack it.
         if tf.is_tensor(getattr(inner_results, "step_size", None)):
             inner_results = inner_results._replace(step_size=step_size)
         state, inner_results = self._build(step_size).one_step(current_state, inner_results, seed=seed)

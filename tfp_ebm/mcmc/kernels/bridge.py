@@ -1,4 +1,4 @@
-"""A step on one of the densities between a base b and a target p, p_β ∝ b^(1−β) p^β."""
+"""One step at a density p_β ∝ b^(1−β) p^β between a base b and a target p."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bridge_step(
 ) -> tuple[tf.Tensor, Any]:
     """Makes one step of a kernel that leaves p_β invariant.
 
-    The kernel is built and started afresh. What its results hold of the state (log density and gradient) depends on β;
+    The kernel is built and initialised anew at each call. The log density and gradient in its results depend on β;
     reusing the values of another β would bias the acceptance, and with it the weights of annealed importance sampling.
 
     Args:

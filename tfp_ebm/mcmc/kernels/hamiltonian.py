@@ -1,12 +1,12 @@
 """TFP's Hamiltonian Monte Carlo with momenta from `tfp_ebm.random`, and trajectories of varying length.
 
-TFP's kernel draws its momenta with a generator that XLA runs slowly on a CPU: for 784 coordinates and ten leapfrog
-steps they took a quarter of the time. The leapfrog integrator is written out here because TFP's kernel draws and
-integrates in one method; everything around it, above all the acceptance by `tfp.mcmc.MetropolisHastings`, is TFP's.
+TFP's kernel draws its momenta with a generator that is slow on a CPU under XLA: for 784 coordinates and ten leapfrog
+steps it took a quarter of the time. The leapfrog integrator is repeated here because TFP's kernel draws and integrates
+in one method. Everything else, such as the acceptance by `tfp.mcmc.MetropolisHastings`, is TFP's.
 
 A trajectory of length T turns a coordinate of standard deviation s by the angle T/s. Where T is a multiple of πs for
-some coordinate, all trajectories return to ±x: the coordinate's mean looks perfectly mixed and its variance never
-mixes. Drawing the number of leapfrog steps anew in each step removes such resonances (Mackenzie 1989; Neal 2011, §3.2).
+some coordinate, all trajectories return to ±x: the coordinate's mean seems perfectly mixed, but its variance never
+mixes. Drawing a new number of leapfrog steps in each step removes such resonances (Mackenzie 1989; Neal 2011, §3.2).
 The draw does not depend on the state, so each step is a mixture of reversible kernels, which is reversible.
 """
 
@@ -24,28 +24,31 @@ from tfp_ebm import arguments, random
 from tfp_ebm.mcmc.kernels.acceptance import CheckedMetropolis, is_bad_gradient
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn, _check_broadcast, _positive
 
-# Folded into the seed of a step for the number of leapfrog steps; the momentum is drawn from the seed itself.
+# Number folded into the seed of a step to draw the number of leapfrog steps; the momentum uses the seed itself.
 _JITTER = 1
 
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 @dataclasses.dataclass(frozen=True)
 class HMC(Kernel):
-    """Hamiltonian Monte Carlo (eqs. 16-20): a momentum p ~ N(0, m) is drawn, then L leapfrog steps
+    """Hamiltonian Monte Carlo (eqs. 16-20), with a diagonal mass.
+
+    Each step draws a momentum p ~ N(0, m), makes L leapfrog steps
 
         p ← p − ½ε∇E(x),   x ← x + εp/m,   p ← p − ½ε∇E(x)
 
-    and the end point is accepted with min(1, exp(−ΔH)), H = E(x) + Σₖ pₖ²/(2mₖ).
+    and accepts the end point with probability min(1, exp(−ΔH)), H = E(x) + Σₖ pₖ²/(2mₖ).
 
-    `tfp.mcmc.HamiltonianMonteCarlo`, which has unit mass, at the step size ε/√m per coordinate. That is the same chain:
-    with p = √m·q the momentum is q ~ N(0, 1), its step q ← q − ½(ε/√m)∇E, the position's x ← x + (ε/√m)q, and the
-    kinetic energy ½q². A good mass is the inverse of the target's variance (Neal 2011, arXiv:1206.1901).
+    The implementation is `tfp.mcmc.HamiltonianMonteCarlo`, which has unit mass, with the step size ε/√m per coordinate.
+    This is the same chain: with p = √m·q, the momentum is q ~ N(0, 1), its step is q ← q − ½(ε/√m)∇E, the step of the
+    position is x ← x + (ε/√m)q, and the kinetic energy is ½q². A good mass is the inverse of the target's variance
+    (Neal 2011, arXiv:1206.1901).
 
     Args:
       step_size: ε; a number, or an array that broadcasts to the event.
-      num_leapfrog_steps: L; or a pair (low, high), from whose whole numbers each step draws its L uniformly, the same
-        for all chains. That removes resonances between the length of the trajectories and the target.
-      mass: m, the diagonal of the mass matrix; a number or an array that broadcasts to the event. None is 1.
+      num_leapfrog_steps: L, or a pair (low, high): each step then draws L uniformly from low, …, high, the same L for
+        all chains. This removes resonances between the length of the trajectories and the target.
+      mass: m, the diagonal of the mass matrix; a number or an array that broadcasts to the event. None means 1.
 
     Raises:
       TypeError, ValueError: if an argument is out of range, or the number of steps is not a whole number.
@@ -79,7 +82,7 @@ class HMC(Kernel):
 
     @property
     def evaluations_per_step(self) -> int:
-        """One per leapfrog step, since the gradient at the start is known; on average, rounded, if L varies."""
+        """Number of gradients per step: one per leapfrog step; the rounded average if L varies."""
         return round(float(np.mean(self.num_leapfrog_steps)))
 
     def check_event(self, event_shape: tuple[int, ...]) -> None:
@@ -94,15 +97,15 @@ class HMC(Kernel):
 class NUTS(Kernel):
     """The No-U-Turn Sampler (Hoffman & Gelman 2014): HMC that doubles its trajectory until it turns back.
 
-    `tfp.mcmc.NoUTurnSampler`. All chains wait for the longest trajectory among them, 2^`max_tree_depth` leapfrog steps
-    at most.
+    The implementation is `tfp.mcmc.NoUTurnSampler`. All chains wait for the longest trajectory among them, which has at
+    most 2^`max_tree_depth` leapfrog steps.
 
     Args:
       step_size: ε; a number, or an array that broadcasts to the event.
-      max_tree_depth: how often a trajectory may double.
+      max_tree_depth: the largest number of times that a trajectory may double.
 
     Raises:
-      TypeError, ValueError: if `step_size` is not positive or `max_tree_depth` not a positive whole number.
+      TypeError, ValueError: if `step_size` is not positive, or `max_tree_depth` is not a positive whole number.
 
     >>> NUTS(step_size=0.3).evaluations_per_step
     1024
@@ -125,12 +128,12 @@ class NUTS(Kernel):
 
     @property
     def evaluations_per_step(self) -> int:
-        """The longest trajectory that the tree allows."""
+        """Number of gradients of the longest trajectory possible."""
         return 2**self.max_tree_depth
 
 
 def _numbers_of_steps(value: Any) -> Any:
-    """The number of leapfrog steps as an int, or a pair of ints."""
+    """Returns the number of leapfrog steps as an int or a pair of ints."""
     if not isinstance(value, list | tuple):
         return arguments.check_count("num_leapfrog_steps", value)
     if len(value) != 2:
@@ -142,14 +145,14 @@ def _numbers_of_steps(value: Any) -> Any:
 
 
 class HamiltonianResults(NamedTuple):
-    """The results of one trajectory: the fields of TFP's `UncalibratedHamiltonianMonteCarlo`, and one more.
+    """The results of one trajectory: the fields of TFP's `UncalibratedHamiltonianMonteCarlo` and `gradient_failed`.
 
     Attributes:
       log_acceptance_correction: kinetic energy at the start minus that at the end, `[*chains]`.
       target_log_prob: log p at the end, `[*chains]`.
       grads_target_log_prob: list with ∇log p at the end.
       initial_momentum, final_momentum: lists with p at the start and at the end.
-      step_size: as stored by an adapting kernel of TFP's; else empty.
+      step_size: the step size stored by an adapting TFP kernel; else empty.
       num_leapfrog_steps: empty.
       seed: the seed of the step.
       gradient_failed: whether the gradient was NaN or infinite at a point that the chain could visit, `[*chains]`.
@@ -167,13 +170,13 @@ class HamiltonianResults(NamedTuple):
 
 
 class _Trajectory(tfp.mcmc.UncalibratedHamiltonianMonteCarlo):
-    """A momentum p ~ N(0, I) and L leapfrog steps (eqs. 16-20); for a state of one part.
+    """Kernel that draws a momentum p ~ N(0, I) and makes L leapfrog steps (eqs. 16-20), for a state of one part.
 
-    `num_leapfrog_steps` may be a pair: the smallest and the largest of the numbers that each step draws from.
+    `num_leapfrog_steps` may be a pair: the smallest and the largest number of steps that may be drawn.
     """
 
     def bootstrap_results(self, init_state: Any) -> HamiltonianResults:
-        """The results at the start of a chain."""
+        """Returns the results at the start of a chain."""
         results = super().bootstrap_results(init_state)
         return HamiltonianResults(
             **dict(zip(results._fields, results, strict=True)),
@@ -186,7 +189,7 @@ class _Trajectory(tfp.mcmc.UncalibratedHamiltonianMonteCarlo):
         """Returns the end of the trajectory, and its results."""
         seed = tfp.random.sanitize_seed(seed)
         (x,) = map(tf.convert_to_tensor, tf.nest.flatten(current_state))
-        stored = previous_kernel_results.step_size  # by an adapting kernel around this one; else an empty list
+        stored = previous_kernel_results.step_size  # set by an adapting outer kernel; else an empty list
         step_size = tf.convert_to_tensor(stored if tf.is_tensor(stored) else self.step_size, x.dtype)
         drawn = random.normal(tf.shape(x), seed, x.dtype)
         num_leapfrog_steps = self.num_leapfrog_steps
@@ -200,7 +203,7 @@ class _Trajectory(tfp.mcmc.UncalibratedHamiltonianMonteCarlo):
         def leap(
             count: tf.Tensor, x: tf.Tensor, p: tf.Tensor, log_prob: tf.Tensor, gradient: tf.Tensor, failed: tf.Tensor
         ) -> tuple[tf.Tensor, ...]:
-            # the half kicks of neighbouring steps are one whole kick
+            # two half steps of the momentum, of neighbouring leapfrog steps, are combined into one full step
             x = tf.ensure_shape(x + step_size * p, x.shape)
             log_prob, (gradient,) = tfp.math.value_and_gradient(self.target_log_prob_fn, [x])
             failed |= is_bad_gradient(log_prob, [gradient], current)
@@ -228,8 +231,8 @@ class HamiltonianMonteCarlo(tfp.mcmc.HamiltonianMonteCarlo):
     """`tfp.mcmc.HamiltonianMonteCarlo` for a state of one part, with other random numbers.
 
     Args:
-      *args, **kwargs: as TFP's, but that `num_leapfrog_steps` may be a pair of whole numbers: each step then draws its
-        number of leapfrog steps uniformly from those between them.
+      *args, **kwargs: as for TFP's class, except that `num_leapfrog_steps` may be a pair (low, high) of whole numbers:
+        each step then draws its number of leapfrog steps uniformly from low, …, high.
 
     >>> kernel = HamiltonianMonteCarlo(lambda x: -0.5 * tf.reduce_sum(x**2, -1), 0.5, 3)
     >>> x = tf.ones([3, 2])
@@ -240,5 +243,5 @@ class HamiltonianMonteCarlo(tfp.mcmc.HamiltonianMonteCarlo):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # where TFP's class keeps the kernel that does its work
+        # the attribute in which TFP's class stores its inner kernel
         self._impl: Any = CheckedMetropolis(_Trajectory(**self.parameters))

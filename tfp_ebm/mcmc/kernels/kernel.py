@@ -1,12 +1,12 @@
-"""Transition kernels: small immutable recipes that build `tfp.mcmc` kernels.
+"""Transition kernels: small immutable objects that build `tfp.mcmc` kernels.
 
-A kernel here is a callable `target_log_prob_fn -> tfp.mcmc.TransitionKernel`; a `functools.partial` of a kernel of
-TFP's is one. The classes below add what a partial lacks: their arguments are checked, they compare and hash by value
-(so that a compiled loop can be reused), Keras saves and loads them, and their step size can be replaced by a tensor
-(so that a new step size needs no new compilation).
+A kernel in this package is a callable `target_log_prob_fn -> tfp.mcmc.TransitionKernel`, for example a
+`functools.partial` of a TFP kernel. The classes below have further advantages: their arguments are checked, they
+compare and hash by value (so that a compiled loop can be reused), Keras saves and loads them, and a tensor can replace
+their step size (so that a new step size needs no new compilation).
 
-Everywhere `step_size` is ε, the length of time by which one leapfrog step moves; the Langevin step is the leapfrog
-step: x' = x + ½ε²∇log p(x) + εZ (eq. 65). TFP's own Langevin kernels call ε² the step size, other libraries ε²/2.
+In all kernels `step_size` is ε, the time of one leapfrog step. A Langevin step is one leapfrog step:
+x' = x + ½ε²∇log p(x) + εZ (eq. 65). TFP's own Langevin kernels call ε² the step size, other libraries ε²/2.
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ class Kernel(abc.ABC):
 
     @abc.abstractmethod
     def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
-        """Builds the TFP kernel of a target, with a step size, a number or tensor, in place of this recipe's own."""
+        """Builds the TFP kernel of a target; `step_size`, a number or tensor, replaces this kernel's own."""
 
     def __call__(self, target_log_prob_fn: TargetLogProbFn) -> tfp.mcmc.TransitionKernel:
-        """Builds the TFP kernel that leaves exp(target_log_prob_fn) invariant; approximately, if it is uncalibrated."""
+        """Builds the TFP kernel that leaves exp(target_log_prob_fn) invariant (approximately, if uncalibrated)."""
         return self.build(check_target(target_log_prob_fn), self.initial_step_size)
 
     @property
     def initial_step_size(self) -> Any:
-        """This recipe's step size as an array; () if it has none."""
+        """The kernel's step size as an array; () if it has none."""
         return () if self.step_size_field is None else np.asarray(getattr(self, self.step_size_field))
 
     @property
     def without_step_size(self) -> Kernel:
         """This kernel with its step size replaced by ones.
 
-        It is the key of the compiled loop: kernels that differ in nothing but their step size share compiled code.
+        It is the key of the compiled loop: kernels that differ only in their step size share compiled code.
         """
         if self.step_size_field is None:
             return self
@@ -100,7 +100,7 @@ class Kernel(abc.ABC):
     def in_coordinates(self, standardization: Any) -> Kernel:
         """Returns this kernel for chains that run in z = (x − loc)/scale although its bases are distributions over x.
 
-        Everything else, such as step sizes, boxes and proposal functions, belongs to z and stays.
+        Everything else, such as step sizes, boxes and proposal functions, refers to z and does not change.
 
         Args:
           standardization: an object with `to_z`, `to_x` and the weights `loc` and `scale`, which are read when the
@@ -144,7 +144,7 @@ class Kernel(abc.ABC):
 
 
 def _positive(name: str, value: Any) -> Any:
-    """Returns a positive number as a float, or an array of them as nested tuples, which hash and compare by value."""
+    """Returns a positive number as a float, or an array as nested tuples, which hash and compare by value."""
     array = np.asarray(value)
     if array.ndim == 0:
         return arguments.check_positive(name, array.item())
@@ -189,10 +189,10 @@ def build(kernel: Any, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> t
     Args:
       kernel: a kernel of this package, or any callable `target_log_prob_fn -> tfp.mcmc.TransitionKernel`.
       target_log_prob_fn: log p up to a constant.
-      step_size: the step size, number or tensor, of a kernel of this package; ignored for another.
+      step_size: the step size, a number or tensor, of a kernel of this package; ignored for other kernels.
 
     Raises:
-      TypeError: if the callable returns something else.
+      TypeError: if the callable does not return a TFP kernel.
     """
     if isinstance(kernel, Kernel):
         return kernel.build(target_log_prob_fn, step_size)
@@ -205,9 +205,9 @@ def build(kernel: Any, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> t
 
 
 def is_calibrated(kernel: Callable[[TargetLogProbFn], tfp.mcmc.TransitionKernel]) -> bool:
-    """Returns whether a kernel, or any callable like one, leaves its target exactly invariant.
+    """Returns whether a kernel, or any callable that builds a TFP kernel, leaves its target exactly invariant.
 
-    It builds the kernel of a Gaussian and reads its `is_calibrated`.
+    The function builds the kernel for a Gaussian target and reads its `is_calibrated`.
 
     >>> from tfp_ebm.mcmc.kernels import MALA, Langevin
     >>> is_calibrated(MALA(0.1)), is_calibrated(Langevin(0.1))
@@ -290,12 +290,12 @@ class Wrapper(Kernel):
 
 
 class LateKernel(tfp.mcmc.TransitionKernel):
-    """A TFP kernel that builds its inner kernels at each call, for the state or step size at hand.
+    """A TFP kernel that builds its inner kernels at each call, for the current state or step size.
 
     Args:
-      kernel: the recipe.
+      kernel: the kernel of this package.
       target_log_prob_fn: log p up to a constant. TFP's wrappers find and replace it by this name.
-      step_size: the step size, in the form of the recipe's `initial_step_size`.
+      step_size: the step size, in the form of the kernel's `initial_step_size`.
     """
 
     def __init__(self, kernel: Any, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> None:
@@ -308,5 +308,5 @@ class LateKernel(tfp.mcmc.TransitionKernel):
 
     @property
     def is_calibrated(self) -> bool:
-        """True unless a subclass overrides it."""
+        """Whether the kernel is calibrated: True unless a subclass overrides it."""
         return True

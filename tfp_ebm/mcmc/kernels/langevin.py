@@ -4,21 +4,21 @@ The overdamped Langevin equation dX = ½∇log p(X) dt + dB leaves p unchanged. 
 
     x' = x + ½ε²∇log p(x) + τZ,    Z ~ N(0, I),    τ = ε.                                                        (65)
 
-The discretisation is biased (on N(0, 1) its stationary variance is 1/(1 − ε²/4)); Metropolis-Hastings removes the bias,
-which makes it MALA. The proposal density is q(x'|x) = N(x + ½ε²g, τ²I) with g = ∇log p(x). Seen from the other end the
-same move needs the noise −Z', with Z' = Z + ½(ε²/τ)(g + g'), so that
+The discretisation is biased (on N(0, 1) its stationary variance is 1/(1 − ε²/4)); Metropolis-Hastings removes the bias.
+The result is MALA. The proposal density is q(x'|x) = N(x + ½ε²g, τ²I) with g = ∇log p(x). The reverse move, from x' to
+x, needs the noise −Z', with Z' = Z + ½(ε²/τ)(g + g'), so that
 
     log q(x|x') − log q(x'|x) = ½‖Z‖² − ½‖Z'‖².
 
-For τ = ε, Z and Z' are the first and last momentum of one leapfrog step: MALA(ε) *is* HMC(ε, one leapfrog step).
-This form also subtracts no nearly equal positions, as the quotient of the two densities would. It holds for any drift
-that is a function of the position alone, so also where g is clipped.
+For τ = ε, Z and Z' are the first and the last momentum of one leapfrog step: MALA(ε) is HMC(ε, one leapfrog step).
+This form avoids the subtraction of nearly equal positions that the quotient of the two densities would need. It holds
+for any drift that depends on the position alone, hence also if g is clipped.
 
-Short-run samplers (Du & Mordatch 2019, arXiv:1903.08689) vary the step: the gradient is taken where the noise has
-already moved the state, x̃ = x + τZ, x' = x̃ + ½ε²∇log p(x̃), and x' (in some x̃ too) is clamped to the box of the
-pixels. Their distributions are not known in closed form, and Metropolis-Hastings does not correct them here.
+Short-run samplers (Du & Mordatch 2019, arXiv:1903.08689) modify the step: the gradient is taken after adding the noise,
+x̃ = x + τZ, x' = x̃ + ½ε²∇log p(x̃), and x' (in some samplers also x̃) is clamped to the range of the pixels. The
+distributions of these steps have no closed form, and Metropolis-Hastings does not correct them here.
 
-TFP has this kernel too; it is not used because it differentiates its (constant) volatility in every step, in a loop
+TFP also has this kernel. It is not used, because it differentiates its (constant) volatility in every step, in a loop
 over the coordinates. Its `step_size` is ε².
 """
 
@@ -41,17 +41,17 @@ from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn, _box, _check_br
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 @dataclasses.dataclass(frozen=True)
 class MALA(Kernel):
-    """Metropolis-adjusted Langevin: the step of eq. 65, x* = x − ½ε²∇E(x) + εZ, accepted or rejected.
+    """Metropolis-adjusted Langevin: the step of eq. 65, x* = x − ½ε²∇E(x) + εZ, is accepted or rejected.
 
-    The same proposals and acceptance ratios as `HMC(step_size, num_leapfrog_steps=1)`. Best at an acceptance of .574
-    (Roberts & Rosenthal 1998). `tfp.mcmc.MetropolisHastings` around this package's `UncalibratedLangevin`; the step
-    size of TFP's own MALA would be ε².
+    Proposals and acceptance ratios equal those of `HMC(step_size, num_leapfrog_steps=1)`. The optimal acceptance is
+    .574 (Roberts & Rosenthal 1998). The implementation is `tfp.mcmc.MetropolisHastings` around this package's
+    `UncalibratedLangevin`. TFP's own MALA has ε² as its step size.
 
     Args:
       step_size: ε; a number, or an array that broadcasts to the event.
 
     Raises:
-      TypeError, ValueError: if `step_size` is not made of positive numbers.
+      TypeError, ValueError: if `step_size` is not a positive number or an array of positive numbers.
 
     >>> MALA(step_size=0.1) == MALA(step_size=np.array(0.1))
     True
@@ -72,24 +72,25 @@ class MALA(Kernel):
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 @dataclasses.dataclass(frozen=True)
 class Langevin(Kernel):
-    """Unadjusted Langevin dynamics (eq. 65): x' = x − ½ε²∇E(x) + τZ, nothing rejected.
+    """Unadjusted Langevin dynamics (eq. 65): x' = x − ½ε²∇E(x) + τZ, without rejections.
 
-    Not calibrated: on N(0, 1) and with τ = ε the stationary variance is 1/(1 − ε²/4), not 1. With another τ the chain
-    has the temperature T = τ²/ε² as ε → 0 (it samples p^(1/T)), and the variance T/(1 − ε²/4) on N(0, 1): the small
-    noise of short-run samplers (Du & Mordatch 2019, arXiv:1903.08689) makes cold chains.
+    The kernel is not calibrated: on N(0, 1) with τ = ε, the stationary variance is 1/(1 − ε²/4), not 1. With another τ
+    the chain has temperature T = τ²/ε² as ε → 0 (it samples p^(1/T)), and its variance on N(0, 1) is T/(1 − ε²/4). The
+    small noise of short-run samplers (Du & Mordatch 2019, arXiv:1903.08689) therefore gives a temperature below 1.
 
-    The last four options are used by such samplers. With them the chain has another distribution even for small ε:
-    clipping and clamping break detailed balance at every step size, and a clamp gathers chains on the faces of its box;
-    `Transformed` keeps both the box and the distribution.
+    The last four options are for such samplers. They change the chain's distribution even for small ε: clipping and
+    clamping break detailed balance at every step size, and clamping accumulates chains on the faces of the box.
+    `Transformed` restricts a chain to a box without changing its distribution there.
 
     Args:
       step_size: ε; a number, or an array that broadcasts to the event. TFP's own Langevin calls ε² the step size.
       noise_scale: τ; None means ε, temperature 1. Zero is gradient descent.
-      gradient_clip: c; each coordinate of ∇log p is clipped to [−c, c]. None: it is not.
-      noise_first: the order of Du & Mordatch's code, x̃ = x + τZ, then x' = x̃ − ½ε²∇E(x̃).
-      clamp: (low, high), numbers or arrays that broadcast to the event; x' is clamped to that box. It is in the chain's
-        coordinates: standardised ones in an `EnergyDistribution` or a loss of an adapted model. None: no clamp.
-      clamp_noised: with the two before it, x̃ too is clamped, before the gradient is taken there.
+      gradient_clip: c; each coordinate of ∇log p is clipped to [−c, c]. None: no clipping.
+      noise_first: whether to use the order of Du & Mordatch's code: x̃ = x + τZ, then x' = x̃ − ½ε²∇E(x̃).
+      clamp: (low, high), numbers or arrays that broadcast to the event; x' is clamped to that box. It refers to the
+        chain's coordinates, which are standardised in an `EnergyDistribution` or a loss of an adapted model. None: no
+        clamping.
+      clamp_noised: whether to clamp x̃ as well, before the gradient is taken; requires `noise_first` and `clamp`.
 
     Raises:
       TypeError, ValueError: if an argument is not of the form above.
@@ -141,16 +142,17 @@ class Langevin(Kernel):
 
 
 class UncalibratedLangevinResults(NamedTuple):
-    """What a Langevin step leaves behind; the fields that `tfp.mcmc.MetropolisHastings` reads.
+    """The results of a Langevin step, with the fields that `tfp.mcmc.MetropolisHastings` reads.
 
     Attributes:
-      log_acceptance_correction: log q(x|x') − log q(x'|x), shape `[*chains]`; zeros where it is not asked for. This and
-        the next two are () for a kernel that takes the gradient after the noise, and so does not compute them at x'.
+      log_acceptance_correction: log q(x|x') − log q(x'|x), shape `[*chains]`; zeros if it is not requested. This field
+        and the next two are () for a kernel that takes the gradient after adding the noise, since it does not compute
+        them at x'.
       target_log_prob: log p at the new state, `[*chains]`.
       grads_target_log_prob: list with ∇log p at the new state, one per part of the state.
       seed: the seed of the step.
       gradient_failed: whether the gradient was NaN or infinite at a point that the chain could visit, bool
-        `[*chains]`: in this step, or in any step before it if nothing is rejected; () where it is not known.
+        `[*chains]`: in this step, or in any step so far if nothing is rejected; () if unknown.
     """
 
     log_acceptance_correction: Any
@@ -161,7 +163,7 @@ class UncalibratedLangevinResults(NamedTuple):
 
 
 class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
-    """One step x' = x + ½ε²∇log p(x) + τZ, without acceptance (eq. 65).
+    """A TFP kernel that makes steps x' = x + ½ε²∇log p(x) + τZ, without an acceptance step (eq. 65).
 
     `tfp.mcmc.MetropolisHastings(UncalibratedLangevin(...))` is MALA.
 
@@ -169,17 +171,17 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
       target_log_prob_fn: log p up to a constant; takes the state, or its parts if the state is a list.
       step_size: ε, a number or tensor that broadcasts with the state.
       noise_scale: τ; None means ε.
-      compute_acceptance: whether `log_acceptance_correction` is computed; a chain that is never accepted or rejected
-        saves that work.
-      gradient_clip: bound c on each coordinate of ∇log p in the step, which is clipped to ±c; None is none.
-      noise_first: whether the noise is added first and the gradient taken there.
-      clamp: (low, high) to which the new state is clamped, numbers or tensors that broadcast with it; None is none.
-      clamp_noised: whether the noised state, too, is clamped before the gradient is taken there.
-      name: of the operations.
+      compute_acceptance: whether to compute `log_acceptance_correction`; not needed if nothing is rejected.
+      gradient_clip: bound c; each coordinate of ∇log p is clipped to [−c, c] in the step. None: no clipping.
+      noise_first: whether to add the noise first and take the gradient afterwards.
+      clamp: (low, high), numbers or tensors that broadcast with the state; the new state is clamped to this box. None:
+        no clamping.
+      clamp_noised: whether to clamp the state also after adding the noise, before the gradient is taken.
+      name: the name of the operations.
 
     Raises:
-      ValueError: if `noise_first` or `clamp` is asked for together with `compute_acceptance`: no proposal density of
-        the form above belongs to them.
+      ValueError: if `noise_first` or `clamp` is combined with `compute_acceptance`, since such steps have no proposal
+        density of the form above.
 
     >>> normal = lambda x: -0.5 * tf.reduce_sum(x**2, -1)
     >>> kernel = UncalibratedLangevin(normal, step_size=0.5)
@@ -203,8 +205,8 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
     ) -> None:
         if compute_acceptance and (noise_first or clamp is not None):
             raise ValueError(
-                "`compute_acceptance` must be False with `noise_first` or `clamp`: Metropolis-Hastings has no proposal "
-                "density for such steps."
+                "`compute_acceptance` must be False with `noise_first` or `clamp`: the proposal density of such steps "
+                "is not known."
             )
         self._parameters = {
             "target_log_prob_fn": target_log_prob_fn,
@@ -225,11 +227,11 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
 
     @property
     def is_calibrated(self) -> bool:
-        """False: the chain's limit is not quite the target."""
+        """Whether the kernel is calibrated: False, since the chain's limit differs from the target."""
         return False
 
     def bootstrap_results(self, init_state: Any) -> UncalibratedLangevinResults:
-        """Log density and gradient at `init_state`; nothing where the gradient is taken after the noise."""
+        """Returns log density and gradient at `init_state`; both empty if the gradient is taken after the noise."""
         if self._parameters["noise_first"]:
             return UncalibratedLangevinResults((), (), (), tf.zeros([2], tf.int32), ())
         parts = _parts(init_state)
@@ -249,7 +251,7 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
 
         Args:
           current_state: tensor `[*chains, *event]`, or a list of such.
-          previous_kernel_results: of the step before, or of `bootstrap_results`.
+          previous_kernel_results: the results of the previous step, or of `bootstrap_results`.
           seed: int32[2].
 
         Returns:
@@ -296,7 +298,7 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
         return gradient if bound is None else clamped(gradient, -bound, bound)
 
     def _value_and_gradients(self, parts: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        # New tensors, because TFP's bijectors remember values by tensor, and a remembered value has no gradient here.
+        # New tensors, because TFP's bijectors cache values by tensor, and a cached value has no gradient here.
         parts = [tf.identity(part) for part in parts]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(parts)
@@ -307,16 +309,16 @@ class UncalibratedLangevin(tfp.mcmc.TransitionKernel):
                 "`target_log_prob_fn` is not differentiable in the state (its gradient is None); "
                 "Langevin dynamics needs the gradient."
             )
-        # The gradient of a function of any number of rows has no static shape, which a loop needs.
+        # A loop needs a static shape, but the gradient of a function of any number of rows has none.
         return value, [tf.ensure_shape(gradient, part.shape) for gradient, part in zip(gradients, parts, strict=True)]
 
 
 def clamped(x: tf.Tensor, low: Any, high: Any) -> tf.Tensor:
-    """`x` held between `low` and `high`; a NaN stays one, which it need not in `tf.clip_by_value`."""
+    """Clamps `x` to [`low`, `high`]; a NaN stays a NaN, unlike in `tf.clip_by_value`."""
     low, high = tf.convert_to_tensor(low, x.dtype), tf.convert_to_tensor(high, x.dtype)
     return tf.where(x < low, low, tf.where(x > high, high, x))
 
 
 def _parts(state: Any) -> list[tf.Tensor]:
-    """The parts of a state; TFP's kernels take one tensor or a list of tensors."""
+    """Returns the parts of a state, which in TFP's kernels is one tensor or a list of tensors."""
     return [tf.convert_to_tensor(part) for part in (state if isinstance(state, list | tuple) else [state])]

@@ -4,15 +4,16 @@ A state x* ~ q(x*|x) is proposed and accepted with
 
     α(x, x*) = min(1, p(x*)q(x|x*) / (p(x)q(x*|x))),
 
-so that P(x)·q(x*|x)·α(x, x*) = P(x*)·q(x|x*)·α(x*, x): detailed balance (eq. 15), whatever q is. Only ratios occur, so
-Z does not. A symmetric q cancels; without its ratio, an asymmetric one leads to another distribution than p.
+so that P(x)·q(x*|x)·α(x, x*) = P(x*)·q(x|x*)·α(x*, x), which is detailed balance (eq. 15), for any q. Only ratios of p
+occur, so Z is not needed. A symmetric q cancels. For an asymmetric q the ratio is required: without it, the chain does
+not converge to p.
 
-The independence sampler proposes from one fixed distribution q(x*) = b(x*), wherever the chain is. Its moves are
-global: they carry a chain between modes that local moves never connect. Its acceptance is high where b is near p, and
-falls with the dimension; a rejected move costs one evaluation and does no harm.
+The independence sampler proposes from one fixed distribution, q(x*) = b(x*), whatever the current state. Its moves are
+global: they move chains between modes that local moves do not connect. Its acceptance is high if b is close to p, and
+decreases with the dimension. A rejected move costs one evaluation and leaves the chain unchanged.
 
-Both are `tfp.mcmc.MetropolisHastings` around `UncalibratedProposal`, which TFP lacks; unlike TFP's, it accepts a
-proposal of positive density wherever that of the chain is zero or NaN.
+Both are `tfp.mcmc.MetropolisHastings` around `UncalibratedProposal`, which TFP lacks. In contrast to TFP, a proposal of
+positive density is accepted if the density at the current state is zero or NaN.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ from tfp_ebm.random import fold_in
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 @dataclasses.dataclass(frozen=True)
 class RandomWalk(Kernel):
-    """Random-walk Metropolis (§2.1.2): propose x* = x + scale·Z, accept with min(1, p(x*)/p(x)). No gradient needed.
+    """Random-walk Metropolis (§2.1.2): proposes x* = x + scale·Z and accepts with probability min(1, p(x*)/p(x)).
 
-    `tfp.mcmc.RandomWalkMetropolis` with normal steps. Roberts, Gelman & Gilks (1997) advise an acceptance of .234 in
-    many dimensions, .44 in one.
+    It needs no gradient. The implementation is `tfp.mcmc.RandomWalkMetropolis` with normal steps. Roberts, Gelman &
+    Gilks (1997) recommend an acceptance of .234 in many dimensions and .44 in one dimension.
 
     Args:
       scale: standard deviation of the proposed step; a number, or an array that broadcasts to the event.
 
     Raises:
-      TypeError, ValueError: if `scale` is not made of positive numbers.
+      TypeError, ValueError: if `scale` is not a positive number or an array of positive numbers.
 
     >>> kernel = RandomWalk(scale=0.5)
     >>> type(kernel(lambda x: -0.5 * x**2)).__name__
@@ -69,7 +70,7 @@ class RandomWalk(Kernel):
 
     @property
     def uses_gradient(self) -> bool:
-        """False."""
+        """Whether the gradient is used: False."""
         return False
 
 
@@ -94,7 +95,7 @@ class UncalibratedProposalResults(NamedTuple):
 
 
 class UncalibratedProposal(tfp.mcmc.TransitionKernel):
-    """Moves to x* = propose(x, seed), without acceptance.
+    """A kernel that moves to x* = propose(x, seed), without an acceptance step.
 
     Args:
       target_log_prob_fn: log p up to a constant, `[*chains, *event] -> [*chains]`.
@@ -123,21 +124,21 @@ class UncalibratedProposal(tfp.mcmc.TransitionKernel):
 
     @property
     def is_calibrated(self) -> bool:
-        """False."""
+        """Whether the kernel is calibrated: False, since nothing is rejected."""
         return False
 
     def bootstrap_results(self, init_state: Any) -> UncalibratedProposalResults:
-        """Log density at `init_state`."""
+        """Returns results with the log density at `init_state`."""
         log_prob = self._parameters["target_log_prob_fn"](_only_part(init_state))
         return UncalibratedProposalResults(tf.zeros_like(log_prob), log_prob, tf.zeros([2], tf.int32))
 
     def one_step(
         self, current_state: Any, previous_kernel_results: UncalibratedProposalResults, seed: Any = None
     ) -> tuple[Any, UncalibratedProposalResults]:
-        """Proposes once.
+        """Makes one proposal.
 
         Raises:
-          TypeError, ValueError: if `propose` changes dtype or shape, the ratio is not one number per chain, or the
+          TypeError, ValueError: if `propose` changes the dtype or shape, the ratio is not one number per chain, or the
             state has several parts.
         """
         seed = tfp.random.sanitize_seed(seed)
@@ -155,7 +156,7 @@ class UncalibratedProposal(tfp.mcmc.TransitionKernel):
 
 
 def _only_part(state: Any) -> tf.Tensor:
-    """The state as one tensor; TFP's replica exchange hands over a list of one."""
+    """Returns the state as one tensor; TFP's replica exchange passes a list of one tensor."""
     if isinstance(state, list | tuple):
         if len(state) != 1:
             raise ValueError(f"`current_state` must be one tensor [*chains, *event], got {len(state)} parts.")
@@ -175,21 +176,22 @@ def _checked(name: str, value: Any, dtype: tf.DType, shape: tf.TensorShape, what
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 @dataclasses.dataclass(frozen=True)
 class MetropolisHastings(Kernel):
-    """Metropolis-Hastings with a proposal of your own: accept x* with min(1, p(x*)q(x|x*)/(p(x)q(x*|x))) (§2.1.2).
+    """Metropolis-Hastings with a user-defined proposal (§2.1.2).
 
-    Metropolis et al. (1953); Hastings (1970). Kernels are equal if their functions are. Keras saves one whose functions
-    are registered with `keras.saving.register_keras_serializable`.
+    It accepts x* with probability min(1, p(x*)q(x|x*)/(p(x)q(x*|x))) (Metropolis et al. 1953; Hastings 1970). Two
+    kernels are equal if their functions are equal. Keras can save a kernel if its functions are registered with
+    `keras.saving.register_keras_serializable`.
 
     Args:
-      propose: maps the state `[*chains, *event]` and a seed, int32[2], to x* of the same shape and dtype. The states of
-        chains in an `EnergyDistribution` or a loss of an adapted model are standardised.
-      log_proposal_ratio: maps (x, x*) to log q(x|x*) − log q(x*|x), `[*chains]`. None: q is symmetric,
-        q(x*|x) = q(x|x*).
+      propose: maps the state `[*chains, *event]` and a seed, int32[2], to x* of the same shape and dtype. In an
+        `EnergyDistribution` or a loss of an adapted model, states are standardised.
+      log_proposal_ratio: maps (x, x*) to log q(x|x*) − log q(x*|x), `[*chains]`. None for a symmetric q, q(x*|x) =
+        q(x|x*).
 
     Raises:
-      TypeError: if an argument is not callable; when a chain runs, if a function's values have another dtype than the
-        state.
-      ValueError: when a chain runs, if they have another shape than they should.
+      TypeError: if an argument is not callable; when a chain runs, if the dtype of a function's values is not that of
+        the state.
+      ValueError: when a chain runs, if a function's values have the wrong shape.
 
     >>> from tfp_ebm import mcmc, random
     >>> def stretch(x, seed):  # x* = x·exp(.5 Z) on the half line: q(x|x*)/q(x*|x) = x*/x
@@ -220,11 +222,11 @@ class MetropolisHastings(Kernel):
 
     @property
     def uses_gradient(self) -> bool:
-        """False."""
+        """Whether the gradient is used: False."""
         return False
 
     def get_config(self) -> dict[str, Any]:
-        """The registered names of the functions.
+        """Returns the registered names of the functions.
 
         Raises:
           TypeError: if a function is not registered with Keras.
@@ -233,7 +235,7 @@ class MetropolisHastings(Kernel):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> MetropolisHastings:
-        """The inverse of `get_config`."""
+        """Creates the object from the result of `get_config`."""
         functions: dict[str, Any] = {
             name: None if registered is None else keras.saving.get_registered_object(registered)
             for name, registered in config.items()
@@ -254,7 +256,7 @@ def _registered(name: str, function: Any) -> str | None:
 
 
 def base_in_coordinates(kernel: Any) -> tfp.distributions.Distribution:
-    """Returns the base of a kernel as a distribution over the states of the chain, be they x or standardised."""
+    """Returns the base of a kernel as a distribution over the chain's states, which may be x or standardised."""
     return kernel.base if kernel.standardization is None else kernel.standardization.standardized(kernel.base)
 
 
@@ -269,25 +271,27 @@ def _log_density(base: tfp.distributions.Distribution, x: tf.Tensor) -> tf.Tenso
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 @dataclasses.dataclass(frozen=True)
 class IndependenceMetropolis(Kernel):
-    """A global move: propose y ~ b, accept with min(1, p(y)b(x)/(p(x)b(y))) (§2.1.2, with q(x*|x) = b(x*)).
+    """The independence sampler, a global move (§2.1.2, with q(x*|x) = b(x*)).
 
-    Composed with a local kernel by `Sequential`, it lets chains change modes without losing detailed balance (Tierney
-    1994). Each proposal evaluates the target once, without gradient, and the base at two points.
+    It proposes y ~ b and accepts with probability min(1, p(y)b(x)/(p(x)b(y))). Combined with a local kernel by
+    `Sequential`, it lets chains move between modes, and the target remains invariant (Tierney 1994). Each proposal
+    evaluates the target once, without gradient, and the base at two points.
 
-    Kernels are equal if their bases are made of the same classes, equal constants and the very same variables; a base
-    that reads variables, such as `EnergyModel.base`, is followed as they change.
+    Two kernels are equal if their bases have the same classes, equal constants and the same variables (as objects). If
+    a base reads variables, as `EnergyModel.base` does, the kernel uses their current values.
 
     Args:
       base: b, one `tfd.Distribution` over states, with `sample` and `log_prob` (or `unnormalized_log_prob`). In an
-        `EnergyDistribution` or a loss of a model it is over x, like the model's own. A chain outside its support is
-        never moved.
-      num_proposals: how many proposals a step makes, one after the other. A step counts as accepted if any of them is.
+        `EnergyDistribution` or a loss of a model it is over x, like the model's own base. A chain outside the base's
+        support never moves.
+      num_proposals: number of proposals in each step, made one after the other. A step counts as accepted if any of
+        them is accepted.
       standardization: set by `in_coordinates`.
 
     Raises:
-      TypeError: if `base` is no distribution.
-      ValueError: if it is a batch of distributions, if `num_proposals` is below 1, or, when a chain runs, if the base
-        has another event shape than the state.
+      TypeError: if `base` is not a distribution.
+      ValueError: if `base` is a batch of distributions, if `num_proposals` is below 1, or, when a chain runs, if the
+        base and the state have different event shapes.
 
     >>> base = tfp.distributions.MultivariateNormalDiag([0.0, 0.0], [2.0, 2.0])
     >>> kernel = IndependenceMetropolis(base)
@@ -323,7 +327,7 @@ class IndependenceMetropolis(Kernel):
 
     @property
     def uses_gradient(self) -> bool:
-        """False."""
+        """Whether the gradient is used: False."""
         return False
 
     @property
@@ -340,12 +344,12 @@ class IndependenceMetropolis(Kernel):
             )
 
     def get_config(self) -> dict[str, Any]:
-        """The base by our codec for TFP distributions, and the number of proposals."""
+        """Returns the base, encoded by `serialization`, and the number of proposals."""
         return {"base": serialization.encode(self.base, "base"), "num_proposals": self.num_proposals}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> IndependenceMetropolis:
-        """The inverse of `get_config`."""
+        """Creates the object from the result of `get_config`."""
         return cls(serialization.decode(config["base"]), config["num_proposals"])
 
 
@@ -362,7 +366,7 @@ class RepeatedResults(NamedTuple):
 
 
 class _Repeated(tfp.mcmc.TransitionKernel):
-    """Several steps of a Metropolis kernel as one; a loop, so that XLA compiles the kernel once."""
+    """A kernel that makes several steps of a Metropolis kernel, in a loop, so that XLA compiles the kernel once."""
 
     def __init__(self, inner_kernel: tfp.mcmc.TransitionKernel, num_steps: int) -> None:
         self._parameters = {"inner_kernel": inner_kernel, "num_steps": num_steps}

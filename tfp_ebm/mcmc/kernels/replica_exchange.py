@@ -1,15 +1,15 @@
-"""Replica exchange: chains of several temperatures that trade places.
+"""Replica exchange: chains at several temperatures that swap their states.
 
-Beside the target p run replicas on p^β₁, p^β₂, … with 1 > β₁ > β₂ > … > 0. Where β is small the modes of p^β are
-joined, so hot replicas travel; and neighbours i, j propose to trade their states, accepted with
+In addition to the target p, replicas run on p^β₁, p^β₂, … with 1 > β₁ > β₂ > … > 0. For small β the modes of p^β
+overlap, so hot replicas move between them. Neighbours i, j propose to swap their states and accept with probability
 
     min(1, exp((βᵢ − βⱼ)(log p(xⱼ) − log p(xᵢ)))),
 
-which leaves Π p^βᵢ, hence p in the cold replica, unchanged (Swendsen & Wang 1986; Earl & Deem 2005). Even and odd pairs
-of neighbours take turns (Syed et al. 2019, arXiv:1905.02939).
+which leaves Π p^βᵢ invariant, and with it p in the cold replica (Swendsen & Wang 1986; Earl & Deem 2005). Even and odd
+pairs of neighbours alternate (Syed et al. 2019, arXiv:1905.02939).
 
-`tfp.mcmc.ReplicaExchangeMC` does it. The step size of the replica at β is that of the kernel over √β, since a
-Gaussian's p^β is wider by 1/√β.
+The implementation is `tfp.mcmc.ReplicaExchangeMC`. The step size of the replica at β is that of the kernel divided by
+√β, since p^β of a Gaussian p is wider by a factor 1/√β.
 """
 
 from __future__ import annotations
@@ -37,22 +37,23 @@ _TEMPERABLE = (RandomWalk, HMC, MALA, MetropolisHastings, IndependenceMetropolis
 class ReplicaExchange(Wrapper):
     """Replica exchange (parallel tempering) for targets of several modes: `tfp.mcmc.ReplicaExchangeMC`.
 
-    The chain's state is that of the cold replica, `[*chains, *event]`; the others live in the kernel's results and all
-    start where it starts. That is not where they belong, so chains need a burn-in even from exact draws. The target is
-    called with `[replica, *chains, *event]`. Each step moves every replica by `kernel`, its step size divided by √β,
-    and proposes to trade every other pair of neighbours. Around an `Adaptive` kernel each replica adapts its own step
-    size; the one reported is the cold one's.
+    The chain's state is that of the cold replica, `[*chains, *event]`. The other replicas are stored in the kernel's
+    results and start at the same state. They do not start in equilibrium, so chains need a burn-in even if the initial
+    states are exact draws. The target is called with `[replica, *chains, *event]`. Each step moves every replica by
+    `kernel`, with its step size divided by √β, and proposes a swap for every other pair of neighbours. If the kernel is
+    `Adaptive`, each replica adapts its own step size; the reported step size is that of the cold replica.
 
-    Whether a trade between replicas k and k + 1 was proposed, and accepted, is in the results' fields
-    `is_swap_proposed_adjacent` and `is_swap_accepted_adjacent`, bool `[replicas − 1, *chains]`. A share of .2 to .6 of
-    accepted trades is a good ladder of temperatures.
+    The fields `is_swap_proposed_adjacent` and `is_swap_accepted_adjacent` of the results, bool `[replicas − 1,
+    *chains]`, hold whether a swap of replicas k and k + 1 was proposed and accepted. Temperatures are well chosen if a
+    share of .2 to .6 of the swaps is accepted.
 
     Args:
       kernel: `RandomWalk`, `HMC`, `MALA`, `MetropolisHastings` or `IndependenceMetropolis`, or `Adaptive` of one.
-      inverse_temperatures: β, the first 1, decreasing and positive; at least two. A geometric ladder is a good start.
+      inverse_temperatures: β, at least two positive, decreasing numbers, the first of them 1. A geometric sequence is a
+        good first choice.
 
     Raises:
-      TypeError: if `kernel` is another.
+      TypeError: if `kernel` is any other kernel.
       ValueError: if `inverse_temperatures` are not such numbers.
 
     >>> from tfp_ebm import mcmc, targets
@@ -84,18 +85,18 @@ class ReplicaExchange(Wrapper):
 
     @property
     def evaluations_per_step(self) -> int:
-        """For each replica the kernel's, and one after the trade."""
+        """Number of evaluations: for each replica those of the kernel, and one after the swap."""
         return len(self.inverse_temperatures) * (self.kernel.evaluations_per_step + 1)
 
     def step_size_after(self, results: Any, step_size: Any) -> Any:
-        """The cold replica's."""
+        """Returns the step size of the cold replica."""
         if not self.kernel.is_adaptive:
             return step_size
         steps = self.kernel.step_size_after(results.post_swap_replica_results, step_size)
         return tf.reshape(steps[0], tf.shape(step_size))
 
     def log_prob_after(self, results: Any) -> tf.Tensor | None:
-        """The cold replica's, whose temperature is 1."""
+        """Returns the log density of the cold replica, whose temperature is 1."""
         return find(results.post_swap_replica_results, "target_log_prob")[0]
 
 

@@ -1,10 +1,10 @@
 """A kernel that runs several kernels one after the other.
 
-If each of K₁, …, Kₙ leaves p unchanged, so does their product: p K₁ ⋯ Kₙ = p (Tierney 1994, §2.4). So a move that jumps
-between modes and one that explores a mode join into a kernel that does both, in each step.
+If each of K₁, …, Kₙ leaves p invariant, so does their product: p K₁ ⋯ Kₙ = p (Tierney 1994, §2.4). A move between modes
+and a move within a mode can therefore be combined into a kernel that makes both in each step.
 
-Each part passes what it has computed at its last state, log p and perhaps ∇log p, to the next. A part that needs more
-(the gradient, after a move without one) evaluates the target there again: one evaluation per such part and step.
+Each part passes the values computed at its last state, log p and possibly ∇log p, to the next part. If that part also
+needs the gradient, which the previous part may not compute, it evaluates the target again, once per step.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class SequentialResults(NamedTuple):
 
     Attributes:
       part_results: the results of each part.
-      part_is_accepted: for each part whether its move was accepted, bool `[*chains]`; True for parts that accept
+      part_is_accepted: for each part, whether its move was accepted, bool `[*chains]`; True for parts that accept
         everything.
-      is_accepted: whether any part's was, bool `[*chains]`.
+      is_accepted: whether the move of any part was accepted, bool `[*chains]`.
     """
 
     part_results: Any
@@ -41,18 +41,19 @@ class SequentialResults(NamedTuple):
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 @dataclasses.dataclass(frozen=True)
 class Sequential(Kernel):
-    """Makes one step of each kernel, in order; calibrated if all are. A `Sequential` among them counts as its parts.
+    """A kernel that makes one step of each of its kernels, in order; it is calibrated if all of them are.
 
-    The field `part_is_accepted` of the results has the acceptance of each part. The step size is that of the part that
-    has one, or a tuple if several have; an `Adaptive` part adapts to its own acceptance.
+    A nested `Sequential` is replaced by its parts. The field `part_is_accepted` of the results holds the acceptance of
+    each part. The step size is that of the part that has one, or a tuple if several parts have one. An `Adaptive` part
+    adapts to its own acceptance.
 
     Args:
-      kernels: kernels of `ebm.mcmc`, at least one. `ReplicaExchange` cannot be among them: another part would move
-        the state without its replicas.
+      kernels: kernels of `ebm.mcmc`, at least one. `ReplicaExchange` is not allowed: another part would move the state
+        without its replicas.
 
     Raises:
-      TypeError: if one is not such a kernel.
-      ValueError: if there is none.
+      TypeError: if an entry is not such a kernel.
+      ValueError: if the list is empty.
 
     >>> from tfp_ebm import mcmc
     >>> base = tfp.distributions.MultivariateNormalDiag([0.0, 0.0], [2.0, 2.0])
@@ -83,11 +84,11 @@ class Sequential(Kernel):
 
     @property
     def initial_step_size(self) -> Any:
-        """The step size of the part that has one; a tuple if several have."""
+        """The step size of the part that has one; a tuple if several parts have one."""
         return _packed([kernel.initial_step_size for kernel in self.kernels])
 
     def steps(self, step_size: Any) -> list[Any]:
-        """The step size of each part, () for one without, from that of the sequence."""
+        """Splits the step size of the sequence into one per part; () for a part without a step size."""
         has_step = [bool(tf.nest.flatten(kernel.initial_step_size)) for kernel in self.kernels]
         given = iter((step_size,) if sum(has_step) == 1 else step_size)
         return [next(given) if has else () for has in has_step]
@@ -99,7 +100,7 @@ class Sequential(Kernel):
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether any part is."""
+        """Whether any part is adaptive."""
         return any(kernel.is_adaptive for kernel in self.kernels)
 
     @property
@@ -109,12 +110,12 @@ class Sequential(Kernel):
 
     @property
     def uses_gradient(self) -> bool:
-        """Whether any part does."""
+        """Whether any part uses the gradient."""
         return any(kernel.uses_gradient for kernel in self.kernels)
 
     @property
     def evaluations_per_step(self) -> int:
-        """Those of the parts, and one more for each part that may have to evaluate the point it starts from."""
+        """The evaluations of all parts, and one more for each part that may have to evaluate its starting point."""
         return sum(kernel.evaluations_per_step + 1 for kernel in self.kernels)
 
     def with_burnin(self, num_burnin_steps: int) -> Sequential:
@@ -145,17 +146,17 @@ class Sequential(Kernel):
             kernel.check_start(state)
 
     def get_config(self) -> dict[str, Any]:
-        """The kernels, for Keras."""
+        """Returns the kernels, for Keras."""
         return {"kernels": [keras.saving.serialize_keras_object(kernel) for kernel in self.kernels]}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Sequential:
-        """The inverse of `get_config`."""
+        """Creates the object from the result of `get_config`."""
         return cls(tuple(keras.saving.deserialize_keras_object(kernel) for kernel in config["kernels"]))
 
 
 def _packed(steps: list[Any]) -> Any:
-    """The step sizes of the parts that have one: the only one itself, or a tuple of all."""
+    """Returns the step sizes of the parts that have one: a tuple, or the step size itself if there is only one."""
     present = tuple(step for step in steps if tf.nest.flatten(step))
     return present[0] if len(present) == 1 else present
 
@@ -199,7 +200,7 @@ def _moved(part: tfp.mcmc.TransitionKernel, results: Any, state: tf.Tensor, last
     Other fields, such as an adapted step size, are kept.
     """
     point = {name: find(last, name) for name in POINT if find(results, name) is not None}
-    # A transformed kernel's log density is that of another space.
+    # The log density in a transformed kernel's results is that of z, not of x.
     transformed = find(results, "transformed_state") is not None or find(last, "transformed_state") is not None
     if point and not transformed and all(value is not None for value in point.values()):
         return replaced(results, **point)

@@ -1,16 +1,17 @@
 """Tempered transitions: a global move that anneals a draw of the base to the target (Neal 1996).
 
-A draw of the base is accepted as a move of the chain only where base and target overlap, which in many dimensions they
-do not. The same draw can be moved towards the target through the densities
+A draw of the base is accepted as a move of the chain only if base and target overlap, which is rare in many dimensions.
+The draw can first be moved towards the target through the densities
 
     p_β ∝ b^(1−β) p^β,    1 = β₀ > β₁ > … > β_K = 0,
 
-by a step T_k at each. For the move to be reversible, the current state is moved up to the base in the same way:
+by one step T_k at each density. To make the move reversible, the current state is moved to the base in the same way:
 
     x = x̂₀ → T₁ → x̂₁ → … → x̂_{K−1},    y ~ b = x̌_{K−1} → T_{K−1} → … → T₁ → x̌₀ = x*,
 
-accepted with min(1, exp Σ_k (β_k − β_{k+1}) (h(x̌_k) − h(x̂_k))), h = log p − log b. At K = 1 it is the independence
-sampler; the more densities, the closer the ratio is to one. Any T_k that is reversible for p_{β_k} is valid.
+and x* is accepted with probability min(1, exp Σ_k (β_k − β_{k+1}) (h(x̌_k) − h(x̂_k))), h = log p − log b. K = 1 is the
+independence sampler; the more densities, the closer the ratio is to one. Any T_k that is reversible for p_{β_k} is
+valid.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from tfp_ebm.random import fold_in
 class TemperedTransition(Wrapper):
     """A global move for many dimensions: a draw of the base, annealed to the target in `num_temperatures` steps.
 
-    `tfp.mcmc.MetropolisHastings` around the annealed proposal. One move costs 4 evaluations per temperature, half of
-    them with gradient for gradient kernels.
+    The implementation is `tfp.mcmc.MetropolisHastings` around the annealed proposal. One move costs 4 evaluations per
+    temperature; for gradient kernels, half of them include the gradient.
 
     Args:
-      kernel: the kernel that moves at each temperature, with one step size for all: calibrated and reversible, such as
-        `MALA` or `HMC`.
+      kernel: the kernel that moves at each temperature, with the same step size at all of them. It must be calibrated
+        and reversible, such as `MALA` or `HMC`.
       base: one `tfd.Distribution` over states. In an `EnergyDistribution` of a model it is over the model's x.
       num_temperatures: K, the number of steps in β from the target to the base.
       standardization: set by `in_coordinates`.
@@ -71,7 +72,7 @@ class TemperedTransition(Wrapper):
         if not isinstance(self.kernel, Kernel):
             raise TypeError(f"`kernel` must be a kernel of ebm.mcmc, got {self.kernel!r}.")
         if not is_calibrated(self.kernel):
-            raise ValueError(f"`kernel` must leave each density exact, got {self.kernel!r}.")
+            raise ValueError(f"`kernel` must leave each density exactly invariant, got {self.kernel!r}.")
         check_base("base", self.base)
         self._normalize(
             num_temperatures=check_count("num_temperatures", self.num_temperatures),
@@ -84,7 +85,7 @@ class TemperedTransition(Wrapper):
 
     @property
     def evaluations_per_step(self) -> int:
-        """The number of evaluations: up and down, a bootstrap and a step at each temperature."""
+        """The number of evaluations: in both directions, a bootstrap and a step at each temperature."""
         return 4 * self.num_temperatures * self.kernel.evaluations_per_step
 
     def get_config(self) -> dict[str, Any]:
@@ -128,11 +129,11 @@ class _UncalibratedTransition(LateKernel):
         base = base_in_coordinates(recipe)
         last = recipe.num_temperatures - 1
         rank = current_state.shape.rank - base.event_shape.rank
-        # up to the last temperature above the base
+        # from the target to the last temperature before the base
         _, weight_up = self._anneal(current_state, tf.range(1, last + 1), fold_in(seed, 0))
         proposed = draw(base, tf.shape(current_state)[:rank], fold_in(seed, 1))
         proposed = tf.ensure_shape(tf.cast(proposed, current_state.dtype), current_state.shape)
-        # and a draw of the base down from there to the target
+        # from a draw of the base back to the target
         proposed, weight_down = self._anneal(proposed, tf.range(last, 0, -1), fold_in(seed, 2))
         log_prob = target(proposed)
         log_ratio = weight_down - weight_up
@@ -143,7 +144,7 @@ class _UncalibratedTransition(LateKernel):
         """Makes a step at each inverse temperature 1 − level/K.
 
         Returns:
-          The last state, and Σ h/K over the states, the first and the last among them.
+          The last state, and Σ h/K over all states, including the first and the last.
         """
         recipe, target = self._parameters["kernel"], self._parameters["target_log_prob_fn"]
         base_log_prob, step_size = base_in_coordinates(recipe).log_prob, self._parameters["step_size"]

@@ -1,11 +1,11 @@
-"""Chains on a part of space: boxes, simplices, positive numbers.
+"""Chains on a subset of space: boxes, simplices, positive numbers.
 
-A chain runs on z ∈ ℝᵏ and x = f(z) fills the support, f a smooth bijection. The density of z is p(f(z))·|det ∂f/∂z|, so
-the chain's target is
+The chain runs on z ∈ ℝᵏ, and a smooth bijection x = f(z) maps z onto the support. The density of z is
+p(f(z))·|det ∂f/∂z|, so the chain's target is
 
     log p_z(z) = log p(f(z)) + log |det ∂f/∂z|,
 
-and x follows p restricted to the support, exactly, however near to its border: no move is clamped or wasted.
+and x follows p restricted to the support exactly, also close to its boundary. No move is clamped or wasted.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn, Wrapper
 @keras.saving.register_keras_serializable(package="tfp_ebm")
 @dataclasses.dataclass(frozen=True)
 class Transformed(Wrapper):
-    """A kernel that moves z where x = bijector.forward(z), so that x stays in the bijector's range.
+    """A kernel that moves z with x = bijector.forward(z), so that x stays in the bijector's range.
 
-    `tfp.mcmc.TransformedTransitionKernel`. `tfb.Sigmoid(low, high)` keeps a box, `tfb.Softplus()` and `tfb.Exp()`
-    positive numbers, `tfb.IteratedSigmoidCentered()` a simplex. The chain's states are x; the step size, arrays of step
-    sizes and the base of an `IndependenceMetropolis` inside belong to z. The chains of an adapted `EnergyModel` run in
-    standardised coordinates, so the box must be standardised too; the argument `bijector` of `EnergyDistribution` takes
-    one over the model's own x.
+    The implementation is `tfp.mcmc.TransformedTransitionKernel`. The range of `tfb.Sigmoid(low, high)` is a box, that
+    of `tfb.Softplus()` and `tfb.Exp()` the positive numbers, that of `tfb.IteratedSigmoidCentered()` a simplex. The
+    chain's states are x; step sizes and the base of an inner `IndependenceMetropolis` refer to z. The chains of an
+    adapted `EnergyModel` run in standardised coordinates, so the box must be standardised too. In contrast, the
+    argument `bijector` of `EnergyDistribution` refers to the model's own x.
 
     Args:
-      kernel: a kernel of `ebm.mcmc`; to adapt its step size, an `Adaptive` one.
-      bijector: one of `tfp.bijectors`, of the state's dtype; maps z to x.
+      kernel: a kernel of `ebm.mcmc`; an `Adaptive` kernel adapts its step size.
+      bijector: a bijector of `tfp.bijectors`, with the dtype of the state; maps z to x.
 
     Raises:
-      TypeError: if `kernel` is no kernel of this package or `bijector` no bijector; when a chain runs, if it has
-        another dtype than the state.
-      ValueError: from `ebm.mcmc.sample`, if a chain would start outside the support or on its border. In a function
-        that is being traced values are not known: such a chain becomes, and stays, NaN.
+      TypeError: if `kernel` is not a kernel of this package, or `bijector` is not a bijector; when a chain runs, if the
+        bijector and the state have different dtypes.
+      ValueError: from `ebm.mcmc.sample`, if a chain would start outside the support or on its boundary. While a
+        function is traced, values are unknown: such a chain then becomes and stays NaN.
 
     >>> from tfp_ebm import mcmc
     >>> kernel = Transformed(mcmc.MALA(0.5), tfp.bijectors.Sigmoid(0.0, 2.0))
@@ -67,16 +67,16 @@ class Transformed(Wrapper):
         return tfp.mcmc.TransformedTransitionKernel(self.kernel.build(target_log_prob_fn, step_size), self.bijector)
 
     def in_coordinates(self, standardization: Any) -> Transformed:
-        """See `Kernel.in_coordinates`; a base inside is one over z, and stays."""
+        """See `Kernel.in_coordinates`; the base of an inner kernel is over z and does not change."""
         del standardization
         return self
 
     def step_size_after(self, results: Any, step_size: Any) -> Any:
-        """The inner kernel's."""
+        """Returns the step size of the inner kernel."""
         return self.kernel.step_size_after(results.inner_results, step_size)
 
     def log_prob_after(self, results: Any) -> tf.Tensor | None:
-        """log p(x) = log p_z(z) − log |det ∂f/∂z|."""
+        """Returns log p(x) = log p_z(z) − log |det ∂f/∂z|."""
         log_prob = self.kernel.log_prob_after(results.inner_results)
         if log_prob is None:
             return None
@@ -84,17 +84,17 @@ class Transformed(Wrapper):
         return log_prob - self.bijector.forward_log_det_jacobian(z, event_ndims=z.shape.rank - log_prob.shape.rank)
 
     def check_event(self, event_shape: tuple[int, ...]) -> None:
-        """See `Kernel.check_event`; the inner kernel's event is z."""
+        """See `Kernel.check_event`; the event of the inner kernel is z."""
         self.kernel.check_event(tuple(self.bijector.inverse_event_shape(event_shape)))
 
     def check_start(self, state: tf.Tensor) -> None:
-        """Raises if a state is not x = f(z) of a finite z."""
-        # New tensors, because TFP's bijectors remember what they have mapped, and would hand out the state itself.
+        """Raises ValueError if a state is not x = f(z) of a finite z."""
+        # New tensors, because TFP's bijectors cache mapped tensors and would return the state itself.
         try:
             z = tf.identity(self.bijector.inverse(tf.identity(state)))
         except (TypeError, tf.errors.InvalidArgumentError) as error:
             raise TypeError(
-                f"`bijector` {self.bijector.name} must take states of dtype {state.dtype.name}, and does not: {error}"
+                f"`bijector` {self.bijector.name} must take states of dtype {state.dtype.name}, but it fails: {error}"
             ) from error
         x, back = state.numpy(), self.bijector.forward(z).numpy()
         tolerance = np.sqrt(np.finfo(x.dtype).eps)
@@ -104,17 +104,17 @@ class Transformed(Wrapper):
         if outside.any():
             first = tuple(int(i) for i in np.argwhere(outside)[0])
             raise ValueError(
-                f"`initial_state` must lie inside the range of the bijector {self.bijector.name}: "
+                f"`initial_state` must lie inside the range of the bijector {self.bijector.name}, but "
                 f"{np.count_nonzero(outside)} of its {x.size} numbers do not, the first at index {first} ({x[first]})."
             )
         self.kernel.check_start(z)
 
     def get_config(self) -> dict[str, Any]:
-        """The kernel, and the bijector by our codec."""
+        """Returns the kernel, and the bijector encoded by `serialization`."""
         kernel = keras.saving.serialize_keras_object(self.kernel)
         return {"kernel": kernel, "bijector": serialization.encode(self.bijector, "bijector")}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Transformed:
-        """The inverse of `get_config`."""
+        """Creates the object from the result of `get_config`."""
         return cls(keras.saving.deserialize_keras_object(config["kernel"]), serialization.decode(config["bijector"]))

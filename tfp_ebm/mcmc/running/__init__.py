@@ -1,1 +1,1 @@
-"""Running chains: the one loop over a kernel, its compilation, and how a run is cut into calls."""
+"""The loop over the steps of a kernel, its compilation, and the division of a run into calls."""

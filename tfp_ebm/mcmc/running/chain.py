@@ -1,4 +1,4 @@
-"""Chains of one target and kernel: where they stand, how they go on, and the functions of tensors that move them."""
+"""Chains of one target and kernel: their positions, their settings, and the functions of tensors that move them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tfp_ebm.mcmc.running.recorders import Recorder, Visit
 
 
 class Position(NamedTuple):
-    """Where chains stand between two stretches of steps.
+    """The position of chains between two stretches of steps.
 
     Attributes:
       state: `[*chains, *event]`.
       results: the kernel's results at `state`.
-      start_log_prob: the target's log density where the chains started, `[*chains]`.
+      start_log_prob: the target's log density at the initial states, `[*chains]`.
     """
 
     state: tf.Tensor
@@ -29,11 +29,11 @@ class Position(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What stays the same from the first step of a run to the last.
+    """The settings of a run, which do not change from the first step to the last.
 
     Attributes:
       step_size: the kernel's step size, in the form of its `initial_step_size`; () for a kernel without one.
-      key: scalar, from which the noise of each step is derived.
+      key: scalar from which the noise of each step is derived.
       num_burnin_steps: the number of the step that is the first result, counted from 0.
       stride: the number of steps from one result to the next.
     """
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
     stride: tf.Tensor
 
     def slot(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the number of the result that a step belongs to: of the next result, or of its own."""
+        """Returns the number of the result to which a step belongs: its own, or that of the next result."""
         return (tf.maximum(step - self.num_burnin_steps, 0) + self.stride - 1) // self.stride
 
     def is_result(self, step: tf.Tensor) -> tf.Tensor:
@@ -59,14 +59,14 @@ class Chain:
     Args:
       resolve: returns the target; called during tracing only, so the chain does not keep the target alive.
       kernel: a kernel `without_step_size`, or any callable that builds a TFP kernel.
-      recorder: what `advance` keeps of the steps.
-      jit_compile: whether `advance` is compiled by XLA or in graph mode; None leaves the compilation to an outer
+      recorder: determines what `advance` records.
+      jit_compile: whether XLA compiles `advance`, or else graph mode is used; None leaves the compilation to an outer
         function.
 
     Attributes:
-      is_xla: whether `advance` is compiled by XLA.
+      is_xla: whether XLA compiles `advance`.
       xla_failed: whether XLA failed to compile it.
-      seconds_per_step: how long a step took when last measured; None before that.
+      seconds_per_step: the time of a step when last measured; None before the first measurement.
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class Chain:
             self.advance = Compiled(self._advance, jit_compile=jit_compile)
 
     def init(self, position: Position) -> Any:
-        """Returns the record of no steps."""
+        """Returns the record of zero steps."""
         return self._recorder.init(self._like(position))
 
     def _like(self, position: Position) -> Visit:
-        """Returns a visit of the shapes of those to come."""
+        """Returns a visit with the shapes of all later visits."""
         log_prob = position.start_log_prob
         return Visit(position.state, log_prob if self._is_own else (), tf.zeros_like(log_prob, tf.bool))
 
@@ -109,7 +109,7 @@ class Chain:
     def _advance(
         self, position: Position, plan: Plan, steps: tuple[tf.Tensor, tf.Tensor], record: Any
     ) -> tuple[Position, Any]:
-        """Runs the steps `steps[0]` to `steps[1] - 1`, and returns position and record after them."""
+        """Runs the steps `steps[0]` to `steps[1] - 1`, and returns the position and the record after them."""
         target = self._resolve()
         kernel, first_slot = build(self._kernel, target, plan.step_size), plan.slot(steps[0])
 
@@ -134,14 +134,14 @@ class Chain:
 
 
 def value_at_start(target: TargetLogProbFn, kernel: Any, state: tf.Tensor) -> tf.Tensor:
-    """Returns the target's value at `state` if target, state and kernel fit together, or raises an error."""
-    state = tf.identity(state)  # TFP's bijectors remember values by tensor, without their gradient
+    """Returns the target's value at `state`; raises if target, state and kernel do not fit together."""
+    state = tf.identity(state)  # TFP's bijectors cache values by tensor, without their gradient
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(state)
         value = tf.convert_to_tensor(target(state))
     if value.dtype != state.dtype:
         raise TypeError(
-            f"`initial_state` and the target's values must have one dtype, got {state.dtype.name} and "
+            f"`initial_state` and the target's values must have the same dtype, got {state.dtype.name} and "
             f"{value.dtype.name}."
         )
     rank = value.shape.rank

@@ -1,7 +1,8 @@
-"""Compiled functions of a target: where they are kept, and the choice between XLA and graph mode.
+"""The cache of compiled functions of a target, and the choice between XLA and graph mode.
 
-A compiled function refers to its target weakly, and so does the store. A bound method is a new object each time it is
-read from its owner; a strong reference would be needed to find it again, and would keep a user's model alive for ever.
+Compiled functions and the cache hold only weak references to the target. A bound method is a new object each time it is
+read from its owner, so the cache identifies it by its owner; a strong reference would keep a user's model alive
+forever.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import tensorflow as tf
 from tfp_ebm.caller import warn
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
 
-# Compiled functions kept per target; the one used least recently is dropped.
+# Number of compiled functions kept per target; the least recently used one is dropped.
 _MAX_COMPILED = 16
-# Where XLA pays: it saves about half a millisecond per evaluation of a small target and costs 1-3 s of compilation. In
-# larger events matrix products and noise take most of the time, and XLA makes neither faster.
+# Limits for the use of XLA: it saves about half a millisecond per evaluation of a small target and costs 1-3 s of
+# compilation. For larger events, matrix products and noise take most of the time, and XLA makes neither faster.
 _XLA_MIN_EVALUATIONS = 2000
 _XLA_MAX_EVENT_SIZE = 512
-# What TensorFlow raises where XLA cannot compile an operation.
+# The errors that TensorFlow raises if XLA cannot compile an operation.
 _XLA_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError)
 
 _Made = TypeVar("_Made")
@@ -35,22 +36,22 @@ _COMPILED: dict[Hashable, tuple[Callable[[], Any], OrderedDict[Hashable, Any]]] 
 def find_compiled(
     target: TargetLogProbFn, key: Hashable, make: Callable[[Callable[[], TargetLogProbFn]], _Made]
 ) -> _Made:
-    """Returns what `make` made for an equal target and key before, or calls it.
+    """Returns the cached function for an equal target and key, or calls `make` to create it.
 
     Args:
       target: a function, a callable object, or a bound method. Methods are equal if they belong to one object.
-      key: everything else that the compiled function depends on; it is kept alive.
-      make: makes the compiled function, given a function that returns the target.
+      key: everything else on which the compiled function depends; it is kept alive.
+      make: creates the compiled function, given a function that returns the target.
     """
     owner, function = (target.__self__, target.__func__) if isinstance(target, types.MethodType) else (target, None)
     name = (id(owner), function)
     try:
         if name not in _COMPILED:
             reference: Callable[[], Any] = weakref.ref(target) if function is None else weakref.WeakMethod(target)
-            # Another object may get the same id once the owner is deleted, so the entry must go with the owner.
+            # Another object may get the same id once the owner is deleted, so the entry is deleted with the owner.
             weakref.finalize(owner, _COMPILED.pop, name, None).atexit = False
             _COMPILED[name] = (reference, OrderedDict())
-    except TypeError:  # the owner allows no weak references, so an entry would keep it alive
+    except TypeError:  # the owner does not allow weak references, so an entry would keep it alive
         return make(lambda: target)
     resolve, found = _COMPILED[name]
     if key not in found:
@@ -62,7 +63,7 @@ def find_compiled(
 
 
 class Compiled:
-    """A function of tensors, compiled.
+    """A compiled function of tensors.
 
     Args:
       function: the function.
@@ -71,12 +72,12 @@ class Compiled:
 
     Attributes:
       is_xla: whether XLA compiles it.
-      xla_failed: whether XLA could not.
+      xla_failed: whether XLA failed to compile it.
     """
 
     def __init__(self, function: Callable[..., Any], *first: Any, jit_compile: bool = False) -> None:
         self.is_xla, self.xla_failed = jit_compile, False
-        # `partial`, because TensorFlow counts traces by code object and would warn of the traces of all targets.
+        # `partial`, because TensorFlow counts traces by code object and would warn about the traces of all targets.
         self._call = tf.function(functools.partial(function, *first), autograph=False, jit_compile=jit_compile)
 
     def __call__(self, *args: Any) -> Any:
@@ -88,9 +89,9 @@ class XlaOrGraph:
     """The choice between a loop compiled by XLA and the same loop in graph mode.
 
     Args:
-      find: returns the loop, given whether by XLA; an object with the attributes of `Compiled`.
-      jit_compile: True: XLA. False: graph mode. "auto": XLA if it pays and has not failed on this loop before.
-      pays: whether XLA pays.
+      find: takes whether XLA compiles the loop, and returns the loop, an object with the attributes of `Compiled`.
+      jit_compile: True: XLA. False: graph mode. "auto": XLA if it saves time and has not failed on this loop before.
+      pays: whether XLA saves time.
 
     Attributes:
       loop: the loop in use.
@@ -118,7 +119,7 @@ class XlaOrGraph:
 
 
 def xla_pays(kernel: Any, num_steps: int, state: tf.Tensor) -> bool:
-    """Returns whether XLA saves more time than it takes to compile: the rule of `jit_compile="auto"`."""
+    """Returns whether XLA saves more time than its compilation takes; used for `jit_compile="auto"`."""
     evaluations = num_steps * (kernel.evaluations_per_step if isinstance(kernel, Kernel) else 1)
     event_size = state.shape[1:].num_elements()
     return evaluations >= _XLA_MIN_EVALUATIONS and event_size <= _XLA_MAX_EVENT_SIZE
@@ -130,8 +131,8 @@ def check_state(initial_state: Any) -> tf.Tensor:
         np.ndim(part) > 0 and not isinstance(part, list | tuple) for part in initial_state
     ):
         raise TypeError(
-            "`initial_state` must be one tensor [*chains, *event], got a list of tensors; join the parts of the state, "
-            "and split them in the target."
+            "`initial_state` must be one tensor [*chains, *event], got a list of tensors; concatenate the parts of the "
+            "state, and split them in the target."
         )
     state = tf.convert_to_tensor(initial_state)
     if not state.dtype.is_floating:

@@ -1,4 +1,4 @@
-"""Which chains are finite: no NaN and no infinity in a state, nor in its log density."""
+"""Checks for chains with a NaN or an infinity in a state or its log density."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ def is_finite(states: tf.Tensor, num_leading: int, log_prob: tf.Tensor | None = 
     """Returns whether each state, and its log density if given, is finite.
 
     Args:
-      states: any number of leading axes, then the event's.
+      states: any number of leading axes, followed by the event's axes.
       num_leading: number of axes before the event.
-      log_prob: of the shape of the leading axes.
+      log_prob: log densities, of the shape of the leading axes.
 
     Returns:
       bool, of the shape of the leading axes.
@@ -25,12 +25,12 @@ def is_finite(states: tf.Tensor, num_leading: int, log_prob: tf.Tensor | None = 
 
 
 def count_nonfinite(states: tf.Tensor, num_leading: int, log_prob: tf.Tensor | None = None) -> tf.Tensor:
-    """Counts the chains that hold a NaN or an infinity in any of their states.
+    """Counts the chains with a NaN or an infinity in any of their states.
 
     Args:
       states: `[num_results, *chains, *event]`.
       num_leading: number of axes before the event.
-      log_prob: `[num_results, *chains]`, checked too if given.
+      log_prob: log densities `[num_results, *chains]`, also checked if given.
 
     Returns:
       int32 scalar.

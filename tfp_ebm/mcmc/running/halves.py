@@ -1,9 +1,9 @@
-"""Many chains run as two halves at the same time, each by a loop of its own on a core of its own.
+"""Runs of many chains as two halves at the same time, each with its own loop on its own core.
 
-The steps of a loop wait for each other, and the operations of a step are too small to share: a second core for the same
-loop saves little, a second loop up to half of the time. Each half draws its noise from a key of its own, a hash of the
-run's key, so the draws depend neither on which half finishes first nor on the machine. Whether chains are halved
-depends on their number alone.
+The steps of a loop run one after the other, and the operations of a step are too small to divide among cores. A second
+core for the same loop therefore saves little time, but a second loop saves up to half of it. Each half draws its noise
+from its own key, a hash of the run's key, so the draws depend neither on which half finishes first nor on the machine.
+Whether chains are halved depends on their number, not on the machine.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import tensorflow as tf
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
 from tfp_ebm.mcmc.running.compiled import find_compiled
 
-# Fewer chains fill no vector and no matrix product.
+# With fewer chains, a half is too small for efficient vector operations and matrix products.
 _MIN_CHAINS = 128
 
 _Result = TypeVar("_Result")
 
 
 def can_halve(target_log_prob_fn: TargetLogProbFn, kernel: Any, state: tf.Tensor) -> bool:
-    """Returns whether the halves of the chains can run without each other, and are large enough.
+    """Returns whether the halves of the chains can run independently and are large enough.
 
     Args:
-      target_log_prob_fn: called once for each shape of state; its values at the halves must be those at all chains.
-      kernel: must move each chain independently of the others, as an adaptive kernel does not.
-      state: of all chains, an eager tensor.
+      target_log_prob_fn: called once for each shape of state; its values at the halves must equal those at all chains.
+      kernel: must move each chain independently of the others; an adaptive kernel does not.
+      state: the state of all chains, an eager tensor.
     """
     if not (isinstance(kernel, Kernel) and kernel.moves_chains_alone):
         return False
@@ -60,10 +60,10 @@ def halves_of(values: tf.Tensor) -> list[tf.Tensor]:
 
 
 def at_once(calls: Sequence[Callable[[], _Result]]) -> list[_Result]:
-    """Makes the calls at the same time, each in a thread of its own, and returns their results in order."""
+    """Makes the calls at the same time, each in its own thread, and returns their results in order."""
     first, *others = calls
     if not others:
         return [first()]
-    with ThreadPoolExecutor(len(others), "tfp_ebm") as pool:  # leaving it, at an interrupt too, waits for its threads
+    with ThreadPoolExecutor(len(others), "tfp_ebm") as pool:  # waits for its threads at exit, also after an interrupt
         futures = [pool.submit(call) for call in others]
         return [first(), *(future.result() for future in futures)]

@@ -1,8 +1,8 @@
 """The loop over the steps of a kernel.
 
-The loop is flat: burn-in, kept steps and dropped steps are steps of one `tf.while_loop`, so the kernel appears once in
-the compiled program. The noise of step t depends on the seed of the step alone, so the loop can be left at any step and
-continued in another call, and the result is the same to the last bit.
+Burn-in, kept steps and dropped steps are all steps of one `tf.while_loop`, so the kernel appears once in the compiled
+program. The noise of step t depends on the seed of the step alone, so the loop can stop at any step and continue in
+another call, and the result is the same to the last bit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def iterate(step: Callable[..., tuple[Any, ...]], steps: tuple[Any, Any], *carri
 
 
 def seeds_of(key: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the function from the number of a step to its seed, int32[2]."""
+    """Returns the function that maps the number of a step to its seed, int32[2]."""
     return lambda t: tf.stack([key, t])
 
 
@@ -44,13 +44,13 @@ def run_steps(
       kernel_at: returns the kernel of step t.
       state: `[*chains, *event]`.
       results: the kernel's results at `state`.
-      steps: the numbers of the first step and of the one after the last.
+      steps: the numbers of the first step and of the step after the last.
       seed_at: returns the seed of step t.
-      record: what is kept of the steps, at the start.
+      record: the initial record.
       add: `(record, t, state before, state after, results after) -> record`.
 
     Returns:
-      State, results and record after the last step.
+      The state, results and record after the last step.
     """
 
     def step(t: tf.Tensor, state: tf.Tensor, results: Any, record: Any) -> tuple[tf.Tensor, Any, Any]:

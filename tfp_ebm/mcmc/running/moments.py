@@ -1,6 +1,6 @@
-"""Moments of chains whose draws are not kept: numbers, means and sums of squares, in one pass.
+"""Counts, means and sums of squares of chains, computed in one pass without keeping the draws.
 
-The n-th result x of a chain changes mean and sum of squared deviations by (Welford 1962)
+The n-th result x of a chain updates the mean and the sum of squared deviations by (Welford 1962)
 
     δ = x − m,    m ← m + δ/n,    S ← S + δ²(n − 1)/n,
 
@@ -8,8 +8,8 @@ and two stretches a, b of a chain are joined by (Chan, Golub & LeVeque 1979)
 
     δ = m_b − m_a,    m = m_a + δ·n_b/n,    S = S_a + S_b + δ²·n_a·n_b/n,    n = n_a + n_b.
 
-No large squares are subtracted from each other, so a mean of a million standard deviations costs no digits of the
-variance. All sums are in float64, whatever the chain's dtype: in float32 the mean of 10⁷ draws would stand still.
+No large squares are subtracted from each other, so the variance loses no digits even if the mean is a million standard
+deviations. All sums are in float64, whatever the chain's dtype: in float32 the mean of 10⁷ draws would stop changing.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from tfp_ebm.mcmc.running.finite import is_finite
 
 
 class Moments(NamedTuple):
-    """Moments of the results so far.
+    """The moments of the results so far.
 
-    `mean` and `squares` hold an entry for the states and one for the log densities. The latter is missing for a kernel
-    that is not one of this package's, whose results may hold the log density of another target.
+    `mean` and `squares` have an entry for the states and one for the log densities. The latter is missing for kernels
+    from other packages, whose results may hold the log density of another target.
 
     Attributes:
-      number: results per chain.
-      mean: per chain, `[*chains, *event]` and `[*chains]`.
+      number: number of results per chain.
+      mean: means per chain, `[*chains, *event]` and `[*chains]`.
       squares: sums of squared deviations from `mean`.
       scatter: sum over chains and results of the outer products of the deviations from the mean of all chains,
         `[size, size]`; () if it is not computed.
-      num_accepted: accepted steps, among those that led to a result, `[*chains]`.
-      is_finite: whether all states and log densities were, `[*chains]`.
+      num_accepted: number of accepted steps, among those that led to a result, `[*chains]`.
+      is_finite: whether all states and log densities were finite, `[*chains]`.
     """
 
     number: tf.Tensor
@@ -48,13 +48,13 @@ class Moments(NamedTuple):
 
 
 def zero_moments(state: tf.Tensor, per_chain: tf.Tensor, with_log_prob: bool, with_scatter: bool) -> Moments:
-    """Returns the moments of no results.
+    """Returns the moments of zero results.
 
     Args:
       state: `[*chains, *event]`.
       per_chain: `[*chains]`.
-      with_log_prob: whether they include those of the log densities.
-      with_scatter: whether they include `scatter`.
+      with_log_prob: whether the moments include those of the log densities.
+      with_scatter: whether the moments include `scatter`.
     """
     zeros = tuple(tf.zeros_like(part, tf.float64) for part in ((state, per_chain) if with_log_prob else (state,)))
     size = state.shape[per_chain.shape.rank :].num_elements()
@@ -71,11 +71,11 @@ def zero_moments(state: tf.Tensor, per_chain: tf.Tensor, with_log_prob: bool, wi
 def add_step(
     moments: Moments, is_result: tf.Tensor, state: tf.Tensor, log_prob: Any, is_accepted: tf.Tensor
 ) -> Moments:
-    """Adds one step, if it is a result.
+    """Updates the moments by one step, if it is a result.
 
     Args:
-      moments: before the step.
-      is_result: bool scalar; a step that is no result changes nothing.
+      moments: the moments before the step.
+      is_result: bool scalar; a step that is not a result changes nothing.
       state: `[*chains, *event]`.
       log_prob: `[*chains]`; () if the moments do not include it.
       is_accepted: `[*chains]`.
@@ -83,7 +83,7 @@ def add_step(
     number = moments.number + tf.cast(is_result, tf.float64)
     share = 1 / tf.maximum(number, 1)
     values = [tf.cast(value, tf.float64) for value in (state, log_prob)[: len(moments.mean)]]
-    # Not multiplied by 0, since a step that is no result may hold infinite values.
+    # `where` instead of a product with 0, since a step that is not a result may hold infinite values.
     zero = tf.zeros([], tf.float64)
     deltas = [tf.where(is_result, value - mean, zero) for value, mean in zip(values, moments.mean, strict=True)]
     scatter = moments.scatter

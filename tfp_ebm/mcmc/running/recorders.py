@@ -1,7 +1,7 @@
-"""Recorders: what a loop keeps of the steps that it runs, their draws or the moments of the draws.
+"""Recorders, which keep the draws of a loop or their moments.
 
-Burn-in and thinning need no loop of their own. Of T steps each belongs to a slot, that of the next result, and the last
-step of a slot is the result.
+Burn-in and thinning do not need separate loops. Each step belongs to the slot of the next result, and the last step of
+a slot is the result.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tfp_ebm.mcmc.running.moments import Moments
 
 
 class Visit(NamedTuple):
-    """Where a step led each chain; or, with a first axis `[num_results]`, where several did.
+    """The states of the chains after a step or, with a first axis `[num_results]`, after several steps.
 
     Attributes:
       state: `[*chains, *event]`.
-      log_prob: the target's log density there, `[*chains]`; () for a kernel that is not one of this package's, whose
-        results may hold that of another density.
+      log_prob: the target's log density at the states, `[*chains]`; () for a kernel from another package, whose results
+        may hold the log of another density.
       is_accepted: whether the step was accepted, `[*chains]`.
     """
 
@@ -33,34 +33,34 @@ class Visit(NamedTuple):
 
 
 class Recorder(Protocol):
-    """What a loop keeps. Recorders have a hash, because a loop is compiled for one."""
+    """The protocol of recorders. They must be hashable, because a loop is compiled for each recorder."""
 
     def init(self, like: Visit) -> Any:
-        """Returns the record of no steps, given a visit of the right shapes."""
+        """Returns the record of zero steps, given a visit with the right shapes."""
 
     def begin(self, record: Any, like: Visit) -> Any:
-        """Returns what the loop carries at its first step, given the record of the stretch before."""
+        """Returns the loop variables before the first step, given the record of the previous stretch."""
 
     def add(self, carried: Any, visit: Visit, slot: tf.Tensor, is_result: tf.Tensor) -> Any:
-        """Adds a step to what the loop carries.
+        """Updates the loop variables by a step.
 
         Args:
-          carried: what the loop carries.
-          visit: where the step led.
-          slot: the number of the result that the step belongs to, counted from the first one of the stretch.
+          carried: the loop variables.
+          visit: the states after the step.
+          slot: the number of the result to which the step belongs, counted from the first result of the stretch.
           is_result: whether the step is that result.
         """
 
     def finish(self, carried: Any) -> Any:
-        """Returns the record, given what the loop carries after its last step."""
+        """Returns the record, given the loop variables after the last step."""
 
     def join_chains(self, records: Sequence[Any]) -> Any:
-        """Returns the record of all chains, given those of groups of chains over the same steps."""
+        """Returns the record of all chains, given the records of groups of chains over the same steps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class KeepDraws:
-    """Keeps the results. The record is a `Visit` with a first axis of `num_slots`; unused slots at its end hold zeros.
+    """A recorder of the results. The record is a `Visit` with a first axis `num_slots`; unused slots at the end are 0.
 
     Args:
       num_slots: the number of results that a stretch can hold.
@@ -69,7 +69,7 @@ class KeepDraws:
     num_slots: int
 
     def init(self, like: Visit) -> Any:
-        """Returns nothing: each stretch has a record of its own."""
+        """Returns None, since each stretch has its own record."""
         del like
         return ()
 
@@ -83,7 +83,7 @@ class KeepDraws:
         return tf.nest.map_structure(array, like)
 
     def add(self, carried: Visit, visit: Visit, slot: tf.Tensor, is_result: tf.Tensor) -> Visit:
-        """See `Recorder.add`: writes each step into its slot, so that the last one stays."""
+        """See `Recorder.add`; each step is written into its slot, so that the last one remains."""
         del is_result
         return tf.nest.map_structure(lambda array, part: array.write(slot, part), carried, visit)
 
@@ -98,10 +98,10 @@ class KeepDraws:
 
 @dataclasses.dataclass(frozen=True)
 class KeepMoments:
-    """Keeps the `Moments` of the results, which go on from stretch to stretch.
+    """A recorder of the `Moments` of the results, which accumulate over stretches.
 
     Args:
-      covariance: whether the covariance of the coordinates is among them.
+      covariance: whether the moments include the covariance of the coordinates.
     """
 
     covariance: bool = False

@@ -1,4 +1,4 @@
-"""A few steps of many chains inside a training step: no draws are kept, only final states and the acceptance."""
+"""A few steps of many chains within a training step: only final states and the acceptance are kept, no draws."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Moved(NamedTuple):
 
     Attributes:
       states: `[num_chains, *event]`.
-      log_prob: the target there, `[num_chains]`, or None for a kernel whose results do not hold it.
-      accept_prob: mean over steps and chains of min(1, acceptance ratio), a non-finite ratio counting as 0; 1 for
+      log_prob: the target at the states, `[num_chains]`, or None for a kernel whose results do not hold it.
+      accept_prob: mean over steps and chains of min(1, acceptance ratio), where a non-finite ratio counts as 0; 1 for
         kernels that accept everything.
     """
 
@@ -31,10 +31,10 @@ class Moved(NamedTuple):
 
 
 def move(kernel: tfp.mcmc.TransitionKernel, states: tf.Tensor, num_steps: Any, seed: tf.Tensor) -> Moved:
-    """Runs `num_steps` steps of a TFP kernel, as a part of the function that is being compiled.
+    """Runs `num_steps` steps of a TFP kernel, as part of the function being compiled.
 
     Args:
-      kernel: of a target `[num_chains, *event] -> [num_chains]`.
+      kernel: a kernel of a target `[num_chains, *event] -> [num_chains]`.
       states: `[num_chains, *event]`.
       num_steps: at least 1; int, or int32 scalar.
       seed: int32[2].
@@ -78,17 +78,17 @@ def last_state(
 def move_by_xla(
     kernel: tfp.mcmc.TransitionKernel, states: tf.Tensor, num_steps: int, seed: tf.Tensor, *, halve: bool
 ) -> Moved:
-    """Runs `move` compiled by XLA, inside a function that is not.
+    """Runs `move` compiled by XLA, inside a function that XLA does not compile.
 
     Args:
       kernel, states, num_steps, seed: as for `move`.
       halve: whether the two halves of the chains become two calls, which the outer function can make at the same time,
-        each on a core of its own. The kernel must then move each chain independently. The draws differ from those of
+        each on its own core. The kernel must then move each chain independently. The draws differ from those of
         `move`.
     """
-    # `partial`, because TensorFlow counts traces by code object and would warn of those of many losses.
+    # `partial`, because TensorFlow counts traces by code object and would warn about those of many losses.
     compiled = functools.partial(move, kernel, num_steps=num_steps)
-    if not tf.executing_eagerly():  # where every call would be compiled anew
+    if not tf.executing_eagerly():  # eagerly, every call would be compiled again
         compiled = tf.function(compiled, autograph=False, jit_compile=True)
     if not halve:
         return compiled(states, seed=seed)
@@ -97,6 +97,6 @@ def move_by_xla(
     first, second = (compiled(part, seed=fold_in(seed, i)) for i, part in enumerate((states[:half], states[half:])))
     states, log_prob = tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), first[:2], second[:2])
     sizes = tf.cast(tf.stack([half, number - half]), states.dtype)
-    # the first half of one chain is empty, and its mean NaN
+    # with one chain the first half is empty, and its mean is NaN
     total = tf.reduce_sum(tf.math.multiply_no_nan(tf.stack([first.accept_prob, second.accept_prob]), sizes))
     return Moved(states, log_prob, total / tf.reduce_sum(sizes))

@@ -1,10 +1,11 @@
-"""One run of chains, from checked arguments to its last step, in stretches between which it can be interrupted.
+"""One run of chains, divided into stretches of steps between which it can be interrupted.
 
-A compiled loop cannot be interrupted, and shows nothing until it ends. A run is therefore several calls of one loop,
-each over a stretch of steps that takes about half a second: long enough that the calls cost nothing, short enough for a
-progress bar and for Ctrl-C. Where a run is cut does not change its draws, since the noise of a step depends on the
-step's number alone. The time of a step is measured in the stretch before, and in earlier runs. The first call of a new
-loop, which compiles it, is one step, and each stretch at most eight times as long as the one before it.
+A compiled loop cannot be interrupted, and reports nothing until it ends. A run is therefore several calls of one loop,
+each over a stretch of steps that takes about half a second. This is long enough that the cost of the calls is
+negligible, and short enough for a progress bar and for Ctrl-C. The division does not change the draws, since the noise
+of a step depends on the step's number alone. The time of a step is measured in the previous stretch and in earlier
+runs. The first call of a new loop, which compiles it, makes one step. Each stretch has at most eight times as many
+steps as the previous one.
 """
 
 from __future__ import annotations
@@ -30,29 +31,30 @@ from tfp_ebm.mcmc.running.recorders import KeepDraws, Recorder
 from tfp_ebm.mcmc.running.trouble import warn_of_gradients, warn_of_stuck
 from tfp_ebm.random import chain_key, stateless_seed
 
-# Seconds that a stretch should take, and by how much one may be longer than the one before it.
+# Intended seconds per stretch, and the largest ratio of the lengths of a stretch and the previous one.
 _SECONDS, _GROWTH = 0.5, 8
-# Bounds of what one call keeps: each call clears its slots first, and holds them beside those of the calls before.
+# Bounds on the results that one call keeps: each call first clears its slots, and stores them in addition to earlier
+# ones.
 _MAX_SLOTS, _MAX_BYTES = 4096, 2**24
 
 
 class Run:
-    """The chains of one call of `sample` or `summarize`, at their current position; checks the arguments.
+    """The chains of one call of `sample` or `summarize`, at their current position. The arguments are checked.
 
     Args:
       target_log_prob_fn, initial_state, kernel, num_results, num_burnin_steps, num_steps_between_results, seed,
         jit_compile, progress: see `ebm.mcmc.sample`.
-      recorder: what is kept of the steps; default: the results.
+      recorder: the recorder of the steps; default: one that keeps the results.
       num_adaptive_steps: the burn-in that an adaptive kernel is configured for; default: `num_burnin_steps`.
 
     Attributes:
       is_traced: whether the run becomes part of a function that is being traced.
-      start: the states where the chains start.
-      start_log_prob: the target's log density there, `[*chains]`.
+      start: the initial states.
+      start_log_prob: the target's log density at the initial states, `[*chains]`.
       num_results: the number of results to keep.
       num_steps: the number of steps.
-      evaluations_per_result: target evaluations from one result to the next; None for a kernel that is not one of this
-        package's.
+      evaluations_per_result: number of target evaluations from one result to the next; None for a kernel from another
+        package.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class Run:
 
     def _count_slots(self, state: tf.Tensor) -> int:
         """Returns the number of results that a stretch can keep."""
-        if self.is_traced:  # one stretch
+        if self.is_traced:  # the run is a single stretch
             return self.num_results
         bytes_per_result = state.shape.num_elements() * state.dtype.size
         return min(self.num_results, _MAX_SLOTS, max(1, _MAX_BYTES // bytes_per_result))
@@ -134,7 +136,7 @@ class Run:
 
     @property
     def num_groups(self) -> int:
-        """2 if the halves of the chains run at the same time, else 1."""
+        """The number of groups of chains: 2 if the halves run at the same time, else 1."""
         return len(self._positions)
 
     @property
@@ -154,27 +156,27 @@ class Run:
         """Warns if chains became non-finite after the start."""
         if not self.is_traced and num_nonfinite > self._num_bad_starts:
             warn(
-                f"{num_nonfinite} of {self.start_log_prob.shape.num_elements()} chains went to a NaN or an infinity; a "
+                f"{num_nonfinite} of {self.start_log_prob.shape.num_elements()} chains became NaN or infinite; a "
                 "smaller step size, or a Metropolis kernel, keeps chains finite.",
             )
 
     @property
     def num_bad_gradients(self) -> tf.Tensor | None:
-        """The number of chains that met a gradient that was not finite; None if the kernel does not record it."""
+        """The number of chains that had a non-finite gradient; None if the kernel does not record it."""
         failed = [gradient_failed(position.results) for position in self._positions]
         if failed[0] is None:
             return None
         return tf.add_n([tf.reduce_sum(tf.cast(flags, tf.int32)) for flags in failed])
 
     def warn_of_trouble(self, stuck: tf.Tensor, acceptance_rate: tf.Tensor) -> bool:
-        """Warns of chains that never moved, and of gradients that are not finite.
+        """Warns about chains that never moved, and about gradients that are not finite.
 
         Args:
-          stuck: which chains never moved, bool `[*chains]`.
-          acceptance_rate: of each chain, `[*chains]`.
+          stuck: whether each chain never moved, bool `[*chains]`.
+          acceptance_rate: acceptance rate of each chain, `[*chains]`.
 
         Returns:
-          Whether chains never moved that should have.
+          Whether more chains never moved than chance explains.
         """
         if self.is_traced:
             return False
@@ -187,14 +189,14 @@ class Run:
 
     def warn_of_interrupt(self, num_results: int) -> None:
         """Warns that there are fewer results than requested."""
-        warn(f"Interrupted: {num_results} of {self.num_results} results were drawn, and are returned.")
+        warn(f"Interrupted: {num_results} of {self.num_results} results were drawn and are returned.")
 
     def steps_until(self, number: int) -> int:
-        """Returns the number of steps to so many results."""
+        """Returns the number of steps needed for the given number of results."""
         return self._burnin + (number - 1) * self._stride + 1 if number else 0
 
     def results_after(self, step: int) -> int:
-        """Returns the number of results after so many steps."""
+        """Returns the number of results after the given number of steps."""
         return len(range(self._burnin, step, self._stride))
 
     def stretches(self, first: int, last: int) -> Iterator[tuple[int, Any]]:
@@ -202,12 +204,12 @@ class Run:
 
         Yields:
           After each stretch, the number of results since the start of the run, and the record: the results of the
-          stretch, or the moments of those since step `first`.
+          stretch, or the moments of the results since step `first`.
         """
         records = [self.chain.init(position) for position in self._positions]
         while first < last:
             stop = last
-            if isinstance(self._recorder, KeepDraws):  # one call may fill its slots, but not begin another
+            if isinstance(self._recorder, KeepDraws):  # one call may fill its slots, but must not start another slot
                 stop = min(last, self.steps_until(self.results_after(first) + self._recorder.num_slots))
             if not self.is_traced:
                 pace = self.chain.seconds_per_step
@@ -216,7 +218,7 @@ class Run:
             start = time.perf_counter()
             positions, records = self._advance(records, first, stop)
             if not self.is_traced:
-                tf.reshape(positions[0].state, [-1])[0].numpy()  # waits for an accelerator
+                tf.reshape(positions[0].state, [-1])[0].numpy()  # waits until an accelerator has finished
                 seconds = 0.0 if pace is None else time.perf_counter() - start
                 if stop - first == planned or seconds > _SECONDS:
                     pace = max(seconds / (stop - first), _SECONDS / (_GROWTH * planned))
@@ -231,14 +233,14 @@ class Run:
         """Runs the steps from each of `ends` to the next.
 
         Yields:
-          After each stretch, the first step of the window that it belongs to, and the record of the window so far.
+          After each stretch, the first step of its window, and the record of the window so far.
         """
         for first, last in itertools.pairwise(ends):
             for _, record in self.stretches(first, last):
                 yield first, record
 
     def _advance(self, records: list[Any], first: int, last: int) -> tuple[list[Any], list[Any]]:
-        """Runs the steps `first` to `last - 1` of each group, and returns positions and records."""
+        """Runs the steps `first` to `last - 1` of each group of chains, and returns positions and records."""
         steps = (tf.constant(first), tf.constant(last))
 
         def call(chain: Chain) -> list[Any]:
@@ -246,8 +248,8 @@ class Run:
             calls = [
                 functools.partial(chain.advance, position, plan, steps, record) for position, plan, record in groups
             ]
-            # The first stretch of a new loop is one step. Its tracing must happen in the thread of the caller, since
-            # Keras keeps settings by thread.
+            # The first stretch of a new loop is one step. It must be traced in the caller's thread, since Keras has
+            # settings per thread.
             return [call() for call in calls] if last - first == 1 else at_once(calls)
 
         groups = self._chains.run(call)
@@ -255,12 +257,12 @@ class Run:
 
 
 def find_chain(target: TargetLogProbFn, kernel: Any, recorder: Recorder, shape: Hashable, jit_compile: bool) -> Chain:
-    """Returns the chain compiled before for an equal target, kernel, recorder and shape, or a new one.
+    """Returns the cached chain for an equal target, kernel, recorder and shape, or a new one.
 
     Args:
       target: see `find_compiled`.
       kernel, recorder, jit_compile: see `Chain`.
-      shape: shape and dtype of the state. A chain could serve several, but TensorFlow would warn of the fifth.
+      shape: shape and dtype of the state. One chain could serve several shapes, but TensorFlow would warn at the fifth.
     """
     key = (kernel, recorder, shape, jit_compile)
     return find_compiled(target, key, lambda resolve: Chain(resolve, kernel, recorder, jit_compile))

@@ -1,8 +1,8 @@
-"""Chains whose draws are not draws of the target: chains that never moved, and gradients that are NaN.
+"""Warnings about chains whose draws do not follow the target: chains that never moved, and NaN gradients.
 
-The draws of a chain that never moved are its start. A healthy chain of acceptance rate a stays put for T steps with
-probability (1 − a)^T, so some do after a few steps; more than that cannot move, however long the burn-in is. Runs of
-fewer than ten steps are not judged.
+All draws of a chain that never moved equal its initial state. A chain without a fault and with acceptance rate a does
+not move within T steps with probability (1 − a)^T, so after a few steps this happens to some chains. If it happens to
+more chains than that, they cannot move, however long the burn-in is. Runs of fewer than ten steps are not checked.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import tensorflow as tf
 
 from tfp_ebm.caller import warn
 
-# Healthy chains are warned of this often, at most.
+# The largest probability of a warning for chains without a fault.
 _FALSE_ALARM = 1e-3
-# Acceptance differs from chain to chain: half the mean is assumed, and never less than a number below which chains
-# should be warned of even if all accept as little.
+# Acceptance differs from chain to chain. Half the mean is assumed, but at least a minimum: for rates below it, a
+# warning is appropriate even if all chains have such a rate.
 _ASSUMED_SHARE, _LEAST_ACCEPTANCE = 0.5, 0.1
 _MIN_STEPS = 10
 
 
 def never_moved(start: tf.Tensor, states: tf.Tensor, is_accepted: tf.Tensor) -> tf.Tensor:
-    """Returns which chains are still where they started in all results, bool `[*chains]`.
+    """Returns whether each chain is at its initial state in all results, bool `[*chains]`.
 
-    A chain that accepted a step and is where it started has come back, as only chains on a grid do. Where there is such
-    a chain, being at the start is no sign of being stuck, and the result is False for all.
+    A chain that accepted a step and is at its initial state has returned to it, which only happens on a grid. If there
+    is such a chain, a chain at its initial state need not be stuck, and the result is False for all chains.
 
     Args:
       start: `[*chains, *event]`.
@@ -45,13 +45,13 @@ def never_moved(start: tf.Tensor, states: tf.Tensor, is_accepted: tf.Tensor) -> 
 
 
 def is_implausible(num_stuck: int, num_chains: int, num_steps: int, acceptance_rate: float) -> bool:
-    """Returns whether the probability that so many healthy chains would never have moved is below 0.001.
+    """Returns whether so many chains without a fault would fail to move with a probability below 0.001 only.
 
     Args:
-      num_stuck: chains that never moved.
-      num_chains: of them all.
-      num_steps: that each made.
-      acceptance_rate: mean of the chains that moved.
+      num_stuck: number of chains that never moved.
+      num_chains: number of all chains.
+      num_steps: number of steps of each chain.
+      acceptance_rate: mean acceptance rate of the chains that moved.
 
     >>> is_implausible(3, 1000, 5, 0.75), is_implausible(3, 1000, 50, 0.75)
     (False, True)
@@ -73,15 +73,15 @@ def warn_of_stuck(
     start: tf.Tensor,
     jit_compile: bool,
 ) -> bool:
-    """Warns of chains that never moved, if they are more than chance explains, and returns whether it did.
+    """Warns if more chains never moved than chance explains, and returns whether it warned.
 
     Args:
-      stuck: which chains never moved, bool `[*chains]`.
+      stuck: whether each chain never moved, bool `[*chains]`.
       acceptance_rate: share of accepted steps of each chain, `[*chains]`.
-      num_steps: how many steps they made.
-      num_known: the number of stuck chains that were warned of before.
+      num_steps: number of steps of each chain.
+      num_known: number of stuck chains for which there was a warning before.
       log_prob_fn: the target.
-      start: where the chains started, `[*chains, *event]`.
+      start: initial states of the chains, `[*chains, *event]`.
       jit_compile: whether the chains were compiled by XLA, whose gradients may differ from those in graph mode.
     """
     stuck, acceptance_rate = np.asarray(stuck), np.asarray(acceptance_rate)
@@ -91,21 +91,21 @@ def warn_of_stuck(
         return False
     reason = ""
     try:
-        # `partial`, because TensorFlow counts traces by code object and would warn of the traces of many targets
+        # `partial`, because TensorFlow counts traces by code object and would warn about the traces of many targets
         look = tf.function(
             functools.partial(_value_and_gradient, log_prob_fn), jit_compile=jit_compile, autograph=False
         )
         log_prob, gradient = look(tf.identity(start))
         low = float(np.min(np.asarray(log_prob)[stuck]))
-        reason = f" The log density where they stay is {low:.4g} at the lowest."
+        reason = f" The lowest log density at their states is {low:.4g}."
         if gradient is not None and not np.isfinite(np.asarray(gradient)[stuck]).all():
             reason += " Its gradient is NaN or infinite there."
-    except (ValueError, TypeError, tf.errors.OpError):  # the count is what matters
+    except (ValueError, TypeError, tf.errors.OpError):  # the reason is optional
         pass
     warn(
-        f"{num_stuck} of {stuck.size} chains never moved in {num_steps} steps: their draws are their starts, not draws "
-        f"from the target.{reason} Starts of higher density, a smaller step size, or a kernel with global moves such "
-        "as IndependenceMetropolis(base), set them free; a longer burn-in does not."
+        f"{num_stuck} of {stuck.size} chains never moved in {num_steps} steps: their draws are their initial states, "
+        f"not draws from the target.{reason} Remedies are initial states of higher density, a smaller step size, or a "
+        "kernel with global moves such as IndependenceMetropolis(base); a longer burn-in does not help."
     )
     return True
 
@@ -118,11 +118,11 @@ def _value_and_gradient(log_prob_fn: Callable[[tf.Tensor], tf.Tensor], x: tf.Ten
 
 
 def warn_of_gradients(num_failed: int, num_chains: int) -> None:
-    """Warns of chains that met a NaN or infinite gradient where the log density is finite."""
+    """Warns about chains with a NaN or infinite gradient at a point where the log density is finite."""
     if num_failed:
         warn(
             f"In {num_failed} of {num_chains} chains the gradient of the target was NaN or infinite at a point where "
             "its log density is finite. Every proposal through such a point is rejected, so the draws may miss a part "
-            "of the target. Usual causes are tf.norm or tf.sqrt at 0, and tf.where with a branch that is NaN where it "
-            "is not taken; compiled by XLA such a gradient can differ from that in graph mode."
+            "of the target. Usual causes are tf.norm or tf.sqrt at 0, and tf.where with an unused branch that is NaN. "
+            "Under XLA such a gradient can differ from that in graph mode."
         )
