@@ -93,7 +93,6 @@ class AutoregressiveEnergy(NormalizedEnergy):
         if len(set(units)) != 1:
             raise ValueError(f"`units` must be equal widths, got {tuple(units)}.")
         self.order, self.num_functions = order, num_functions
-        self.noise = 0.0
         self.num_nodes: tuple[int, int] = self._config["num_nodes"]
         if fixed_proposal:
             self.proposal: Any = MixtureConditionals(size, num_components, dtype=self.dtype)
@@ -137,10 +136,7 @@ class AutoregressiveEnergy(NormalizedEnergy):
 
         With a seed, int32[2], as training wants them: with dropout, and on a lattice that is shifted at random.
         """
-        seen = y
-        if seed is not None and self.noise > 0:
-            seen = y + self.noise * random.normal(tf.shape(y), random.fold_in(seed, 2), y.dtype)
-        proposal, coefficients = self.conditionals(seen, None if seed is None else random.fold_in(seed, 0))
+        proposal, coefficients = self.conditionals(y, None if seed is None else random.fold_in(seed, 0))
         shift = tf.constant(0.5, y.dtype)
         if seed is not None:
             shift = random.uniform([], random.fold_in(seed, 1), y.dtype)

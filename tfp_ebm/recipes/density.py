@@ -29,8 +29,10 @@ _MIN_ROWS = 10
 # A column whose range between its outer thousandths is more than this many times that of its quartiles, about 4.6 for
 # a normal, has heavy tails.
 _HEAVY_TAILS = 12.0
-# Components of a mixture whose conditionals are proposals: each needs nodes of its own.
-_MAX_PROPOSAL_COMPONENTS = 8
+# Components of a mixture whose conditionals are proposals, at most, and logistics of proposals that are free.
+_MAX_PROPOSAL_COMPONENTS, _NUM_LOGISTICS = 8, 4
+# Seconds for a training, about; the number of orders of the columns is as many as that allows, within bounds.
+_SECONDS_PER_NETWORK, _MIN_NETWORKS, _MAX_NETWORKS = 10.0, 3, 8
 # Columns up to which a kernel density is a candidate.
 _MAX_KERNEL_COLUMNS = 64
 
@@ -99,7 +101,7 @@ def fit_density(
 
     Args:
       x: array `[rows, columns]` of numbers, or a `pandas.DataFrame` of them.
-      minutes: time for the training of the networks, about; default: by the rows, at most 1.
+      minutes: time for the training of the networks, about; default: by the size of the table, .4 to 2.5.
       validation: share of the rows that stop trainings and choose weights; at least 50 rows, if there are 200.
       seed: of the split, all weights and all batches.
       verbose: 1 prints each candidate's held-out log-likelihood; 0 prints nothing.
@@ -128,9 +130,10 @@ def fit_density(
     if not 0.0 < validation < 1.0:
         raise ValueError(f"`validation` must be a share between 0 and 1, got {validation!r}.")
     num_rows, size = rows.shape
-    seconds = 60.0 * (
-        min(1.0, 0.15 + num_rows * size / 60_000) if minutes is None else check_positive("minutes", minutes)
-    )
+    if minutes is None:
+        seconds = 60.0 * min(2.5, 0.4 + num_rows * size / 80_000)
+    else:
+        seconds = 60.0 * check_positive("minutes", minutes)
     train, held_out = split_rows(rows, validation, seed)
     loc, scale, heavy = _robust_units(rows[train])
     with np.errstate(over="ignore"):
@@ -167,7 +170,7 @@ def fit_density(
         mixture = fit_mixture(y[train], _MAX_PROPOSAL_COMPONENTS, seed=seed, x_held_out=y[held_out])
     is_cut = False
     settings = settings_for_rows(len(train), size)
-    plan = _plan(size, len(train), seed)
+    plan = _plan(size, seconds, seed)
     trainers: dict[str, Trainer] = {}
     spent = 0.0
     for number, (name, kind, order) in enumerate(plan):
@@ -209,8 +212,9 @@ def _network(
         [size],
         [settings.width] * 2,
         order,
-        num_components=len(mixture.probs) if of_mixture else 1,
+        num_components=len(mixture.probs) if of_mixture else _NUM_LOGISTICS,
         fixed_proposal=of_mixture,
+        num_functions=16,
         dropout=settings.dropout,
         seed=seed,
     )
@@ -224,20 +228,23 @@ class Candidate(NamedTuple):
     order: list[int]
 
 
-def _plan(size: int, num_rows: int, seed: int) -> list[Candidate]:
-    """Returns the autoregressive candidates."""
-    rng = np.random.default_rng([seed, 7])
+def _plan(size: int, seconds: float, seed: int) -> list[Candidate]:
+    """Returns the autoregressive candidates: as many orders of the columns as the time allows."""
     natural = list(range(size))
     if size == 1:
-        return [Candidate("autoregressive", "free", natural)]
-    others = [rng.permutation(size).tolist() for _ in range(2)]
-    return [
-        Candidate("autoregressive_1", "free", natural),
-        Candidate("autoregressive_mixture_1", "mixture", natural),
-        Candidate("autoregressive_2", "free", natural[::-1]),
-        Candidate("autoregressive_mixture_2", "mixture", others[0]),
-        Candidate("autoregressive_3", "free", others[1]),
-    ]
+        return [Candidate("autoregressive_1", "free", natural)]
+    rng = np.random.default_rng([seed, 7])
+    number = int(np.clip(seconds / _SECONDS_PER_NETWORK, _MIN_NETWORKS, _MAX_NETWORKS))
+    orders = [natural, natural[::-1], *(rng.permutation(size).tolist() for _ in range(number))]
+    kinds = ["free", "mixture", *["free"] * number]
+    counts = {"free": 0, "mixture": 0}
+    candidates = []
+    for i in range(number):
+        kind = kinds[i % 3] if i < 6 else "free"
+        counts[kind] += 1
+        name = f"autoregressive_{'mixture_' if kind == 'mixture' else ''}{counts[kind]}"
+        candidates.append(Candidate(name, kind, orders[counts[kind] - 1 if kind == "free" else -counts[kind]]))
+    return candidates
 
 
 def _warn_of_quadrature(parts: Mapping[str, NormalizedEnergy], z: np.ndarray) -> None:

@@ -51,8 +51,9 @@ def settings_for_rows(num_rows: int, size: int) -> Settings:
     batch_size = 256 if num_rows >= 4000 else 128 if num_rows >= 1000 else 64
     logarithm = math.log10(num_rows)
     dropout = float(np.interp(logarithm, [2.3, 3.0, 4.0, 5.0], [0.4, 0.3, 0.1, 0.0]))
-    decay = 10.0 ** float(np.interp(logarithm, [2.5, 4.0], [-2.0, -4.0]))
-    num_steps = min(500 + 100 * num_rows // batch_size, 8000)
+    decay = 10.0 ** float(np.interp(logarithm, [3.0, 5.0], [-1.5, -4.0]))
+    passes = num_rows // batch_size
+    num_steps = min(500 + 100 * passes, max(4000, 15 * passes))
     return Settings(num_steps - num_steps % NUM_JUDGEMENTS, batch_size, 128, dropout, decay, 4e-3)
 
 
