@@ -76,7 +76,9 @@ def mixture(size):
     probs = rng.dirichlet(np.full(6, 3.0))
     loc = 3.0 * rng.normal(size=(6, size))
     factor = rng.normal(size=(6, size, size)) / math.sqrt(size) + 0.5 * np.eye(size)
-    parts = [scipy.stats.multivariate_normal(m, a @ a.T + 0.05 * np.eye(size)) for m, a in zip(loc, factor, strict=True)]
+    parts = [
+        scipy.stats.multivariate_normal(m, a @ a.T + 0.05 * np.eye(size)) for m, a in zip(loc, factor, strict=True)
+    ]
 
     def draw(number, rng):
         counts = rng.multinomial(number, probs)

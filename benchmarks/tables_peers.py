@@ -138,6 +138,4 @@ def coupling_flow(x, seed):
     return lambda values: np.asarray(log_prob(tf.constant(values.astype("float32"))))
 
 
-CONTESTANTS = {
-    f.__name__: f for f in (tfp_ebm, gaussian, gaussian_mixture, kernel_density, spline_flow, coupling_flow)
-}
+CONTESTANTS = {f.__name__: f for f in (tfp_ebm, gaussian, gaussian_mixture, kernel_density, spline_flow, coupling_flow)}

@@ -44,7 +44,7 @@ def test_density_is_scipys(size, shared):
     scale = np.exp(rng().normal(size=size))
     moved = mixture.in_units(np.full(size, 7.0), scale)
     np.testing.assert_allclose(moved.log_prob(7.0 + scale * x), expected - np.log(scale).sum(), rtol=1e-10)
-    other = mixture._replace(probs=PROBS[::-1])
+    other = mixture._replace(loc=mixture.loc + 0.5)
     assert np.abs(other.log_prob(x) - expected).max() > 0.1  # control
 
 
@@ -102,11 +102,11 @@ def test_a_mixture_is_found():
 
 
 def test_few_rows_of_many_columns_do_not_overfit():
-    """200 rows of 30 independent normals: the ridge brings the fit within 1.5 nats of the truth; without one 4 away."""
-    x, fresh = rng().normal(size=(200, 30)), np.random.default_rng(1).normal(size=(2000, 30))
+    """100 rows of 30 independent normals: with a ridge the fit is less than half as far from the truth."""
+    x, fresh = rng().normal(size=(100, 30)), np.random.default_rng(1).normal(size=(2000, 30))
     truth = scipy.stats.norm.logpdf(fresh).sum(1).mean()
-    assert truth - fit_mixture(x).log_prob(fresh).mean() < 1.5
-    assert truth - fit_mixture(x, 1, ridge=0.0).log_prob(fresh).mean() > 2.0
+    without = truth - fit_mixture(x, 1, ridge=0.0).log_prob(fresh).mean()
+    assert truth - fit_mixture(x).log_prob(fresh).mean() < 0.5 * without
 
 
 def test_duplicates_and_constant_columns():

@@ -8,8 +8,8 @@ from laws import rng
 
 import tfp_ebm as ebm
 from tfp_ebm.energy.base import draw
-from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.energy.gaussian_mixture import fit_mixture
+from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.losses.noise_models import FittedNoise, GaussianMixture
 
 PROBS = np.array([0.2, 0.5, 0.3])

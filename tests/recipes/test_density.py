@@ -6,7 +6,6 @@ import pytest
 from scipy import stats
 
 import tfp_ebm as ebm
-from tfp_ebm.energy.gaussian_mixture import fit_gaussian_mixture
 from tfp_ebm.recipes import density
 
 
@@ -52,34 +51,11 @@ def test_the_model_is_saved_with_all_its_parts(fitted, tmp_path):
     assert float(loaded.log_normalizer) == 0.0
 
 
-def test_weights_are_those_of_the_best_mixture():
-    """Against a search over all weights of two parts; half a row of prior weight moves them by less than .01."""
-    rng = np.random.default_rng(0)
-    x = np.where(rng.uniform(size=2000) < 0.3, rng.normal(size=2000) - 2.0, rng.normal(size=2000) + 2.0)
-    log_probs = np.stack([stats.norm.logpdf(x, -2.0), stats.norm.logpdf(x, 2.0)], 1)
-    grid = np.linspace(0.001, 0.999, 999)
-    values = [np.logaddexp(np.log(w) + log_probs[:, 0], np.log1p(-w) + log_probs[:, 1]).sum() for w in grid]
-    found = density.stacking_weights(log_probs)
-    assert abs(found[0] - grid[np.argmax(values)]) < 0.01 and found.sum() == pytest.approx(1.0)
-
-
 def test_equal_rows_are_on_one_side():
     x = np.repeat(np.random.default_rng(0).normal(size=(100, 2)), 3, 0)
     train, held_out = density.split_rows(x, 0.2, seed=0)
     assert sorted([*train, *held_out]) == list(range(300)) and len(held_out) >= 50
     assert not set(map(tuple, x[train])) & set(map(tuple, x[held_out]))
-
-
-def test_the_mixture_finds_its_number_and_its_parts():
-    rng = np.random.default_rng(0)
-    x = (
-        rng.normal(size=(3000, 2)) * [0.5, 50.0]
-        + np.array([[-4.0, 0.0], [0.0, 400.0], [4.0, 0.0]])[np.arange(3000) % 3]
-    )
-    mixture = fit_gaussian_mixture(x, dtype="float64")
-    truth = np.mean(stats.norm.logpdf(x).sum(-1)) * 0 - 0.5 * 2 * np.log(2 * np.pi * np.e) - np.log(25.0) - np.log(3.0)
-    assert 3 <= mixture.mixture_distribution.probs.shape[0] <= 6
-    assert abs(np.mean(mixture.log_prob(x)) - truth) < 0.05
 
 
 @pytest.mark.parametrize(

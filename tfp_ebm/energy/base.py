@@ -152,9 +152,7 @@ def fit_base(
     held_out = None
     if x_held_out is not None:
         held_out = check_data("x_held_out", x_held_out, event_shape=x.shape[1:]).reshape(len(x_held_out), -1)
-    mixture = fit_mixture(
-        np.asarray(x, np.float64).reshape(len(x), -1), num_components, seed=seed, x_held_out=held_out
-    )
+    mixture = fit_mixture(np.asarray(x, np.float64).reshape(len(x), -1), num_components, seed=seed, x_held_out=held_out)
     return mixture_distribution(with_broad_part(mixture, moments, broad_share), dtype, x.shape[1:])
 
 

@@ -1,4 +1,4 @@
-"""Gaussian mixtures and kernel densities of data: scikit-learn's expectation maximisation, sizes by held-out likelihood.
+"""Gaussian mixtures by scikit-learn's expectation maximisation, and kernel densities; sizes by held-out likelihood.
 
 Everything is fitted in float64 and in units in which each column has standard deviation 1. A kernel density is a
 mixture with one component for each row, all of one covariance.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,12 +17,14 @@ import tensorflow as tf
 
 from tfp_ebm import networks
 from tfp_ebm.arguments import check_count, check_data, check_positive
+from tfp_ebm.caller import warn
+from tfp_ebm.composition import log_prob_of, mixture, stacking_weights
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_kernel_density, fit_mixture
 from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
-from tfp_ebm.networks.normalized import MixtureEnergy, NormalizedEnergy, WarpedEnergy
-from tfp_ebm.recipes.density_training import Settings, Trainer, energies_of, settings_for_rows
+from tfp_ebm.networks.normalized import NormalizedEnergy, WarpedEnergy
+from tfp_ebm.recipes.density_training import Settings, Trainer, settings_for_rows
 
 _MIN_ROWS = 10
 # A column whose range between its outer thousandths is more than this many times that of its quartiles, about 4.6 for
@@ -37,27 +38,12 @@ _SECONDS_PER_NETWORK, _MIN_NETWORKS, _MAX_NETWORKS = 10.0, 3, 8
 _MAX_KERNEL_COLUMNS = 64
 
 
-def stacking_weights(log_probs: np.ndarray, num_steps: int = 500) -> np.ndarray:
-    """Finds the weights of a mixture by expectation maximisation.
+class Candidate(NamedTuple):
+    """An autoregressive energy to train: its name, the kind of its proposals, and the order of the columns."""
 
-    Args:
-      log_probs: log densities of held-out rows `[rows, parts]`.
-      num_steps: of expectation maximisation.
-
-    Returns:
-      Weights `[parts]` with sum 1 that maximise Σ log Σₖ wₖ pₖ(x), with half a row of prior weight for each part.
-
-    >>> stacking_weights(np.log([[1.0, 0.1], [1.0, 0.1], [0.1, 1.0]])).round(1).tolist()
-    [0.7, 0.3]
-    """
-    num_rows, num_parts = log_probs.shape
-    densities = np.exp(log_probs - log_probs.max(1, keepdims=True))
-    weights = np.full(num_parts, 1.0 / num_parts)
-    for _ in range(num_steps):
-        shares = densities * weights
-        shares /= shares.sum(1, keepdims=True)
-        weights = (shares.sum(0) + 0.5 / num_parts) / (num_rows + 0.5)
-    return weights
+    name: str
+    kind: str
+    order: list[int]
 
 
 def split_rows(x: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,14 +70,71 @@ def _check_columns(x: np.ndarray) -> None:
         raise ValueError(f"`x` must not have equal columns, but these pairs are equal: {twins}.")
 
 
-def _robust_units(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns location and scale of each column, and whether its tails are heavy."""
-    low, q25, median, q75, high = np.quantile(x, [0.001, 0.25, 0.5, 0.75, 0.999], axis=0)
-    moments = DataMoments.of([x])
-    quartiles = (q75 - q25) / 1.349
-    spread = np.maximum(high - median, median - low) * 2.0
-    heavy = (quartiles > 0) & (np.maximum(np.abs(x - median).max(0), spread) > _HEAVY_TAILS * (q75 - q25))
-    return np.where(heavy, median, moments.mean), np.where(heavy, quartiles, moments.scale), heavy
+class _Units(NamedTuple):
+    """The units in which densities are fitted: y = (x − loc)/scale, and asinh of it in columns with heavy tails."""
+
+    loc: np.ndarray
+    scale: np.ndarray
+    heavy: np.ndarray
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> _Units:
+        """Returns the units of a table: moments, or median and quartiles of columns with heavy tails."""
+        low, q25, median, q75, high = np.quantile(x, [0.001, 0.25, 0.5, 0.75, 0.999], axis=0)
+        moments = DataMoments.of([x])
+        spread = np.maximum(high - median, median - low) * 2.0
+        heavy = (q75 > q25) & (np.maximum(np.abs(x - median).max(0), spread) > _HEAVY_TAILS * (q75 - q25))
+        return cls(np.where(heavy, median, moments.mean), np.where(heavy, (q75 - q25) / 1.349, moments.scale), heavy)
+
+    def to_y(self, x: np.ndarray) -> np.ndarray:
+        """Returns the rows in these units, float32."""
+        z = (x - self.loc) / self.scale
+        return np.where(self.heavy, np.arcsinh(z), z).astype(np.float32)
+
+    def model(self, network: NormalizedEnergy, seed: int = 0) -> EnergyModel:
+        """Returns a network of y as a model of x."""
+        model = EnergyModel(WarpedEnergy(network, self.heavy) if self.heavy.any() else network, seed=seed)
+        model.standardization.loc.assign(self.loc)
+        model.standardization.scale.assign(self.scale)
+        return model
+
+
+class _Contest:
+    """Candidates with their log densities of held-out rows.
+
+    Args:
+      x_held_out: rows in the user's units.
+      verbose: whether to print a line for each candidate.
+    """
+
+    def __init__(self, x_held_out: np.ndarray, verbose: int) -> None:
+        self.x_held_out, self.verbose = x_held_out, verbose
+        self.models: list[EnergyModel] = []
+        self.log_probs: list[np.ndarray] = []
+        self.results: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, model: EnergyModel) -> None:
+        """Judges a candidate and keeps it."""
+        self.models.append(model)
+        self.log_probs.append(log_prob_of(model, self.x_held_out))
+        self.note(name, self.log_probs[-1])
+
+    def note(self, name: str, log_prob: np.ndarray) -> None:
+        """Keeps mean and standard error of log densities, and prints them."""
+        with np.errstate(invalid="ignore"):  # a density may be zero at some row
+            error = float(log_prob.std(ddof=1)) / math.sqrt(len(log_prob))
+        self.results[name] = (float(log_prob.mean()), error)
+        if self.verbose:
+            print(f"{name:28s} {self.results[name][0]:12.4f} ± {error:.4f} nats")
+
+    def stack(self) -> EnergyModel:
+        """Returns the mixture of the candidates that is most likely on the held-out rows."""
+        log_probs = np.stack(self.log_probs, 1)
+        weights = stacking_weights(log_probs)
+        kept = np.flatnonzero(weights > 1e-3)
+        probs = weights[kept] / weights[kept].sum()
+        self.note("stack", np.logaddexp.reduce(log_probs[:, kept] + np.log(probs), axis=1))
+        return mixture([self.models[i] for i in kept], probs)
 
 
 def fit_density(
@@ -135,76 +178,57 @@ def fit_density(
     else:
         seconds = 60.0 * check_positive("minutes", minutes)
     train, held_out = split_rows(rows, validation, seed)
-    loc, scale, heavy = _robust_units(rows[train])
-    with np.errstate(over="ignore"):
-        z = ((rows - loc) / scale).astype(np.float32)
-    y = np.where(heavy, np.arcsinh(z.astype(np.float64)), z).astype(np.float32)
-    log_volume = float(np.log(scale).sum())
-    warp = np.where(heavy, 0.5 * np.logaddexp(0.0, 2.0 * np.log(np.maximum(np.abs(z.astype(np.float64)), 1e-300))), 0.0)
-    offsets = log_volume + warp.sum(1)[held_out]
+    units = _Units.of(rows[train])
+    y, y_held_out = units.to_y(rows[train]), units.to_y(rows[held_out])
+    contest = _Contest(rows[held_out], verbose)
 
-    parts: dict[str, NormalizedEnergy] = {}
-    candidates: dict[str, tuple[float, float]] = {}
-    log_probs: list[np.ndarray] = []
+    def fit_parts(number: int | None = None) -> MixtureParameters:
+        return fit_mixture(y.astype(np.float64), number, seed=seed, x_held_out=y_held_out.astype(np.float64))
 
-    def add(name: str, network: NormalizedEnergy) -> None:
-        values = -energies_of(network, y[held_out]) - offsets
-        if not np.isfinite(values).all():
-            return
-        parts[name] = network
-        log_probs.append(values)
-        note(name, values)
-
-    def note(name: str, values: np.ndarray) -> None:
-        candidates[name] = (float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))))
-        if verbose:
-            print(f"{name:28s} {candidates[name][0]:12.4f} ± {candidates[name][1]:.4f} nats")
-
-    mixture = fit_mixture(y[train], seed=seed, x_held_out=y[held_out])
-    add("gaussian", GaussianMixtureEnergy.of(fit_mixture(y[train], 1, seed=seed, x_held_out=y[held_out])))
-    if len(mixture.probs) > 1:
-        add("gaussian_mixture", GaussianMixtureEnergy.of(mixture))
+    parts = fit_parts()
+    contest.add("gaussian", units.model(GaussianMixtureEnergy.of(fit_parts(1))))
+    if len(parts.probs) > 1:
+        contest.add("gaussian_mixture", units.model(GaussianMixtureEnergy.of(parts)))
     if size <= _MAX_KERNEL_COLUMNS:
-        add("kernel_density", GaussianMixtureEnergy.of(fit_kernel_density(y[train], y[held_out], seed=seed), ))
-    if len(mixture.probs) > _MAX_PROPOSAL_COMPONENTS:
-        mixture = fit_mixture(y[train], _MAX_PROPOSAL_COMPONENTS, seed=seed, x_held_out=y[held_out])
-    is_cut = False
-    settings = settings_for_rows(len(train), size)
-    plan = _plan(size, seconds, seed)
-    trainers: dict[str, Trainer] = {}
-    spent = 0.0
-    for number, (name, kind, order) in enumerate(plan):
-        start = time.monotonic()
-        if kind not in trainers:
-            trainers[kind] = Trainer(_network(kind, size, settings, mixture, seed), settings, seed)
-        trainer = trainers[kind]
-        if kind == "mixture":
-            trainer.start_at(mixture, order)
-        budget = (seconds - spent) / (len(plan) - number)
-        weights_of, was_cut = trainer.train(y[train][:, order], y[held_out][:, order], budget, seed + number)
-        is_cut |= was_cut
-        network = _network(kind, size, settings, mixture, seed, order)
-        network.set_weights(weights_of)
-        add(name, network)
-        spent += time.monotonic() - start
-    weights = stacking_weights(np.stack(log_probs, 1))
-    kept = weights > 1e-3
-    weights = weights[kept] / weights[kept].sum()
-    stacked = [part for part, keep in zip(parts.values(), kept, strict=True) if keep]
-    note("stack", np.logaddexp.reduce(np.stack(log_probs, 1)[:, kept] + np.log(weights), axis=1))
-    network = stacked[0] if len(stacked) == 1 else MixtureEnergy(stacked, weights)
-    if heavy.any():
-        network = WarpedEnergy(network, heavy)
-    model = EnergyModel(network, seed=seed)
-    model.standardization.loc.assign(loc)
-    model.standardization.scale.assign(scale)
-    model.candidates, model.columns, model.cut_by_clock = candidates, columns, is_cut
-    _warn_of_quadrature(parts, y[held_out][:1000])
+        kernels = fit_kernel_density(y.astype(np.float64), y_held_out.astype(np.float64), seed=seed)
+        contest.add("kernel_density", units.model(GaussianMixtureEnergy.of(kernels)))
+    if len(parts.probs) > _MAX_PROPOSAL_COMPONENTS:
+        parts = fit_parts(_MAX_PROPOSAL_COMPONENTS)
+    networks_by_name, is_cut = _train_networks(y, y_held_out, parts, _plan(size, seconds, seed), seconds, seed)
+    for name, network in networks_by_name.items():
+        contest.add(name, units.model(network))
+    _warn_of_quadrature(networks_by_name, y_held_out[:1000])
+    model = contest.stack()
+    model.seed = seed
+    model.candidates, model.columns, model.cut_by_clock = contest.results, columns, is_cut
     return model
 
 
+def _train_networks(
+    y: np.ndarray, y_held_out: np.ndarray, parts: MixtureParameters, plan: list[Candidate], seconds: float, seed: int
+) -> tuple[dict[str, networks.AutoregressiveEnergy], bool]:
+    """Trains the autoregressive candidates; returns them, and whether time ended a training."""
+    size = y.shape[1]
+    settings = settings_for_rows(len(y), size)
+    trainers: dict[str, Trainer] = {}
+    trained, spent, is_cut = {}, 0.0, False
+    for number, (name, kind, order) in enumerate(plan):
+        start = time.monotonic()
+        if kind not in trainers:
+            trainers[kind] = Trainer(_network(kind, size, settings, parts, seed), settings, seed)
+        if kind == "mixture":
+            trainers[kind].start_at(parts, order)
+        budget = (seconds - spent) / (len(plan) - number)
+        weights, was_cut = trainers[kind].train(y[:, order], y_held_out[:, order], budget, seed + number)
+        trained[name] = _network(kind, size, settings, parts, seed, order)
+        trained[name].set_weights(weights)
+        is_cut |= was_cut
+        spent += time.monotonic() - start
+    return trained, is_cut
+
+
 def _network(
-    kind: str, size: int, settings: Settings, mixture: MixtureParameters, seed: int, order: list[int] | None = None
+    kind: str, size: int, settings: Settings, parts: MixtureParameters, seed: int, order: list[int] | None = None
 ) -> networks.AutoregressiveEnergy:
     """Returns an untrained network: with free proposals, or with the conditionals of a mixture of as many parts."""
     of_mixture = kind == "mixture"
@@ -212,20 +236,12 @@ def _network(
         [size],
         [settings.width] * 2,
         order,
-        num_components=len(mixture.probs) if of_mixture else _NUM_LOGISTICS,
+        num_components=len(parts.probs) if of_mixture else _NUM_LOGISTICS,
         fixed_proposal=of_mixture,
         num_functions=16,
         dropout=settings.dropout,
         seed=seed,
     )
-
-
-class Candidate(NamedTuple):
-    """An autoregressive energy to train: its name, the kind of its proposals, and the order of the columns."""
-
-    name: str
-    kind: str
-    order: list[int]
 
 
 def _plan(size: int, seconds: float, seed: int) -> list[Candidate]:
@@ -247,10 +263,9 @@ def _plan(size: int, seconds: float, seed: int) -> list[Candidate]:
     return candidates
 
 
-def _warn_of_quadrature(parts: Mapping[str, NormalizedEnergy], z: np.ndarray) -> None:
-    for name, part in parts.items():
-        if isinstance(part, networks.AutoregressiveEnergy):
-            fine = part(z, num_nodes=4 * part.num_nodes[1])
-            error = float(tf.abs(tf.reduce_mean(fine - part(z))))
-            if error > 1e-3:
-                warnings.warn(f"the quadrature of {name} is wrong by {error:.4f} nat a row.", stacklevel=3)
+def _warn_of_quadrature(trained: Mapping[str, networks.AutoregressiveEnergy], y: np.ndarray) -> None:
+    for name, network in trained.items():
+        fine = network(y, num_nodes=4 * network.num_nodes[1])
+        error = float(tf.abs(tf.reduce_mean(fine - network(y))))
+        if error > 1e-3:
+            warn(f"the quadrature of {name} is wrong by {error:.4f} nat a row.")

@@ -144,8 +144,7 @@ class Trainer:
         self.network.proposal.assign(mixture.probs, mixture.loc[:, order], covariance[:, order][:, :, order])
         fixed = {variable.path: np.array(variable) for variable in self.network.proposal.weights}
         self._initial = [
-            fixed.get(variable.path, value)
-            for variable, value in zip(self.network.weights, self._initial, strict=True)
+            fixed.get(variable.path, value) for variable, value in zip(self.network.weights, self._initial, strict=True)
         ]
 
     def train(self, z: np.ndarray, held_out: np.ndarray, seconds: float, seed: int) -> tuple[list[np.ndarray], bool]:

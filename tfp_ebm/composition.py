@@ -1,0 +1,162 @@
+"""Densities made of densities whose log Z is known: mixtures, and mixtures whose weights fit held-out rows (stacking).
+
+A mixture Σₖ wₖ pₖ(x) of densities with log Z = 0 has log Z = 0 itself: its log density and its samples are exact, and
+it is an `EnergyModel` like any other. Stacked on held-out rows it is hardly ever worse than its best part (Smyth &
+Wolpert 1999).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm.arguments import check_data
+from tfp_ebm.energy.base import check_base
+from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.model.exact_draws import draws_exactly
+from tfp_ebm.networks.normalized import AffineEnergy, DistributionEnergy, MixtureEnergy, NormalizedEnergy
+
+__all__ = ["mixture", "stack", "stacking_weights"]
+
+# Parts with smaller weights are left out of a stack.
+_LEAST_WEIGHT = 1e-3
+
+
+def mixture(parts: Sequence[Any], probs: Any) -> EnergyModel:
+    """Makes the mixture Σₖ wₖ pₖ(x) of densities whose log Z is known.
+
+    Args:
+      parts: densities over x of one event shape: each an `EnergyModel` with log Z = 0, such as one of
+        `networks.autoregressive`, or a `tfd.Distribution` with `log_prob` and `sample`. They are not copied: training
+        one trains it in the mixture too.
+      probs: weights wₖ, not negative, with sum 1.
+
+    Returns:
+      An `EnergyModel` with log Z = 0, exact `log_prob` and exact samples, in the units of its first model.
+
+    Raises:
+      TypeError, ValueError: if a part is no such density, the event shapes differ, or the weights are none.
+
+    >>> import tfp_ebm as ebm
+    >>> normals = [tfp.distributions.MultivariateNormalDiag([m, 0.0]) for m in (-2.0, 2.0)]
+    >>> p = ebm.EnergyDistribution(mixture(normals, [0.3, 0.7]))
+    >>> p.sample(4, seed=0).shape, float(p.log_normalizer)
+    (TensorShape([4, 2]), 0.0)
+    """
+    parts = list(parts)
+    if not parts:
+        raise ValueError("`parts` must hold at least one density, got none.")
+    for i, part in enumerate(parts):
+        _check_part(f"parts[{i}]", part)
+    shapes = {tuple(part.event_shape) for part in parts}
+    if len(shapes) > 1:
+        raise ValueError(f"`parts` must have one event shape, got {sorted(shapes)}.")
+    (event_shape,) = shapes
+    units = next((part.standardization for part in parts if isinstance(part, EnergyModel)), None)
+    loc = np.zeros(event_shape) if units is None else np.asarray(units.loc)
+    scale = np.ones(event_shape) if units is None else np.asarray(units.scale)
+    networks = [_in_units(part, loc, scale) for part in parts]
+    dtype = np.result_type(*(network.dtype for network in networks)).name
+    model = EnergyModel(MixtureEnergy(networks, probs, dtype=dtype))
+    model.standardization.loc.assign(loc)
+    model.standardization.scale.assign(scale)
+    return model
+
+
+def _check_part(name: str, part: Any) -> None:
+    if isinstance(part, EnergyModel):
+        if not draws_exactly(part):
+            raise ValueError(
+                f"`{name}` must have a known log Z: a network such as `networks.autoregressive` and no base measure, "
+                f"got an EnergyModel of {type(part.network).__name__}."
+            )
+    elif isinstance(part, tfp.distributions.Distribution):
+        check_base(name, part)
+    else:
+        raise TypeError(f"`{name}` must be an EnergyModel or a tfd.Distribution, got {part!r}.")
+
+
+def _in_units(part: Any, loc: np.ndarray, scale: np.ndarray) -> NormalizedEnergy:
+    """Returns a part as a network of z = (x − loc)/scale."""
+    network, part_loc, part_scale = part, 0.0, 1.0
+    if isinstance(part, EnergyModel):
+        network = part.network
+        part_loc, part_scale = np.asarray(part.standardization.loc), np.asarray(part.standardization.scale)
+    else:
+        network = DistributionEnergy(part)
+    shift, stretch = (loc - part_loc) / part_scale, scale / part_scale
+    if np.all(shift == 0.0) and np.all(stretch == 1.0):
+        return network
+    return AffineEnergy(network, shift, stretch, dtype=network.dtype)
+
+
+def log_prob_of(part: Any, x: np.ndarray) -> np.ndarray:
+    """Returns log densities of rows in float64; −inf where they are not finite."""
+    dtype = part.dtype if isinstance(part, EnergyModel) else part.dtype.name
+    rows = tf.constant(x, dtype)
+    values = -part.energy(rows) if isinstance(part, EnergyModel) else part.log_prob(rows)
+    values = np.asarray(values, np.float64)
+    return np.where(np.isfinite(values), values, -np.inf)
+
+
+def stack(parts: Sequence[Any], x_held_out: Any) -> EnergyModel:
+    """Makes the mixture of densities that is most likely on rows that none of them was fitted to.
+
+    Args:
+      parts: as in `mixture`. A part whose weight is below .001 is left out.
+      x_held_out: array `[rows, *event]`, or a `pandas.DataFrame`.
+
+    Returns:
+      An `EnergyModel`, as `mixture` makes it; its weights are `model.network.probs`.
+
+    Raises:
+      TypeError, ValueError: as `mixture`; or if no part has a positive density at some row.
+
+    >>> import tfp_ebm as ebm
+    >>> normals = [tfp.distributions.MultivariateNormalDiag([m]) for m in (-2.0, 2.0, 90.0)]
+    >>> x = np.concatenate([np.full((30, 1), -2.0), np.full((10, 1), 2.0)])
+    >>> stack(normals, x).network.probs.numpy().round(1).tolist()
+    [0.8, 0.2]
+    """
+    parts = list(parts)
+    for i, part in enumerate(parts):
+        _check_part(f"parts[{i}]", part)
+    x = check_data("x_held_out", x_held_out, tuple(parts[0].event_shape) if parts else None)
+    weights = stacking_weights(np.stack([log_prob_of(part, x) for part in parts], 1))
+    kept = np.flatnonzero(weights > _LEAST_WEIGHT)
+    return mixture([parts[i] for i in kept], weights[kept] / weights[kept].sum())
+
+
+def stacking_weights(log_probs: np.ndarray, num_steps: int = 500) -> np.ndarray:
+    """Finds the weights of a mixture by expectation maximisation.
+
+    Args:
+      log_probs: log densities of held-out rows `[rows, parts]`.
+      num_steps: of expectation maximisation.
+
+    Returns:
+      Weights `[parts]` with sum 1 that maximise Σ log Σₖ wₖ pₖ(x), with half a row of prior weight for all parts
+      together.
+
+    Raises:
+      ValueError: if all parts have density zero at some row.
+
+    >>> stacking_weights(np.log([[1.0, 0.1], [1.0, 0.1], [0.1, 1.0]])).round(1).tolist()
+    [0.7, 0.3]
+    """
+    num_rows, num_parts = log_probs.shape
+    largest = log_probs.max(1, keepdims=True)
+    if not np.isfinite(largest).all():
+        row = int(np.flatnonzero(~np.isfinite(largest))[0])
+        raise ValueError(f"`x_held_out` must have a positive density in one of the parts, but row {row} has none.")
+    densities = np.exp(log_probs - largest)
+    weights = np.full(num_parts, 1.0 / num_parts)
+    for _ in range(num_steps):
+        shares = densities * weights
+        shares /= shares.sum(1, keepdims=True)
+        weights = (shares.sum(0) + 0.5 / num_parts) / (num_rows + 0.5)
+    return weights
