@@ -13,7 +13,7 @@ from tfp_ebm import mcmc
 from tfp_ebm.cli import main, runs
 from tfp_ebm.cli import sample as sampling
 
-SMALL = ["--quiet", "--steps", "20", "--units", "8", "--burnin", "5", "-n", "20"]
+SMALL = ["--quiet", "--steps", "20", "--units", "8", "--burnin", "5", "--thin", "1", "-n", "20"]
 
 
 @pytest.fixture(scope="module")

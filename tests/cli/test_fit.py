@@ -62,8 +62,7 @@ def test_the_names_it_offers_are_those_of_the_package():
     assert options.TOYS == datasets.TOY_NAMES
     # the recipe has arguments for one more, which has no defaults of its own
     names = [name for name, _ in options.LOSSES.values()]
-    others = {"negative_log_likelihood"}  # for networks that know their log Z
-    assert sorted(names) == sorted({*losses.aliases(), "multiscale_denoising_score_matching"} - others)
+    assert sorted(names) == sorted({*losses.aliases(), "multiscale_denoising_score_matching"})
 
 
 def test_a_run_is_complete(run):
@@ -116,6 +115,32 @@ def test_chains_train_from_the_command_line_and_report_themselves(table, tmp_pat
     report = report_of(tmp_path / "run")
     assert 0.0 < report["metrics"]["acceptance_rate"] <= 1.0 and report["metrics"]["num_nonfinite"] == 0.0
     assert main(["evaluate", str(tmp_path / "run"), str(table)]) == 0
+
+
+def test_a_table_gets_an_exact_density(table, tmp_path, capsys):
+    """Without an option of the other losses: log Z is 0, samples are exact, and TensorFlow alone loads the export."""
+    assert main(["fit", str(table), "--out", str(tmp_path / "run"), "--minutes", "0.05", "-n", "500"]) == 0
+    printed = capsys.readouterr().out
+    assert "gaussian" in printed and "stack" in printed and "log-likelihood" in printed
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["settings"]["loss"] == "negative_log_likelihood" and report["sampling"]["kernel"] == "exact"
+    assert report["held_out"]["log_normalizer_from"] == "network" and report["held_out"]["log_normalizer"] == 0.0
+    assert report["metrics"]["stack"] >= report["metrics"]["gaussian"] - 1e-6
+    x, samples = np.load(table), np.load(tmp_path / "run" / "samples.npy")
+    assert samples.shape == (500, 2)
+    assert np.abs(samples.mean(0) - x.mean(0)).max() < 0.3 and np.abs(samples.std(0) / x.std(0) - 1).max() < 0.3
+    served = tf.saved_model.load(str(tmp_path / "run" / "saved_model"))
+    model = keras.saving.load_model(tmp_path / "run" / "model.keras")
+    in_z = -report["held_out"]["log_likelihood"] - float(model.standardization.log_scale_sum())
+    assert report["loss"]["held_out"] == pytest.approx(in_z, rel=1e-4)  # losses are in standardised units
+    rows = x[:5].astype("float32")
+    np.testing.assert_array_equal(served.log_prob(rows), -served.energy(rows))
+    np.testing.assert_allclose(served.log_prob(rows), ebm.EnergyDistribution(model).log_prob(rows), rtol=1e-5)
+    assert served.sample(3, tf.constant([0, 1])).shape == (3, 2)
+    assert main(["evaluate", str(tmp_path / "run"), str(table)]) == 0
+    for given in (["--steps", "5", "--loss", "nll"], ["--minutes", "1", "--loss", "dsm"]):
+        assert main(["fit", str(table), "--out", str(tmp_path / "refused"), *given]) == 2
+        assert f"`{given[0]}` must not be given with --loss" in capsys.readouterr().err
 
 
 def test_files_and_commands_agree(run, table, tmp_path, capsys):

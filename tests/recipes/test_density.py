@@ -62,8 +62,8 @@ def test_equal_rows_are_on_one_side():
     ("x", "match"),
     [
         (np.zeros((2, 2)), "at least 10 rows"),
-        (np.column_stack([np.arange(20.0), np.ones(20)]), r"columns \[1\] are constant"),
-        (np.repeat(np.random.default_rng(0).normal(size=(20, 1)), 2, 1), r"\(0, 1\)"),
+        (np.column_stack([np.arange(20.0), np.ones(20)]), "columns 1 are constant"),
+        (np.repeat(np.random.default_rng(0).normal(size=(20, 1)), 2, 1), "columns 1 equal earlier ones"),
         (np.full((20, 2), np.nan), "finite"),
         (np.zeros((20, 2, 2)), "constant|shape"),
     ],

@@ -15,6 +15,7 @@ from tfp_ebm.datasets.loading import default_columns
 from tfp_ebm.evaluation import Estimate, grid_log_normalizer
 from tfp_ebm.evaluation.estimate import combined, mean_estimate
 from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.model.exact_draws import draws_exactly
 
 # A grid for log Z: half its width in standard deviations of the base, and its cells along each axis.
 _GRID_WIDTH, _GRID_CELLS = 7.0, 768
@@ -48,7 +49,9 @@ def mean_loss(model: EnergyModel, x: np.ndarray) -> float:
 
 
 def log_normalizer_of(model: EnergyModel) -> tuple[Estimate, str] | None:
-    """Returns log Z of a model and where it is from: a grid for one or two columns, else its loss; None if unknown."""
+    """Returns log Z of a model and its source, the network, a grid or the loss; None if it is unknown."""
+    if draws_exactly(model):
+        return Estimate(0.0, 0.0), "network"
     if model.event_shape in ((1,), (2,)):
         center, width = np.asarray(model.base.mean()), _GRID_WIDTH * np.asarray(model.base.stddev())
         return grid_log_normalizer(model, center - width, center + width, num=_GRID_CELLS), "grid"

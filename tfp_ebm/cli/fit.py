@@ -27,6 +27,13 @@ from tfp_ebm.model.energy_model import EnergyModel
 
 # Losses with an option of their own.
 _DENOISING, _CONTRASTIVE = "denoising_score_matching", "noise_contrastive_estimation"
+# The loss of `fit_density`, and the number of columns up to which it is the default.
+_LIKELIHOOD, _MAX_COLUMNS = "negative_log_likelihood", 100
+# Options of the training by all other losses, with their defaults where these do not depend on the data.
+_TRAINING = {
+    **{"steps": 5000, "batch_size": 256, "units": [128, 128]},
+    **dict.fromkeys(("sigma", "noise_ratio", "base_width", "fourier_features", "learning_rate")),
+}
 # Options not recorded among the settings of report.json.
 _NO_SETTINGS = ("command", "command_line", "out", "overwrite", "quiet")
 # The share of rows kept from training, to report the loss on.
@@ -44,9 +51,10 @@ def fit(options: argparse.Namespace) -> None:
     _check_training_options(options)
     check_sampling_options(options)
     rows = load_rows(options)
+    _choose_loss(options, rows)
     train, held_out = _split(rows.values, options)
     start = time.perf_counter()
-    model, history = _trained(train, options)
+    model, history = _fitted_density(train, options) if options.loss == _LIKELIHOOD else _trained(train, options)
     model.columns = rows.columns
     fitted = time.perf_counter()
     judged = _judged(model, held_out)
@@ -56,9 +64,9 @@ def fit(options: argparse.Namespace) -> None:
         "settings": {key: value for key, value in sorted(vars(options).items()) if key not in _NO_SETTINGS},
         "data": {"rows": len(rows.values), "held_out": len(held_out), "event_shape": list(train.shape[1:])},
         "columns": None if rows.columns is None else list(rows.columns),
-        "loss": {"by_epoch": history["loss"], "held_out": judged.pop("loss")},
+        "loss": {"by_epoch": history.pop("loss", None), "held_out": judged.pop("loss")},
         "held_out": judged,
-        "metrics": {name: values[-1] for name, values in history.items() if name != "loss"},
+        "metrics": {name: values[-1] for name, values in history.items()},
         "sampling": sampling,
         "seconds": {"fit": fitted - start, "sample": time.perf_counter() - fitted},
         "command_line": options.command_line,
@@ -73,21 +81,42 @@ def fit(options: argparse.Namespace) -> None:
 
 def _check_training_options(options: argparse.Namespace) -> None:
     """Raises TypeError or ValueError if an option of training is out of range, or belongs to another loss."""
-    check_count("--steps", options.steps)
-    check_count("--batch-size", options.batch_size)
-    for width in options.units:
+    for name in ("steps", "batch_size"):
+        if getattr(options, name) is not None:
+            check_count(_flag(name), getattr(options, name))
+    for width in options.units or ():
         check_count("--units", width)
     if options.fourier_features is not None:
         check_count("--fourier-features", options.fourier_features, minimum=0)
-    for name in ("learning_rate", "base_width", "sigma", "noise_ratio"):
+    for name in ("learning_rate", "base_width", "sigma", "noise_ratio", "minutes"):
         if getattr(options, name) is not None:
-            check_positive(f"--{name.replace('_', '-')}", getattr(options, name))
-    for name, loss in (("sigma", _DENOISING), ("noise_ratio", _CONTRASTIVE)):
+            check_positive(_flag(name), getattr(options, name))
+    for name, loss in (("sigma", _DENOISING), ("noise_ratio", _CONTRASTIVE), ("minutes", _LIKELIHOOD)):
         if getattr(options, name) is not None:
             options.loss = options.loss or loss
             if options.loss != loss:
-                option = f"--{name.replace('_', '-')}"
-                raise ValueError(f"`{option}` must not be given with --loss {options.loss}, but with {loss}.")
+                raise ValueError(f"`{_flag(name)}` must not be given with --loss {options.loss}, but with {loss}.")
+    given = [name for name in _TRAINING if getattr(options, name) is not None]
+    if options.loss == _LIKELIHOOD and given:
+        raise ValueError(f"`{_flag(given[0])}` must not be given with --loss {_LIKELIHOOD}, which takes --minutes.")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _choose_loss(options: argparse.Namespace, rows: Rows) -> None:
+    """Sets the loss of a user's table to `negative_log_likelihood`, unless an option of the other losses is given."""
+    is_table = options.data not in (*TOYS, "digits") and rows.values.ndim == 2 and rows.values.shape[1] <= _MAX_COLUMNS
+    if options.loss is None and is_table and all(getattr(options, name) is None for name in _TRAINING):
+        options.loss = _LIKELIHOOD
+    if options.loss == _LIKELIHOOD:
+        if rows.values.ndim != 2:
+            raise ValueError(f"`--loss` {_LIKELIHOOD} needs a table, got rows of shape {rows.values.shape[1:]}.")
+        return
+    for name, default in _TRAINING.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
 
 
 def _split(x: np.ndarray, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
@@ -97,10 +126,18 @@ def _split(x: np.ndarray, options: argparse.Namespace) -> tuple[np.ndarray, np.n
     order = np.random.default_rng(options.seed % 2**64).permutation(len(x))
     count = max(1, int(_HELD_OUT * len(x)))
     train, held_out = x[order[count:]], x[order[:count]]
-    if options.batch_size > len(train):
+    if options.batch_size is not None and options.batch_size > len(train):
         note(options, f"the batch size is {len(train)}, the number of rows to train on, not {options.batch_size}.")
         options.batch_size = len(train)
     return train, held_out
+
+
+def _fitted_density(train: np.ndarray, options: argparse.Namespace) -> tuple[EnergyModel, dict[str, list[float]]]:
+    """Fits a density by `fit_density`; returns it, and the log-likelihood of each candidate."""
+    model = recipes.fit_density(
+        train, minutes=options.minutes, seed=options.seed % 2**32, verbose=0 if options.quiet else 1
+    )
+    return model, {name: [value] for name, (value, _) in model.candidates.items()}
 
 
 def _trained(train: np.ndarray, options: argparse.Namespace) -> tuple[EnergyModel, dict[str, list[float]]]:

@@ -16,6 +16,7 @@ TOYS = (
 )
 # Short names of the losses, their full names, and when to use them.
 LOSSES = {
+    "nll": ("negative_log_likelihood", "exact, by fit_density: log p and samples need no chains; tables"),
     "nce": ("noise_contrastive_estimation", "density and log Z; few columns, many rows"),
     "dsm": ("denoising_score_matching", "blurs the data by --sigma; any number of columns"),
     "mdsm": ("multiscale_denoising_score_matching", "the same with six widths of noise; separate modes"),
@@ -29,9 +30,9 @@ TABLES = (".csv", ".parquet")
 
 _FIT = f"""\
 example:
-  python -m tfp_ebm fit lake.csv --out runs/lake --loss dsm
-  trains on the columns of lake.csv and writes runs/lake: model.keras, saved_model/, samples.npy, figure.png and
-  report.json. Add --steps 500 for a quick look.
+  python -m tfp_ebm fit lake.csv --out runs/lake
+  fits a density to the columns of lake.csv and writes runs/lake: model.keras, saved_model/, samples.npy, figure.png and
+  report.json. Add --minutes 0.1 for a quick look, or --loss dsm to train a network by another loss.
 
 losses:
 {chr(10).join(f"  {short:5} {name}: {use}" for short, (name, use) in LOSSES.items())}"""
@@ -94,8 +95,8 @@ def loss_name(text: str) -> str:
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of all commands; a mistyped option is a ValueError.
 
-    >>> make_parser().parse_args(["fit", "rings", "--out", "runs/rings"]).steps
-    5000
+    >>> make_parser().parse_args(["fit", "rings", "--out", "runs/rings"]).rows
+    50000
     """
     parser = _Parser(prog="tfp-ebm", description="Fit, sample and evaluate energy-based models.")
     parser.add_argument("--version", action="version", version=__version__)
@@ -146,9 +147,12 @@ def _add_data_options(parser: argparse.ArgumentParser, rows: int) -> None:
 
 
 def _add_training_options(fit: argparse.ArgumentParser) -> None:
-    loss = f"what to minimise: {', '.join(LOSSES)}, or a full name from the list below (default: nce for 5000 or more "
-    loss += "training rows of up to 3 columns, dsm otherwise)"
+    loss = f"what to minimise: {', '.join(LOSSES)}, or a full name from the list below (default: nll for a table of up "
+    loss += "to 100 columns unless an option of the other losses is given; else nce for 5000 or more training rows of "
+    loss += "up to 3 columns, dsm otherwise)"
     fit.add_argument("--loss", type=loss_name, help=loss)
+    minutes = "time for the trainings of --loss nll, about (default: by the size of the table, 0.4 to 2.5)"
+    fit.add_argument("--minutes", type=float, help=minutes)
     sigma = "noise level of denoising score matching, in standard deviations of the data; implies that loss (default: "
     sigma += "3/4 of Scott's rule, at most 0.4)"
     fit.add_argument("--sigma", type=float, help=sigma)
@@ -156,18 +160,21 @@ def _add_training_options(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--noise-ratio", type=float, help=ratio)
     width = "width of the Gaussian base in terms of the data's standard deviations (default: chosen for the loss)"
     fit.add_argument("--base-width", type=float, help=width)
-    fit.add_argument("--units", type=int, nargs="+", default=[128, 128], help="widths of the hidden layers")
+    units = "widths of the hidden layers (default: 128 128)"
+    fit.add_argument("--units", type=int, nargs="+", help=units)
     fourier = "number of random Fourier features before the first layer (default: chosen for the loss)"
     fit.add_argument("--fourier-features", type=int, help=fourier)
-    fit.add_argument("--steps", type=int, default=5000, help="number of optimizer steps")
-    fit.add_argument("--batch-size", type=int, default=256, help="rows per step; at most the number of training rows")
+    fit.add_argument("--steps", type=int, help="number of optimizer steps (default: 5000)")
+    batch = "rows per step; at most the number of training rows (default: 256)"
+    fit.add_argument("--batch-size", type=int, help=batch)
     rate = "learning rate at the start; it decays along a cosine to zero (default: chosen for the loss)"
     fit.add_argument("--learning-rate", type=float, help=rate)
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    kernel = "Markov kernel; each step of all but langevin begins with a proposal from the base distribution"
-    parser.add_argument("--kernel", choices=KERNELS, default="hmc", help=kernel)
+    kernel = "Markov kernel; each step of all but langevin begins with proposals from the base distribution (default: "
+    kernel += "exact samples for --loss nll, else hmc)"
+    parser.add_argument("--kernel", choices=KERNELS, help=kernel)
     step_size = "first step size, in standardised coordinates; all kernels but langevin adapt it (default: 0.1, "
     step_size += "random_walk 0.3, langevin 0.05)"
     parser.add_argument("--step-size", type=float, help=step_size)

@@ -17,6 +17,7 @@ from tfp_ebm.datasets.loading import default_columns
 from tfp_ebm.mcmc.diagnostics import MAX_RHAT
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.model.exact_draws import draws_exactly
 
 # States kept of each chain, at least, for R-hat and effective sample size.
 _KEPT_STATES = 50
@@ -51,11 +52,16 @@ def check_sampling_options(options: argparse.Namespace) -> None:
         check_positive("--step-size", options.step_size)
 
 
-def kernel_for(model: EnergyModel, options: argparse.Namespace) -> mcmc.Kernel:
+def kernel_for(model: EnergyModel, options: argparse.Namespace) -> mcmc.Kernel | None:
     """Returns the kernel: global moves proposed from the model's base, then an adaptive local one; Langevin alone.
 
-    The global moves carry chains between separate modes; they leave the target distribution unchanged.
+    The global moves carry chains between separate modes; they leave the target distribution unchanged. None for a
+    model that draws exact samples, unless a kernel is given.
     """
+    if options.kernel is None:
+        if draws_exactly(model):
+            return None
+        options.kernel = "hmc"
     step = _FIRST_STEPS.get(options.kernel, 0.1) if options.step_size is None else options.step_size
     if options.kernel == "langevin":
         return mcmc.Langevin(step)
@@ -63,12 +69,18 @@ def kernel_for(model: EnergyModel, options: argparse.Namespace) -> mcmc.Kernel:
     return mcmc.Sequential((mcmc.IndependenceMetropolis(model.base, _PROPOSALS), mcmc.Adaptive(local)))
 
 
-def draw(model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
-    """Runs chains from the base distribution and prints their diagnostics.
+def draw(
+    model: EnergyModel, kernel: mcmc.Kernel | None, options: argparse.Namespace
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Draws samples: exact ones without a kernel, else by chains from the base distribution, which it judges.
 
     Returns:
       Samples `[num_samples, *event]`, and the diagnostics for the report.
     """
+    if kernel is None:
+        samples = EnergyDistribution(model).sample(options.num_samples, seed=options.seed).numpy()
+        num_nonfinite = int((~np.isfinite(samples)).reshape(len(samples), -1).any(1).sum())
+        return samples, {"kernel": "exact", "num_nonfinite": num_nonfinite}
     num_chains = options.num_chains or math.ceil(options.num_samples / _SAMPLES_PER_CHAIN)
     per_chain = math.ceil(options.num_samples / num_chains)
     num_kept = max(_KEPT_STATES, per_chain)

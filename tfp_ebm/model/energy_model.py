@@ -30,8 +30,7 @@ from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.energy.shapes import as_state, input_event_shape, over_leading_dimensions, state_dtype
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.files import written_atomically
-from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
-from tfp_ebm.model.export import export_energy, exported_sampler, replaceable_directory, write_saved_model
+from tfp_ebm.model.export import export_energy, exported_samplers, replaceable_directory, write_saved_model
 from tfp_ebm.model.trainer import EnergyTrainer
 from tfp_ebm.networks.conditional import FixedCondition, serialized, takes_condition
 from tfp_ebm.types import KernelLike, Seed
@@ -360,6 +359,8 @@ class EnergyModel(EnergyTrainer):
           unnormalized_log_prob(x): −E(x) `[batch]`.
           sample(initial_state, seed, num_steps): the states after `num_steps` steps of the kernel; seed is int32[2]. An
             optional `step_size` replaces the kernel's own.
+        A network whose log Z is known has log_prob(x), and exact samples by sample(num_samples, seed), also named draw,
+        unless a kernel is given.
 
         Args:
           filepath: the directory. If it exists, it must be empty or hold a SavedModel, which is replaced atomically.
@@ -389,12 +390,11 @@ class EnergyModel(EnergyTrainer):
             raise TypeError(f"export takes no argument {', '.join(map(repr, kwargs))} with format 'tf_saved_model'.")
         if kernel is not None:
             check_kernel(kernel)
-        path, energy_function = replaceable_directory(filepath), self.energy_function
+        path = replaceable_directory(filepath)
         # TensorFlow Serving looks for `serve`, and for the first endpoint.
         endpoints = {"serve": self._endpoints.energy, **vars(self._endpoints)}
-        base = self.base if self._has_base else None
-        sampler = exported_sampler(energy_function, base, DEFAULT_KERNEL if kernel is None else kernel, jit_compile)
+        endpoints |= exported_samplers(self, self.base if self._has_base else None, kernel, jit_compile)
         with written_atomically(path) as temporary:
-            write_saved_model(self, {**endpoints, "sample": sampler}, temporary)
+            write_saved_model(self, endpoints, temporary)
         if verbose:
-            print(f"Saved model at {path}, with the endpoints {', '.join([*endpoints, 'sample'])}.")
+            print(f"Saved model at {path}, with the endpoints {', '.join(endpoints)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import tensorflow as tf
 
 from tfp_ebm.mcmc.running.compiled import find_compiled
 from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.model.export import exact_sampler
 from tfp_ebm.networks.normalized import NormalizedEnergy
 
 
@@ -23,15 +23,7 @@ def exact_draws(model: Any, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
     """Draws independent samples `[num_samples, *event]` by a function that is compiled once for each model."""
 
     def make(resolve: Any) -> Callable[..., tf.Tensor]:
-        return _exact_sampler(resolve().__self__)
+        return exact_sampler(resolve().__self__)
 
     draw = find_compiled(model.unnormalized_log_prob, "exact draws", make)
     return draw(tf.cast(num_samples, tf.int32), seed)
-
-
-def _exact_sampler(model: EnergyModel) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    network, standardization = model.network, model.standardization
-    signature = [tf.TensorSpec((), tf.int32), tf.TensorSpec((2,), tf.int32)]
-    # `partial`, because TensorFlow counts traces by code object and would warn about the traces of many models.
-    draw = functools.partial(lambda n, seed: standardization.to_x(network.draw(n, seed)))
-    return tf.function(draw, input_signature=signature, autograph=False)

@@ -7,6 +7,7 @@ in graph mode, since XLA would compile it again for every batch size.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -22,7 +23,9 @@ import tensorflow_probability as tfp
 from tfp_ebm import mcmc
 from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.standardization import Coordinates
+from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
 from tfp_ebm.mcmc.running.steps import last_state
+from tfp_ebm.networks.normalized import NormalizedEnergy
 
 # Numbers of chains and steps of the run that adapts the step size of an adaptive kernel.
 _ADAPTATION_CHAINS, _ADAPTATION_STEPS = 32, 120
@@ -125,6 +128,35 @@ def check_litert(path: str | os.PathLike[str]) -> None:
             f"`format` 'litert' cannot hold this energy, because LiteRT lacks one of its operations: "
             f"{', '.join(missing)}. Nothing was written; format='tf_saved_model' supports all TensorFlow operations."
         ) from error
+
+
+def exact_sampler(model: Any) -> tf.types.experimental.PolymorphicFunction:
+    """Returns the function (num_samples, seed) to exact samples `[num_samples, *event]` of a `NormalizedEnergy`."""
+    network, standardization = model.network, model.standardization
+    signature = [tf.TensorSpec((), tf.int32, name="num_samples"), tf.TensorSpec((2,), tf.int32, name="seed")]
+    # `partial`, because TensorFlow counts traces by code object and would warn of the traces of many models.
+    draw = functools.partial(lambda num_samples, seed: standardization.to_x(network.draw(num_samples, seed)))
+    return tf.function(draw, input_signature=signature, autograph=False)
+
+
+def exported_samplers(
+    model: Any, base: tfp.distributions.Distribution | None, kernel: Any, jit_compile: bool
+) -> dict[str, tf.types.experimental.PolymorphicFunction]:
+    """Returns the endpoints that draw samples, by name; with those of a log density that is known exactly.
+
+    Args:
+      model: the `EnergyModel`.
+      base: see `exported_sampler`.
+      kernel: see `exported_sampler`; None: the default, or exact samples if the network draws them.
+      jit_compile: see `exported_sampler`.
+    """
+    if kernel is None and isinstance(model.network, NormalizedEnergy) and model.base_measure is None:
+        signature = [tf.TensorSpec((None, *model.event_shape), model.dtype, name="x")]
+        log_prob = tf.function(lambda x: -model(x), input_signature=signature, autograph=False)
+        draw = exact_sampler(model)
+        return {"log_prob": log_prob, "sample": draw, "draw": draw}
+    kernel = DEFAULT_KERNEL if kernel is None else kernel
+    return {"sample": exported_sampler(model.energy_function, base, kernel, jit_compile)}
 
 
 def exported_sampler(

@@ -21,6 +21,7 @@ from tfp_ebm.caller import warn
 from tfp_ebm.composition import log_prob_of, mixture, stacking_weights
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_kernel_density, fit_mixture
 from tfp_ebm.energy.moments import DataMoments
+from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.normalized import NormalizedEnergy, WarpedEnergy
@@ -60,14 +61,18 @@ def split_rows(x: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray,
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def _check_columns(x: np.ndarray) -> None:
+def _check_columns(x: np.ndarray, names: tuple[str, ...] | None) -> None:
     constant = np.flatnonzero((x == x[0]).all(0))
     if len(constant):
-        raise ValueError(f"`x` must not have constant columns, but columns {constant.tolist()} are constant.")
+        raise ValueError(f"`x` must not have constant columns, but {_named(constant, names)} are constant.")
     _, first, inverse = np.unique(x, axis=1, return_index=True, return_inverse=True)
-    twins = [(int(first[j]), i) for i, j in enumerate(inverse.reshape(-1)) if first[j] != i]
+    twins = [i for i, j in enumerate(inverse.reshape(-1)) if first[j] != i]
     if twins:
-        raise ValueError(f"`x` must not have equal columns, but these pairs are equal: {twins}.")
+        raise ValueError(f"`x` must not have equal columns, but {_named(twins, names)} equal earlier ones.")
+
+
+def _named(columns: Any, names: tuple[str, ...] | None) -> str:
+    return "columns " + ", ".join(str(i) if names is None else repr(names[i]) for i in columns)
 
 
 class _Units(NamedTuple):
@@ -168,7 +173,7 @@ def fit_density(
     rows = np.asarray(check_data("x", x, min_rows=_MIN_ROWS), np.float64)
     if rows.ndim != 2:
         raise ValueError(f"`x` must be a table of shape [rows, columns], got {rows.shape}.")
-    _check_columns(rows)
+    _check_columns(rows, columns)
     check_count("seed", seed, minimum=0)
     if not 0.0 < validation < 1.0:
         raise ValueError(f"`validation` must be a share between 0 and 1, got {validation!r}.")
@@ -200,6 +205,8 @@ def fit_density(
     _warn_of_quadrature(networks_by_name, y_held_out[:1000])
     model = contest.stack()
     model.seed = seed
+    model.compile(loss=NegativeLogLikelihood())  # for `evaluate`
+    model.optimizer.build(model.trainable_variables)  # Keras cannot load a file whose optimizer was never built
     model.candidates, model.columns, model.cut_by_clock = contest.results, columns, is_cut
     return model
 
