@@ -48,11 +48,10 @@ def score(energy_fn: Any, x: Any) -> tf.Tensor:
     """
     x = as_floating(energy_fn, x)
     energy = as_energy(energy_fn, x)
-    with naming_the_layer(energy_fn, "The score"):
-        if energy.event_shape is None:  # takes any leading dimensions as they are
-            return -gradient_of_energy(energy, x)[1]
-        problem = _checked(pose(energy_fn, x), "The score", order=1)
-        return problem.restore(-gradient_of_energy(problem.energy, problem.x)[1])
+    if energy.event_shape is None:  # takes any leading dimensions as they are
+        return -gradient_of_energy(energy, x)[1]
+    problem = _checked(pose(energy_fn, x), "The score", order=1)
+    return problem.restore(-gradient_of_energy(problem.energy, problem.x)[1])
 
 
 def _checked(problem: Problem, purpose: str, order: int) -> Problem:
