@@ -233,7 +233,9 @@ def test_layers_without_any_derivative_are_named(name):
     x = np.random.default_rng(0).normal(size=(200, *IMAGE)).astype("float32")
     model.adapt(x)
     for call in (lambda: model.score(x[:2]), lambda: derivatives.score(network, x[:2])):
-        with pytest.raises(ValueError, match=r"The score needs derivatives of the network, .*`own`.*by ResizeArea, which has no"):
+        with pytest.raises(
+            ValueError, match=r"The score needs derivatives of the network, .*`own`.*by ResizeArea, which has no"
+        ):
             call()
     with pytest.raises(ValueError, match=r"needs derivatives of the network, .*`own`.*by ResizeArea"):
         model.compile("adam", "contrastive_divergence")

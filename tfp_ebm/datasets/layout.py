@@ -232,7 +232,9 @@ def _warn_of_numeric_header(body: list[Row], label: str) -> None:
     numbers = [int(cell) for cell in head]
     counts = len(head) > 2 and numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(head)))
     has_fractions = any(not cells.is_whole(cell) for row in rest for cell in row)
-    if (counts and (has_fractions or numbers[0] == 0)) or all(_is_far(numbers[i], [row[i] for row in rest]) for i in range(len(head))):
+    if (counts and (has_fractions or numbers[0] == 0)) or all(
+        _is_far(numbers[i], [row[i] for row in rest]) for i in range(len(head))
+    ):
         warnings.warn(
             f"{label}: line {body[0].last_line} ({_shown(head)}) is read as a row, but may be the header. If it is, "
             f"{cells.cure('header=0')}",

@@ -39,7 +39,8 @@ def load_table(path: str | os.PathLike[str], **read_options: Any) -> pandas.Data
 
     Text (`.csv`, `.tsv`, `.txt`, `.dat`, `.data`) is read as it is found: encoding, separator, decimal comma, header,
     comments, titles, units, row names and footers are recognised. Other formats are `.parquet`, `.feather`, `.xlsx`,
-    `.json`, `.jsonl`, `.npy` and `.npz` (two axes, or fields); each may be compressed as `.gz`, `.bz2`, `.xz` or `.zip`.
+    `.json`, `.jsonl` or `.ndjson`, `.npy` and `.npz` (two axes, or fields); each may be compressed as `.gz`, `.bz2`,
+    `.xz` or `.zip`.
 
     Args:
       path: the file.
@@ -112,7 +113,15 @@ def _content(path: str | os.PathLike[str], options: dict[str, Any]) -> tuple[str
     while (suffix := Path(name).suffix.lower()) in COMPRESSED:
         try:
             raw, name = _unpacked(raw, name, suffix, label, options)
-        except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        except (
+            OSError,
+            EOFError,
+            zlib.error,
+            lzma.LZMAError,
+            zipfile.BadZipFile,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:
             raise ValueError(f"{label} is not a complete {suffix} file, it may be truncated: {error}") from error
     if suffix not in SUFFIXES:
         raise ValueError(f"{label} must be a file of one of the kinds {', '.join(SUFFIXES)}, got {suffix or name!r}.")

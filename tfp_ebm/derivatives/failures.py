@@ -8,6 +8,7 @@ the user has never heard of. Here the layers are tried one by one, once such an 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,11 +40,12 @@ def naming_the_layer(energy_fn: Any, purpose: str) -> Iterator[None]:
             raise
         network = getattr(energy_fn, "network", energy_fn)
         training = bool(getattr(energy_fn, "training", True))
-        layer, order = None, 2
-        for order in (1, 2):  # the first that is missing
-            layer = first_layer(network, lambda layer, spec: not _is_differentiable(layer, spec, training, order))
-            if layer is not None:
-                break
+        missing = {
+            order: first_layer(network, functools.partial(_lacks_derivative, training=training, order=order))
+            for order in (1, 2)
+        }
+        order = 2 if missing[1] is None else 1
+        layer = missing[order]
         where = "an operation in it" if layer is None else f"its layer `{layer.name}` ({type(layer).__name__})"
         others = (
             "take a loss that differentiates the energy in x at most once, such as noise contrastive estimation"
@@ -87,8 +89,8 @@ def _layers_and_inputs(network: keras.layers.Layer) -> Iterator[tuple[keras.laye
             yield layer, tf.TensorSpec(shape, layer.compute_dtype)
 
 
-def _is_differentiable(layer: keras.layers.Layer, spec: tf.TensorSpec, training: bool, order: int) -> bool:
-    """Whether TensorFlow has all derivatives of a layer up to `order`."""
+def _lacks_derivative(layer: keras.layers.Layer, spec: tf.TensorSpec, training: bool, order: int) -> bool:
+    """Whether TensorFlow has no derivative of `order` of a layer."""
 
     def once(x: tf.Tensor) -> Any:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -105,7 +107,7 @@ def _is_differentiable(layer: keras.layers.Layer, spec: tf.TensorSpec, training:
     try:
         tf.function(once if order == 1 else twice, autograph=False).get_concrete_function(spec)
     except (LookupError, NotImplementedError):
-        return False
-    except (TypeError, ValueError):  # it cannot be called alone, and so not be judged
         return True
-    return True
+    except (TypeError, ValueError):  # it cannot be called alone, and so not be judged
+        return False
+    return False
