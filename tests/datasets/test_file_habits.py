@@ -5,8 +5,10 @@ of the error; then the words of the one warning, if there is one. Anything else 
 """
 # ruff: noqa: E501
 
+import bz2
 import gzip
 import io
+import lzma
 import re
 import warnings
 import zipfile
@@ -107,6 +109,8 @@ READ = {
     "data": ("x.data", PLAIN.replace(b",", b"|"), AB, None),
     "gz": ("x.csv.gz", gzip.compress(PLAIN), AB, None),
     "gz without a suffix of its own": ("x.gz", gzip.compress(PLAIN), AB, None),
+    "bz2": ("x.csv.bz2", bz2.compress(PLAIN), AB, None),
+    "xz": ("x.tsv.xz", lzma.compress(PLAIN.replace(b",", b"\t")), AB, None),
     "zip": ("x.zip", zipped(x__csv=PLAIN), AB, None),
     "zip of a workbook": ("x.zip", zipped(x__xlsx=sheet(["a"], [1.5], [2])), {"a": [1.5, 2]}, None),
     "parquet": ("x.parquet", by_pandas("to_parquet", AB), AB, None),
@@ -123,6 +127,12 @@ READ = {
     "json of records": ("x.json", b'[{"a": 1.5, "b": -0.002}, {"a": 2.5, "b": 700}, {"a": -3.25, "b": 0}]', AB, None),
     "json of columns": ("x.json", b'{"a": [1.5, 2.5, -3.25], "b": [-0.002, 700, 0]}', AB, None),
     "json lines": ("x.json", b'{"a": 1.5, "b": -0.002}\n{"a": 2.5, "b": 700}\n{"a": -3.25, "b": 0}\n', AB, None),
+    "json lines of the other suffix": ("x.ndjson", b'{"a": 1.5}\n{"a": 2}\n', {"a": [1.5, 2]}, None),
+    **{
+        f"json by {layout} of pandas": ("x.json", by_pandas("to_json", AB, orient=layout), AB, None)
+        for layout in ("split", "table", "index", "columns", "records")
+    },
+    "json by values of pandas": ("x.json", by_pandas("to_json", AB, orient="values"), {"0": AB["a"], "1": AB["b"]}, None),
     "json with numbers called dates": ("x.json", b'[{"date": 20240101}, {"date": 7}]', {"date": [20240101, 7]}, None),
     # --- notations of numbers
     "decimal comma, semicolon": ("x.csv", b"a;b\n1,5;-2e-3\n2,5;7e2\n-3,25;0\n", AB, None),
@@ -164,6 +174,10 @@ READ = {
     "comment lines among the rows": ("x.csv", PLAIN.replace(b"2.5,", b"# a new day\n2.5,"), AB, None),
     "comments behind numbers": ("x.csv", PLAIN.replace(b"7e2", b"7e2 # high"), AB, None),
     "percent signs before comments": ("x.txt", b"% by Matlab\n" + PLAIN, AB, None),
+    **{
+        f"comments after {mark}": ("x.txt", f"{mark} by hand\n".encode() + PLAIN.replace(b",", b" "), AB, None)
+        for mark in "!;*"
+    },
     "title": ("x.csv", b"The lake in 2024\n" + PLAIN, AB, None),
     "title and blank lines": ("x.csv", b"The lake\n\n\n" + PLAIN + b"\n\n", AB, None),
     "title of a spreadsheet": ("x.csv", b"The lake,\n,\n" + PLAIN + b",\n,\n", AB, None),
@@ -194,6 +208,12 @@ READ = {
         "x.csv",
         b"0,1,2\n.5,.25,7.5\n1.5,.5,8\n2,1,9.5\n",
         {"column 1": [0, 0.5, 1.5, 2], "column 2": [1, 0.25, 0.5, 1], "column 3": [2, 7.5, 8, 9.5]},
+        "line 1 .* may be the header.*header=0",
+    ),
+    "whole numbers below their names": (
+        "x.csv",
+        b"0,1,2\n5,2,7\n1,5,8\n2,1,9\n",
+        {"column 1": [0, 5, 1, 2], "column 2": [1, 2, 5, 1], "column 3": [2, 7, 8, 9]},
         "line 1 .* may be the header.*header=0",
     ),
     "years as names of all": (
@@ -269,6 +289,8 @@ REFUSED = {
     "repeated word": ("x.csv", b"a,b\n1,2\n3,low\n5,low\n", r"2 cell.* line 3 .*na_values=\['low'\]"),
     "word below a quoted line end": ("x.csv", b'"a\nz",b\n1,2\n3,oops\n', "line 4 .'oops'"),
     "underscore": ("x.csv", b"1,2\n3,1_000\n4,5\n", "line 2 .'1_000'"),
+    "number in parentheses": ("x.csv", b"a,b\n(5.5),1\n7,2\n8,3\n", "1 cell.* of column 'a' do not, the first in line 2"),
+    "minus behind": ("x.csv", b"a,b\n1.5-,kg\n7,2\n8,3\n", "the first in line 2"),
     "infinity": ("x.csv", b"1,2\n-inf,4\n", "finite numbers: 1 cell.* of column 'column 1' do not, the first in line 2"),
     "digits without end": ("x.csv", b'1,2\n3,"' + b"4" * 200_000 + b'"\n', "finite numbers.*line 2 .'4444"),
     **{
@@ -276,7 +298,7 @@ REFUSED = {
             "x.csv", f"a,b\n1,2\n3,{cell}\n5,6\n{cell},{cell}\n".encode(),
             "3 missing cell.* in 2 of 4 rows: 2 in 'b', 1 in 'a'; the first in line 3, column 'b'.*Fill them in",
         )
-        for cell in ("NA", "NaN", "null", "#N/A", "?", "-", ".", "n/a", "None")
+        for cell in ("NA", "NaN", "null", "#N/A", "?", "-", ".", "n/a", "None", "n.a.", "NaT", "(null)", "-1.#IND", "\\N")
     },
     "missing as nothing": ("x.csv", b"a,b\n1,2\n3,\n5,6\n", "1 missing cell.* the first in line 3, column 'b'"),
     "missing under a tab": ("x.tsv", b"a\tb\n1\t2\n\t4\n", "line 3, column 'a'"),

@@ -219,6 +219,30 @@ class Nested(keras.Model):
         return self.inner(x)
 
 
+AREA = {
+    "Resizing": lambda: layers.Resizing(4, 4, interpolation="area", name="own"),
+    "tf.image.resize": lambda: Calls(lambda x: tf.image.resize(x, [4, 4], "area")),
+}
+
+
+@pytest.mark.parametrize("name", AREA)
+def test_layers_without_any_derivative_are_named(name):
+    """Resizing by areas has no gradient in x; noise contrastive estimation needs none below the first weights."""
+    network = keras.Sequential([keras.Input(IMAGE), AREA[name](), layers.Flatten(), layers.Dense(1)])
+    model = ebm.EnergyModel(network)
+    x = np.random.default_rng(0).normal(size=(200, *IMAGE)).astype("float32")
+    model.adapt(x)
+    for call in (lambda: model.score(x[:2]), lambda: derivatives.score(network, x[:2])):
+        with pytest.raises(
+            ValueError, match=r"The score needs derivatives of the network, .*`own`.*by ResizeArea, which has no"
+        ):
+            call()
+    with pytest.raises(ValueError, match=r"needs derivatives of the network, .*`own`.*by ResizeArea"):
+        model.compile("adam", "contrastive_divergence")
+    model.compile("adam", "noise_contrastive_estimation")
+    model.fit(x, verbose=0)
+
+
 def test_a_layer_in_a_subclassed_model_is_named_too():
     model = ebm.EnergyModel(Nested(), event_shape=IMAGE)
     with pytest.raises(ValueError, match="`culprit`"):
@@ -392,6 +416,11 @@ class Ranks(layers.Layer):
         return x + tf.cast(order, x.dtype)[:, None]
 
 
+def below(function):
+    """A layer that passes to each row what comes of the rows above it; the first row has none."""
+    return layers.Lambda(function, output_shape=(4,), name="culprit")
+
+
 def mixing(layer):
     return keras.Sequential([keras.Input((4,)), layers.Dense(4, "tanh"), layer, layers.Dense(1)])
 
@@ -404,6 +433,9 @@ MIXING = {
         lambda x: tf.nn.softmax(x @ tf.transpose(x)) @ x, output_shape=(4,), name="culprit"
     ),
     "ranks": lambda: Ranks(name="culprit"),
+    "sum of the rows above": lambda: below(lambda x: tf.cumsum(x, 0)),
+    "largest of the rows above": lambda: below(lambda x: tf.stop_gradient(tf.math.cumulative_logsumexp(x, 0))),
+    "number of the row": lambda: below(lambda x: x + tf.cast(tf.range(tf.shape(x)[0]), x.dtype)[:, None]),
     "shift": lambda: layers.Lambda(lambda x: x + tf.roll(x, 1, 0), output_shape=(4,), name="culprit"),
 }
 
@@ -448,6 +480,16 @@ def test_networks_of_single_rows_pass():
     ):
         model = ebm.EnergyModel(network)
         model.compile("adam", "noise_contrastive_estimation")
+
+
+def test_planted_look_at_the_first_row_alone(monkeypatch):
+    """Control: the energy of a first row is the same, whatever follows."""
+    network = mixing(below(lambda x: tf.cumsum(x, 0)))
+    monkeypatch.setattr(rows, "_mixes", lambda *args: False)
+    model = ebm.EnergyModel(network)
+    x = tf.constant(np.random.default_rng(0).normal(size=(8, 4)), tf.float32)
+    assert float(model.energy(x)[0]) == pytest.approx(float(model.energy(x[:1])[0]), abs=1e-6)
+    assert abs(float(model.energy(x)[1]) - float(model.energy(x[1:2])[0])) > 1e-3
 
 
 def test_planted_blindness_for_rows(monkeypatch):

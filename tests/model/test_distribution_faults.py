@@ -16,6 +16,7 @@ import tensorflow_probability as tfp
 import tfp_ebm as ebm
 from tfp_ebm import mcmc
 from tfp_ebm.mcmc.running import stretches
+from tfp_ebm.model import distribution, joint_draws
 
 tfd, tfb = tfp.distributions, tfp.bijectors
 
@@ -409,6 +410,34 @@ def test_auto_batched_joints_take_their_draws_from_chains_run_at_once():
     assert x.shape == (300, 2) and len(np.unique(x.numpy(), axis=0)) == 300
     assert np.abs(x[:, 0] - y).max() < 0.06 and np.all(np.abs(np.mean(x, 0)) < 4 / np.sqrt(300))
     assert not np.array_equal(x, joint.sample(300, seed=2)[0])
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_auto_batched_joints_need_no_draw_before(planted, monkeypatch):
+    """The chains are compiled at the first draw of the joint. Control: no tape records in `tf.init_scope`."""
+    taken, next_draw = [], distribution.next_draw
+    monkeypatch.setattr(distribution, "next_draw", lambda *arguments: taken.append(next_draw(*arguments)) or taken[-1])
+    if planted:
+
+        def in_init_scope(function):
+            with tf.init_scope():
+                return function(), []
+
+        monkeypatch.setattr(joint_draws, "_in_eager_thread", in_init_scope)
+    p = make(lambda x: energy(x), num_burnin_steps=30, kernel=mcmc.HMC(0.5, 3))
+    joint = tfd.JointDistributionSequentialAutoBatched([p, lambda x: tfd.Normal(x[0], 0.01)])
+    assert joint.sample(20, seed=1)[0].shape == (20, 2)
+    assert taken and all((draw is None) == planted for draw in taken)
+
+
+def test_draws_within_an_auto_batched_joint_warn_at_the_user_s_line():
+    """Of R-hat: no chain of such a small step crosses between N(±30, 1)."""
+    far = tfd.MultivariateNormalDiag([0.0, 0.0], [30.0, 1.0])
+    p = make(lambda x: energy(tf.abs(x) - 30.0), base=far, num_burnin_steps=20, kernel=mcmc.MALA(0.1))
+    joint = tfd.JointDistributionSequentialAutoBatched([p, lambda x: tfd.Normal(x[0], 0.01)])
+    with pytest.warns(UserWarning, match="R-hat is") as caught:
+        joint.sample(20, seed=1)
+    assert {warning.filename for warning in caught if "R-hat" in str(warning.message)} == {__file__}
 
 
 def test_energies_that_depend_on_another_part_are_still_vectorised():

@@ -324,6 +324,20 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight(layer, row, options):
     assert all(np.isfinite(weight.numpy()).all() for weight in [*model.weights, *model.optimizer.variables])
 
 
+@pytest.mark.parametrize("loss", ["score_matching", "sliced_score_matching"])
+def test_a_loss_that_is_not_finite_by_a_derivative_in_x_is_said_to_be(loss):
+    """The score of a norm at 0 is NaN, and so is the loss at the first step: no learning rate helps."""
+    model = not_adapted(Norm(), loss)
+    with pytest.raises(ValueError, match=rf"{type(model.loss).__name__} differentiates the network in x") as error:
+        model.fit(with_zero_row(0), batch_size=64, shuffle=False, verbose=0)
+    assert "small number under the root" in str(error.value)
+    assert all(np.isfinite(weight.numpy()).all() for weight in model.weights)
+    plain = make(loss="noise_contrastive_estimation")  # the control: it differentiates nothing in x
+    with pytest.raises(ValueError, match="the loss became nan") as error:
+        plain.fit(tf.data.Dataset.from_tensor_slices(X * np.nan).batch(64), verbose=0, shuffle=False)
+    assert "differentiates" not in str(error.value)
+
+
 def test_the_guard_rolls_such_a_step_back_and_terminate_on_nan_does_not_hide_it():
     model = not_adapted(Norm())
     guard = ebm.callbacks.DivergenceGuard()
@@ -545,6 +559,7 @@ def test_full_passes_over_sources_without_end_are_refused(name):
     for call, argument in (
         (lambda: model.fit(x, verbose=0, shuffle=False), "steps_per_epoch"),
         (lambda: model.evaluate(x, verbose=0), "steps"),
+        (lambda: model.predict(x, verbose=0), "steps"),
         (lambda: model.fit(X, validation_data=x, verbose=0), "validation_steps"),
     ):
         with pytest.raises(ValueError, match=f"`{argument}` must be given"):
@@ -552,6 +567,7 @@ def test_full_passes_over_sources_without_end_are_refused(name):
     model.fit(x, steps_per_epoch=2, verbose=0, shuffle=False)
     model.fit(X, validation_data=x, validation_steps=1, verbose=0)
     assert np.isfinite(model.evaluate(x, steps=2, verbose=0))
+    assert np.isfinite(model.predict(x, steps=2, verbose=0)).all()
 
 
 def test_an_iterator_that_does_not_end_is_cut_off(monkeypatch):
@@ -632,6 +648,7 @@ def test_what_is_no_array_of_numbers_is_refused_by_name(name):
         lambda x: model.adapt(x),
         lambda x: model.fit(x, verbose=0, shuffle=False, steps_per_epoch=2 if "generator" in name else None),
         lambda x: model.evaluate(x, verbose=0, steps=1 if "generator" in name else None),
+        *([] if "generator" in name or name == "four parts" else [lambda x: model.predict(x, verbose=0)]),
     ):
         with pytest.raises(error, match=rf"(?s)`x` must.*{message}"):
             call(source())
@@ -649,6 +666,15 @@ def test_planted_check_of_arrays_alone(monkeypatch):
     monkeypatch.setattr(trainer, "check_kind", lambda name, x: None)
     with pytest.raises((TypeError, AssertionError), match=r"non-tensor|match"):
         test_what_is_no_array_of_numbers_is_refused_by_name("dict")
+
+
+def test_predictions_of_single_batches_are_checked():
+    model = make()
+    with pytest.raises(TypeError, match="`x` must be one array of numbers, got a dict of 'image', 'label'"):
+        model.predict_on_batch(IMAGES)
+    np.testing.assert_allclose(model.predict_on_batch(X), model.energy(X), rtol=1e-5)
+    np.testing.assert_allclose(model.predict(X, verbose=0), model.energy(X), rtol=1e-5)
+    np.testing.assert_allclose(model.predict(dataset().batch(64), verbose=0), model.energy(X), rtol=1e-5)
 
 
 def test_whole_numbers_and_booleans_are_numbers():
@@ -763,5 +789,15 @@ def test_objects_of_tf_keras_are_named_as_such():
         model.compile("adam", tf_keras.losses.MeanSquaredError())
     with pytest.raises(TypeError, match=r"`callbacks` must be an object of Keras 3.*TerminateOnNaN of the package"):
         make().fit(X, verbose=0, callbacks=[tf_keras.callbacks.TerminateOnNaN()])
+    early = tf_keras.callbacks.EarlyStopping("loss")
+    for call, argument in (
+        (lambda: make().evaluate(X, verbose=0, callbacks=[early]), "callbacks"),
+        (lambda: ebm.EnergyDistribution(legacy, event_shape=[2]), "energy"),
+        (lambda: ebm.derivatives.laplacian(legacy, X), "energy_fn"),
+        (lambda: ebm.derivatives.refuse_faulty_layers(legacy, "It"), "network"),
+        (lambda: ebm.networks.SpectralNormalization(tf_keras.layers.Dense(1)), "layer"),
+    ):
+        with pytest.raises(TypeError, match=f"`{argument}` must be an object of Keras 3.*tf_keras, which is Keras 2"):
+            call()
     with pytest.raises(TypeError, match="must be a Keras model or layer, got function"):
         ebm.EnergyModel(lambda x: x)

@@ -108,7 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
 
     fit = add("fit", "train a model on data", _FIT)
-    files = "a file (.csv, .tsv, .txt, .parquet, .xlsx, .json, .npy, .npz and others, also .gz or .zip)"
+    files = "a file (.csv, .tsv, .txt, .parquet, .xlsx, .json, .npy, .npz and others, also .gz, .bz2, .xz or .zip)"
     fit.add_argument("data", help=f"{files}, digits, or one of {', '.join(TOYS)}")
     fit.add_argument("--out", required=True, type=pathlib.Path, help="directory to write the run to")
     _add_data_options(fit, rows=50_000)

@@ -27,8 +27,10 @@ _AMBIGUOUS = re.compile(r"^[1-9]\d{0,2}[.,]\d{3}$")
 _PLAIN = re.compile(r"^[+-]?\d+$")
 
 MISSING = frozenset(
-    "|na|n/a|nan|-nan|null|none|nil|missing|<na>|?|-|--|\u2013|\u2014|.|..|*|1.#qnan|#n/a|#n/a n/a|#na|#null!|#value!|"
-    "#ref!|#div/0!|#num!|#name?".split("|")
+    (
+        "|na|n/a|n.a.|nan|-nan|nat|null|(null)|none|nil|missing|<na>|\\n|?|-|--|\u2013|\u2014|.|..|*|1.#qnan|"
+        "1.#ind|-1.#ind|#n/a|#n/a n/a|#na|#null!|#value!|#ref!|#div/0!|#num!|#name?"
+    ).split("|")
 )
 _INFINITE = frozenset("inf|+inf|-inf|infinity|+infinity|-infinity|1.#inf|-1.#inf|\u221e|-\u221e".split("|"))
 BOOLEANS = frozenset(("true", "false", "yes", "no", "t", "f", "y", "n"))

@@ -21,8 +21,9 @@ _SUMMARIES = frozenset(
     "summe|mittelwert|somme|moyenne|suma|media|totale".split("|")
 )
 _MAX_FOOTERS = 5
-_UNNAMED = re.compile(r"^Unnamed: \d+(_level_\d+)?$")  # pandas's name of a column without a name
-# A row of numbers is likely to be a header if it is this far outside the numbers below it (in units of their range).
+_UNNAMED = re.compile(r"^Unnamed: \d+(_level_\d+)?$")  # what pandas calls a column without a name
+_DIGITS = re.compile(r"^[^A-Za-z]*\d[^A-Za-z]*$")
+# A row of numbers this far outside those below it (in ranges of theirs) is likely to be a header.
 _FAR = 1.0
 
 
@@ -212,7 +213,8 @@ def _without_units(body: list[Row], label: str) -> list[Row]:
     head = body[0].cells
     texts = [i for i, cell in enumerate(head) if _is_text(cell)]
     numbers = [cell for cell in head if cells.is_numeric(cell) and cell != "1"]
-    if len(body) > 1 and texts and not numbers and all(_below(body, [i]) for i in texts):
+    has_digits = any(_DIGITS.match(head[i]) for i in texts)  # a number in a notation that is not known
+    if len(body) > 1 and texts and not numbers and not has_digits and all(_below(body, [i]) for i in texts):
         warnings.warn(
             f"{label}: line {body[0].last_line} ({_shown(head)}) is taken as units and left out.", stacklevel=2
         )
@@ -230,7 +232,9 @@ def _warn_of_numeric_header(body: list[Row], label: str) -> None:
     numbers = [int(cell) for cell in head]
     counts = len(head) > 2 and numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(head)))
     has_fractions = any(not cells.is_whole(cell) for row in rest for cell in row)
-    if (counts and has_fractions) or all(_is_far(numbers[i], [row[i] for row in rest]) for i in range(len(head))):
+    if (counts and (has_fractions or numbers[0] == 0)) or all(
+        _is_far(numbers[i], [row[i] for row in rest]) for i in range(len(head))
+    ):
         warnings.warn(
             f"{label}: line {body[0].last_line} ({_shown(head)}) is read as a row, but may be the header. If it is, "
             f"{cells.cure('header=0')}",

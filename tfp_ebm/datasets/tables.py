@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import re
 import warnings
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 
 TEXT = (".csv", ".tsv", ".txt", ".dat", ".data")
 ARRAYS = (".npy", ".npz")
-OTHERS = (".parquet", ".feather", ".xlsx", ".json", ".jsonl")
-COMPRESSED = (".gz", ".zip")
+OTHERS = (".parquet", ".feather", ".xlsx", ".json", ".jsonl", ".ndjson")
+_DECOMPRESS = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
+COMPRESSED = (*_DECOMPRESS, ".zip")
 SUFFIXES = (*TEXT, *OTHERS, *ARRAYS, *COMPRESSED)
 
 # A number whose point must be a decimal point, so that no point in the file separates thousands.
@@ -34,9 +37,10 @@ _DECIMAL_POINT = re.compile(r"(?<![\d.,])(?:0\.\d|\d+\.\d{1,2}(?!\d)|\d+\.\d{4}|
 def load_table(path: str | os.PathLike[str], **read_options: Any) -> pandas.DataFrame:
     """Reads a table of numbers from a file.
 
-    In text files (`.csv`, `.tsv`, `.txt`, `.dat`, `.data`), encoding, separator, decimal comma, header, comments,
-    titles, units, row names and footers are detected. Other formats are `.parquet`, `.feather`, `.xlsx`, `.json`,
-    `.jsonl`, `.npy` and `.npz` (two axes, or fields). Each file may be compressed as `.gz` or `.zip`.
+    Text (`.csv`, `.tsv`, `.txt`, `.dat`, `.data`) is read as it is found: encoding, separator, decimal comma, header,
+    comments, titles, units, row names and footers are recognised. Other formats are `.parquet`, `.feather`, `.xlsx`,
+    `.json`, `.jsonl` or `.ndjson`, `.npy` and `.npz` (two axes, or fields); each may be compressed as `.gz`, `.bz2`,
+    `.xz` or `.zip`.
 
     Args:
       path: the path of the file.
@@ -109,7 +113,15 @@ def _content(path: str | os.PathLike[str], options: dict[str, Any]) -> tuple[str
     while (suffix := Path(name).suffix.lower()) in COMPRESSED:
         try:
             raw, name = _unpacked(raw, name, suffix, label, options)
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        except (
+            OSError,
+            EOFError,
+            zlib.error,
+            lzma.LZMAError,
+            zipfile.BadZipFile,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:
             raise ValueError(f"{label} is not a complete {suffix} file, it may be truncated: {error}") from error
     if suffix not in SUFFIXES:
         raise ValueError(f"{label} must be a file of one of the kinds {', '.join(SUFFIXES)}, got {suffix or name!r}.")
@@ -117,10 +129,10 @@ def _content(path: str | os.PathLike[str], options: dict[str, Any]) -> tuple[str
 
 
 def _unpacked(raw: bytes, name: str, suffix: str, label: str, options: dict[str, Any]) -> tuple[bytes, str]:
-    """Returns the content of a compressed file, and its name without the suffix of the compression."""
-    if suffix == ".gz":
-        inner = name[: -len(".gz")]
-        return gzip.decompress(raw), inner if Path(inner).suffix else f"{inner}.csv"
+    """The content of a compressed file, and the name without the suffix of compression."""
+    if suffix in _DECOMPRESS:
+        inner = name[: -len(suffix)]
+        return _DECOMPRESS[suffix](raw), inner if Path(inner).suffix else f"{inner}.csv"
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
         members = [info.filename for info in archive.infolist() if not info.is_dir()]
         members = [
@@ -277,7 +289,7 @@ def _read_other(raw: bytes, label: str, suffix: str, options: dict[str, Any]) ->
         return _read_by_pandas("read_parquet", source, label, options), True
     if suffix == ".feather":
         return _read_by_pandas("read_feather", source, label, options), True
-    if suffix in (".json", ".jsonl"):
+    if suffix in (".json", ".jsonl", ".ndjson"):
         content = text.decode(raw, label)
         if options:
             return _read_by_pandas("read_json", io.StringIO(content), label, options), True
@@ -288,16 +300,32 @@ def _read_other(raw: bytes, label: str, suffix: str, options: dict[str, Any]) ->
 
 
 def _parsed_json(content: str, label: str) -> pandas.DataFrame:
-    """Parses JSON of records, columns, or one record per line, since `pandas.read_json` guesses dates."""
+    """The table in JSON of any layout of pandas, or in one record per line; `pandas.read_json` guesses at dates."""
     import pandas
 
     try:
         lines = [line for line in content.splitlines() if line.strip()]
         if len(lines) > 1 and all(line.lstrip().startswith("{") for line in lines):
             return pandas.DataFrame([json.loads(line) for line in lines])
-        return pandas.DataFrame(json.loads(content))
+        return _frame_of_json(json.loads(content))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{label} cannot be read: it holds no table: {error}") from error
+
+
+def _frame_of_json(table: Any) -> pandas.DataFrame:
+    """The table in records or columns, or in one of pandas' layouts "split", "table" and "index"."""
+    import pandas
+
+    if isinstance(table, dict) and isinstance(table.get("data"), list):
+        if {"columns", "data"} <= table.keys() <= {"columns", "index", "data"}:
+            return pandas.DataFrame(table["data"], columns=table["columns"])
+        if isinstance(table.get("schema"), dict):
+            return pandas.DataFrame(table["data"]).drop(columns="index", errors="ignore")
+    if isinstance(table, dict) and table and all(isinstance(part, dict) for part in table.values()):
+        counted = [str(i) for i in range(len(table))]
+        if list(table) == counted and not all(key.isdigit() for part in table.values() for key in part):
+            return pandas.DataFrame(list(table.values()))  # rows by their number
+    return pandas.DataFrame(table)
 
 
 def _read_sheet(source: io.BytesIO, label: str, sheet: str | int) -> tuple[pandas.DataFrame, bool]:

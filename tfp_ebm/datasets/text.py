@@ -32,7 +32,9 @@ _BYTE_ORDER_MARKS = (
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f]")
 # The first line in which Excel names the separator.
 _SEPARATOR_LINE = re.compile(r'^"?sep=(.)"?$', re.IGNORECASE)
-_COMMENT = re.compile(r"^\s*(#(?!N/A|DIV/0!|REF!|NAME\?|VALUE!|NUM!|NULL!)|%|//)")
+_COMMENT = re.compile(
+    r"^\s*(#(?!N/A|DIV/0!|REF!|NAME\?|VALUE!|NUM!|NULL!)|%|//|[!*](?=\s+[^\W\d])|;(?=\s+[^\W\d][^;]*$))"
+)
 _INLINE_COMMENT = re.compile(r"(^|\s)#(?!N/A|DIV/0!|REF!|NAME\?|VALUE!|NUM!|NULL!).*$")
 _SINGLE_QUOTED = re.compile(r"(?:^|[,;\t| ])'[^']*'(?:$|[,;\t| ])")
 

@@ -14,6 +14,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfp_ebm.arguments import check_keras_3
+
 EnergyCallable = Callable[[tf.Tensor], tf.Tensor]
 
 
@@ -76,6 +78,7 @@ def as_energy(energy_fn: Any, x: tf.Tensor) -> Energy:
     """Returns `energy_fn` as an `Energy`, or raises if it is not an energy of x alone."""
     if not callable(energy_fn):
         raise TypeError(f"`energy_fn` must be a callable, a Keras network or an EnergyModel, got {energy_fn!r}.")
+    check_keras_3("energy_fn", energy_fn)
     if hasattr(energy_fn, "energy_function"):
         return _of_model(energy_fn, x)
     if getattr(energy_fn, "is_conditional", False):

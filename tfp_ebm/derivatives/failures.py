@@ -8,6 +8,7 @@ that names an operation unknown to the user. After such an error, this module te
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,13 +40,22 @@ def naming_the_layer(energy_fn: Any, purpose: str) -> Iterator[None]:
             raise
         network = getattr(energy_fn, "network", energy_fn)
         training = bool(getattr(energy_fn, "training", True))
-        layer = first_layer(network, lambda layer, inputs: not _is_twice_differentiable(layer, inputs, training))
+        missing = {
+            order: first_layer(network, functools.partial(_lacks_derivative, training=training, order=order))
+            for order in (1, 2)
+        }
+        order = 2 if missing[1] is None else 1
+        layer = missing[order]
         where = "an operation in it" if layer is None else f"its layer `{layer.name}` ({type(layer).__name__})"
+        others = (
+            "take a loss that differentiates the energy in x at most once, such as noise contrastive estimation"
+            if order == 2
+            else "change the data in this way before `fit`"
+        )
         raise ValueError(
-            f"{purpose} needs second derivatives of the energy, and TensorFlow has none for {where} "
-            f"({text.splitlines()[0]}). Replace it by layers that are made of smooth arithmetic (for images: "
-            "convolutions, average pooling, UpSampling2D by nearest neighbours), or use a loss that differentiates "
-            "the energy in x at most once, such as noise contrastive estimation."
+            f"{purpose} needs {'second ' if order == 2 else ''}derivatives of the energy, and TensorFlow has none for "
+            f"{where} ({text.splitlines()[0]}). Replace it by layers that are made of smooth arithmetic (for images: "
+            f"convolutions, average pooling, UpSampling2D by nearest neighbours), or {others}."
         ) from error
 
 
@@ -79,21 +89,25 @@ def _layers_and_inputs(network: keras.layers.Layer) -> Iterator[tuple[keras.laye
             yield layer, tf.TensorSpec(shape, layer.compute_dtype)
 
 
-def _is_twice_differentiable(layer: keras.layers.Layer, spec: tf.TensorSpec, training: bool) -> bool:
+def _lacks_derivative(layer: keras.layers.Layer, spec: tf.TensorSpec, training: bool, order: int) -> bool:
+    """Whether TensorFlow has no derivative of `order` of a layer."""
+
+    def once(x: tf.Tensor) -> Any:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            y = tf.square(layer(x, training=training))
+        return tape.gradient(y, x)
+
     def twice(x: tf.Tensor) -> Any:
-        with tf.GradientTape(watch_accessed_variables=False) as outer:
-            outer.watch(x)
-            with tf.GradientTape(watch_accessed_variables=False) as inner:
-                inner.watch(x)
-                y = tf.square(layer(x, training=training))
-            slope = inner.gradient(y, x)
-            length = tf.reduce_sum(tf.square(slope))
-        return outer.gradient(length, x)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            length = tf.reduce_sum(tf.square(once(x)))
+        return tape.gradient(length, x)
 
     try:
-        tf.function(twice, autograph=False).get_concrete_function(spec)
+        tf.function(once if order == 1 else twice, autograph=False).get_concrete_function(spec)
     except (LookupError, NotImplementedError):
-        return False
-    except (TypeError, ValueError):  # the layer cannot be called alone, so it cannot be tested
         return True
-    return True
+    except (TypeError, ValueError):  # it cannot be called alone, and so not be judged
+        return False
+    return False

@@ -20,6 +20,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfp_ebm.arguments import check_keras_3
 from tfp_ebm.derivatives.operations import operation_faults
 
 
@@ -147,6 +148,7 @@ def refuse_faulty_layers(
             f"({type(layer).__name__}) are wrong: it {reason}. {cure} instead."
         )
 
+    check_keras_3("network", network)
     if not isinstance(network, keras.layers.Layer):
         return
     for layer in _layers(network):

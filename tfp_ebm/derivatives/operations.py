@@ -42,6 +42,11 @@ _KINDS = {
     "QuantizeAndDequantizeV2": _ROUNDS,
     "QuantizeAndDequantizeV3": _ROUNDS,
     "QuantizeAndDequantizeV4": _ROUNDS,
+    "ResizeArea": _Kind(
+        1,
+        "resizes by {type}, which has no gradient",
+        "Use average pooling, or change the data before `fit`,",
+    ),
     "ResizeBilinear": _Kind(
         2,
         "resizes by {type}, whose gradient counts as constant",

@@ -117,15 +117,17 @@ def _num_batches(x: keras.utils.PyDataset) -> int | None:
         return None
 
 
-def _check_source(name: str, x: Any, steps: str | None) -> None:
-    """Raises if the batches of a source are not arrays of numbers, or if an endless source is not allowed.
+def check_source(name: str, x: Any, steps: str | None) -> None:
+    """Raises if data, or what a source of batches will yield, is no array of numbers, or a source needs an end.
 
     Args:
-      name: the argument's name, for the error messages.
-      x: the source.
+      name: the argument's name, for the errors.
+      x: the data or the source.
       steps: the argument that would limit the number of batches; None if they are limited.
     """
-    if steps is not None and is_endless(x):
+    if is_array(x):
+        check_kind(name, x)
+    elif steps is not None and is_endless(x):
         raise ValueError(
             f"`{steps}` must be given: `{name}` ({type(x).__name__}) yields batches without end."
             if steps
@@ -154,7 +156,7 @@ def row_blocks(x: Any, event_shape: tuple[int, ...] | None = None) -> Iterator[n
         check_kind("x", x)
         yield check_data("x", x, event_shape)
         return
-    _check_source("x", x, "")
+    check_source("x", x, "")
     if isinstance(x, keras.utils.PyDataset):
         yield from (_rows(x[i], event_shape) for i in range(_num_batches(x) or 0))
         return
@@ -183,7 +185,7 @@ def first_rows(x: Any, limit: int, event_shape: tuple[int, ...] | None = None) -
         check_kind("x", x)
         array = check_data("x", x, event_shape)
         return array[:limit], array if isinstance(x, list | tuple) or is_frame(x) else x
-    _check_source("x", x, None)
+    check_source("x", x, None)
     batches = iter(x) if hasattr(x, "__next__") else None
     source: Any = x if batches is None else batches
     if isinstance(x, keras.utils.PyDataset):
@@ -261,7 +263,7 @@ def prepared(
             sample_weight = check_weights("sample_weight" if name == "x" else f"{name}[2]", sample_weight, len(array))
             y = np.zeros((len(array), 0), "float32") if y is None else y
     else:
-        _check_source(name, x, steps)
+        check_source(name, x, steps)
         if limit is not None:
             rows, x = first_rows(x, limit, event_shape)
     return Prepared(batches_of_tuples(x), y, sample_weight, rows)

@@ -81,27 +81,40 @@ def _mixes(energy_function: EnergyFunction, x: tf.Tensor, training: bool) -> boo
 
 
 def _changes_with_others(function: Any, x: tf.Tensor, tolerance: float) -> bool:
-    """Returns whether the value of the first row changes when the second row is replaced or omitted."""
-    first, again = (tf.cast(function(x), tf.float64).numpy() for _ in range(2))
-    if not np.isfinite(first).all() or not np.array_equal(first, again):
-        return False  # a function that draws noise, or has no finite value at x, cannot be compared
-    far = [tf.concat([x[:1], tf.fill(tf.shape(x[1:]), tf.constant(value, x.dtype))], 0) for value in (-5.0, 5.0)]
+    """Whether the value of either row changes when the other one is replaced or left out."""
+    values, again = (tf.cast(function(x), tf.float64).numpy() for _ in range(2))
+    if not np.isfinite(values).all() or not np.array_equal(values, again):
+        return False  # a function that draws noise, or has no value there, cannot be compared
+    allowed = tolerance * np.abs(values[:1]).max(), tolerance * np.abs(values[1:2]).max()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Keras warns about a softmax over a single row
-        others = [tf.cast(function(rows), tf.float64).numpy() for rows in (*far, x[:1])]
-    return any(np.abs(other[0] - first[0]).max() > tolerance * np.abs(first).max() for other in others)
+        warnings.simplefilter("ignore")  # Keras warns of a softmax over a single row
+        for row in (0, 1):  # a sum over the rows above leaves the first one as it is
+            kept = x[row : row + 1]
+            for far in (-5.0, 5.0, None):
+                other = [] if far is None else [tf.fill(tf.shape(kept), tf.constant(far, x.dtype))]
+                rows = tf.concat([kept, *other] if row == 0 else [*other, kept], 0)
+                value = tf.cast(function(rows), tf.float64).numpy()[0 if row == 0 else -1]
+                if np.abs(value - values[row]).max() > allowed[row]:
+                    return True
+    return False
 
 
 def _has_gradient_across(function: Any, x: tf.Tensor) -> bool:
-    """Returns whether the first row of a function's value has a gradient in the second row of x."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
+    """Whether the value of either row of a function has a gradient in the other row of x."""
+    with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
         tape.watch(x)
-        first = tf.reduce_sum(tf.cast(function(x)[0], tf.float32))
-    gradient = tape.gradient(first, x)
-    if gradient is None:
-        return False
-    across = tf.convert_to_tensor(gradient)[1:].numpy()
-    return bool((np.isfinite(across) & (across != 0)).any())
+        values = function(x)
+        sums = [tf.reduce_sum(tf.cast(values[row], tf.float32)) for row in (0, 1)]
+    for row, value in enumerate(sums):
+        try:
+            gradient = tape.gradient(value, x)
+        except LookupError:
+            return False  # it has no gradient at all, which is reported where one is needed
+        if gradient is not None:
+            across = tf.convert_to_tensor(gradient)[1 - row].numpy()
+            if (np.isfinite(across) & (across != 0)).any():
+                return True
+    return False
 
 
 def _layer_mixes(layer: keras.layers.Layer, spec: tf.TensorSpec, training: bool) -> bool:

@@ -16,7 +16,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc
-from tfp_ebm.arguments import check_count, check_event_shape, check_kernel
+from tfp_ebm.arguments import check_count, check_event_shape, check_keras_3, check_kernel
 from tfp_ebm.caller import warn
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.signs import check_energy
@@ -110,6 +110,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
         name: str = "EnergyDistribution",
     ) -> None:
         parameters = dict(locals())
+        check_keras_3("energy", energy)
         if isinstance(energy, keras.layers.Layer) and not isinstance(energy, EnergyModel):
             energy = model_of(energy, event_shape)
         if isinstance(energy, EnergyModel):

@@ -8,10 +8,13 @@ at once, as outside of joint distributions, and the vectorised program takes one
 
 from __future__ import annotations
 
+import concurrent.futures
+import warnings
 from collections.abc import Callable
 
 import tensorflow as tf
 
+from tfp_ebm.caller import warn
 from tfp_ebm.random import fold_in, stateless_seed
 
 # Number of chains run at once: enough for a convergence check, and not much slower than one chain.
@@ -38,6 +41,19 @@ class _Pool:
         return self._left.pop()
 
 
+def _in_eager_thread(function: Callable[[], _Pool]) -> tuple[_Pool, list[warnings.WarningMessage]]:
+    """Calls a function where nothing is being traced; returns its value, and what it warned of.
+
+    `tf.init_scope` would be eager too, but no tape records in it, and chains that were not compiled before need one.
+    """
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        concurrent.futures.ThreadPoolExecutor(1) as executor,
+    ):
+        warnings.simplefilter("always")
+        return executor.submit(function).result(), caught
+
+
 def next_draw(draw: Draw, seed: int, dtype: tf.DType, event_shape: tuple[int, ...]) -> tf.Tensor | None:
     """Returns one draw `[1, *event]` as part of the function being traced; None if this is not possible.
 
@@ -51,9 +67,12 @@ def next_draw(draw: Draw, seed: int, dtype: tf.DType, event_shape: tuple[int, ..
     with tf.init_scope():
         if not tf.executing_eagerly():
             return None
-        try:
-            pool = _Pool(draw, stateless_seed(seed))
-        except Exception:  # tensors of the outer function are out of scope, or tracing will raise the error again
-            return None
-    drawn = tf.py_function(pool.next, [], dtype)  # keeps the pool alive
+    try:
+        pool, caught = _in_eager_thread(lambda: _Pool(draw, stateless_seed(seed)))
+    except Exception:  # tensors of the outer function are out of scope, or the error comes again where it is traced
+        return None
+    for warning in caught:  # in the thread none would point to the user's line
+        if issubclass(warning.category, UserWarning):
+            warn(str(warning.message), warning.category)
+    drawn = tf.py_function(pool.next, [], dtype)  # holds the pool
     return tf.reshape(drawn, [1, *event_shape])

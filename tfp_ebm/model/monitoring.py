@@ -18,6 +18,11 @@ import tensorflow as tf
 
 from tfp_ebm.arguments import check_keras_3
 
+_NO_DERIVATIVE = (
+    "a function in the network or in the loss has no finite derivative at some row, as a norm or a square root at 0 "
+    "(add a small number under the root) or a logarithm at 0"
+)
+
 
 class NonFiniteSteps(keras.metrics.Metric):
     """Counts of the steps whose loss, or whose gradient in each of the variables, was not finite.
@@ -116,18 +121,24 @@ def nonfinite_error(model: Any, where: str = "") -> str:
         return ""
     nonfinite.reset_state()
     if bad_loss:
-        return (
-            f"the loss became nan or infinite{where}; no gradient of it reached the weights. Is `x` finite? If it is, "
-            "lower the learning rate."
-        )
+        return _loss_error(model, "nan or infinite", where)
     names = [variable.path for variable, bad in zip(model.trainable_variables, bad_gradients, strict=True) if bad]
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return (
-        f"the gradient is not finite in {listed}{where}, though the loss is; it did not reach the weights. A function "
-        "in the network or in the loss has no finite derivative at some row, such as a norm or a square root at 0 (add "
-        "a small number under the root) or a logarithm at 0, or a number overflowed in the backward pass (then clip "
-        "the energy's inputs or compute in float32)."
+        f"the gradient is not finite in {listed}{where}, though the loss is; it did not reach the weights. Either "
+        f"{_NO_DERIVATIVE}, or a number overflowed on the way back (then clip the energy's inputs or compute in "
+        "float32)."
     )
+
+
+def _loss_error(model: Any, value: str, where: str) -> str:
+    text = f"the loss became {value}{where}; no gradient of it reached the weights. Is `x` finite? If it is, "
+    if getattr(model.loss, "differentiates_score", False):
+        text += (
+            f"and this is an early step, {_NO_DERIVATIVE}, and {type(model.loss).__name__} differentiates the network "
+            "in x. In a later step, "
+        )
+    return text + "lower the learning rate."
 
 
 class StopAtNonFiniteStep(keras.callbacks.Callback):
@@ -152,10 +163,7 @@ class StopAtNonFiniteStep(keras.callbacks.Callback):
         error = nonfinite_error(self.model, where)
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
-            error = (
-                f"the loss became {loss}{where}; no gradient of it reached the weights. Is `x` finite? If it is, "
-                "lower the learning rate."
-            )
+            error = _loss_error(self.model, str(loss), where)
             if not self.raises_for_loss:
                 return
         if error and (self.raises_for_loss or not error.startswith("the loss")):
@@ -196,6 +204,19 @@ class TrainingWarnings(keras.callbacks.Callback):
         return int(self.model.optimizer.iterations.numpy()), skipped
 
 
+def checked_callbacks(callbacks: Any) -> list[keras.callbacks.Callback]:
+    """The callbacks in what Keras takes: None, a callback, a nested list of them, or a `keras.callbacks.CallbackList`.
+
+    Raises:
+      TypeError: for a callback of tf_keras.
+    """
+    is_list = isinstance(callbacks, keras.callbacks.CallbackList)
+    given = callbacks.callbacks if is_list else list(tf.nest.flatten(callbacks)) if callbacks is not None else []
+    for callback in given:
+        check_keras_3("callbacks", callback)
+    return given
+
+
 def with_watchers(model: keras.Model, callbacks: Any) -> Any:
     """Returns the callbacks passed to `fit`, followed by those that monitor the training.
 
@@ -207,9 +228,7 @@ def with_watchers(model: keras.Model, callbacks: Any) -> Any:
       TypeError: for a callback of tf_keras.
     """
     is_list = isinstance(callbacks, keras.callbacks.CallbackList)
-    given = callbacks.callbacks if is_list else list(tf.nest.flatten(callbacks)) if callbacks is not None else []
-    for callback in given:
-        check_keras_3("callbacks", callback)
+    given = checked_callbacks(callbacks)
     if is_list and any(isinstance(callback, TrainingWarnings) for callback in given):
         return callbacks
     ours: list[keras.callbacks.Callback] = []

@@ -22,7 +22,7 @@ from tfp_ebm import losses
 from tfp_ebm.arguments import check_count, check_keras_3
 from tfp_ebm.derivatives.failures import naming_the_layer
 from tfp_ebm.energy.base import GaussianBase
-from tfp_ebm.energy.data import Prepared, check_kind, is_array, prepared
+from tfp_ebm.energy.data import Prepared, check_kind, check_source, is_array, prepared
 from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.energy.shapes import as_state
@@ -286,11 +286,24 @@ class EnergyTrainer(keras.Model):
         """Computes the loss on data: Keras's `evaluate`, with x alone. It changes no weight and reuses its noise."""
         self._assert_compile_called("evaluate")
         call = inspect.signature(super().evaluate).bind(x, y, *args, **kwargs).arguments
+        monitoring.checked_callbacks(call.get("callbacks"))
         extra = call.pop("kwargs", {})
         steps = None if call.get("steps") else "steps"
         data = self._prepared(x, y, call.pop("sample_weight", None), steps, training=False)
         call |= {"x": data.x, "y": data.y, "sample_weight": data.sample_weight}
         return super().evaluate(**call, **extra)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """The energies of data: Keras's `predict`; a conditional model takes [x, condition]."""
+        call = inspect.signature(super().predict).bind(x, *args, **kwargs).arguments
+        if not (isinstance(x, list | tuple) and self.is_conditional):
+            check_source("x", x, None if call.get("steps") else "steps")
+        return super().predict(**call)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Keras's `predict_on_batch`, of one array, or of [x, condition] for a conditional model."""
+        check_kind("x", x)
+        return super().predict_on_batch(x)
 
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
         # Keras adds up the first batch over replicas, which fails if they have different numbers of rows

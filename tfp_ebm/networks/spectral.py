@@ -20,7 +20,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_ebm.arguments import check_count
+from tfp_ebm.arguments import check_count, check_keras_3
 from tfp_ebm.networks.precision import at_least_float32
 
 _OUTPUTS_LAST = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -70,6 +70,7 @@ class SpectralNormalization(keras.layers.Wrapper):
     """
 
     def __init__(self, layer: keras.layers.Layer, power_iterations: int = 1, **kwargs: Any) -> None:
+        check_keras_3("layer", layer)
         if not isinstance(layer, _SUPPORTED):
             kinds = ", ".join(kind.__name__ for kind in _SUPPORTED)
             raise TypeError(f"`layer` must be one of Keras's {kinds}, got {type(layer).__name__}.")
