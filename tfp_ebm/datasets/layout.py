@@ -21,9 +21,9 @@ _SUMMARIES = frozenset(
     "summe|mittelwert|somme|moyenne|suma|media|totale".split("|")
 )
 _MAX_FOOTERS = 5
-_UNNAMED = re.compile(r"^Unnamed: \d+(_level_\d+)?$")  # what pandas calls a column without a name
+_UNNAMED = re.compile(r"^Unnamed: \d+(_level_\d+)?$")  # pandas's name of a column without a name
 _DIGITS = re.compile(r"^[^A-Za-z]*\d[^A-Za-z]*$")
-# A row of numbers this far outside those below it (in ranges of theirs) is likely to be a header.
+# A row of numbers is likely to be a header if it is this far outside the numbers below it (in units of their range).
 _FAR = 1.0
 
 

@@ -37,8 +37,8 @@ _DECIMAL_POINT = re.compile(r"(?<![\d.,])(?:0\.\d|\d+\.\d{1,2}(?!\d)|\d+\.\d{4}|
 def load_table(path: str | os.PathLike[str], **read_options: Any) -> pandas.DataFrame:
     """Reads a table of numbers from a file.
 
-    Text (`.csv`, `.tsv`, `.txt`, `.dat`, `.data`) is read as it is found: encoding, separator, decimal comma, header,
-    comments, titles, units, row names and footers are recognised. Other formats are `.parquet`, `.feather`, `.xlsx`,
+    In text files (`.csv`, `.tsv`, `.txt`, `.dat`, `.data`), encoding, separator, decimal comma, header, comments,
+    titles, units, row names and footers are detected. Other formats are `.parquet`, `.feather`, `.xlsx`,
     `.json`, `.jsonl` or `.ndjson`, `.npy` and `.npz` (two axes, or fields); each may be compressed as `.gz`, `.bz2`,
     `.xz` or `.zip`.
 
@@ -129,7 +129,7 @@ def _content(path: str | os.PathLike[str], options: dict[str, Any]) -> tuple[str
 
 
 def _unpacked(raw: bytes, name: str, suffix: str, label: str, options: dict[str, Any]) -> tuple[bytes, str]:
-    """The content of a compressed file, and the name without the suffix of compression."""
+    """Returns the content of a compressed file, and its name without the suffix of the compression."""
     if suffix in _DECOMPRESS:
         inner = name[: -len(suffix)]
         return _DECOMPRESS[suffix](raw), inner if Path(inner).suffix else f"{inner}.csv"
@@ -300,7 +300,7 @@ def _read_other(raw: bytes, label: str, suffix: str, options: dict[str, Any]) ->
 
 
 def _parsed_json(content: str, label: str) -> pandas.DataFrame:
-    """The table in JSON of any layout of pandas, or in one record per line; `pandas.read_json` guesses at dates."""
+    """Parses JSON of any layout of pandas, or one record per line, since `pandas.read_json` guesses dates."""
     import pandas
 
     try:

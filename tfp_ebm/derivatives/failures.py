@@ -108,6 +108,6 @@ def _lacks_derivative(layer: keras.layers.Layer, spec: tf.TensorSpec, training: 
         tf.function(once if order == 1 else twice, autograph=False).get_concrete_function(spec)
     except (LookupError, NotImplementedError):
         return True
-    except (TypeError, ValueError):  # it cannot be called alone, and so not be judged
+    except (TypeError, ValueError):  # the layer cannot be called alone, so it cannot be tested
         return False
     return False

@@ -81,7 +81,7 @@ def _mixes(energy_function: EnergyFunction, x: tf.Tensor, training: bool) -> boo
 
 
 def _changes_with_others(function: Any, x: tf.Tensor, tolerance: float) -> bool:
-    """Whether the value of either row changes when the other one is replaced or left out."""
+    """Returns whether the value of either row changes when the other one is replaced or left out."""
     values, again = (tf.cast(function(x), tf.float64).numpy() for _ in range(2))
     if not np.isfinite(values).all() or not np.array_equal(values, again):
         return False  # a function that draws noise, or has no value there, cannot be compared
@@ -100,7 +100,7 @@ def _changes_with_others(function: Any, x: tf.Tensor, tolerance: float) -> bool:
 
 
 def _has_gradient_across(function: Any, x: tf.Tensor) -> bool:
-    """Whether the value of either row of a function has a gradient in the other row of x."""
+    """Returns whether the value of either row of a function has a gradient in the other row of x."""
     with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
         tape.watch(x)
         values = function(x)
