@@ -65,6 +65,34 @@ def table(results, cells, contestants):
     return "\n".join(lines) + "\n"
 
 
+def figure(results, cells, contestants, path):
+    """Draws how many nats a row each contestant is behind the best one, on a scale that is linear up to .1."""
+    import matplotlib.pyplot as plt
+
+    means = {}
+    for (cell, _, name), result in results.items():
+        means.setdefault(cell, {}).setdefault(name, []).append(result["value"])
+    cells = [cell for cell in cells if len(means.get(cell, {})) > 1]
+    _, ax = plt.subplots(figsize=(8.0, 0.27 * len(cells) + 1.4), layout="constrained")
+    for name in contestants:
+        points = []
+        for row, cell in enumerate(cells):
+            sign = 1.0 if cell in tables_data.REAL else -1.0
+            scores = {c: sign * np.mean(values) for c, values in means[cell].items()}
+            if name in scores:
+                points.append((max(scores.values()) - scores[name], row))
+        ours = name == "tfp_ebm"
+        style = {"s": 60, "zorder": 3} if ours else {"s": 28, "alpha": 0.8}
+        ax.scatter(*np.transpose(points), label=name.replace("_", " "), marker="D" if ours else "o", **style)
+    ax.set_xscale("symlog", linthresh=0.1)
+    ax.set_yticks(np.arange(len(cells)), [cell.replace("_", " ") for cell in cells])
+    ax.set(xlabel="nats per row behind the best", xlim=(-0.01, None))
+    ax.invert_yaxis()
+    ax.grid(axis="y", lw=0.4)
+    ax.legend(loc="lower right", fontsize="small")
+    plt.savefig(path, dpi=90)
+
+
 def main():
     """Runs what is missing, and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -100,6 +128,7 @@ def main():
     results = {tuple(p.stem.split(".")): json.loads(p.read_text()) for p in folder.glob("*.json")}
     cells = [*tables_data.REAL, *tables_data.EXACT]
     (options.out / "tables.md").write_text(table(results, cells, list(tables_peers.CONTESTANTS)))
+    figure(results, cells, list(tables_peers.CONTESTANTS), options.out / "tables.png")
 
 
 if __name__ == "__main__":

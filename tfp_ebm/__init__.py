@@ -11,6 +11,7 @@ __all__ = [
     "EnergyDistribution",
     "EnergyModel",
     "callbacks",
+    "composition",
     "datasets",
     "derivatives",
     "evaluation",
@@ -34,6 +35,7 @@ check_backend(imports_keras=not _IS_COMMAND)  # before another import fails with
 if not _IS_COMMAND:
     from tfp_ebm import (
         callbacks,
+        composition,
         datasets,
         derivatives,
         evaluation,

@@ -20,7 +20,7 @@ from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.exact_draws import draws_exactly
 from tfp_ebm.networks.normalized import AffineEnergy, DistributionEnergy, MixtureEnergy, NormalizedEnergy
 
-__all__ = ["mixture", "stack", "stacking_weights"]
+__all__ = ["mixture", "stack"]
 
 # Parts with smaller weights are left out of a stack.
 _LEAST_WEIGHT = 1e-3

@@ -24,6 +24,7 @@ NAMES = [
     "08_noise_contrastive_estimation",
     "09_side_by_side",
     "10_in_practice",
+    "11_densities_of_tables",
 ]
 ROW = re.compile(r"^(.+?) +\| +(\S+) \| (.+?) +\| holds$", re.MULTILINE)
 NUMBER = r"([-+\d.e]+)"

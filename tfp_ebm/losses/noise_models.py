@@ -7,12 +7,12 @@ The nearer the noise is to the data, the more a classifier between them has to l
                         which is the gaussian with twice its standard deviations
     kernel_density      1/m Σⱼ N(cⱼ, h²·covariance), cⱼ rows of the data, h = m^(−1/(d + 4)) (Scott 1992)
 
-A mixture alone is as narrow as the data, and where there is neither data nor noise nothing holds the energy of a
-flexible network down or up: its mass there is found in no loss. The tenth that is wide goes there (a "defensive" part,
-Hesterberg 1995), twice as far out as the moments of the data reach, since a tail may be longer than a Gaussian's: the
-banana had up to .998 of its mass far out on its tail when that part was no wider than the data.
+A mixture alone is as narrow as the data. Where there is neither data nor noise, no loss constrains the energy of a
+flexible network, and mass there goes unnoticed. The wide tenth covers that region (a "defensive" component, Hesterberg
+1995). It has twice the standard deviations of the data, since a tail may be longer than a Gaussian's: with a component
+no wider than the data, up to .998 of the mass learned for the banana lay far out on its tail.
 
-They are fitted in NumPy and float64, and become distributions in the dtype of the energy they are contrasted with.
+They are fitted in NumPy and float64, and become distributions in the dtype of the energy that they are compared with.
 """
 
 from __future__ import annotations

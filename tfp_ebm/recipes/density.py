@@ -7,6 +7,7 @@ the rows; weights of their mixture are found by expectation maximisation on the 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping
@@ -49,8 +50,10 @@ class Candidate(NamedTuple):
 
 def split_rows(x: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns row numbers to train on and to hold out; equal rows are on one side."""
-    _, group = np.unique(x, axis=0, return_inverse=True)
-    group = group.reshape(-1)
+    import pandas
+
+    rows = np.ascontiguousarray(x) + 0.0  # −0 becomes 0
+    _, group = np.unique(pandas.util.hash_pandas_object(pandas.DataFrame(rows), index=False), return_inverse=True)
     goal = min(max(validation * len(x), min(50.0, 0.25 * len(x))), 20_000.0)
     order = np.random.default_rng(seed).permutation(group.max() + 1)
     sizes = np.bincount(group)[order]
@@ -65,8 +68,8 @@ def _check_columns(x: np.ndarray, names: tuple[str, ...] | None) -> None:
     constant = np.flatnonzero((x == x[0]).all(0))
     if len(constant):
         raise ValueError(f"`x` must not have constant columns, but {_named(constant, names)} are constant.")
-    _, first, inverse = np.unique(x, axis=1, return_index=True, return_inverse=True)
-    twins = [i for i, j in enumerate(inverse.reshape(-1)) if first[j] != i]
+    first: dict[bytes, int] = {}
+    twins = [i for i, column in enumerate(x.T) if first.setdefault(hashlib.sha256(column.tobytes()).digest(), i) != i]
     if twins:
         raise ValueError(f"`x` must not have equal columns, but {_named(twins, names)} equal earlier ones.")
 
