@@ -389,7 +389,7 @@ def test_calibration_of_a_sequence():
             TypeError,
             r"`kernels\[0\]`.*ReplicaExchange",
         ),
-        (lambda: mcmc.Adaptive(mcmc.Sequential([mcmc.MALA(0.1)])), ValueError, "`kernel`.*inside"),
+        (lambda: mcmc.Adaptive(mcmc.Sequential([mcmc.MALA(0.1)])), ValueError, "`kernel`.*adapt those instead"),
         (lambda: mcmc.Adaptive(mcmc.MetropolisHastings(shift)), ValueError, "`kernel`"),
     ],
 )
