@@ -212,5 +212,5 @@ def test_bad_arguments():
         mcmc.Transformed(lambda target: None, BOX)
     with pytest.raises(TypeError, match="`bijector`"):
         mcmc.Transformed(mcmc.MALA(0.1), tf.exp)
-    with pytest.raises(ValueError, match=r"`kernel`.*inside"):
+    with pytest.raises(ValueError, match=r"`kernel`.*adapt those instead"):
         mcmc.Adaptive(mcmc.Transformed(mcmc.MALA(0.1), BOX))
