@@ -359,8 +359,7 @@ class EnergyModel(EnergyTrainer):
           unnormalized_log_prob(x): −E(x) `[batch]`.
           sample(initial_state, seed, num_steps): the states after `num_steps` steps of the kernel; seed is int32[2]. An
             optional `step_size` replaces the kernel's own.
-        A network whose log Z is known has log_prob(x), and exact samples by sample(num_samples, seed), also named draw,
-        unless a kernel is given.
+        If log Z is known and no kernel is given: log_prob(x), and exact samples by sample(num_samples, seed) or draw.
 
         Args:
           filepath: the directory. If it exists, it must be empty or hold a SavedModel, which is replaced atomically.
@@ -390,10 +389,11 @@ class EnergyModel(EnergyTrainer):
             raise TypeError(f"export takes no argument {', '.join(map(repr, kwargs))} with format 'tf_saved_model'.")
         if kernel is not None:
             check_kernel(kernel)
-        path = replaceable_directory(filepath)
+        path, energy_function = replaceable_directory(filepath), self.energy_function
+        base = self.base if self._has_base else None
+        samplers = exported_samplers(self, energy_function, base, kernel, jit_compile)
         # TensorFlow Serving looks for `serve`, and for the first endpoint.
-        endpoints = {"serve": self._endpoints.energy, **vars(self._endpoints)}
-        endpoints |= exported_samplers(self, self.base if self._has_base else None, kernel, jit_compile)
+        endpoints = {"serve": self._endpoints.energy, **vars(self._endpoints), **samplers}
         with written_atomically(path) as temporary:
             write_saved_model(self, endpoints, temporary)
         if verbose:

@@ -140,13 +140,17 @@ def exact_sampler(model: Any) -> tf.types.experimental.PolymorphicFunction:
 
 
 def exported_samplers(
-    model: Any, base: tfp.distributions.Distribution | None, kernel: Any, jit_compile: bool
+    model: Any,
+    energy_function: EnergyFunction,
+    base: tfp.distributions.Distribution | None,
+    kernel: Any,
+    jit_compile: bool,
 ) -> dict[str, tf.types.experimental.PolymorphicFunction]:
     """Returns the endpoints that draw samples, by name; with those of a log density that is known exactly.
 
     Args:
       model: the `EnergyModel`.
-      base: see `exported_sampler`.
+      energy_function, base: see `exported_sampler`.
       kernel: see `exported_sampler`; None: the default, or exact samples if the network draws them.
       jit_compile: see `exported_sampler`.
     """
@@ -156,7 +160,7 @@ def exported_samplers(
         draw = exact_sampler(model)
         return {"log_prob": log_prob, "sample": draw, "draw": draw}
     kernel = DEFAULT_KERNEL if kernel is None else kernel
-    return {"sample": exported_sampler(model.energy_function, base, kernel, jit_compile)}
+    return {"sample": exported_sampler(energy_function, base, kernel, jit_compile)}
 
 
 def exported_sampler(
