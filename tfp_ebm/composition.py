@@ -23,7 +23,7 @@ from tfp_ebm.networks.normalized import AffineEnergy, DistributionEnergy, Mixtur
 __all__ = ["mixture", "stack"]
 
 # Parts with smaller weights are left out of a stack.
-_LEAST_WEIGHT = 1e-3
+LEAST_WEIGHT = 0.01
 
 
 def mixture(parts: Sequence[Any], probs: Any) -> EnergyModel:
@@ -107,7 +107,7 @@ def stack(parts: Sequence[Any], x_held_out: Any) -> EnergyModel:
     """Makes the mixture of densities that is most likely on rows that none of them was fitted to.
 
     Args:
-      parts: as in `mixture`. A part whose weight is below .001 is left out.
+      parts: as in `mixture`. A part whose weight is below .01 is left out.
       x_held_out: array `[rows, *event]`, or a `pandas.DataFrame`.
 
     Returns:
@@ -127,7 +127,7 @@ def stack(parts: Sequence[Any], x_held_out: Any) -> EnergyModel:
         _check_part(f"parts[{i}]", part)
     x = check_data("x_held_out", x_held_out, tuple(parts[0].event_shape) if parts else None)
     weights = stacking_weights(np.stack([log_prob_of(part, x) for part in parts], 1))
-    kept = np.flatnonzero(weights > _LEAST_WEIGHT)
+    kept = np.flatnonzero(weights > LEAST_WEIGHT)
     return mixture([parts[i] for i in kept], weights[kept] / weights[kept].sum())
 
 

@@ -59,8 +59,9 @@ def write_saved_model(
     """Writes compiled functions of a model, by name, to the directory `path`; the first is the default signature."""
     archive = keras.export.ExportArchive()
     archive.track(model)
+    checked = {id(function): _checks_shapes(function) for function in endpoints.values()}  # traced once for all names
     for name, function in endpoints.items():
-        archive.add_endpoint(name, _checks_shapes(function))
+        archive.add_endpoint(name, checked[id(function)])
     archive.write_out(str(path), verbose=False)  # its lines name a temporary directory
 
 
@@ -146,7 +147,7 @@ def exported_samplers(
     kernel: Any,
     jit_compile: bool,
 ) -> dict[str, tf.types.experimental.PolymorphicFunction]:
-    """Returns the endpoints that draw samples, by name; with those of a log density that is known exactly.
+    """Returns the endpoints that draw samples, by name, and that of the log density where it is known exactly.
 
     Args:
       model: the `EnergyModel`.
@@ -155,10 +156,8 @@ def exported_samplers(
       jit_compile: see `exported_sampler`.
     """
     if kernel is None and isinstance(model.network, NormalizedEnergy) and model.base_measure is None:
-        signature = [tf.TensorSpec((None, *model.event_shape), model.dtype, name="x")]
-        log_prob = tf.function(lambda x: -model(x), input_signature=signature, autograph=False)
         draw = exact_sampler(model)
-        return {"log_prob": log_prob, "sample": draw, "draw": draw}
+        return {"log_prob": model._endpoints.unnormalized_log_prob, "sample": draw, "draw": draw}
     kernel = DEFAULT_KERNEL if kernel is None else kernel
     return {"sample": exported_sampler(energy_function, base, kernel, jit_compile)}
 

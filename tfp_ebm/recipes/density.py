@@ -19,7 +19,7 @@ import tensorflow as tf
 from tfp_ebm import networks
 from tfp_ebm.arguments import check_count, check_data, check_positive
 from tfp_ebm.caller import warn
-from tfp_ebm.composition import log_prob_of, mixture, stacking_weights
+from tfp_ebm.composition import LEAST_WEIGHT, log_prob_of, mixture, stacking_weights
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_kernel_density, fit_mixture
 from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
@@ -139,7 +139,7 @@ class _Contest:
         """Returns the mixture of the candidates that is most likely on the held-out rows."""
         log_probs = np.stack(self.log_probs, 1)
         weights = stacking_weights(log_probs)
-        kept = np.flatnonzero(weights > 1e-3)
+        kept = np.flatnonzero(weights > LEAST_WEIGHT)
         probs = weights[kept] / weights[kept].sum()
         self.note("stack", np.logaddexp.reduce(log_probs[:, kept] + np.log(probs), axis=1))
         return mixture([self.models[i] for i in kept], probs)
