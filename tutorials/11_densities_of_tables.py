@@ -116,7 +116,7 @@ for given, color in zip((-1.0, 0.0, 1.5), (BLUE, GREEN, ORANGE), strict=True):
     ax.plot(places, curves[0], color=color, label=f"$x_1$ = {given}")
     ax.plot(places, curves[1], color=BLACK, lw=1, ls=":")
     largest_gap = max(largest_gap, 0.5 * np.trapezoid(np.abs(curves[0] - curves[1]), places))
-ax.set(xlabel="$x_2$", ylabel="$p(x_2 | x_1)$", title="Conditional densities of the model; dotted: the truth")
+ax.set(xlim=(-2, 3), xlabel="$x_2$", ylabel="$p(x_2 | x_1)$", title="Conditionals of the model; dotted: the truth")
 ax.legend()
 plt.show()
 print(f"largest total variation of the three: {largest_gap:.3f}")

@@ -51,6 +51,26 @@ def test_the_model_is_saved_with_all_its_parts(fitted, tmp_path):
     assert float(loaded.log_normalizer) == 0.0
 
 
+@pytest.mark.parametrize("shape", [(12, 3), (40, 1)])
+def test_small_tables(shape):
+    """Fewer rows than a batch: a density with finite samples, no worse on the rows held out than the Gaussian."""
+    model = ebm.fit_density(np.random.default_rng(0).normal(size=shape), minutes=0.01, verbose=0)
+    assert model.candidates["stack"][0] >= model.candidates["gaussian"][0] - 1e-6
+    assert np.isfinite(ebm.EnergyDistribution(model).sample(50, seed=0)).all()
+
+
+def test_nodes_grow_where_the_normaliser_needs_them():
+    """A flat energy needs 128 nodes, and one that is nearly a step more."""
+    y = np.random.default_rng(0).normal(size=(50, 1)).astype("float32")
+    network = ebm.networks.autoregressive([1], units=[8], num_functions=64, seed=0)
+    bias = np.zeros(network.trunk.last.bias.shape)
+    assert density.settle_nodes(network, y) <= 1e-3 and network.num_nodes[1] == 128
+    bias[32] = 300.0
+    network.trunk.last.bias.assign(bias)
+    assert density.settle_nodes(network, y) <= 1e-3 and network.num_nodes[1] == 512
+    assert network.get_config()["num_nodes"] == (64, 512)
+
+
 def test_equal_rows_are_on_one_side():
     x = np.repeat(np.random.default_rng(0).normal(size=(100, 2)), 3, 0)
     train, held_out = density.split_rows(x, 0.2, seed=0)

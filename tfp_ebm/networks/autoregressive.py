@@ -211,7 +211,8 @@ class AutoregressiveEnergy(NormalizedEnergy):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras."""
-        return {**super().get_config(), "event_shape": self.event_shape, **self._config}
+        config = {**self._config, "num_nodes": self.num_nodes}
+        return {**super().get_config(), "event_shape": self.event_shape, **config}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> AutoregressiveEnergy:

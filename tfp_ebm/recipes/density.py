@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,10 +31,14 @@ _MIN_ROWS = 10
 # A column whose range between its outer thousandths is more than this many times that of its quartiles, about 4.6 for
 # a normal, has heavy tails.
 _HEAVY_TAILS = 12.0
-# Components of a mixture whose conditionals are proposals, at most, and logistics of proposals that are free.
-_MAX_PROPOSAL_COMPONENTS, _NUM_LOGISTICS = 8, 4
+# Components of a mixture whose conditionals are proposals, at most.
+_MAX_PROPOSAL_COMPONENTS = 8
+# Logistics of proposals that are free, and functions of each energy; in few columns, where they are cheap, and in more.
+_FEW_COLUMNS, _NUM_LOGISTICS, _NUM_FUNCTIONS = 4, (8, 4), (32, 16)
 # Seconds for a training, about; the number of orders of the columns is as many as that allows, within bounds.
 _SECONDS_PER_NETWORK, _MIN_NETWORKS, _MAX_NETWORKS = 10.0, 3, 8
+# Nodes of the lattices that are tried, and their error at most, in nats a row.
+_NUM_NODES, _MAX_QUADRATURE_ERROR = (128, 512), 1e-3
 # Columns up to which a kernel density is a candidate.
 _MAX_KERNEL_COLUMNS = 64
 
@@ -204,8 +207,11 @@ def fit_density(
         parts = fit_parts(_MAX_PROPOSAL_COMPONENTS)
     networks_by_name, is_cut = _train_networks(y, y_held_out, parts, _plan(size, seconds, seed), seconds, seed)
     for name, network in networks_by_name.items():
-        contest.add(name, units.model(network))
-    _warn_of_quadrature(networks_by_name, y_held_out[:1000])
+        error = settle_nodes(network, y_held_out[:1000])
+        if error > _MAX_QUADRATURE_ERROR:
+            warn(f"{name} is left out: its quadrature is wrong by {error:.2g} nat a row, as for collinear columns.")
+        else:
+            contest.add(name, units.model(network))
     model = contest.stack()
     model.seed = seed
     model.compile(loss=NegativeLogLikelihood())  # for `evaluate`
@@ -241,14 +247,14 @@ def _network(
     kind: str, size: int, settings: Settings, parts: MixtureParameters, seed: int, order: list[int] | None = None
 ) -> networks.AutoregressiveEnergy:
     """Returns an untrained network: with free proposals, or with the conditionals of a mixture of as many parts."""
-    of_mixture = kind == "mixture"
+    of_mixture, more = kind == "mixture", int(size > _FEW_COLUMNS)
     return networks.AutoregressiveEnergy(
         [size],
         [settings.width] * 2,
         order,
-        num_components=len(parts.probs) if of_mixture else _NUM_LOGISTICS,
+        num_components=len(parts.probs) if of_mixture else _NUM_LOGISTICS[more],
         fixed_proposal=of_mixture,
-        num_functions=16,
+        num_functions=_NUM_FUNCTIONS[more],
         dropout=settings.dropout,
         seed=seed,
     )
@@ -273,9 +279,12 @@ def _plan(size: int, seconds: float, seed: int) -> list[Candidate]:
     return candidates
 
 
-def _warn_of_quadrature(trained: Mapping[str, networks.AutoregressiveEnergy], y: np.ndarray) -> None:
-    for name, network in trained.items():
-        fine = network(y, num_nodes=4 * network.num_nodes[1])
-        error = float(tf.abs(tf.reduce_mean(fine - network(y))))
-        if error > 1e-3:
-            warn(f"the quadrature of {name} is wrong by {error:.4f} nat a row.")
+def settle_nodes(network: networks.AutoregressiveEnergy, y: np.ndarray) -> float:
+    """Makes the lattice finer until its error is small; returns the error of the mean log density of rows, in nats."""
+    error = math.inf
+    for number in _NUM_NODES:
+        network.num_nodes = (network.num_nodes[0], number)
+        error = float(tf.abs(tf.reduce_mean(network(y, num_nodes=4 * number) - network(y))))
+        if error <= _MAX_QUADRATURE_ERROR:
+            break
+    return error

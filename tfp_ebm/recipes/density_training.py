@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ def settings_for_rows(num_rows: int, size: int) -> Settings:
     >>> settings_for_rows(300, 10).dropout > settings_for_rows(100_000, 10).dropout
     True
     """
-    batch_size = 256 if num_rows >= 4000 else 128 if num_rows >= 1000 else 64
+    batch_size = min(num_rows, 256 if num_rows >= 4000 else 128 if num_rows >= 1000 else 64)
     logarithm = math.log10(num_rows)
     dropout = float(np.interp(logarithm, [2.3, 3.0, 4.0, 5.0], [0.4, 0.3, 0.1, 0.0]))
     decay = 10.0 ** float(np.interp(logarithm, [3.0, 5.0], [-1.5, -4.0]))
@@ -159,12 +160,19 @@ class Trainer:
             for variable, value in zip(optimizer.variables, self._fresh, strict=True):
                 variable.assign(value)
         schedule = _Schedule(held_out[:_MAX_JUDGED_ROWS], settings.learning_rate, seconds)
-        self._model.fit(
-            shuffled_batches(z, settings.batch_size, seed),
-            epochs=NUM_JUDGEMENTS,
-            steps_per_epoch=settings.num_steps // NUM_JUDGEMENTS,
-            shuffle=False,
-            verbose=0,
-            callbacks=[keras.callbacks.SwapEMAWeights(swap_on_epoch=True), schedule, keras.callbacks.TerminateOnNaN()],
-        )
+        with warnings.catch_warnings():
+            # Of the base, which is not used here.
+            warnings.filterwarnings("ignore", message="the covariance is singular")
+            self._model.fit(
+                shuffled_batches(z, settings.batch_size, seed),
+                epochs=NUM_JUDGEMENTS,
+                steps_per_epoch=settings.num_steps // NUM_JUDGEMENTS,
+                shuffle=False,
+                verbose=0,
+                callbacks=[
+                    keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
+                    schedule,
+                    keras.callbacks.TerminateOnNaN(),
+                ],
+            )
         return self.network.get_weights(), schedule.is_cut
