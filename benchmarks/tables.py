@@ -81,6 +81,8 @@ def figure(results, cells, contestants, path):
             scores = {c: sign * np.mean(values) for c, values in means[cell].items()}
             if name in scores:
                 points.append((max(scores.values()) - scores[name], row))
+        if not points:
+            continue
         ours = name == "tfp_ebm"
         style = {"s": 60, "zorder": 3} if ours else {"s": 28, "alpha": 0.8}
         ax.scatter(*np.transpose(points), label=name.replace("_", " "), marker="D" if ours else "o", **style)
