@@ -25,7 +25,7 @@ from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.normalized import NormalizedEnergy, WarpedEnergy
-from tfp_ebm.recipes.density_training import Settings, Trainer, settings_for_rows
+from tfp_ebm.recipes.density_training import Settings, Trainer, seconds_of, settings_for_rows
 
 _MIN_ROWS = 10
 # A column whose range between its outer thousandths is more than this many times that of its quartiles, about 4.6 for
@@ -35,8 +35,8 @@ _HEAVY_TAILS = 12.0
 _MAX_PROPOSAL_COMPONENTS = 8
 # Logistics of proposals that are free, and functions of each energy; in few columns, where they are cheap, and in more.
 _FEW_COLUMNS, _NUM_LOGISTICS, _NUM_FUNCTIONS = 4, (8, 4), (32, 16)
-# Seconds for a training, about; the number of orders of the columns is as many as that allows, within bounds.
-_SECONDS_PER_NETWORK, _MIN_NETWORKS, _MAX_NETWORKS = 10.0, 3, 8
+# The number of orders of the columns is as many as the time allows, within these bounds.
+_MIN_NETWORKS, _MAX_NETWORKS = 3, 8
 # Nodes of the lattices that are tried, and their error at most, in nats a row.
 _NUM_NODES, _MAX_QUADRATURE_ERROR = (128, 512), 1e-3
 # Columns up to which a kernel density is a candidate.
@@ -155,7 +155,9 @@ def fit_density(
 
     Args:
       x: array `[rows, columns]` of numbers, or a `pandas.DataFrame` of them.
-      minutes: time for the training of the networks, about; default: by the size of the table, .4 to 2.5.
+      minutes: time for the training of the networks, about, after which the clock ends it. Default: the number of
+        networks and of their steps depends on the size of the table alone, for about .4 to 2.5 minutes on two processor
+        cores, so that the same seed gives the same result.
       validation: share of the rows that stop trainings and choose weights; at least 50 rows, if there are 200.
       seed: of the split, all weights and all batches.
       verbose: 1 prints each candidate's held-out log-likelihood; 0 prints nothing.
@@ -188,6 +190,7 @@ def fit_density(
         seconds = 60.0 * min(2.5, 0.4 + num_rows * size / 80_000)
     else:
         seconds = 60.0 * check_positive("minutes", minutes)
+    limit = math.inf if minutes is None else seconds
     train, held_out = split_rows(rows, validation, seed)
     units = _Units.of(rows[train])
     y, y_held_out = units.to_y(rows[train]), units.to_y(rows[held_out])
@@ -205,7 +208,7 @@ def fit_density(
         contest.add("kernel_density", units.model(GaussianMixtureEnergy.of(kernels)))
     if len(parts.probs) > _MAX_PROPOSAL_COMPONENTS:
         parts = fit_parts(_MAX_PROPOSAL_COMPONENTS)
-    networks_by_name, is_cut = _train_networks(y, y_held_out, parts, _plan(size, seconds, seed), seconds, seed)
+    networks_by_name, is_cut = _train_networks(y, y_held_out, parts, seconds, limit, seed)
     for name, network in networks_by_name.items():
         error = settle_nodes(network, y_held_out[:1000])
         if error > _MAX_QUADRATURE_ERROR:
@@ -221,11 +224,23 @@ def fit_density(
 
 
 def _train_networks(
-    y: np.ndarray, y_held_out: np.ndarray, parts: MixtureParameters, plan: list[Candidate], seconds: float, seed: int
+    y: np.ndarray, y_held_out: np.ndarray, parts: MixtureParameters, seconds: float, limit: float, seed: int
 ) -> tuple[dict[str, networks.AutoregressiveEnergy], bool]:
-    """Trains the autoregressive candidates; returns them, and whether time ended a training."""
+    """Trains the autoregressive candidates.
+
+    Args:
+      y, y_held_out: rows to train on and to judge by.
+      parts: a mixture whose conditionals are proposals.
+      seconds: time for which the number of networks is chosen.
+      limit: time after which trainings are ended.
+      seed: of weights, orders of the columns, and batches.
+
+    Returns:
+      The networks by name, and whether time ended a training.
+    """
     size = y.shape[1]
     settings = settings_for_rows(len(y), size)
+    plan = _plan(size, int(np.clip(seconds / seconds_of(settings, size), _MIN_NETWORKS, _MAX_NETWORKS)), seed)
     trainers: dict[str, Trainer] = {}
     trained, spent, is_cut = {}, 0.0, False
     for number, (name, kind, order) in enumerate(plan):
@@ -234,7 +249,7 @@ def _train_networks(
             trainers[kind] = Trainer(_network(kind, size, settings, parts, seed), settings, seed)
         if kind == "mixture":
             trainers[kind].start_at(parts, order)
-        budget = (seconds - spent) / (len(plan) - number)
+        budget = (limit - spent) / (len(plan) - number)
         weights, was_cut = trainers[kind].train(y[:, order], y_held_out[:, order], budget, seed + number)
         trained[name] = _network(kind, size, settings, parts, seed, order)
         trained[name].set_weights(weights)
@@ -260,13 +275,12 @@ def _network(
     )
 
 
-def _plan(size: int, seconds: float, seed: int) -> list[Candidate]:
-    """Returns the autoregressive candidates: as many orders of the columns as the time allows."""
+def _plan(size: int, number: int, seed: int) -> list[Candidate]:
+    """Returns the autoregressive candidates: kinds of proposals and orders of the columns."""
     natural = list(range(size))
     if size == 1:
         return [Candidate("autoregressive_1", "free", natural)]
     rng = np.random.default_rng([seed, 7])
-    number = int(np.clip(seconds / _SECONDS_PER_NETWORK, _MIN_NETWORKS, _MAX_NETWORKS))
     orders = [natural, natural[::-1], *(rng.permutation(size).tolist() for _ in range(number))]
     kinds = ["free", "mixture", *["free"] * number]
     counts = {"free": 0, "mixture": 0}
