@@ -1,8 +1,8 @@
 """The density of a table in one call: candidates whose log Z is known, stacked by held-out likelihood.
 
-A Gaussian, a Gaussian mixture and autoregressive energies in several orders of the columns are fitted to one part of
-the rows; weights of their mixture are found by expectation maximisation on the other (stacking; Smyth & Wolpert
-1999). The mixture is an energy with log Z = 0: its log density is exact, and so are its samples.
+A Gaussian, a Gaussian mixture, a kernel density and autoregressive energies in several orders of the columns are fitted
+to one part of the rows. The weights of their mixture are found by expectation maximisation on the other part (stacking;
+Smyth & Wolpert 1999). The mixture is an energy with log Z = 0: its log density is exact, and so are its samples.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def fit_density(
     for name, network in networks_by_name.items():
         error = settle_nodes(network, y_held_out[:1000])
         if error > _MAX_QUADRATURE_ERROR:
-            warn(f"{name} is left out: its quadrature is wrong by {error:.2g} nat a row, as for collinear columns.")
+            warn(f"{name} is left out: its quadrature has an error of {error:.2g} nat a row, as for collinear columns.")
         else:
             contest.add(name, units.model(network))
     model = contest.stack()
