@@ -35,6 +35,14 @@ def memory():
             _last["bytes"] = _bytes_in_use()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Runs the tests of a file in one process, which makes its fixtures and compiles its functions once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     """Every test begins at the same seed, also the fixtures made for it, in whatever order and process it runs.

@@ -119,8 +119,8 @@ def stack(parts: Sequence[Any], x_held_out: Any) -> EnergyModel:
     >>> import tfp_ebm as ebm
     >>> normals = [tfp.distributions.MultivariateNormalDiag([m]) for m in (-2.0, 2.0, 90.0)]
     >>> x = np.concatenate([np.full((30, 1), -2.0), np.full((10, 1), 2.0)])
-    >>> stack(normals, x).network.probs.numpy().round(1).tolist()
-    [0.8, 0.2]
+    >>> [round(float(weight), 1) for weight in stack(normals, x).network.probs.numpy()]
+    [0.7, 0.3]
     """
     parts = list(parts)
     for i, part in enumerate(parts):
