@@ -40,6 +40,9 @@ def pytest_xdist_make_scheduler(config, log):
     """Runs the tests of a file in one process, which makes its fixtures and compiles its functions once."""
     from xdist.scheduler import LoadFileScheduling
 
+    # In the order of their names the files that take longest, of the command line, come early. Else those with the most
+    # tests would, and one process would wait at the end.
+    config.option.loadscopereorder = False
     return LoadFileScheduling(config, log)
 
 
