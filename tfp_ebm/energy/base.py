@@ -19,7 +19,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import random
 from tfp_ebm.arguments import check_choice, check_data, check_positive, check_probability
-from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_mixture
+from tfp_ebm.energy.gaussian_mixture import MixtureParameters, draw_of_gaussians, fit_mixture
 from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT, DataMoments
 
 tfb, tfd = tfp.bijectors, tfp.distributions
@@ -80,10 +80,8 @@ def _draw_of_mixture(mixture: tfp.distributions.MixtureSameFamily, shape: Any, s
     """Draws one component for each sample, where TFP draws a sample of each component."""
     parts = mixture.components_distribution
     shares = tf.cumsum(mixture.mixture_distribution.probs_parameter())
-    u = tf.reshape(random.uniform(shape, random.fold_in(seed, 0), mixture.dtype), [-1])
-    component = tf.searchsorted(shares[:-1] / shares[-1], u)
-    z = random.normal(tf.concat([tf.shape(u), mixture.event_shape], 0), random.fold_in(seed, 1), mixture.dtype)
-    samples = tf.gather(parts.loc, component) + tf.linalg.matvec(tf.gather(parts.scale_tril, component), z)
+    shares = shares[:-1] / shares[-1]
+    samples = draw_of_gaussians(shares, parts.loc, parts.scale_tril, tf.reduce_prod(shape), seed)
     return tf.reshape(samples, tf.concat([shape, mixture.event_shape], 0))
 
 

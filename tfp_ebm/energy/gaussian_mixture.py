@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
+from tfp_ebm import random
 from tfp_ebm.arguments import check_count
 from tfp_ebm.energy.moments import DataMoments
 
@@ -42,6 +44,13 @@ class MixtureParameters(NamedTuple):
     loc: np.ndarray
     scale_tril: np.ndarray
 
+    @property
+    def log_weights(self) -> np.ndarray:
+        """log wₖ − log det Lₖ − (d/2) log 2π, `[K]`: the log density of each component at its mean, weighted."""
+        volume = np.log(np.diagonal(self.scale_tril, axis1=-2, axis2=-1)).sum(-1)
+        with np.errstate(divide="ignore"):  # a component may be empty
+            return np.log(self.probs) - volume - 0.5 * self.loc.shape[1] * math.log(2.0 * math.pi)
+
     def log_prob(self, x: np.ndarray) -> np.ndarray:
         """Returns the log density of rows, `[rows]`.
 
@@ -49,18 +58,34 @@ class MixtureParameters(NamedTuple):
         array([-0.9189])
         """
         inverse = np.linalg.inv(self.scale_tril)
-        volume = np.log(np.diagonal(self.scale_tril, axis1=-2, axis2=-1)).sum(-1)
-        constant = np.log(self.probs) - volume - 0.5 * self.loc.shape[1] * math.log(2.0 * math.pi)
         if inverse.ndim == 2:
             squares = _squared_distances(x @ inverse.T, self.loc @ inverse.T)
         else:
             parts = zip(self.loc, inverse, strict=True)
             squares = np.stack([np.square((x - loc) @ factor.T).sum(1) for loc, factor in parts], 1)
-        return np.logaddexp.reduce(constant - 0.5 * squares, axis=1)
+        return np.logaddexp.reduce(self.log_weights - 0.5 * squares, axis=1)
 
     def in_units(self, loc: np.ndarray, scale: np.ndarray) -> MixtureParameters:
         """Returns the mixture of loc + scale·z for z from this one."""
         return MixtureParameters(self.probs, loc + scale * self.loc, scale[:, None] * self.scale_tril)
+
+
+def draw_of_gaussians(shares: Any, loc: Any, scale_tril: Any, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
+    """Draws from a mixture of Gaussians `[num_samples, d]`, one component for each sample.
+
+    Args:
+      shares: cumulative weights of the components without the last, which is 1, `[K − 1]`.
+      loc, scale_tril: as in `MixtureParameters`.
+      num_samples: number of samples.
+      seed: int32[2].
+    """
+    shares = tf.convert_to_tensor(shares)
+    u = random.uniform([num_samples], random.fold_in(seed, 0), shares.dtype)
+    component = tf.searchsorted(shares, u)
+    z = random.normal([num_samples, loc.shape[1]], random.fold_in(seed, 1), shares.dtype)
+    if len(scale_tril.shape) == 2:
+        return tf.gather(loc, component) + tf.matmul(z, scale_tril, transpose_b=True)
+    return tf.gather(loc, component) + tf.linalg.matvec(tf.gather(scale_tril, component), z)
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:

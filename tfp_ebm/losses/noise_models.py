@@ -17,18 +17,15 @@ They are fitted in NumPy and float64, and become distributions in the dtype of t
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm import random
 from tfp_ebm.energy.base import gaussian, with_broad_part
-from tfp_ebm.energy.gaussian_mixture import fit_mixture
+from tfp_ebm.energy.gaussian_mixture import MixtureParameters, draw_of_gaussians, fit_mixture
 from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT, DataMoments
-from tfp_ebm.random import fold_in
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
@@ -72,10 +69,8 @@ class GaussianMixture(tfp.distributions.Distribution):
         # Squares are expanded below; around the mean of all they lose the fewest digits.
         centre = probs @ loc
         whitened = (inverse @ (loc - centre)[..., None])[..., 0]
-        volume = np.log(np.diagonal(scale_tril, axis1=-2, axis2=-1)).sum(-1)
         # Arrays and not tensors: they outlive any graph in which they are used.
-        with np.errstate(divide="ignore"):  # a component may be empty
-            constant = np.log(probs) - volume - 0.5 * loc.shape[1] * math.log(2.0 * math.pi)
+        constant = MixtureParameters(probs, loc, scale_tril).log_weights
         self._inverse, self._whitened, self._constant = (
             inverse.astype(kind),
             whitened.astype(kind),
@@ -105,12 +100,7 @@ class GaussianMixture(tfp.distributions.Distribution):
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
         seed = tfp.random.sanitize_seed(seed)
-        u = random.uniform([n], fold_in(seed, 0), self.dtype)
-        component = tf.searchsorted(tf.constant(self._below), u)
-        z = random.normal([n, self._loc.shape[1]], fold_in(seed, 1), self.dtype)
-        if self._scale.ndim == 2:
-            return tf.gather(self._loc, component) + tf.tensordot(z, self._scale.T, 1)
-        return tf.gather(self._loc, component) + tf.linalg.matvec(tf.gather(self._scale, component), z)
+        return draw_of_gaussians(self._below, self._loc, self._scale, n, seed)
 
     def _event_shape(self) -> tf.TensorShape:
         return tf.TensorShape(self._loc.shape[1:])

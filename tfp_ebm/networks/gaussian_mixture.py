@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm import random
 from tfp_ebm.arguments import check_count
-from tfp_ebm.energy.gaussian_mixture import MixtureParameters
+from tfp_ebm.energy.gaussian_mixture import MixtureParameters, draw_of_gaussians
 from tfp_ebm.networks.normalized import NormalizedEnergy, in_blocks
 
 # Distances that one block of rows may hold.
@@ -63,9 +61,7 @@ class GaussianMixtureEnergy(NormalizedEnergy):
         """Sets the mixture."""
         probs, loc, scale = parameters
         center = probs @ loc
-        volume = np.log(np.diagonal(scale, axis1=-2, axis2=-1)).sum(-1)
-        with np.errstate(divide="ignore"):  # a component may be empty
-            self.log_weights.assign(np.log(probs) - volume - 0.5 * loc.shape[1] * math.log(2.0 * math.pi))
+        self.log_weights.assign(parameters.log_weights)
         self.probs.assign(probs)
         self.center.assign(center)
         self.loc.assign(loc - center)
@@ -96,15 +92,9 @@ class GaussianMixtureEnergy(NormalizedEnergy):
 
     def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
         """Returns independent samples `[num_samples, size]`."""
-        u = random.uniform(tf.reshape(num_samples, [1]), random.fold_in(seed, 0), self.dtype)
         shares = tf.cumsum(self.probs.value)
-        component = tf.searchsorted(shares[:-1] / shares[-1], u)
-        z = random.normal(tf.stack([num_samples, *self.event_shape]), random.fold_in(seed, 1), self.dtype)
-        if self.is_shared:
-            moved = tf.matmul(z, self.scale.value, transpose_b=True)
-        else:
-            moved = tf.linalg.matvec(tf.gather(self.scale.value, component), z)
-        return self.center.value + tf.gather(self.loc.value, component) + moved
+        shares = shares[:-1] / shares[-1]
+        return self.center.value + draw_of_gaussians(shares, self.loc.value, self.scale.value, num_samples, seed)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras."""
