@@ -23,7 +23,7 @@ from tfp_ebm.networks.normalized import AffineEnergy, DistributionEnergy, Mixtur
 __all__ = ["mixture", "stack"]
 
 # Parts with smaller weights are left out of a stack.
-LEAST_WEIGHT = 0.01
+_LEAST_WEIGHT = 0.01
 
 
 def mixture(parts: Sequence[Any], probs: Any) -> EnergyModel:
@@ -126,9 +126,15 @@ def stack(parts: Sequence[Any], x_held_out: Any) -> EnergyModel:
     for i, part in enumerate(parts):
         _check_part(f"parts[{i}]", part)
     x = check_data("x_held_out", x_held_out, tuple(parts[0].event_shape) if parts else None)
-    weights = stacking_weights(np.stack([log_prob_of(part, x) for part in parts], 1))
-    kept = np.flatnonzero(weights > LEAST_WEIGHT)
-    return mixture([parts[i] for i in kept], weights[kept] / weights[kept].sum())
+    kept, probs = stacked_parts(np.stack([log_prob_of(part, x) for part in parts], 1))
+    return mixture([parts[i] for i in kept], probs)
+
+
+def stacked_parts(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which parts a stack keeps, by number, and their weights; `log_probs` as in `stacking_weights`."""
+    weights = stacking_weights(log_probs)
+    kept = np.flatnonzero(weights > _LEAST_WEIGHT)
+    return kept, weights[kept] / weights[kept].sum()
 
 
 def stacking_weights(log_probs: np.ndarray, num_steps: int = 500) -> np.ndarray:

@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfp_ebm import networks
 from tfp_ebm.arguments import check_count, check_data, check_positive
 from tfp_ebm.caller import warn
-from tfp_ebm.composition import LEAST_WEIGHT, log_prob_of, mixture, stacking_weights
+from tfp_ebm.composition import log_prob_of, mixture, stacked_parts
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_kernel_density, fit_mixture
 from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
@@ -141,9 +141,7 @@ class _Contest:
     def stack(self) -> EnergyModel:
         """Returns the mixture of the candidates that is most likely on the held-out rows."""
         log_probs = np.stack(self.log_probs, 1)
-        weights = stacking_weights(log_probs)
-        kept = np.flatnonzero(weights > LEAST_WEIGHT)
-        probs = weights[kept] / weights[kept].sum()
+        kept, probs = stacked_parts(log_probs)
         self.note("stack", np.logaddexp.reduce(log_probs[:, kept] + np.log(probs), axis=1))
         return mixture([self.models[i] for i in kept], probs)
 
@@ -194,17 +192,19 @@ def fit_density(
     train, held_out = split_rows(rows, validation, seed)
     units = _Units.of(rows[train])
     y, y_held_out = units.to_y(rows[train]), units.to_y(rows[held_out])
+    exact: np.ndarray = y.astype(np.float64)
+    exact_held_out: np.ndarray = y_held_out.astype(np.float64)
     contest = _Contest(rows[held_out], verbose)
 
     def fit_parts(number: int | None = None) -> MixtureParameters:
-        return fit_mixture(y.astype(np.float64), number, seed=seed, x_held_out=y_held_out.astype(np.float64))
+        return fit_mixture(exact, number, seed=seed, x_held_out=exact_held_out)
 
     parts = fit_parts()
     contest.add("gaussian", units.model(GaussianMixtureEnergy.of(fit_parts(1))))
     if len(parts.probs) > 1:
         contest.add("gaussian_mixture", units.model(GaussianMixtureEnergy.of(parts)))
     if size <= _MAX_KERNEL_COLUMNS:
-        kernels = fit_kernel_density(y.astype(np.float64), y_held_out.astype(np.float64), seed=seed)
+        kernels = fit_kernel_density(exact, exact_held_out, seed=seed)
         contest.add("kernel_density", units.model(GaussianMixtureEnergy.of(kernels)))
     if len(parts.probs) > _MAX_PROPOSAL_COMPONENTS:
         parts = fit_parts(_MAX_PROPOSAL_COMPONENTS)
