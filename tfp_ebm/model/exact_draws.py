@@ -10,13 +10,12 @@ import tensorflow as tf
 from tfp_ebm.mcmc.running.compiled import find_compiled
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.export import exact_sampler
-from tfp_ebm.networks.normalized import NormalizedEnergy
+from tfp_ebm.networks.normalized import is_normalized
 
 
 def draws_exactly(energy: Any) -> bool:
     """Returns whether `energy` is a model with log Z = 0 whose network draws samples."""
-    is_normalized = isinstance(energy, EnergyModel) and isinstance(energy.network, NormalizedEnergy)
-    return is_normalized and energy.base_measure is None
+    return isinstance(energy, EnergyModel) and is_normalized(energy)
 
 
 def exact_draws(model: Any, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:

@@ -25,7 +25,7 @@ from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
 from tfp_ebm.mcmc.running.steps import last_state
-from tfp_ebm.networks.normalized import NormalizedEnergy
+from tfp_ebm.networks.normalized import is_normalized
 
 # Numbers of chains and steps of the run that adapts the step size of an adaptive kernel.
 _ADAPTATION_CHAINS, _ADAPTATION_STEPS = 32, 120
@@ -155,7 +155,7 @@ def exported_samplers(
       kernel: see `exported_sampler`; None: the default, or exact samples if the network draws them.
       jit_compile: see `exported_sampler`.
     """
-    if kernel is None and isinstance(model.network, NormalizedEnergy) and model.base_measure is None:
+    if kernel is None and is_normalized(model):
         draw = exact_sampler(model)
         return {"log_prob": model._endpoints.unnormalized_log_prob, "sample": draw, "draw": draw}
     kernel = DEFAULT_KERNEL if kernel is None else kernel

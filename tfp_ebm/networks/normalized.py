@@ -57,6 +57,12 @@ class NormalizedEnergy(keras.Model):
         raise NotImplementedError(f"{type(self).__name__} must implement `draw`.")
 
 
+def is_normalized(model: Any) -> bool:
+    """Returns whether the log Z of a model is known to be 0: its network is normalised, and nothing tilts it."""
+    is_tilted = getattr(model, "base_measure", None) is not None
+    return isinstance(model.network, NormalizedEnergy) and not is_tilted
+
+
 @keras.saving.register_keras_serializable("tfp_ebm")
 class DistributionEnergy(NormalizedEnergy):
     """The energy E(x) = −log p(x) of a TFP distribution.
@@ -106,8 +112,40 @@ class DistributionEnergy(NormalizedEnergy):
         return cls(**{**config, "distribution": serialization.decode(config["distribution"])})
 
 
+class _MappedEnergy(NormalizedEnergy):
+    """The energy of x whose image y has the energy E' of another network: E(x) = E'(y) − log |dy/dx|."""
+
+    def __init__(self, network: NormalizedEnergy, **kwargs: Any) -> None:
+        kwargs.pop("event_shape", None)
+        super().__init__(network.event_shape, **kwargs)
+        self.network = network
+
+    def _forward(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns y and −log |dy/dx|."""
+        raise NotImplementedError
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns −log p(x), `[batch]`, of states `[batch, *event]`."""
+        y, log_volume = self._forward(x)
+        return tf.cast(self.network(y, training=training), self.dtype) + log_volume
+
+    def training_energy(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Returns −log p(x) with the training energy of the network."""
+        y, log_volume = self._forward(x)
+        return self.network.training_energy(y, seed) + log_volume
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the network, for Keras."""
+        return {**super().get_config(), "network": keras.saving.serialize_keras_object(self.network)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> _MappedEnergy:
+        """Rebuilds the network from `get_config`."""
+        return cls(**{**config, "network": keras.saving.deserialize_keras_object(config["network"], custom_objects)})
+
+
 @keras.saving.register_keras_serializable("tfp_ebm")
-class WarpedEnergy(NormalizedEnergy):
+class WarpedEnergy(_MappedEnergy):
     """The energy of x whose heavy-tailed coordinates are asinh(xᵢ) to another network, with the map's Jacobian.
 
         E(x) = E'(y) + Σ_warped ½ log(1 + xᵢ²),      yᵢ = asinh(xᵢ) where warped, else xᵢ
@@ -125,9 +163,7 @@ class WarpedEnergy(NormalizedEnergy):
     """
 
     def __init__(self, network: NormalizedEnergy, warped: Any, **kwargs: Any) -> None:
-        kwargs.pop("event_shape", None)
-        super().__init__(network.event_shape, **kwargs)
-        self.network = network
+        super().__init__(network, **kwargs)
         self.warped = tuple(bool(flag) for flag in warped)
         if (len(self.warped),) != self.event_shape:
             raise ValueError(f"`warped` must have one entry for each of {self.event_shape}, got {len(self.warped)}.")
@@ -143,16 +179,6 @@ class WarpedEnergy(NormalizedEnergy):
         slope = tf.where(far, log_size, 0.5 * tf.math.log1p(near**2))
         return tf.where(self.warped, y, x), tf.reduce_sum(tf.where(self.warped, slope, tf.zeros_like(x)), -1)
 
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns −log p(x), `[batch]`, of states `[batch, size]`."""
-        y, slope = self._forward(x)
-        return tf.cast(self.network(y, training=training), self.dtype) + slope
-
-    def training_energy(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Returns −log p(x) with the training energy of the network."""
-        y, slope = self._forward(x)
-        return self.network.training_energy(y, seed) + slope
-
     def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
         """Returns independent samples `[num_samples, size]`."""
         y = self.network.draw(num_samples, seed)
@@ -160,17 +186,11 @@ class WarpedEnergy(NormalizedEnergy):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras."""
-        network = keras.saving.serialize_keras_object(self.network)
-        return {**super().get_config(), "network": network, "warped": self.warped}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> WarpedEnergy:
-        """Rebuilds the network from `get_config`."""
-        return cls(**{**config, "network": keras.saving.deserialize_keras_object(config["network"], custom_objects)})
+        return {**super().get_config(), "warped": self.warped}
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
-class AffineEnergy(NormalizedEnergy):
+class AffineEnergy(_MappedEnergy):
     """The energy of x whose affine map y = shift + scale·x has the energy of another network.
 
         E(x) = E'(shift + scale·x) − Σ log scale
@@ -186,9 +206,7 @@ class AffineEnergy(NormalizedEnergy):
     """
 
     def __init__(self, network: NormalizedEnergy, shift: Any = None, scale: Any = None, **kwargs: Any) -> None:
-        kwargs.pop("event_shape", None)
-        super().__init__(network.event_shape, **kwargs)
-        self.network = network
+        super().__init__(network, **kwargs)
         self.shift = self.add_weight(shape=self.event_shape, initializer="zeros", trainable=False, name="shift")
         self.scale = self.add_weight(shape=self.event_shape, initializer="ones", trainable=False, name="scale")
         if shift is not None:
@@ -199,30 +217,11 @@ class AffineEnergy(NormalizedEnergy):
 
     def _forward(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         scale = self.scale.value
-        return self.shift.value + scale * x, tf.reduce_sum(tf.math.log(scale))
-
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns −log p(x), `[batch]`, of states `[batch, *event]`."""
-        y, log_scale = self._forward(x)
-        return tf.cast(self.network(y, training=training), self.dtype) - log_scale
-
-    def training_energy(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Returns −log p(x) with the training energy of the network."""
-        y, log_scale = self._forward(x)
-        return self.network.training_energy(y, seed) - log_scale
+        return self.shift.value + scale * x, -tf.reduce_sum(tf.math.log(scale))
 
     def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
         """Returns independent samples `[num_samples, *event]`."""
         return (tf.cast(self.network.draw(num_samples, seed), self.dtype) - self.shift.value) / self.scale.value
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the network, for Keras; shift and scale are weights."""
-        return {**super().get_config(), "network": keras.saving.serialize_keras_object(self.network)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> AffineEnergy:
-        """Rebuilds the network from `get_config`."""
-        return cls(**{**config, "network": keras.saving.deserialize_keras_object(config["network"], custom_objects)})
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
