@@ -146,6 +146,17 @@ def _numbers_of_frame(name: str, frame: Any) -> np.ndarray:
     return frame.to_numpy(np.float64, na_value=np.nan)
 
 
+def numbers_of(name: str, x: Any) -> np.ndarray:
+    """Returns array-like numbers or a `pandas.DataFrame` as an array of real numbers, which may be NaN."""
+    try:
+        array = _numbers_of_frame(name, x) if is_frame(x) else np.asarray(x)
+    except ValueError as error:  # ragged nested lists
+        raise ValueError(f"`{name}` must be a rectangular array of numbers: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"`{name}` must hold real numbers, got an array of dtype {array.dtype}.")
+    return array
+
+
 def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None, min_rows: int = 1) -> np.ndarray:
     """Returns `x` as a numeric array `[rows, *event]` if it is not empty and all its numbers are finite.
 
@@ -160,12 +171,7 @@ def check_data(name: str, x: Any, event_shape: tuple[int, ...] | None = None, mi
       ValueError: if it is empty, has too few rows, has the wrong rank or shape, or holds NaN or infinities
         (the error gives their number and the index of the first).
     """
-    try:
-        array = _numbers_of_frame(name, x) if is_frame(x) else np.asarray(x)
-    except ValueError as error:  # ragged nested lists
-        raise ValueError(f"`{name}` must be a rectangular array of numbers: {error}") from error
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"`{name}` must hold real numbers, got an array of dtype {array.dtype}.")
+    array = numbers_of(name, x)
     if event_shape is not None and array.shape[1:] != tuple(event_shape):
         expected = ", ".join(["rows", *map(str, event_shape)])
         raise ValueError(f"`{name}` must have shape [{expected}], got {array.shape}.")

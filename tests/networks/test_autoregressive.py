@@ -12,8 +12,7 @@ from scipy import stats
 import tfp_ebm as ebm
 from tfp_ebm.losses import NegativeLogLikelihood
 from tfp_ebm.networks import autoregressive, masked
-from tfp_ebm.networks.autoregressive import invert_trapezoid
-from tfp_ebm.networks.lattice import lattice
+from tfp_ebm.networks.lattice import invert_trapezoid, lattice
 from tfp_ebm.networks.normalized import DistributionEnergy, MixtureEnergy, WarpedEnergy, in_blocks
 
 tfd = tfp.distributions

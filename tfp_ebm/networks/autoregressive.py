@@ -17,20 +17,20 @@ wider than the spacing of the nodes: else the network would place mass between t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tfp_ebm import random
 from tfp_ebm.arguments import check_count, check_event_shape, check_probability
-from tfp_ebm.networks.conditionals import Conditionals, FreeConditionals, MixtureConditionals
-from tfp_ebm.networks.lattice import STRETCH, lattice, log_density
+from tfp_ebm.networks.conditionals import Conditionals, FreeConditionals, MixtureConditionals, gaussian_parts
+from tfp_ebm.networks.lattice import STRETCH, invert_trapezoid, lattice, log_density
 from tfp_ebm.networks.masked import MaskedNetwork
 from tfp_ebm.networks.normalized import NormalizedEnergy, in_blocks
+from tfp_ebm.networks.supports import Features, ValueConditionals, check_supports
 
 # |e| stays below this: a factor of exp(±10) on the proposal.
 _MAX_ENERGY = 10.0
@@ -54,6 +54,8 @@ class AutoregressiveEnergy(NormalizedEnergy):
       num_functions: number of functions φ_j of which each energy is made.
       dropout: share of hidden units that training drops.
       num_nodes: nodes of the lattice for each component, in training and for all else.
+      supports: the values of coordinates that take a few values, such as ratings; these have probabilities.
+      allows_missing: whether cells may be missing, NaN: a missing cell has no factor in the density.
       seed: of the initial weights.
 
     >>> import tensorflow as tf
@@ -72,6 +74,8 @@ class AutoregressiveEnergy(NormalizedEnergy):
         num_functions: int = 32,
         dropout: float = 0.0,
         num_nodes: tuple[int, int] = (64, 128),
+        supports: Mapping[int, Any] | None = None,
+        allows_missing: bool = False,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -80,6 +84,7 @@ class AutoregressiveEnergy(NormalizedEnergy):
         order = tuple(range(size)) if order is None else tuple(int(i) for i in order)
         if sorted(order) != list(range(size)):
             raise ValueError(f"`order` must be a permutation of 0 to {size - 1}, got {order}.")
+        values = check_supports(supports, size)
         self._config: dict[str, Any] = {
             "units": tuple(check_count("units", width) for width in units),
             "order": order,
@@ -88,6 +93,8 @@ class AutoregressiveEnergy(NormalizedEnergy):
             "num_functions": check_count("num_functions", num_functions),
             "dropout": check_probability("dropout", dropout),
             "num_nodes": tuple(check_count("num_nodes", number, 4) for number in num_nodes),
+            "supports": {str(number): array.tolist() for number, array in values.items()},
+            "allows_missing": bool(allows_missing),
             "seed": int(seed),
         }
         if len(set(units)) != 1:
@@ -98,30 +105,51 @@ class AutoregressiveEnergy(NormalizedEnergy):
             self.proposal: Any = MixtureConditionals(size, num_components, dtype=self.dtype)
         else:
             self.proposal = FreeConditionals(num_components)
+        if fixed_proposal and allows_missing:
+            raise ValueError("`allows_missing` must be False with a mixture as proposal: it needs all coordinates.")
+        self._num_outputs = num_components * num_functions
+        in_order = [values.get(number) for number in order]
+        self._lines = np.array([place for place, support in enumerate(in_order) if support is None], int)
+        self.features = Features(in_order, allows_missing)
+        self.value_conditionals = ValueConditionals(in_order, self._num_outputs, dtype=self.dtype) if values else None
         self.trunk = MaskedNetwork(
             size,
             units[0],
             len(units),
-            num_components * num_functions + self.proposal.num_outputs,
+            self._num_outputs + self.proposal.num_outputs,
             dropout,
             seed,
+            inputs=self.features.places,
             dtype=self.dtype,
         )
         self.built = True
 
+    @property
+    def is_proposal_fixed(self) -> bool:
+        """Whether the proposals are the conditionals of a Gaussian mixture."""
+        return self._config["fixed_proposal"]
+
+    @property
+    def allows_missing(self) -> bool:
+        """Whether cells may be NaN."""
+        return self._config["allows_missing"]
+
+    def set_frequencies(self, frequencies: Mapping[int, np.ndarray]) -> None:
+        """Sets the frequencies of the values of each coordinate that has a support, from which training starts."""
+        if self.value_conditionals is not None:
+            self.value_conditionals.set_frequencies([frequencies[i] for i in self.order if i in frequencies])
+
     # --- the density ---------------------------------------------------------------------------------------------
 
     def conditionals(self, y: tf.Tensor, seed: tf.Tensor | None = None) -> tuple[Conditionals, tf.Tensor]:
-        """Returns proposals and coefficients aⱼ, `[batch, size, num_components, num_functions]`.
+        """Returns proposals and the outputs that make the energies, `[batch, size, num_components · num_functions]`.
 
         Args:
           y: states `[batch, size]`, in the order of dependence.
           seed: int32[2] of dropout; None drops nothing.
         """
-        outputs = self.trunk(y, seed)
-        number = self.proposal.num_components * self.num_functions
-        shape = tf.concat([tf.shape(outputs)[:-1], [self.proposal.num_components, self.num_functions]], 0)
-        return self.proposal(y, outputs[..., number:]), tf.reshape(outputs[..., :number], shape)
+        outputs = self.trunk(self.features(y), seed)
+        return self.proposal(y, outputs[..., self._num_outputs :]), outputs[..., : self._num_outputs]
 
     def functions(self, t: tf.Tensor) -> tf.Tensor:
         """Returns φ(t), `[..., num_functions]`: steps that are even in asinh(t)."""
@@ -131,15 +159,44 @@ class AutoregressiveEnergy(NormalizedEnergy):
         width = 2.0 * reach / max(1, self.num_functions - 1)
         return tf.tanh((tf.asinh(t / STRETCH)[..., None] - tf.constant(steps, t.dtype)) / width)
 
+    def _coefficients(self, outputs: tf.Tensor) -> tf.Tensor:
+        """Returns aⱼ `[..., num_components, num_functions]` of outputs `[..., number]`."""
+        parts = [self.proposal.num_components, self.num_functions]
+        return tf.reshape(outputs, tf.concat([tf.shape(outputs)[:-1], parts], 0))
+
     def log_conditionals(self, y: tf.Tensor, num_nodes: int, seed: tf.Tensor | None = None) -> tf.Tensor:
-        """Returns log p(yᵢ | y_<i), `[batch, size]`, of states in the order of dependence.
+        """Returns log p(yᵢ | y_<i), `[batch, size]`, of states in the order of dependence; 0 for missing cells.
 
         With a seed, int32[2], as training wants them: with dropout, and on a lattice that is shifted at random.
         """
-        proposal, coefficients = self.conditionals(y, None if seed is None else random.fold_in(seed, 0))
+        proposal, outputs = self.conditionals(y, None if seed is None else random.fold_in(seed, 0))
         shift = tf.constant(0.5, y.dtype)
         if seed is not None:
             shift = random.uniform([], random.fold_in(seed, 1), y.dtype)
+        if self.value_conditionals is None:
+            log_probs = self._log_densities(y, proposal, outputs, num_nodes, shift)
+        else:
+            places = self.value_conditionals.places
+
+            def at(chosen: np.ndarray) -> tuple[tf.Tensor, Conditionals, tf.Tensor]:
+                parts = [tf.gather(value, chosen, axis=1) for value in (y, *proposal, outputs)]
+                return parts[0], Conditionals(*parts[1:4]), parts[4]
+
+            states, masses, rest = at(places)
+            of_values = self.value_conditionals.log_probs(rest, masses if self.is_proposal_fixed else None)
+            columns = [self.value_conditionals.at_states(of_values, states)]
+            if len(self._lines):
+                columns.append(self._log_densities(*at(self._lines), num_nodes, shift))
+            log_probs = tf.gather(tf.concat(columns, 1), np.argsort(np.concatenate([places, self._lines])), axis=1)
+        return tf.where(tf.math.is_nan(y), tf.zeros_like(y), log_probs) if self.allows_missing else log_probs
+
+    def _log_densities(
+        self, y: tf.Tensor, proposal: Conditionals, outputs: tf.Tensor, num_nodes: int, shift: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns log p(yᵢ | y_<i) of coordinates on the line, of which all arguments are."""
+        if self.allows_missing:
+            y = tf.where(tf.math.is_nan(y), tf.zeros_like(y), y)  # else gradients would be NaN
+        coefficients = self._coefficients(outputs)
         grid = lattice(self.proposal.family, num_nodes, shift)
         t = (y[..., None] - proposal.loc) * tf.exp(-proposal.log_scale)
         at_state = _bounded(tf.reduce_sum(coefficients * self.functions(t), -1))
@@ -173,27 +230,68 @@ class AutoregressiveEnergy(NormalizedEnergy):
 
     # --- samples -------------------------------------------------------------------------------------------------
 
+    def at_coordinate(self, y: tf.Tensor, i: tf.Tensor) -> tuple[Conditionals, tf.Tensor]:
+        """Returns the proposal and the outputs of one coordinate, `[batch, …]`, as `conditionals` returns all."""
+        outputs = self.trunk(self.features(y), None, i)
+        proposal = self.proposal(y, outputs[:, None, self._num_outputs :])
+        place = i if self.is_proposal_fixed else 0  # free proposals are those of the outputs given
+        return Conditionals(*(value[:, place] for value in proposal)), outputs[:, : self._num_outputs]
+
     def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
         """Returns exact samples `[num_samples, *event]`: one coordinate after the other, by inverse distributions."""
         size = len(self.order)
         uniforms = random.uniform(tf.stack([num_samples, 2 * size]), seed, self.dtype)
-        number = 2 * self.num_nodes[1]
-
-        def step(i: tf.Tensor, y: tf.Tensor, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            proposal, coefficients = self.conditionals(y)
-            proposal = Conditionals(*(value[:, i] for value in proposal))
-            drawn = self._invert(proposal, coefficients[:, i], u[:, i], u[:, size + i], number)
-            return i + 1, tf.where(tf.range(size) == i, drawn[:, None], y), u
 
         def block(u: tf.Tensor) -> tf.Tensor:
-            start = (tf.constant(0), tf.zeros_like(u[:, :size]), u)
-            return tf.while_loop(lambda i, *_: i < size, step, start, parallel_iterations=1)[1]
+            def step(i: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                drawn = self.invert(*self.at_coordinate(y, i), i, u[:, i], u[:, size + i])
+                return i + 1, tf.where(tf.range(size) == i, drawn[:, None], y)
 
-        y = in_blocks(block, uniforms, self._rows_per_block(number) * size)
+            start = (tf.constant(0), tf.zeros_like(u[:, :size]))
+            return tf.while_loop(lambda i, _: i < size, step, start, parallel_iterations=1)[1]
+
+        y = in_blocks(block, uniforms, self._rows_per_block(2 * self.num_nodes[1]) * size)
+        return self.in_own_order(y)
+
+    def in_own_order(self, y: tf.Tensor) -> tf.Tensor:
+        """Returns states `[batch, *event]` of coordinates `[batch, size]` in the order of dependence."""
         x = tf.gather(y, np.argsort(self.order), axis=1)
-        return tf.reshape(x, tf.concat([[num_samples], self.event_shape], 0))
+        return tf.reshape(x, tf.concat([tf.shape(x)[:1], self.event_shape], 0))
 
-    def _invert(
+    def invert(self, proposal: Conditionals, outputs: tf.Tensor, i: tf.Tensor, u: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+        """Returns samples `[batch]` of coordinate i: u chooses the value or the component, v the place within it."""
+        drawn = tf.zeros_like(u)
+        if len(self._lines):
+            drawn = self._invert_density(proposal, self._coefficients(outputs), u, v, 2 * self.num_nodes[1])
+        if self.value_conditionals is not None:
+            of_values, at = self._log_probs_at(proposal, outputs, i)
+            drawn = tf.where(self._is_line(i), drawn, self.value_conditionals.invert(of_values, u, at))
+        return drawn
+
+    def _is_line(self, i: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_any(tf.equal(tf.constant(self._lines, tf.int32), i))
+
+    def _log_probs_at(self, proposal: Conditionals, outputs: tf.Tensor, i: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the log probabilities `[batch, values]` of coordinate i, and its number among those with supports."""
+        at = tf.gather(tf.constant(self.value_conditionals.number_of), i)
+        one = Conditionals(*(value[:, None] for value in proposal)) if self.is_proposal_fixed else None
+        return self.value_conditionals.log_probs(outputs[:, None], one, at)[:, 0], at
+
+    def log_conditional(self, y: tf.Tensor, proposal: Conditionals, outputs: tf.Tensor, i: tf.Tensor) -> tf.Tensor:
+        """Returns log p(yᵢ | y_<i), `[batch]`, of one coordinate."""
+        own = y[:, i, None]
+        log_prob = tf.zeros_like(own)
+        if len(self._lines):
+            one = Conditionals(*(value[:, None] for value in proposal))
+            shift = tf.constant(0.5, y.dtype)
+            log_prob = self._log_densities(own, one, outputs[:, None], self.num_nodes[1], shift)
+        if self.value_conditionals is not None:
+            of_values, at = self._log_probs_at(proposal, outputs, i)
+            at_state = self.value_conditionals.at_states(of_values[:, None], own, at)
+            log_prob = tf.where(self._is_line(i), log_prob, at_state)
+        return log_prob[:, 0]
+
+    def _invert_density(
         self, proposal: Conditionals, coefficients: tf.Tensor, u: tf.Tensor, v: tf.Tensor, num_nodes: int
     ) -> tf.Tensor:
         """Returns x `[batch]` with p(x | x_<i): u chooses the component, v the quantile within it."""
@@ -225,31 +323,6 @@ def _bounded(energy: tf.Tensor) -> tf.Tensor:
     return _MAX_ENERGY * tf.tanh(energy / _MAX_ENERGY)
 
 
-def invert_trapezoid(nodes: tf.Tensor, density: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-    """Returns the quantiles v `[batch]` of densities on an even lattice, linear between neighbours.
-
-    Args:
-      nodes: places `[batch, k]`, smooth in the lattice's own coordinate.
-      density: values `[batch, k]`, of any sum, with respect to that coordinate.
-      v: from 0 to 1.
-    """
-    cells = 0.5 * (density[:, 1:] + density[:, :-1])
-    below = tf.cumsum(cells, axis=-1)
-    goal = v * below[:, -1]
-    cell = tf.minimum(tf.reduce_sum(tf.cast(goal[:, None] > below, tf.int32), -1), cells.shape[-1] - 1)
-    index = cell[:, None]
-
-    def at(values: tf.Tensor, offset: int = 0) -> tf.Tensor:
-        return tf.gather(values, index + offset, batch_dims=1)[:, 0]
-
-    low, high = at(density), at(density, 1)
-    rest = tf.maximum(goal - (at(below) - at(cells)), 0.0)
-    tiny = tf.constant(np.finfo(v.dtype.as_numpy_dtype).tiny, v.dtype)
-    share = 2.0 * rest / tf.maximum(low + tf.sqrt(tf.maximum(low**2 + 2.0 * (high - low) * rest, 0.0)), tiny)
-    share = tf.clip_by_value(share, 0.0, 1.0)
-    return at(nodes) + share * (at(nodes, 1) - at(nodes))
-
-
 def autoregressive(
     event_shape: Sequence[int],
     units: Sequence[int] = (128, 128),
@@ -258,6 +331,7 @@ def autoregressive(
     num_components: int = 1,
     proposal: Any = None,
     dropout: float = 0.0,
+    supports: Mapping[int, Any] | None = None,
     dtype: Any = None,
     seed: Any = None,
     **kwargs: Any,
@@ -272,6 +346,9 @@ def autoregressive(
       proposal: a Gaussian mixture (`tfd.MixtureSameFamily` of multivariate normals) or a multivariate normal, whose
         conditionals are the proposals; the energy then starts as that distribution. In the coordinates of the network.
       dropout: share of hidden units that training drops.
+      supports: for coordinates that take a few values, such as ratings, booleans or codes of categories, these values:
+        a mapping from coordinates to lists. These coordinates have probabilities, sums over the values, and E(x) is
+        infinite off them.
       dtype: "float32" or "float64".
       seed: int that fixes the initial weights.
       **kwargs: further arguments of `AutoregressiveEnergy`.
@@ -290,27 +367,31 @@ def autoregressive(
     seed = 0 if seed is None else seed
     if proposal is None:
         return AutoregressiveEnergy(
-            event_shape, units, order, num_components, dropout=dropout, dtype=dtype, seed=seed, **kwargs
+            event_shape,
+            units,
+            order,
+            num_components,
+            dropout=dropout,
+            supports=supports,
+            dtype=dtype,
+            seed=seed,
+            **kwargs,
         )
     probs, loc, covariance = gaussian_parts(proposal)
     if loc.shape[1] != int(np.prod(check_event_shape(event_shape))):
         raise ValueError(f"`proposal` must have event shape {tuple(event_shape)}, got {tuple(proposal.event_shape)}.")
     network = AutoregressiveEnergy(
-        event_shape, units, order, len(probs), True, dropout=dropout, dtype=dtype, seed=seed, **kwargs
+        event_shape,
+        units,
+        order,
+        len(probs),
+        True,
+        dropout=dropout,
+        supports=supports,
+        dtype=dtype,
+        seed=seed,
+        **kwargs,
     )
     ordered = list(network.order)
     network.proposal.assign(probs, loc[:, ordered], covariance[:, ordered][:, :, ordered])
     return network
-
-
-def gaussian_parts(distribution: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns probabilities, means and covariances of a Gaussian mixture or of a single multivariate normal."""
-    parts = getattr(distribution, "components_distribution", distribution)
-    if not isinstance(
-        parts, tfp.distributions.MultivariateNormalLinearOperator | tfp.distributions.MultivariateNormalTriL
-    ):
-        raise TypeError(f"`proposal` must be a multivariate normal or a mixture of them, got {distribution!r}.")
-    loc, covariance = np.asarray(parts.mean()), np.asarray(parts.covariance())
-    if parts is distribution:
-        return np.ones(1), loc.reshape(1, -1), covariance.reshape(1, *covariance.shape[-2:])
-    return np.asarray(distribution.mixture_distribution.probs_parameter()), loc, covariance

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_ebm.networks.lattice import DEVIATION, log_density
 
@@ -94,3 +95,16 @@ class MixtureConditionals(keras.layers.Layer):
         loc = x[:, None, :] - tf.exp(log_diagonal) * u
         scales = tf.broadcast_to(log_diagonal, tf.shape(loc))
         return Conditionals(*(tf.transpose(value, [0, 2, 1]) for value in (log_probs, loc, scales)))
+
+
+def gaussian_parts(distribution: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns probabilities, means and covariances of a Gaussian mixture or of a single multivariate normal."""
+    parts = getattr(distribution, "components_distribution", distribution)
+    if not isinstance(
+        parts, tfp.distributions.MultivariateNormalLinearOperator | tfp.distributions.MultivariateNormalTriL
+    ):
+        raise TypeError(f"`proposal` must be a multivariate normal or a mixture of them, got {distribution!r}.")
+    loc, covariance = np.asarray(parts.mean()), np.asarray(parts.covariance())
+    if parts is distribution:
+        return np.ones(1), loc.reshape(1, -1), covariance.reshape(1, *covariance.shape[-2:])
+    return np.asarray(distribution.mixture_distribution.probs_parameter()), loc, covariance

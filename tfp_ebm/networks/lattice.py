@@ -58,3 +58,28 @@ def lattice(family: str, num_nodes: int, shift: tf.Tensor) -> Lattice:
     nodes = STRETCH * tf.sinh(v)
     log_weights = log_density(family, nodes) + tf.math.log(tf.cosh(v)) + math.log(STRETCH * spacing)
     return Lattice(nodes, log_weights)
+
+
+def invert_trapezoid(nodes: tf.Tensor, density: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+    """Returns the quantiles v `[batch]` of densities on an even lattice, linear between neighbours.
+
+    Args:
+      nodes: places `[batch, k]`, smooth in the lattice's own coordinate.
+      density: values `[batch, k]`, of any sum, with respect to that coordinate.
+      v: from 0 to 1.
+    """
+    cells = 0.5 * (density[:, 1:] + density[:, :-1])
+    below = tf.cumsum(cells, axis=-1)
+    goal = v * below[:, -1]
+    cell = tf.minimum(tf.reduce_sum(tf.cast(goal[:, None] > below, tf.int32), -1), cells.shape[-1] - 1)
+    index = cell[:, None]
+
+    def at(values: tf.Tensor, offset: int = 0) -> tf.Tensor:
+        return tf.gather(values, index + offset, batch_dims=1)[:, 0]
+
+    low, high = at(density), at(density, 1)
+    rest = tf.maximum(goal - (at(below) - at(cells)), 0.0)
+    tiny = tf.constant(np.finfo(v.dtype.as_numpy_dtype).tiny, v.dtype)
+    share = 2.0 * rest / tf.maximum(low + tf.sqrt(tf.maximum(low**2 + 2.0 * (high - low) * rest, 0.0)), tiny)
+    share = tf.clip_by_value(share, 0.0, 1.0)
+    return at(nodes) + share * (at(nodes, 1) - at(nodes))

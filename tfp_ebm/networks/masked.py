@@ -43,9 +43,15 @@ class MaskedDense(keras.layers.Layer):
         y = tf.matmul(x, self.kernel.value * tf.constant(self.mask, self.kernel.dtype))
         return y if self.bias is None else y + self.bias.value
 
+    def part(self, x: tf.Tensor, at: tf.Tensor, number: int) -> tf.Tensor:
+        """Returns part `at` of the outputs, which are in `number` parts of equal size."""
+        masked = tf.reshape(self.kernel.value * tf.constant(self.mask, self.kernel.dtype), [x.shape[1], number, -1])
+        y = tf.matmul(x, tf.gather(masked, at, axis=1))
+        return y if self.bias is None else y + tf.gather(tf.reshape(self.bias.value, [number, -1]), at)
+
 
 class MaskedNetwork(keras.layers.Layer):
-    """Residual blocks and a linear skip from x, `[batch, size] -> [batch, size, num_outputs]`; zero at the start.
+    """Residual blocks and a linear skip from x, `[batch, inputs] -> [batch, size, num_outputs]`; zero at the start.
 
     Args:
       size: number of coordinates.
@@ -54,33 +60,46 @@ class MaskedNetwork(keras.layers.Layer):
       num_outputs: numbers for each coordinate.
       dropout: share of the units of a block that training drops.
       seed: of the initial weights.
+      inputs: for each number of an input, the coordinate that it describes, counted from 1; default: one each.
     """
 
     def __init__(
-        self, size: int, width: int, num_blocks: int, num_outputs: int, dropout: float, seed: int, **kwargs: Any
+        self,
+        size: int,
+        width: int,
+        num_blocks: int,
+        num_outputs: int,
+        dropout: float,
+        seed: int,
+        inputs: np.ndarray | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         places = np.arange(1, size + 1)
+        inputs = places if inputs is None else inputs
         degrees = 1 + np.sort(np.arange(width) % max(1, size - 1))
         outputs: np.ndarray = np.repeat(places - 1, num_outputs)  # a coordinate does not see itself
-        self.dropout, self.num_outputs = dropout, num_outputs
+        self.size, self.dropout, self.num_outputs = size, dropout, num_outputs
         seeds = iter(np.random.SeedSequence(seed).spawn(1 + 2 * num_blocks))
 
         def dense(mask: np.ndarray, gain: float, use_bias: bool = True) -> MaskedDense:
             return MaskedDense(mask, gain, next(seeds) if gain else 0, use_bias, dtype=self.dtype)
 
-        self.first = dense(sees(places, degrees), 1.0)
+        self.first = dense(sees(inputs, degrees), 1.0)
         self.blocks = [
             (dense(sees(degrees, degrees), math.sqrt(2.0)), dense(sees(degrees, degrees), 0.3))
             for _ in range(num_blocks)
         ]
         self.block_layers = [layer for block in self.blocks for layer in block]  # where Keras finds them
         self.last = dense(sees(degrees, outputs), 0.0)
-        self.skip = dense(sees(places, outputs), 0.0, use_bias=False)
+        self.skip = dense(sees(inputs, outputs), 0.0, use_bias=False)
         self.built = True
 
-    def call(self, x: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
-        """Returns the outputs; with a seed, int32[2], units are dropped."""
+    def call(self, x: tf.Tensor, seed: tf.Tensor | None = None, at: tf.Tensor | None = None) -> tf.Tensor:
+        """Returns the outputs of all coordinates, or `[batch, num_outputs]` of the one with the number `at`.
+
+        With a seed, int32[2], units are dropped.
+        """
         hidden = self.first(x)
         for number in range(len(self.block_layers) // 2):
             first, second = self.block_layers[2 * number : 2 * number + 2]
@@ -89,5 +108,8 @@ class MaskedNetwork(keras.layers.Layer):
                 kept = random.uniform(tf.shape(update), random.fold_in(seed, number), update.dtype) >= self.dropout
                 update = tf.where(kept, update / (1.0 - self.dropout), tf.zeros_like(update))
             hidden += second(update)
-        outputs = self.last(tf.nn.silu(hidden)) + self.skip(x)
-        return tf.reshape(outputs, [-1, x.shape[1], self.num_outputs])
+        hidden = tf.nn.silu(hidden)
+        if at is None:
+            outputs = self.last(hidden) + self.skip(x)
+            return tf.reshape(outputs, [-1, self.size, self.num_outputs])
+        return self.last.part(hidden, at, self.size) + self.skip.part(x, at, self.size)

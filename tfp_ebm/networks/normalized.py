@@ -47,6 +47,11 @@ class NormalizedEnergy(keras.Model):
         """The shape of a batch."""
         return (None, *self.event_shape)
 
+    @property
+    def allows_missing(self) -> bool:
+        """Whether coordinates may be missing, NaN, in which case E(x) is −log of the density of the others."""
+        return False
+
     def training_energy(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Returns the energies `[batch]` whose mean the training minimises; `seed` is int32[2]."""
         del seed
@@ -120,6 +125,11 @@ class _MappedEnergy(NormalizedEnergy):
         super().__init__(network.event_shape, **kwargs)
         self.network = network
 
+    @property
+    def allows_missing(self) -> bool:
+        """Whether coordinates may be missing, as in the network."""
+        return self.network.allows_missing
+
     def _forward(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns y and −log |dy/dx|."""
         raise NotImplementedError
@@ -177,7 +187,8 @@ class WarpedEnergy(_MappedEnergy):
         log_size = tf.math.log(tf.where(far, size, tf.ones_like(x)))
         y = tf.sign(x) * tf.where(far, log_size + math.log(2.0), tf.asinh(near))
         slope = tf.where(far, log_size, 0.5 * tf.math.log1p(near**2))
-        return tf.where(self.warped, y, x), tf.reduce_sum(tf.where(self.warped, slope, tf.zeros_like(x)), -1)
+        counts = self.warped & ~tf.math.is_nan(x)  # a missing cell has no factor
+        return tf.where(self.warped, y, x), tf.reduce_sum(tf.where(counts, slope, tf.zeros_like(x)), -1)
 
     def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
         """Returns independent samples `[num_samples, size]`."""
@@ -216,8 +227,12 @@ class AffineEnergy(_MappedEnergy):
         self.built = True
 
     def _forward(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        scale = self.scale.value
-        return self.shift.value + scale * x, -tf.reduce_sum(tf.math.log(scale))
+        y = self.shift.value + self.scale.value * x
+        log_scale = tf.math.log(self.scale.value)
+        if not self.allows_missing:
+            return y, -tf.reduce_sum(log_scale)
+        counts = tf.where(tf.math.is_nan(x), tf.zeros_like(x), log_scale)
+        return y, -tf.reduce_sum(counts, tf.range(1, tf.rank(x)))
 
     def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
         """Returns independent samples `[num_samples, *event]`."""
@@ -251,6 +266,11 @@ class MixtureEnergy(NormalizedEnergy):
         self.probs = self.add_weight(shape=probs.shape, initializer="zeros", trainable=False, name="probs")
         self.probs.assign(probs / probs.sum())
         self.built = True
+
+    @property
+    def allows_missing(self) -> bool:
+        """Whether coordinates may be missing, as in all parts."""
+        return all(part.allows_missing for part in self.parts)
 
     def _mixed(self, energies: list[tf.Tensor]) -> tf.Tensor:
         return -tf.reduce_logsumexp(tf.math.log(self.probs.value) - tf.stack(energies, -1), -1)

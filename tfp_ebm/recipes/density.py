@@ -10,37 +10,63 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfp_ebm import networks
-from tfp_ebm.arguments import check_count, check_data, check_positive
+from tfp_ebm.arguments import check_count, check_data, check_positive, numbers_of
 from tfp_ebm.caller import warn
 from tfp_ebm.composition import log_prob_of, mixture, stacked_parts
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_kernel_density, fit_mixture
-from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
-from tfp_ebm.networks.normalized import NormalizedEnergy, WarpedEnergy
-from tfp_ebm.recipes.density_training import Settings, Trainer, seconds_of, settings_for_rows
+from tfp_ebm.networks.normalized import NormalizedEnergy
+from tfp_ebm.networks.supports import check_supports
+from tfp_ebm.recipes.density_training import Settings, Trainer, seconds_of, set_mixture, settings_for_rows
+from tfp_ebm.recipes.density_units import Units, dequantized, frequencies
 
 _MIN_ROWS = 10
-# A column whose range between its outer thousandths is more than this many times that of its quartiles, about 4.6 for
-# a normal, has heavy tails.
-_HEAVY_TAILS = 12.0
 # Components of a mixture whose conditionals are proposals, at most.
 _MAX_PROPOSAL_COMPONENTS = 8
 # Logistics of proposals that are free, and functions of each energy; in few columns, where they are cheap, and in more.
 _FEW_COLUMNS, _NUM_LOGISTICS, _NUM_FUNCTIONS = 4, (8, 4), (32, 16)
 # The number of orders of the columns is as many as the time allows, within these bounds.
 _MIN_NETWORKS, _MAX_NETWORKS = 3, 8
+# Values of a column that have an output of the network each.
+_MAX_FREE_VALUES = 128
 # Nodes of the lattices that are tried, and their error at most, in nats a row.
 _NUM_NODES, _MAX_QUADRATURE_ERROR = (128, 512), 1e-3
 # Columns up to which a kernel density is a candidate.
 _MAX_KERNEL_COLUMNS = 64
+
+
+class _Table(NamedTuple):
+    """The rows in the units of the fit.
+
+    Attributes:
+      y, y_held_out: float32 `[rows, columns]`, NaN where a cell is missing.
+      supports: the values of columns that take a few.
+      has_missing: whether cells are missing.
+      seed: of all random choices.
+    """
+
+    y: np.ndarray
+    y_held_out: np.ndarray
+    supports: dict[int, np.ndarray]
+    has_missing: bool
+    seed: int
+
+    def fit_parts(self, number: int | None = None) -> MixtureParameters:
+        """Fits a Gaussian mixture; columns of a few values are spread over the cells around these."""
+        spread = [
+            dequantized(rows.astype(np.float64), self.supports, self.seed + i)
+            for i, rows in enumerate((self.y, self.y_held_out))
+        ]
+        return fit_mixture(spread[0], number, seed=self.seed, x_held_out=spread[1])
 
 
 class Candidate(NamedTuple):
@@ -67,8 +93,29 @@ def split_rows(x: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray,
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
+def _check_rows(x: Any) -> np.ndarray:
+    """Returns the table as float64; NaN is allowed, but no column may be empty."""
+    array = numbers_of("x", x)
+    is_missing = np.isnan(array) if array.dtype.kind == "f" else np.zeros(array.shape, bool)
+    rows: np.ndarray = np.asarray(check_data("x", np.where(is_missing, 0, array), min_rows=_MIN_ROWS), np.float64)
+    if rows.ndim != 2:
+        raise ValueError(f"`x` must be a table of shape [rows, columns], got {rows.shape}.")
+    empty = np.flatnonzero(is_missing.all(0))
+    if len(empty):
+        raise ValueError(f"`x` must not have empty columns, but all cells of columns {empty.tolist()} are missing.")
+    return np.where(is_missing, np.nan, rows)
+
+
+def _check_support(values: np.ndarray, support: np.ndarray, column: int) -> None:
+    far = ~np.isin(values.astype(np.float32), support.astype(np.float32)) & ~np.isnan(values)
+    if far.any():
+        raise ValueError(
+            f"`supports[{column}]` must hold all values of the column, but {values[far][0]:g} is not among them."
+        )
+
+
 def _check_columns(x: np.ndarray, names: tuple[str, ...] | None) -> None:
-    constant = np.flatnonzero((x == x[0]).all(0))
+    constant = np.flatnonzero(np.nanmin(x, axis=0) == np.nanmax(x, axis=0))
     if len(constant):
         raise ValueError(f"`x` must not have constant columns, but {_named(constant, names)} are constant.")
     first: dict[bytes, int] = {}
@@ -79,35 +126,6 @@ def _check_columns(x: np.ndarray, names: tuple[str, ...] | None) -> None:
 
 def _named(columns: Any, names: tuple[str, ...] | None) -> str:
     return "columns " + ", ".join(str(i) if names is None else repr(names[i]) for i in columns)
-
-
-class _Units(NamedTuple):
-    """The units in which densities are fitted: y = (x − loc)/scale, and asinh of it in columns with heavy tails."""
-
-    loc: np.ndarray
-    scale: np.ndarray
-    heavy: np.ndarray
-
-    @classmethod
-    def of(cls, x: np.ndarray) -> _Units:
-        """Returns the units of a table: moments, or median and quartiles of columns with heavy tails."""
-        low, q25, median, q75, high = np.quantile(x, [0.001, 0.25, 0.5, 0.75, 0.999], axis=0)
-        moments = DataMoments.of([x])
-        spread = np.maximum(high - median, median - low) * 2.0
-        heavy = (q75 > q25) & (np.maximum(np.abs(x - median).max(0), spread) > _HEAVY_TAILS * (q75 - q25))
-        return cls(np.where(heavy, median, moments.mean), np.where(heavy, (q75 - q25) / 1.349, moments.scale), heavy)
-
-    def to_y(self, x: np.ndarray) -> np.ndarray:
-        """Returns the rows in these units, float32."""
-        z = (x - self.loc) / self.scale
-        return np.where(self.heavy, np.arcsinh(z), z).astype(np.float32)
-
-    def model(self, network: NormalizedEnergy, seed: int = 0) -> EnergyModel:
-        """Returns a network of y as a model of x."""
-        model = EnergyModel(WarpedEnergy(network, self.heavy) if self.heavy.any() else network, seed=seed)
-        model.standardization.loc.assign(self.loc)
-        model.standardization.scale.assign(self.scale)
-        return model
 
 
 class _Contest:
@@ -147,16 +165,25 @@ class _Contest:
 
 
 def fit_density(
-    x: Any, *, minutes: float | None = None, validation: float = 0.1, seed: int = 0, verbose: int = 1
+    x: Any,
+    *,
+    minutes: float | None = None,
+    validation: float = 0.1,
+    supports: Mapping[int, Any] | None = None,
+    seed: int = 0,
+    verbose: int = 1,
 ) -> EnergyModel:
     """Fits a density to a table; its log Z is known, so that `log_prob` and `sample` need no chain.
 
     Args:
-      x: array `[rows, columns]` of numbers, or a `pandas.DataFrame` of them.
+      x: array `[rows, columns]` of numbers, or a `pandas.DataFrame` of them. NaN marks a missing cell: it has no factor
+        in the density, and the columns after it see that it is missing.
       minutes: time for the training of the networks, about, after which the clock ends it. Default: the number of
         networks and of their steps depends on the size of the table alone, for about .4 to 2.5 minutes on two processor
         cores, so that the same seed gives the same result.
       validation: share of the rows that stop trainings and choose weights; at least 50 rows, if there are 200.
+      supports: for columns that take a few values, such as ratings or codes of categories, these values: a mapping from
+        column numbers to lists. Such columns have probabilities, and p is a density in the other columns.
       seed: of the split, all weights and all batches.
       verbose: 1 prints each candidate's held-out log-likelihood; 0 prints nothing.
 
@@ -165,8 +192,8 @@ def fit_density(
       log-likelihood per row, in nats, and its standard error; `cut_by_clock` says whether time ended a training.
 
     Raises:
-      TypeError, ValueError: if `x` is no table of finite numbers, has fewer than 10 rows, or has constant or equal
-        columns.
+      TypeError, ValueError: if `x` is no table of numbers, has fewer than 10 rows, has constant, empty or equal
+        columns, or a number that is not in the support of its column.
 
     >>> import tfp_ebm as ebm
     >>> x = np.random.default_rng(0).normal(size=(200, 2)) @ [[1.0, 0.5], [0.0, 1.0]]
@@ -176,10 +203,11 @@ def fit_density(
     (TensorShape([3]), TensorShape([5, 2]))
     """
     columns = tuple(str(name) for name in x.columns) if hasattr(x, "columns") else None
-    rows = np.asarray(check_data("x", x, min_rows=_MIN_ROWS), np.float64)
-    if rows.ndim != 2:
-        raise ValueError(f"`x` must be a table of shape [rows, columns], got {rows.shape}.")
+    rows = _check_rows(x)
     _check_columns(rows, columns)
+    values = check_supports(supports, rows.shape[1])
+    for column, support in values.items():
+        _check_support(rows[:, column], support, column)
     check_count("seed", seed, minimum=0)
     if not 0.0 < validation < 1.0:
         raise ValueError(f"`validation` must be a share between 0 and 1, got {validation!r}.")
@@ -190,27 +218,19 @@ def fit_density(
         seconds = 60.0 * check_positive("minutes", minutes)
     limit = math.inf if minutes is None else seconds
     train, held_out = split_rows(rows, validation, seed)
-    units = _Units.of(rows[train])
-    y, y_held_out = units.to_y(rows[train]), units.to_y(rows[held_out])
-    exact: np.ndarray = y.astype(np.float64)
-    exact_held_out: np.ndarray = y_held_out.astype(np.float64)
+    units = Units.of(rows[train], values)
+    units = units._replace(has_missing=bool(np.isnan(rows).any()))
+    table = _Table(units.to_y(rows[train]), units.to_y(rows[held_out]), values, units.has_missing, seed)
     contest = _Contest(rows[held_out], verbose)
-
-    def fit_parts(number: int | None = None) -> MixtureParameters:
-        return fit_mixture(exact, number, seed=seed, x_held_out=exact_held_out)
-
-    parts = fit_parts()
-    contest.add("gaussian", units.model(GaussianMixtureEnergy.of(fit_parts(1))))
-    if len(parts.probs) > 1:
-        contest.add("gaussian_mixture", units.model(GaussianMixtureEnergy.of(parts)))
-    if size <= _MAX_KERNEL_COLUMNS:
-        kernels = fit_kernel_density(exact, exact_held_out, seed=seed)
-        contest.add("kernel_density", units.model(GaussianMixtureEnergy.of(kernels)))
-    if len(parts.probs) > _MAX_PROPOSAL_COMPONENTS:
-        parts = fit_parts(_MAX_PROPOSAL_COMPONENTS)
-    networks_by_name, is_cut = _train_networks(y, y_held_out, parts, seconds, limit, seed)
-    for name, network in networks_by_name.items():
-        error = settle_nodes(network, y_held_out[:1000])
+    parts = None if table.has_missing else table.fit_parts()
+    if parts is not None:
+        for name, network in _baselines(table, parts).items():
+            contest.add(name, units.model(network))
+        if len(parts.probs) > _MAX_PROPOSAL_COMPONENTS:
+            parts = table.fit_parts(_MAX_PROPOSAL_COMPONENTS)
+    trained, is_cut = _train_networks(table, parts, seconds, limit)
+    for name, network in trained.items():
+        error = settle_nodes(network, table.y_held_out[:1000])
         if error > _MAX_QUADRATURE_ERROR:
             warn(f"{name} is left out: its quadrature has an error of {error:.2g} nat a row, as for collinear columns.")
         else:
@@ -223,66 +243,108 @@ def fit_density(
     return model
 
 
+def _baselines(table: _Table, parts: MixtureParameters) -> dict[str, NormalizedEnergy]:
+    """Returns a Gaussian, a Gaussian mixture and a kernel density, the last where all columns are numbers on a line."""
+    size = table.y.shape[1]
+    gaussian = table.fit_parts(1)
+    mixtures = {"gaussian": gaussian} | ({"gaussian_mixture": parts} if len(parts.probs) > 1 else {})
+    if not table.supports:
+        baselines = {name: GaussianMixtureEnergy.of(mixture) for name, mixture in mixtures.items()}
+        if size <= _MAX_KERNEL_COLUMNS:
+            exact: np.ndarray = table.y.astype(np.float64)
+            kernels = fit_kernel_density(exact, table.y_held_out.astype(np.float64), seed=table.seed)
+            baselines["kernel_density"] = GaussianMixtureEnergy.of(kernels)
+        return baselines
+    networks_by_name = {}
+    for name, fitted in mixtures.items():
+        network = networks.AutoregressiveEnergy(
+            [size], [8], None, len(fitted.probs), True, num_functions=1, supports=table.supports
+        )
+        set_mixture(network, fitted, list(range(size)))
+        network.set_frequencies(_frequencies(table))
+        networks_by_name[name] = network
+    return networks_by_name
+
+
+def _frequencies(table: _Table) -> dict[int, np.ndarray]:
+    return {column: frequencies(table.y[:, column], support) for column, support in table.supports.items()}
+
+
 def _train_networks(
-    y: np.ndarray, y_held_out: np.ndarray, parts: MixtureParameters, seconds: float, limit: float, seed: int
+    table: _Table, parts: MixtureParameters | None, seconds: float, limit: float
 ) -> tuple[dict[str, networks.AutoregressiveEnergy], bool]:
     """Trains the autoregressive candidates.
 
     Args:
-      y, y_held_out: rows to train on and to judge by.
-      parts: a mixture whose conditionals are proposals.
+      table: the rows.
+      parts: a mixture whose conditionals are proposals; None if there is none.
       seconds: time for which the number of networks is chosen.
       limit: time after which trainings are ended.
-      seed: of weights, orders of the columns, and batches.
 
     Returns:
       The networks by name, and whether time ended a training.
     """
-    size = y.shape[1]
-    settings = settings_for_rows(len(y), size)
-    plan = _plan(size, int(np.clip(seconds / seconds_of(settings, size), _MIN_NETWORKS, _MAX_NETWORKS)), seed)
+    size, seed = table.y.shape[1], table.seed
+    settings = settings_for_rows(len(table.y), size)
+    most = _MIN_NETWORKS if table.supports else _MAX_NETWORKS  # with supports, each order is compiled by itself
+    number = int(np.clip(seconds / seconds_of(settings, size), _MIN_NETWORKS, most))
     trainers: dict[str, Trainer] = {}
     trained, spent, is_cut = {}, 0.0, False
+    plan = _plan(size, number, seed, parts is not None)
     for number, (name, kind, order) in enumerate(plan):
         start = time.monotonic()
-        if kind not in trainers:
-            trainers[kind] = Trainer(_network(kind, size, settings, parts, seed), settings, seed)
+        own = _network(kind, table, settings, parts, order)
+        if table.supports:
+            trainer = Trainer(own, settings, seed)
+        else:
+            if kind not in trainers:
+                trainers[kind] = Trainer(_network(kind, table, settings, parts), settings, seed)
+            trainer = trainers[kind]
+        columns = list(range(size)) if table.supports else order  # a network of its own orders the columns itself
         if kind == "mixture":
-            trainers[kind].start_at(parts, order)
+            trainer.start_at(parts, order)
         budget = (limit - spent) / (len(plan) - number)
-        weights, was_cut = trainers[kind].train(y[:, order], y_held_out[:, order], budget, seed + number)
-        trained[name] = _network(kind, size, settings, parts, seed, order)
-        trained[name].set_weights(weights)
+        weights, was_cut = trainer.train(table.y[:, columns], table.y_held_out[:, columns], budget, seed + number)
+        own.set_weights(weights)
+        trained[name] = own
         is_cut |= was_cut
         spent += time.monotonic() - start
     return trained, is_cut
 
 
 def _network(
-    kind: str, size: int, settings: Settings, parts: MixtureParameters, seed: int, order: list[int] | None = None
+    kind: str, table: _Table, settings: Settings, parts: MixtureParameters | None, order: list[int] | None = None
 ) -> networks.AutoregressiveEnergy:
     """Returns an untrained network: with free proposals, or with the conditionals of a mixture of as many parts."""
-    of_mixture, more = kind == "mixture", int(size > _FEW_COLUMNS)
-    return networks.AutoregressiveEnergy(
+    size = table.y.shape[1]
+    of_mixture, more = kind == "mixture" and parts is not None, int(size > _FEW_COLUMNS)
+    number = len(parts.probs) if of_mixture else _NUM_LOGISTICS[more]
+    longest = min(_MAX_FREE_VALUES, max((len(support) for support in table.supports.values()), default=0))
+    network = networks.AutoregressiveEnergy(
         [size],
         [settings.width] * 2,
         order,
-        num_components=len(parts.probs) if of_mixture else _NUM_LOGISTICS[more],
+        num_components=number,
         fixed_proposal=of_mixture,
-        num_functions=_NUM_FUNCTIONS[more],
+        num_functions=max(_NUM_FUNCTIONS[more], -(-longest // number)),
         dropout=settings.dropout,
-        seed=seed,
+        supports=table.supports,
+        allows_missing=table.has_missing,
+        seed=table.seed,
     )
+    if table.supports:
+        network.set_frequencies(_frequencies(table))
+    return network
 
 
-def _plan(size: int, number: int, seed: int) -> list[Candidate]:
+def _plan(size: int, number: int, seed: int, has_mixture: bool) -> list[Candidate]:
     """Returns the autoregressive candidates: kinds of proposals and orders of the columns."""
     natural = list(range(size))
     if size == 1:
         return [Candidate("autoregressive_1", "free", natural)]
     rng = np.random.default_rng([seed, 7])
     orders = [natural, natural[::-1], *(rng.permutation(size).tolist() for _ in range(number))]
-    kinds = ["free", "mixture", *["free"] * number]
+    kinds = ["free", "mixture" if has_mixture else "free", *["free"] * number]
     counts = {"free": 0, "mixture": 0}
     candidates = []
     for i in range(number):

@@ -69,6 +69,36 @@ def seconds_of(settings: Settings, size: int) -> float:
     return settings.num_steps * (_SECONDS_PER_STEP + _SECONDS_PER_NUMBER * size * settings.batch_size)
 
 
+def set_mixture(network: Any, mixture: MixtureParameters, order: list[int]) -> None:
+    """Makes the conditionals of a mixture, its columns in the given order, the proposals of a network."""
+    covariance = mixture.scale_tril @ mixture.scale_tril.transpose(0, 2, 1)
+    network.proposal.assign(mixture.probs, mixture.loc[:, order], covariance[:, order][:, :, order])
+
+
+class _GapsAsFlags(NormalizedEnergy):
+    """A network of rows with missing cells as one of finite numbers: the cells, then for each whether it is missing."""
+
+    def __init__(self, network: NormalizedEnergy) -> None:
+        super().__init__([2 * network.event_shape[0]], dtype=network.dtype)
+        self.network = network
+        self.built = True
+
+    @staticmethod
+    def rows(x: np.ndarray) -> np.ndarray:
+        """Returns the finite numbers `[rows, 2 size]` of rows `[rows, size]`."""
+        return np.concatenate([np.nan_to_num(x), np.isnan(x)], 1).astype(np.float32)
+
+    def _with_gaps(self, x: tf.Tensor) -> tf.Tensor:
+        values, flags = tf.split(x, 2, axis=1)
+        return tf.where(flags > 0.5, tf.constant(math.nan, x.dtype), values)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return self.network(self._with_gaps(x), training=training)
+
+    def training_energy(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return self.network.training_energy(self._with_gaps(x), seed)
+
+
 class _Schedule(keras.callbacks.Callback):
     """Lowers the learning rate along a cosine, keeps the best averaged weights, and ends a training in time.
 
@@ -122,7 +152,7 @@ class Trainer:
     def __init__(self, network: NormalizedEnergy, settings: Settings, seed: int) -> None:
         self.network, self.settings = network, settings
         self._initial = network.get_weights()
-        self._model = EnergyModel(network, seed=seed)
+        self._model = EnergyModel(_GapsAsFlags(network) if network.allows_missing else network, seed=seed)
         optimizer = keras.optimizers.Adam(
             settings.learning_rate,
             weight_decay=settings.weight_decay,
@@ -143,8 +173,7 @@ class Trainer:
 
     def start_at(self, mixture: MixtureParameters, order: list[int]) -> None:
         """Makes the conditionals of a mixture, its columns in the given order, the proposals of the next training."""
-        covariance = mixture.scale_tril @ mixture.scale_tril.transpose(0, 2, 1)
-        self.network.proposal.assign(mixture.probs, mixture.loc[:, order], covariance[:, order][:, :, order])
+        set_mixture(self.network, mixture, order)
         fixed = {variable.path: np.array(variable) for variable in self.network.proposal.weights}
         self._initial = [
             fixed.get(variable.path, value) for variable, value in zip(self.network.weights, self._initial, strict=True)
@@ -166,7 +195,7 @@ class Trainer:
             # Of the base, which is not used here.
             warnings.filterwarnings("ignore", message="the covariance is singular")
             self._model.fit(
-                shuffled_batches(z, settings.batch_size, seed),
+                shuffled_batches(_GapsAsFlags.rows(z) if self.network.allows_missing else z, settings.batch_size, seed),
                 epochs=NUM_JUDGEMENTS,
                 steps_per_epoch=settings.num_steps // NUM_JUDGEMENTS,
                 shuffle=False,

@@ -1,0 +1,99 @@
+"""The units in which the density of a table is fitted, and its columns of a few values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.networks.normalized import AffineEnergy, NormalizedEnergy, WarpedEnergy
+
+# A column whose range between its outer thousandths is more than this many times that of its quartiles, about 4.6 for
+# a normal, has heavy tails.
+_HEAVY_TAILS = 12.0
+
+
+class Units(NamedTuple):
+    """The units y = (x − loc)/scale, and asinh of it in columns with heavy tails.
+
+    Columns of a few values stay as they are. NaN marks a missing cell, and stays NaN.
+
+    Attributes:
+      loc, scale: float64 `[columns]`.
+      heavy: whether a column has heavy tails, `[columns]`.
+      has_missing: whether cells are missing.
+    """
+
+    loc: np.ndarray
+    scale: np.ndarray
+    heavy: np.ndarray
+    has_missing: bool
+
+    @classmethod
+    def of(cls, x: np.ndarray, supports: Mapping[int, np.ndarray]) -> Units:
+        """Returns the units of a table: moments, or median and quartiles of columns with heavy tails."""
+        low, q25, median, q75, high = np.nanquantile(x, [0.001, 0.25, 0.5, 0.75, 0.999], axis=0)
+        with np.errstate(over="ignore"):
+            mean, deviation = np.nanmean(x, axis=0), np.nanstd(x, axis=0)
+        spread = np.maximum(high - median, median - low) * 2.0
+        heavy = (q75 > q25) & (np.maximum(np.nanmax(np.abs(x - median), 0), spread) > _HEAVY_TAILS * (q75 - q25))
+        has_values = np.isin(np.arange(x.shape[1]), list(supports))
+        heavy &= ~has_values
+        loc = np.where(has_values, 0.0, np.where(heavy, median, mean))
+        plain = np.where(deviation > 1e-12 * np.abs(mean), deviation, 1.0)
+        scale = np.where(has_values, 1.0, np.where(heavy, (q75 - q25) / 1.349, plain))
+        return cls(loc, scale, heavy, bool(np.isnan(x).any()))
+
+    def to_y(self, x: np.ndarray) -> np.ndarray:
+        """Returns the rows in these units, float32."""
+        z = (x - self.loc) / self.scale
+        return np.where(self.heavy, np.arcsinh(z), z).astype(np.float32)
+
+    def log_slopes(self, x: np.ndarray) -> np.ndarray:
+        """Returns log |dy/dx| of each cell, `[rows, columns]`; 0 where it is missing."""
+        slopes = -np.log(self.scale) - np.where(self.heavy, np.log(np.hypot(1.0, (x - self.loc) / self.scale)), 0.0)
+        return np.where(np.isnan(x), 0.0, slopes)
+
+    def model(self, network: NormalizedEnergy, seed: int = 0) -> EnergyModel:
+        """Returns a network of y as a model of x."""
+        if self.heavy.any():
+            network = WarpedEnergy(network, self.heavy)
+        if self.has_missing:  # the units of a model count for all cells, those of a network for the given ones
+            return EnergyModel(AffineEnergy(network, -self.loc / self.scale, 1.0 / self.scale), seed=seed)
+        model = EnergyModel(network, seed=seed)
+        model.standardization.loc.assign(self.loc)
+        model.standardization.scale.assign(self.scale)
+        return model
+
+
+def frequencies(values: np.ndarray, support: np.ndarray) -> np.ndarray:
+    """Returns the shares of the values of a column in its cells, each with half a cell more than it has.
+
+    >>> frequencies(np.array([0.0, 1.0, 1.0, np.nan]), np.array([0.0, 1.0])).tolist()
+    [0.375, 0.625]
+    """
+    given = values[~np.isnan(values)]
+    counts = np.bincount(np.abs(given[:, None] - support).argmin(1), minlength=len(support)) + 0.5
+    return counts / counts.sum()
+
+
+def dequantized(x: np.ndarray, supports: Mapping[int, np.ndarray], seed: int) -> np.ndarray:
+    """Returns rows whose columns of a few values are spread evenly over the cells around their values.
+
+    The cell of a value reaches half the way to its neighbours.
+
+    >>> x = dequantized(np.array([[0.0], [1.0]]), {0: np.array([0.0, 1.0])}, seed=0)
+    >>> bool(np.abs(x - [[0.0], [1.0]]).max() < 0.5)
+    True
+    """
+    rng = np.random.default_rng([seed, 11])
+    x = np.array(x, np.float64)
+    for column, support in sorted(supports.items()):
+        gaps = np.diff(support)
+        before, after = np.append(gaps[:1], gaps), np.append(gaps, gaps[-1:])
+        value = np.abs(x[:, column, None] - support).argmin(1)
+        u = rng.random(len(x)) - 0.5
+        x[:, column] += u * np.where(u > 0, after[value], before[value])
+    return x
