@@ -122,6 +122,9 @@ class AutoregressiveEnergy(NormalizedEnergy):
             inputs=self.features.places,
             dtype=self.dtype,
         )
+        # the trunk sees no coordinate beyond these: far from the data it would extrapolate wildly
+        self.seen_range = self.add_weight(shape=(2, size), initializer="zeros", trainable=False, name="seen_range")
+        self.seen_range.assign(np.array([[-np.inf], [np.inf]]) * np.ones(size))
         self.built = True
 
     @property
@@ -148,7 +151,7 @@ class AutoregressiveEnergy(NormalizedEnergy):
           y: states `[batch, size]`, in the order of dependence.
           seed: int32[2] of dropout; None drops nothing.
         """
-        outputs = self.trunk(self.features(y), seed)
+        outputs = self.trunk(self.features(y, self.seen_range.value), seed)
         return self.proposal(y, outputs[..., self._num_outputs :]), outputs[..., : self._num_outputs]
 
     def functions(self, t: tf.Tensor) -> tf.Tensor:
@@ -232,7 +235,7 @@ class AutoregressiveEnergy(NormalizedEnergy):
 
     def at_coordinate(self, y: tf.Tensor, i: tf.Tensor) -> tuple[Conditionals, tf.Tensor]:
         """Returns the proposal and the outputs of one coordinate, `[batch, …]`, as `conditionals` returns all."""
-        outputs = self.trunk(self.features(y), None, i)
+        outputs = self.trunk(self.features(y, self.seen_range.value), None, i)
         proposal = self.proposal(y, outputs[:, None, self._num_outputs :])
         place = i if self.is_proposal_fixed else 0  # free proposals are those of the outputs given
         return Conditionals(*(value[:, place] for value in proposal)), outputs[:, : self._num_outputs]

@@ -71,18 +71,18 @@ class Features:
         own: np.ndarray = np.arange(1, size + 1)
         self.places = np.concatenate([own, self._source + 1, own if allows_missing else own[:0]])
 
-    def __call__(self, y: tf.Tensor) -> tf.Tensor:
-        """Returns the features `[batch, number]` of states `[batch, size]` without NaN where they are given."""
-        parts = [y]
+    def __call__(self, y: tf.Tensor, seen_range: tf.Tensor) -> tf.Tensor:
+        """Returns the features `[batch, number]` of states `[batch, size]`, clipped to a range `[2, size]`."""
+        number = tf.clip_by_value(y, seen_range[0], seen_range[1])
         if not self._is_plain:
-            parts = [(y - tf.constant(self.center, y.dtype)) / tf.constant(self.scale, y.dtype)]
+            number = (number - tf.constant(self.center, y.dtype)) / tf.constant(self.scale, y.dtype)
+        parts = [number]
         if len(self._source):
             gap = tf.abs(tf.gather(y, self._source, axis=1) - tf.constant(self._values, y.dtype))
-            parts.append(tf.cast(gap < tf.constant(self._reach, y.dtype), y.dtype))
+            parts.append(tf.cast(gap < tf.constant(self._reach, y.dtype), y.dtype))  # false for NaN
         if self.allows_missing:
             is_missing = tf.math.is_nan(y)
-            # NaN in the first part is 0; the comparison that made the second is false where it was NaN
-            parts[0] = tf.where(is_missing, tf.zeros_like(y), parts[0])
+            parts[0] = tf.where(is_missing, tf.zeros_like(y), number)
             parts.append(tf.cast(is_missing, y.dtype))
         return parts[0] if len(parts) == 1 else tf.concat(parts, 1)
 

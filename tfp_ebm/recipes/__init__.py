@@ -26,6 +26,7 @@ For the fourth recipe, `li_chen_sommer_2019_samples` draws samples.
 """
 
 from tfp_ebm.recipes.density import fit_density
+from tfp_ebm.recipes.imputation import impute
 from tfp_ebm.recipes.li_chen_sommer import li_chen_sommer_2019, li_chen_sommer_2019_samples
 from tfp_ebm.recipes.short_run import du_mordatch_2019, jem, uva_mnist
 from tfp_ebm.recipes.small_images import small_images
@@ -34,6 +35,7 @@ from tfp_ebm.recipes.tables import loss_for, low_dimensional, noise_scale, setti
 __all__ = [
     "du_mordatch_2019",
     "fit_density",
+    "impute",
     "jem",
     "li_chen_sommer_2019",
     "li_chen_sommer_2019_samples",

@@ -184,6 +184,8 @@ class Trainer:
         settings = self.settings
         optimizer = self._model.optimizer
         self.network.set_weights(self._initial)
+        ordered = z[:, list(self.network.order)]
+        self.network.seen_range.assign(np.stack([np.nanmin(ordered, axis=0), np.nanmax(ordered, axis=0)]))
         if self._fresh is None:
             optimizer.build(self._model.trainable_variables)
             self._fresh = [np.array(variable) for variable in optimizer.variables]
