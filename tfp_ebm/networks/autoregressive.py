@@ -85,6 +85,8 @@ class AutoregressiveEnergy(NormalizedEnergy):
         if sorted(order) != list(range(size)):
             raise ValueError(f"`order` must be a permutation of 0 to {size - 1}, got {order}.")
         values = check_supports(supports, size)
+        if len(set(units)) != 1:
+            raise ValueError(f"`units` must be equal widths, got {tuple(units)}.")
         self._config: dict[str, Any] = {
             "units": tuple(check_count("units", width) for width in units),
             "order": order,
@@ -97,8 +99,6 @@ class AutoregressiveEnergy(NormalizedEnergy):
             "allows_missing": bool(allows_missing),
             "seed": int(seed),
         }
-        if len(set(units)) != 1:
-            raise ValueError(f"`units` must be equal widths, got {tuple(units)}.")
         self.order, self.num_functions = order, num_functions
         self.num_nodes: tuple[int, int] = self._config["num_nodes"]
         if fixed_proposal:
@@ -111,7 +111,9 @@ class AutoregressiveEnergy(NormalizedEnergy):
         in_order = [values.get(number) for number in order]
         self._lines = np.array([place for place, support in enumerate(in_order) if support is None], int)
         self.features = Features(in_order, allows_missing)
-        self.value_conditionals = ValueConditionals(in_order, self._num_outputs, dtype=self.dtype) if values else None
+        self.value_conditionals: Any = (
+            ValueConditionals(in_order, self._num_outputs, dtype=self.dtype) if values else None
+        )
         self.trunk = MaskedNetwork(
             size,
             units[0],
@@ -134,11 +136,10 @@ class AutoregressiveEnergy(NormalizedEnergy):
 
     @property
     def allows_missing(self) -> bool:
-        """Whether cells may be NaN."""
         return self._config["allows_missing"]
 
     def set_frequencies(self, frequencies: Mapping[int, np.ndarray]) -> None:
-        """Sets the frequencies of the values of each coordinate that has a support, from which training starts."""
+        """Sets the frequencies of the values of all coordinates that have a support, from which training starts."""
         if self.value_conditionals is not None:
             self.value_conditionals.set_frequencies([frequencies[i] for i in self.order if i in frequencies])
 
@@ -196,7 +197,7 @@ class AutoregressiveEnergy(NormalizedEnergy):
     def _log_densities(
         self, y: tf.Tensor, proposal: Conditionals, outputs: tf.Tensor, num_nodes: int, shift: tf.Tensor
     ) -> tf.Tensor:
-        """Returns log p(yᵢ | y_<i) of coordinates on the line, of which all arguments are."""
+        """Returns log p(yᵢ | y_<i) of coordinates on the line, to which all arguments belong."""
         if self.allows_missing:
             y = tf.where(tf.math.is_nan(y), tf.zeros_like(y), y)  # else gradients would be NaN
         coefficients = self._coefficients(outputs)
@@ -217,11 +218,10 @@ class AutoregressiveEnergy(NormalizedEnergy):
         """Returns E(x) = −log p(x), `[batch]`, of states `[batch, *event]`."""
         del training  # its random numbers need a seed, which `training_energy` takes
         number = self.num_nodes[1] if num_nodes is None else num_nodes
-
-        def energy(rows: tf.Tensor) -> tf.Tensor:
-            return -tf.reduce_sum(self.log_conditionals(rows, number), -1)
-
-        return in_blocks(energy, self._ordered(x), self._rows_per_block(number))
+        log_probs = in_blocks(
+            lambda rows: self.log_conditionals(rows, number), self._ordered(x), self._rows_per_block(number)
+        )
+        return -tf.reduce_sum(log_probs, -1)
 
     def training_energy(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Returns −log p(x), `[batch]`, with a lattice that is shifted at random and with dropout."""

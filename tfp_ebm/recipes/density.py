@@ -301,7 +301,7 @@ def _train_networks(
                 trainers[kind] = Trainer(_network(kind, table, settings, parts), settings, seed)
             trainer = trainers[kind]
         columns = list(range(size)) if table.supports else order  # a network of its own orders the columns itself
-        if kind == "mixture":
+        if kind == "mixture" and parts is not None:
             trainer.start_at(parts, order)
         budget = (limit - spent) / (len(plan) - number)
         weights, was_cut = trainer.train(table.y[:, columns], table.y_held_out[:, columns], budget, seed + number)
@@ -317,8 +317,9 @@ def _network(
 ) -> networks.AutoregressiveEnergy:
     """Returns an untrained network: with free proposals, or with the conditionals of a mixture of as many parts."""
     size = table.y.shape[1]
-    of_mixture, more = kind == "mixture" and parts is not None, int(size > _FEW_COLUMNS)
-    number = len(parts.probs) if of_mixture else _NUM_LOGISTICS[more]
+    more = int(size > _FEW_COLUMNS)
+    of_mixture = kind == "mixture" and parts is not None
+    number = len(parts.probs) if kind == "mixture" and parts is not None else _NUM_LOGISTICS[more]
     longest = min(_MAX_FREE_VALUES, max((len(support) for support in table.supports.values()), default=0))
     network = networks.AutoregressiveEnergy(
         [size],

@@ -91,8 +91,9 @@ def dequantized(x: np.ndarray, supports: Mapping[int, np.ndarray], seed: int) ->
     rng = np.random.default_rng([seed, 11])
     x = np.array(x, np.float64)
     for column, support in sorted(supports.items()):
-        gaps = np.diff(support)
-        before, after = np.append(gaps[:1], gaps), np.append(gaps, gaps[-1:])
+        gaps: np.ndarray = np.diff(support)
+        before: np.ndarray = np.append(gaps[:1], gaps)
+        after: np.ndarray = np.append(gaps, gaps[-1:])
         value = np.abs(x[:, column, None] - support).argmin(1)
         u = rng.random(len(x)) - 0.5
         x[:, column] += u * np.where(u > 0, after[value], before[value])
