@@ -47,9 +47,8 @@ class AutoregressiveEnergy(NormalizedEnergy):
     Args:
       event_shape: shape of one state; it is flattened.
       units: widths of the masked network: one number for each pair of layers, all equal.
-      order: the coordinates in the order of their dependence.
-      num_components: logistics in each proposal, or components of the Gaussian mixture whose conditionals the proposals
-        are.
+      order: the coordinates in the order of dependence.
+      num_components: logistics in each proposal, or components of the Gaussian mixture that gives the proposals.
       fixed_proposal: whether the proposals are the conditionals of a Gaussian mixture, set by `proposal.assign`.
       num_functions: number of functions φ_j of which each energy is made.
       dropout: share of hidden units that training drops.
@@ -136,6 +135,7 @@ class AutoregressiveEnergy(NormalizedEnergy):
 
     @property
     def allows_missing(self) -> bool:
+        """Whether cells may be NaN."""
         return self._config["allows_missing"]
 
     def set_frequencies(self, frequencies: Mapping[int, np.ndarray]) -> None:
