@@ -178,6 +178,20 @@ def test_gaussian_cells_are_drawn_from_their_conditionals():
     np.testing.assert_allclose(gap, 0.0, atol=1e-9)
 
 
+def test_a_mixture_without_cells_has_its_marginal_density():
+    """Against scipy's marginals, in float64."""
+    normal = correlated_normal(4)
+    x = rows_with_gaps(normal, 10)
+    loc, covariance = np.array(normal.loc), np.array(normal.covariance())
+    expected = [0.0]
+    for row in x[1:]:
+        kept = ~np.isnan(row)
+        expected.append(stats.multivariate_normal.logpdf(row[kept], loc[kept], covariance[kept][:, kept]))
+    energy = gaussian_energy(normal, allows_missing=True)
+    np.testing.assert_allclose(-energy(tf.constant(x)), expected, atol=1e-10)
+    np.testing.assert_allclose(energy(normal.sample(3, seed=SEED)), -normal.log_prob(normal.sample(3, seed=SEED)))
+
+
 def test_particles_draw_from_the_conditionals(monkeypatch):
     """1000 particles for 100 draws: their own error adds a third to the standard deviation of z.
 

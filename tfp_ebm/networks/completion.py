@@ -156,8 +156,6 @@ def _particles(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns `[rows, num_draws, size]` and log p of given cells; rows `[rows, size]` in the order of dependence."""
     num_rows, size = y.shape
-    given = tf.repeat(y, num_particles, 0)
-    is_given = ~tf.math.is_nan(given)
     shape = [num_rows, num_particles]
 
     def resampled(states: tf.Tensor, log_weights: tf.Tensor, number: int, salt: tf.Tensor) -> tf.Tensor:
@@ -171,12 +169,23 @@ def _particles(
     def step(
         i: tf.Tensor, states: tf.Tensor, log_weights: tf.Tensor, log_prob: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        proposal, outputs = network.at_coordinate(states, i)
+        # rows where the coordinate is missing draw it, and the others are weighted by what is given
+        is_missing = tf.math.is_nan(y[:, i])
+        gaps, rest = tf.where(tf.repeat(is_missing, num_particles)), tf.where(tf.repeat(~is_missing, num_particles))
         u = random.uniform([2, num_rows * num_particles], random.fold_in(seed, 3 * i), y.dtype)
-        drawn = tf.where(is_given[:, i], given[:, i], network.invert(proposal, outputs, i, u[0], u[1]))
-        states = tf.where(tf.range(size) == i, drawn[:, None], states)
-        factor = network.log_conditional(states, proposal, outputs, i)
-        factor = tf.where(is_given[:, i], factor, tf.zeros_like(factor))
+        drawn = network.invert(
+            *network.at_coordinate(tf.gather_nd(states, gaps), i),
+            i,
+            *(tf.gather_nd(value, gaps) for value in tf.unstack(u)),
+        )
+        own = tf.tensor_scatter_nd_update(tf.repeat(y[:, i], num_particles), gaps, drawn)
+        states = tf.where(tf.range(size) == i, own[:, None], states)
+        some = tf.gather_nd(states, rest)
+        factor = tf.scatter_nd(
+            rest,
+            network.log_conditional(some, *network.at_coordinate(some, i), i),
+            [tf.constant(num_rows * num_particles, tf.int64)],
+        )
         log_weights += tf.reshape(factor, shape)
         spread = tf.reduce_logsumexp(2.0 * log_weights, -1) - 2.0 * tf.reduce_logsumexp(log_weights, -1)
         is_uneven = tf.exp(-spread) < 0.5 * num_particles
@@ -187,7 +196,7 @@ def _particles(
         log_weights = tf.where(is_uneven[:, None], tf.zeros_like(log_weights), log_weights)
         return i + 1, tf.reshape(states, [-1, size]), log_weights, log_prob
 
-    start = tf.zeros_like(given)
+    start = tf.zeros([num_rows * num_particles, size], y.dtype)
     loop = (tf.constant(0), start, tf.zeros(shape, y.dtype), tf.zeros([num_rows], y.dtype))
     _, states, log_weights, log_prob = tf.while_loop(lambda i, *_: i < size, step, loop, parallel_iterations=1)
     log_prob += tf.reduce_logsumexp(log_weights, -1) - tf.math.log(tf.cast(num_particles, y.dtype))

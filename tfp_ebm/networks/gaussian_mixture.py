@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -26,6 +27,7 @@ class GaussianMixtureEnergy(NormalizedEnergy):
       event_shape: shape of one state, a vector.
       num_components: number of Gaussians.
       is_shared: whether all have one covariance, as in a kernel density.
+      allows_missing: whether cells may be missing, NaN; E(x) is then −log of the marginal density of the others.
 
     >>> energy = GaussianMixtureEnergy([2], num_components=1)
     >>> energy.assign(MixtureParameters(np.ones(1), np.zeros((1, 2)), np.eye(2)[None]))
@@ -33,9 +35,19 @@ class GaussianMixtureEnergy(NormalizedEnergy):
     1.8379
     """
 
-    def __init__(self, event_shape: Any, num_components: int, is_shared: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        event_shape: Any,
+        num_components: int,
+        is_shared: bool = False,
+        allows_missing: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(event_shape, **kwargs)
         (size,) = self.event_shape
+        if is_shared and allows_missing:
+            raise ValueError("`allows_missing` must be False in a kernel density.")
+        self._allows_missing = bool(allows_missing)
         self.num_components, self.is_shared = check_count("num_components", num_components), bool(is_shared)
         factor_shape = (size, size) if is_shared else (num_components, size, size)
 
@@ -68,9 +80,34 @@ class GaussianMixtureEnergy(NormalizedEnergy):
         self.scale.assign(scale)
         self.inverse.assign(np.linalg.inv(scale))
 
+    @property
+    def allows_missing(self) -> bool:
+        """Whether cells may be missing."""
+        return self._allows_missing
+
+    def _marginal_energy(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns −log of the density of the given cells of rows `[rows, size]`.
+
+        A missing cell counts as one that is independent of all others, with variance 1 and its mean as value.
+        """
+        loc = self.loc.value + self.center.value
+        given = tf.cast(~tf.math.is_nan(x), x.dtype)[:, None]
+        covariance = tf.matmul(self.scale.value, self.scale.value, transpose_b=True)
+        both = given[..., :, None] * given[..., None, :]
+        factor = tf.linalg.cholesky(both * covariance + tf.linalg.diag(1.0 - given))
+        residual = tf.where(given > 0.0, x[:, None] - loc, tf.zeros_like(loc))
+        y = tf.linalg.triangular_solve(factor, residual[..., None])[..., 0]
+        volume = tf.reduce_sum(tf.math.log(tf.linalg.diag_part(factor)), -1)
+        constant = 0.5 * math.log(2.0 * math.pi) * tf.reduce_sum(given, -1)
+        exponent = tf.math.log(self.probs.value) - volume - constant - 0.5 * tf.reduce_sum(tf.square(y), -1)
+        return -tf.reduce_logsumexp(exponent, -1)
+
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns −log p(x), `[batch]`, of states `[batch, size]`."""
         del training
+        if self._allows_missing:
+            numbers = self.num_components * self.event_shape[0] ** 2
+            return in_blocks(self._marginal_energy, x, max(1, _MAX_DISTANCES // (4 * numbers)))
         inverse, loc = self.inverse.value, self.loc.value
         if self.is_shared:
             whitened = tf.matmul(loc, inverse, transpose_b=True)
@@ -103,4 +140,5 @@ class GaussianMixtureEnergy(NormalizedEnergy):
             "event_shape": self.event_shape,
             "num_components": self.num_components,
             "is_shared": self.is_shared,
+            "allows_missing": self._allows_missing,
         }

@@ -27,7 +27,7 @@ from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.normalized import NormalizedEnergy
 from tfp_ebm.networks.supports import check_supports
 from tfp_ebm.recipes.density_training import Settings, Trainer, seconds_of, set_mixture, settings_for_rows
-from tfp_ebm.recipes.density_units import Units, dequantized, frequencies
+from tfp_ebm.recipes.density_units import Units, dequantized, filled, frequencies
 
 _MIN_ROWS = 10
 # Components of a mixture whose conditionals are proposals, at most.
@@ -52,6 +52,7 @@ class _Table(NamedTuple):
       supports: the values of columns that take a few.
       has_missing: whether cells are missing.
       seed: of all random choices.
+      spread: the rows without missing cells and with spread values, in float64, for mixtures.
     """
 
     y: np.ndarray
@@ -59,14 +60,11 @@ class _Table(NamedTuple):
     supports: dict[int, np.ndarray]
     has_missing: bool
     seed: int
+    spread: tuple[np.ndarray, np.ndarray]
 
     def fit_parts(self, number: int | None = None) -> MixtureParameters:
         """Fits a Gaussian mixture; columns of a few values are spread over the cells around these."""
-        spread = [
-            dequantized(rows.astype(np.float64), self.supports, self.seed + i)
-            for i, rows in enumerate((self.y, self.y_held_out))
-        ]
-        return fit_mixture(spread[0], number, seed=self.seed, x_held_out=spread[1])
+        return fit_mixture(self.spread[0], number, seed=self.seed, x_held_out=self.spread[1])
 
 
 class Candidate(NamedTuple):
@@ -220,15 +218,19 @@ def fit_density(
     train, held_out = split_rows(rows, validation, seed)
     units = Units.of(rows[train], values)
     units = units._replace(has_missing=bool(np.isnan(rows).any()))
-    table = _Table(units.to_y(rows[train]), units.to_y(rows[held_out]), values, units.has_missing, seed)
+    y, y_held_out = units.to_y(rows[train]), units.to_y(rows[held_out])
+    both = filled(y, y_held_out, seed) if units.has_missing else (y, y_held_out)
+    spread = dequantized(both[0], values, seed), dequantized(both[1], values, seed + 1)
+    table = _Table(y, y_held_out, values, units.has_missing, seed, spread)
     contest = _Contest(rows[held_out], verbose)
-    parts = None if table.has_missing else table.fit_parts()
+    parts = None if values and units.has_missing else table.fit_parts()
     if parts is not None:
         for name, network in _baselines(table, parts).items():
             contest.add(name, units.model(network))
         if len(parts.probs) > _MAX_PROPOSAL_COMPONENTS:
             parts = table.fit_parts(_MAX_PROPOSAL_COMPONENTS)
-    trained, is_cut = _train_networks(table, parts, seconds, limit)
+    # the conditionals of a mixture need all coordinates
+    trained, is_cut = _train_networks(table, None if units.has_missing else parts, seconds, limit)
     for name, network in trained.items():
         error = settle_nodes(network, table.y_held_out[:1000])
         if error > _MAX_QUADRATURE_ERROR:
@@ -249,10 +251,10 @@ def _baselines(table: _Table, parts: MixtureParameters) -> dict[str, NormalizedE
     gaussian = table.fit_parts(1)
     mixtures = {"gaussian": gaussian} | ({"gaussian_mixture": parts} if len(parts.probs) > 1 else {})
     if not table.supports:
-        baselines = {name: GaussianMixtureEnergy.of(mixture) for name, mixture in mixtures.items()}
-        if size <= _MAX_KERNEL_COLUMNS:
-            exact: np.ndarray = table.y.astype(np.float64)
-            kernels = fit_kernel_density(exact, table.y_held_out.astype(np.float64), seed=table.seed)
+        options = {"allows_missing": table.has_missing}
+        baselines = {name: GaussianMixtureEnergy.of(fitted, **options) for name, fitted in mixtures.items()}
+        if size <= _MAX_KERNEL_COLUMNS and not table.has_missing:
+            kernels = fit_kernel_density(*table.spread, seed=table.seed)
             baselines["kernel_density"] = GaussianMixtureEnergy.of(kernels)
         return baselines
     networks_by_name = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from tfp_ebm.networks.normalized import AffineEnergy, NormalizedEnergy, WarpedEn
 # A column whose range between its outer thousandths is more than this many times that of its quartiles, about 4.6 for
 # a normal, has heavy tails.
 _HEAVY_TAILS = 12.0
+# Columns that the draw of a missing cell depends on, at most, and rows from which the regressions are learned.
+_MAX_NEIGHBOURS, _MAX_REGRESSION_ROWS = 20, 5000
 
 
 class Units(NamedTuple):
@@ -98,3 +101,30 @@ def dequantized(x: np.ndarray, supports: Mapping[int, np.ndarray], seed: int) ->
         u = rng.random(len(x)) - 0.5
         x[:, column] += u * np.where(u > 0, after[value], before[value])
     return x
+
+
+def filled(y: np.ndarray, more: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns two tables whose missing cells are drawn from regressions on the other columns, learned from the first.
+
+    >>> filled(np.array([[1.0], [np.nan], [1.0]]), np.array([[np.nan]]), seed=0)[0].tolist()
+    [[1.0], [1.0], [1.0]]
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.experimental import enable_iterative_imputer  # noqa: F401, it makes the next import possible
+    from sklearn.impute import IterativeImputer
+
+    if y.shape[1] == 1:  # there is nothing to regress on
+        given = y[~np.isnan(y)]
+        rng = np.random.default_rng(seed)
+        return tuple(np.where(np.isnan(rows), rng.choice(given, rows.shape), rows) for rows in (y, more))
+    imputer = IterativeImputer(
+        sample_posterior=True,
+        max_iter=5,
+        n_nearest_features=min(y.shape[1] - 1, _MAX_NEIGHBOURS),
+        keep_empty_features=True,
+        random_state=seed,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # draws do not converge to a point
+        imputer.fit(y[np.random.default_rng(seed).permutation(len(y))[:_MAX_REGRESSION_ROWS]])
+        return imputer.transform(y), imputer.transform(more)
