@@ -11,6 +11,7 @@ over a cell, is a lower bound on the log-likelihood of the integers (Theis, van 
 evaluation of generative models, 2016, https://arxiv.org/abs/1511.01844).
 """
 
+from tfp_ebm.datasets.columns import TableEncoder
 from tfp_ebm.datasets.draws import (
     TOY_NAMES,
     banana,
@@ -30,6 +31,7 @@ from tfp_ebm.datasets.tables import load_table
 
 __all__ = [
     "TOY_NAMES",
+    "TableEncoder",
     "banana",
     "checkerboard",
     "digits",
