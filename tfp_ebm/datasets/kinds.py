@@ -188,7 +188,6 @@ def describe(name: str, content: Content, kind: str | None, missing: str) -> Col
     """
     present = content.values[~np.isnan(content.values)]
     num_missing = len(content.values) - len(present)
-    start = f"`frame`: column {name!r}"
     if not len(present):
         raise no_value(name, len(content.values))
     distinct = np.unique(present)

@@ -34,8 +34,8 @@ SUFFIXES = (*TEXT, *OTHERS, *ARRAYS, *COMPRESSED)
 _DECIMAL_POINT = re.compile(r"(?<![\d.,])(?:0\.\d|\d+\.\d{1,2}(?!\d)|\d+\.\d{4}|\d{4,}\.|\d*\.\d+[eE])")
 
 
-def load_table(path: str | os.PathLike[str], **read_options: Any) -> pandas.DataFrame:
-    """Reads a table of numbers from a file.
+def load_table(path: str | os.PathLike[str], *, mixed: bool = False, **read_options: Any) -> pandas.DataFrame:
+    """Reads a table from a file: of numbers, or of numbers, text and truth values.
 
     In text files (`.csv`, `.tsv`, `.txt`, `.dat`, `.data`), encoding, separator, decimal comma, header, comments,
     titles, units, row names and footers are detected. Other formats are `.parquet`, `.feather`, `.xlsx`,
@@ -44,19 +44,23 @@ def load_table(path: str | os.PathLike[str], **read_options: Any) -> pandas.Data
 
     Args:
       path: the path of the file.
+      mixed: whether columns may hold text, categories, truth values and missing cells, for `TableEncoder`. Empty cells
+        and the usual markers (NA, NaN, null, ?, …) are then missing. By default only numbers are allowed.
       **read_options: passed to the pandas function for the format: `read_csv`, `read_excel`, `read_parquet`,
         `read_feather` or `read_json`. With any option, pandas alone reads the file; only the encoding and the separator
         are still detected, unless given. `key` names the array of a `.npz` file or the file in a `.zip`.
 
     Returns:
       A `pandas.DataFrame` of finite numbers, with the names of the columns, or "column 1", "column 2", ….
+      If `mixed`, also of text, categories and booleans; whole numbers with missing cells are Int64.
 
     Raises:
       FileNotFoundError: if there is no such file.
       ImportError: if the format needs a package that is not installed; the error names the extra.
       TypeError: if `path` is not a path, or pandas has no such option.
-      ValueError: if the file is damaged, empty or ragged, if cells are missing, or if a column holds anything but
-        numbers: dates, truth values, categories. The error names the line and the column, and a remedy.
+      ValueError: if the file is damaged, empty or ragged; if a column holds dates, or mostly numbers and some text;
+        unless `mixed`, if cells are missing, or if a column holds truth values or categories. The error names the line
+        and the column, and a remedy.
 
     Warns:
       UserWarning: if the file is ambiguous; the warning names the column, and the option for the alternative.
@@ -69,16 +73,25 @@ def load_table(path: str | os.PathLike[str], **read_options: Any) -> pandas.Data
        depth  temperature
     0    0.5        18.25
     1    1.5        17.50
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "fish.csv")
+    ...     _ = path.write_text("species,length,tagged\\nperch,21,true\\ntrout,NA,false\\n")
+    ...     load_table(path, mixed=True)
+      species  length  tagged
+    0   perch      21    True
+    1   trout    <NA>   False
     """
+    if not isinstance(mixed, bool):
+        raise TypeError(f"`mixed` must be True or False, got {mixed!r}.")
     label, raw, suffix = _content(path, read_options)
     if suffix in ARRAYS:
-        frame, has_names = frame_of_array(read_array(raw, suffix, label, read_options.pop("key", None)), label)
+        frame, has_names = frame_of_array(read_array(raw, suffix, label, read_options.pop("key", None)), label, mixed)
         _refuse(read_options, f"{suffix} files")
     elif suffix in TEXT:
-        frame, has_names = _read_text(raw, label, suffix, read_options)
+        frame, has_names = _read_text(raw, label, suffix, read_options, mixed)
     else:
-        frame, has_names = _read_other(raw, label, suffix, read_options)
-    frames.warn_of_habits(frame, label, has_names)
+        frame, has_names = _read_other(raw, label, suffix, read_options, mixed)
+    frames.warn_of_habits(frame, label, has_names, mixed)
     return frame
 
 
@@ -152,7 +165,7 @@ def _refuse(options: dict[str, Any], what: str) -> None:
         raise TypeError(f"`{next(iter(options))}` is no option for {what}.")
 
 
-def frame_of_array(array: np.ndarray, label: str) -> tuple[pandas.DataFrame, bool]:
+def frame_of_array(array: np.ndarray, label: str, mixed: bool = False) -> tuple[pandas.DataFrame, bool]:
     """Returns the columns of a 2-D array, or the fields of a structured array, and whether they have names."""
     import pandas
 
@@ -164,17 +177,18 @@ def frame_of_array(array: np.ndarray, label: str) -> tuple[pandas.DataFrame, boo
                 f"{label}: the field {wide[0]!r} must hold one number in each row, got {array.dtype[wide[0]]}."
             )
         array = array.reshape(-1)
-        frame = pandas.DataFrame({name: array[name] for name in names})
-        return frames.checked_frame(_native(frame), label), True
+        fields = {name: array[name] for name in names}
+        frame = pandas.DataFrame({name: f.astype(str) if f.dtype.kind == "S" else f for name, f in fields.items()})
+        return frames.checked_frame(_native(frame), label, mixed), True
     if array.ndim != 2:
         raise ValueError(
             f"{label} must have shape [rows, columns], got {array.shape}; `datasets.load` reads such arrays."
         )
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{label} must hold real numbers, got an array of dtype {array.dtype}.")
-    array = array.astype(np.uint8) if array.dtype.kind == "b" else array
+    array = array.astype(np.uint8) if array.dtype.kind == "b" and not mixed else array
     frame = pandas.DataFrame(array, columns=frames.unique_names([""] * array.shape[1]))
-    return frames.checked_frame(_native(frame), label), False
+    return frames.checked_frame(_native(frame), label, mixed), False
 
 
 def _native(frame: pandas.DataFrame) -> pandas.DataFrame:
@@ -186,7 +200,9 @@ def _native(frame: pandas.DataFrame) -> pandas.DataFrame:
 # --- text ----------------------------------------------------------------------------------------------------------
 
 
-def _read_text(raw: bytes, label: str, suffix: str, options: dict[str, Any]) -> tuple[pandas.DataFrame, bool]:
+def _read_text(
+    raw: bytes, label: str, suffix: str, options: dict[str, Any], mixed: bool
+) -> tuple[pandas.DataFrame, bool]:
     _refuse({name: value for name, value in options.items() if name == "key"}, f"{suffix} files")
     content = text.decode(raw, label, options.pop("encoding", None))
     source = text.split_lines(content)
@@ -200,13 +216,15 @@ def _read_text(raw: bytes, label: str, suffix: str, options: dict[str, Any]) -> 
             raise ValueError(f"`sep` must be one character, got {separator!r}.")
     separator = separator or text.find_separator(source.lines, quote)
     if set(options) - {"quotechar"}:
-        return _read_by_pandas("read_csv", io.StringIO(content), label, {**_separator(separator), **options}), True
+        return _read_by_pandas(
+            "read_csv", io.StringIO(content), label, {**_separator(separator), **options}, mixed
+        ), True
     head = text.rows(source.lines[: text.HEAD], separator, quote)
     frame = _read_fast(source, head, separator, quote, content, label)
     if frame is None:
         rows = text.rows(source.lines, separator, quote) if len(source.lines) > text.HEAD else head
         found = layout.find_layout(rows, source, separator, label)
-        return frames.frame_of_layout(found, label), found.has_names
+        return frames.frame_of_layout(found, label, mixed), found.has_names
     return frame
 
 
@@ -259,7 +277,7 @@ def _read_fast(
 # --- other formats -------------------------------------------------------------------------------------------------
 
 
-def _read_by_pandas(function: str, source: Any, label: str, options: dict[str, Any]) -> pandas.DataFrame:
+def _read_by_pandas(function: str, source: Any, label: str, options: dict[str, Any], mixed: bool) -> pandas.DataFrame:
     """Reads a frame by a pandas function, and checks it."""
     import pandas
 
@@ -279,24 +297,26 @@ def _read_by_pandas(function: str, source: Any, label: str, options: dict[str, A
         raise ValueError(f"{label} must hold a table, got {type(frame).__name__}.")
     if function == "read_csv" and options.get("header", 0) is None and "names" not in options:
         frame = frame.set_axis(frames.unique_names([""] * frame.shape[1]), axis=1)
-    return frames.checked_frame(frame, label)
+    return frames.checked_frame(frame, label, mixed)
 
 
-def _read_other(raw: bytes, label: str, suffix: str, options: dict[str, Any]) -> tuple[pandas.DataFrame, bool]:
+def _read_other(
+    raw: bytes, label: str, suffix: str, options: dict[str, Any], mixed: bool
+) -> tuple[pandas.DataFrame, bool]:
     _refuse({name: value for name, value in options.items() if name == "key"}, f"{suffix} files")
     source = io.BytesIO(raw)
     if suffix == ".parquet":
-        return _read_by_pandas("read_parquet", source, label, options), True
+        return _read_by_pandas("read_parquet", source, label, options, mixed), True
     if suffix == ".feather":
-        return _read_by_pandas("read_feather", source, label, options), True
+        return _read_by_pandas("read_feather", source, label, options, mixed), True
     if suffix in (".json", ".jsonl", ".ndjson"):
         content = text.decode(raw, label)
         if options:
-            return _read_by_pandas("read_json", io.StringIO(content), label, options), True
-        return frames.checked_frame(_parsed_json(content, label), label), True
+            return _read_by_pandas("read_json", io.StringIO(content), label, options, mixed), True
+        return frames.checked_frame(_parsed_json(content, label), label, mixed), True
     if options.keys() - {"sheet_name"}:
-        return _read_by_pandas("read_excel", source, label, options), True
-    return _read_sheet(source, label, options.get("sheet_name", 0))
+        return _read_by_pandas("read_excel", source, label, options, mixed), True
+    return _read_sheet(source, label, options.get("sheet_name", 0), mixed)
 
 
 def _parsed_json(content: str, label: str) -> pandas.DataFrame:
@@ -328,7 +348,7 @@ def _frame_of_json(table: Any) -> pandas.DataFrame:
     return pandas.DataFrame(table)
 
 
-def _read_sheet(source: io.BytesIO, label: str, sheet: str | int) -> tuple[pandas.DataFrame, bool]:
+def _read_sheet(source: io.BytesIO, label: str, sheet: str | int, mixed: bool) -> tuple[pandas.DataFrame, bool]:
     """Reads the table in a sheet of a workbook; its cells are treated as those of a text file."""
     import pandas
 
@@ -352,7 +372,7 @@ def _read_sheet(source: io.BytesIO, label: str, sheet: str | int) -> tuple[panda
     ]
     filled = [row for row in rows if any(row.cells)]
     found = layout.find_layout(filled, text.Lines([], {}, None), ",", label)
-    return frames.frame_of_layout(found, label), found.has_names
+    return frames.frame_of_layout(found, label, mixed), found.has_names
 
 
 def _cell_text(value: Any) -> str:
