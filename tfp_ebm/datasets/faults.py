@@ -13,6 +13,7 @@ MIXED = "`load_table(path, mixed=True)` reads such tables, and `TableEncoder` tu
 
 
 def short(cell: str) -> str:
+    """Returns a cell in quotes, cut after 40 characters."""
     return repr(cell if len(cell) <= 40 else f"{cell[:37]}…")
 
 
@@ -46,6 +47,15 @@ def not_numbers(name: str, column: list[str], texts: list[int], lines: list[int]
 
 
 def missing_cells(missing: list[tuple[int, int]], names: list[str], label: str, where: str, rows: int) -> ValueError:
+    """Returns the error for missing cells.
+
+    Args:
+      missing: the row and the column of each.
+      names: the names of all columns.
+      label: the name of the file.
+      where: the line or row of the first one, in words.
+      rows: number of rows of the table.
+    """
     by_column = collections.Counter(names[i] for _, i in missing)
     most = ", ".join(f"{count} in {name!r}" for name, count in by_column.most_common(_EXAMPLES))
     more = f" and others in {len(by_column) - _EXAMPLES} more columns" if len(by_column) > _EXAMPLES else ""

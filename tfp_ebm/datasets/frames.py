@@ -135,13 +135,16 @@ def _check_decorations(name: str, column: list[str], label: str) -> None:
         warnings.warn(f"{label}: column {name!r}: 12 % is read as 12, not as 0.12.", stacklevel=3)
 
 
-def checked_frame(frame: pandas.DataFrame, label: str, mixed: bool = False) -> pandas.DataFrame:
+def checked_frame(
+    frame: pandas.DataFrame, label: str, mixed: bool = False, as_given: frozenset[str] = frozenset()
+) -> pandas.DataFrame:
     """Returns a frame that pandas read, after checking that it holds finite numbers only.
 
     Args:
       frame: the frame.
       label: the name of the file in error messages.
       mixed: whether columns may also hold text, categories, truth values and missing cells.
+      as_given: the columns whose dtype the user gave; their text is not checked.
 
     Raises:
       ValueError: if a column holds anything else, or, unless `mixed`, cells are missing.
@@ -181,6 +184,8 @@ def checked_frame(frame: pandas.DataFrame, label: str, mixed: bool = False) -> p
             raise ValueError(f"{start} durations; write them as numbers, such as seconds.")
         if types.is_complex_dtype(column):
             raise TypeError(f"{start} complex numbers; write their real and imaginary parts as two columns.")
+        if name in as_given and types.is_string_dtype(column):
+            continue
         if not types.is_numeric_dtype(column):
             frame[name] = typed.checked_labels(name, column, label) if mixed else _numbers_of(name, column, label)
         elif not mixed and types.is_extension_array_dtype(column):

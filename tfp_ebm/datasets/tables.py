@@ -223,7 +223,7 @@ def _read_text(
     frame = _read_fast(source, head, separator, quote, content, label)
     if frame is None:
         rows = text.rows(source.lines, separator, quote) if len(source.lines) > text.HEAD else head
-        found = layout.find_layout(rows, source, separator, label)
+        found = layout.find_layout(rows, source, separator, label, mixed)
         return frames.frame_of_layout(found, label, mixed), found.has_names
     return frame
 
@@ -297,7 +297,9 @@ def _read_by_pandas(function: str, source: Any, label: str, options: dict[str, A
         raise ValueError(f"{label} must hold a table, got {type(frame).__name__}.")
     if function == "read_csv" and options.get("header", 0) is None and "names" not in options:
         frame = frame.set_axis(frames.unique_names([""] * frame.shape[1]), axis=1)
-    return frames.checked_frame(frame, label, mixed)
+    dtype = options.get("dtype") if mixed else None
+    as_given = frozenset(map(str, frame.columns if isinstance(dtype, str | type) else dtype or ()))
+    return frames.checked_frame(frame, label, mixed, as_given)
 
 
 def _read_other(
@@ -371,7 +373,7 @@ def _read_sheet(source: io.BytesIO, label: str, sheet: str | int, mixed: bool) -
         for i, row in enumerate(cells.itertuples(index=False, name=None))
     ]
     filled = [row for row in rows if any(row.cells)]
-    found = layout.find_layout(filled, text.Lines([], {}, None), ",", label)
+    found = layout.find_layout(filled, text.Lines([], {}, None), ",", label, mixed)
     return frames.frame_of_layout(found, label, mixed), found.has_names
 
 
