@@ -208,7 +208,7 @@ def test_frames_for_the_command_line(tmp_path):
         load_frame(x)
     with pytest.raises(ValueError, match="`key` is for files, got key='a' with 'two_moons'"):
         load_frame("two_moons", key="a")
-    with pytest.raises(ValueError, match="`delimiter` is not for .npy files"):
+    with pytest.raises(ValueError, match=r"`delimiter` is not for \.npy files"):
         load_frame(tmp_path / "x.npy", delimiter=",")
-    with pytest.raises(ValueError, match="`key` is for .npz and .zip files"):
+    with pytest.raises(ValueError, match=r"`key` is for \.npz and \.zip files"):
         load_frame(tmp_path / "x.csv", key="a")

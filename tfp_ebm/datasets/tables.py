@@ -8,7 +8,6 @@ import io
 import json
 import lzma
 import os
-import re
 import warnings
 import zipfile
 import zlib
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfp_ebm.datasets import frames, layout, text
+from tfp_ebm.datasets import frames, layout, regular, text
 from tfp_ebm.datasets.arrays import read_array
 
 if TYPE_CHECKING:
@@ -29,9 +28,6 @@ OTHERS = (".parquet", ".feather", ".xlsx", ".json", ".jsonl", ".ndjson")
 _DECOMPRESS = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 COMPRESSED = (*_DECOMPRESS, ".zip")
 SUFFIXES = (*TEXT, *OTHERS, *ARRAYS, *COMPRESSED)
-
-# A number whose point must be a decimal point, so that no point in the file separates thousands.
-_DECIMAL_POINT = re.compile(r"(?<![\d.,])(?:0\.\d|\d+\.\d{1,2}(?!\d)|\d+\.\d{4}|\d{4,}\.|\d*\.\d+[eE])")
 
 
 def load_table(path: str | os.PathLike[str], *, mixed: bool = False, **read_options: Any) -> pandas.DataFrame:
@@ -193,7 +189,9 @@ def frame_of_array(array: np.ndarray, label: str, mixed: bool = False) -> tuple[
 
 def _native(frame: pandas.DataFrame) -> pandas.DataFrame:
     """Converts a frame to this machine's byte order and to a precision that pandas supports."""
-    swapped = {name: kind.newbyteorder("=") for name, kind in frame.dtypes.items() if not kind.isnative}
+    swapped = {
+        name: kind.newbyteorder("=") for name, kind in frame.dtypes.items() if not getattr(kind, "isnative", True)
+    }
     return frame.astype(swapped) if swapped else frame
 
 
@@ -204,74 +202,40 @@ def _read_text(
     raw: bytes, label: str, suffix: str, options: dict[str, Any], mixed: bool
 ) -> tuple[pandas.DataFrame, bool]:
     _refuse({name: value for name, value in options.items() if name == "key"}, f"{suffix} files")
+    frame = _read_fast(raw, label, options, mixed)
+    if frame is not None:
+        return frame
     content = text.decode(raw, label, options.pop("encoding", None))
     source = text.split_lines(content)
     if not any(line.strip() for line in source.lines):
         raise ValueError(f"{label} is empty.")
     quote = options.get("quotechar") or text.find_quote(source.lines)
     separator = options.pop("sep", None) or options.pop("delimiter", None) or source.separator
-    if separator is not None:
-        separator = {"\\t": "\t", r"\s+": " "}.get(separator, separator)
-        if not isinstance(separator, str) or len(separator) != 1 or separator in "\"'\r\n":
-            raise ValueError(f"`sep` must be one character, got {separator!r}.")
-    separator = separator or text.find_separator(source.lines, quote)
+    separator = _checked_separator(separator) if separator else text.find_separator(source.lines, quote)
     if set(options) - {"quotechar"}:
-        return _read_by_pandas(
-            "read_csv", io.StringIO(content), label, {**_separator(separator), **options}, mixed
-        ), True
-    head = text.rows(source.lines[: text.HEAD], separator, quote)
-    frame = _read_fast(source, head, separator, quote, content, label)
-    if frame is None:
-        rows = text.rows(source.lines, separator, quote) if len(source.lines) > text.HEAD else head
-        found = layout.find_layout(rows, source, separator, label, mixed)
-        return frames.frame_of_layout(found, label, mixed), found.has_names
-    return frame
+        named = {**regular.separator_options(separator), **options}
+        return _read_by_pandas("read_csv", io.StringIO(content), label, named, mixed), True
+    rows = text.rows(source.lines, separator, quote)
+    found = layout.find_layout(rows, source, separator, label, mixed)
+    return frames.frame_of_layout(found, label, mixed), found.has_names
 
 
-def _separator(separator: str) -> dict[str, Any]:
-    if separator == text.NO_SEPARATOR:
-        return {"sep": ","}
-    return {"sep": r"\s+" if separator == " " else separator, "skipinitialspace": True}
-
-
-def _read_fast(
-    source: text.Lines, head: list[text.Row], separator: str, quote: str, content: str, label: str
-) -> tuple[pandas.DataFrame, bool] | None:
-    """Reads a table of plain numbers by pandas's own parser; returns None for any other table.
+def _read_fast(raw: bytes, label: str, options: dict[str, Any], mixed: bool) -> tuple[pandas.DataFrame, bool] | None:
+    """Reads a regular table of text by pandas's own parser; returns None for any other table.
 
     The parser is about ten times faster than reading cell by cell, but it does not report ambiguous values.
     """
-    import pandas
+    if set(options) - {"quotechar", "sep", "delimiter"}:
+        return None
+    given = options.get("sep") or options.get("delimiter")
+    return regular.read_regular(raw, label, given and _checked_separator(given), options.get("quotechar"), mixed)
 
-    if len(head) < 2 or ("." in content and not _DECIMAL_POINT.search(content)):
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # the careful reader issues the warnings
-            found = layout.find_layout(head, source, separator, label)
-            start = found.body[0].first_line - 1
-            frame = pandas.read_csv(
-                io.StringIO("\n".join(source.lines[start:])),
-                header=None,
-                quotechar=quote,
-                na_filter=False,
-                index_col=False,
-                **(
-                    {"float_precision": "round_trip"} if pandas.__version__.startswith("2.") else {}
-                ),  # which is the default since
-                low_memory=False,
-                **_separator(separator),
-            )
-    except (ValueError, Warning):
-        return None
-    width = len(found.names)
-    if frame.shape[1] != width or any(kind.kind not in "if" for kind in frame.dtypes):
-        return None
-    if not np.isfinite(frame.to_numpy()).all():
-        return None
-    if found.has_names and width > 1 and layout.is_unnamed(found.names[0]):
-        return None
-    return frame.set_axis(frames.unique_names(found.names), axis=1), found.has_names
+
+def _checked_separator(separator: Any) -> str:
+    separator = {"\\t": "\t", r"\s+": " "}.get(separator, separator) if isinstance(separator, str) else separator
+    if not isinstance(separator, str) or len(separator) != 1 or separator in "\"'\r\n":
+        raise ValueError(f"`sep` must be one character, got {separator!r}.")
+    return separator
 
 
 # --- other formats -------------------------------------------------------------------------------------------------

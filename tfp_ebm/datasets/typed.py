@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _TRUTH = {"true": True, "false": False}
 # Markers of missing cells that may also be labels.
-_WORDS = frozenset(("none", "nil", "missing"))
+WORDS = frozenset(("none", "nil", "missing"))
 
 
 def labels_of(name: str, column: list[str], texts: list[int], lines: list[int], label: str) -> pandas.Series:
@@ -39,19 +39,37 @@ def labels_of(name: str, column: list[str], texts: list[int], lines: list[int], 
     missing = np.array([cells.is_missing(cell) for cell in column])
     distinct = dict.fromkeys(column[row] for row in texts)
     num_others = len(column) - len(texts) - int(missing.sum())
-    if not num_others and all(word.lower() in _TRUTH for word in distinct):
-        truth = [None if absent else _TRUTH[cell.lower()] for cell, absent in zip(column, missing, strict=True)]
-        return pandas.Series(truth, dtype="boolean" if missing.any() else "bool")
     if (not num_others and all(map(cells.is_date, distinct))) or num_others > len(texts):
         raise _mostly_numbers(not_numbers(name, column, texts, lines, label), name, num_others)
-    doubtful = [cell for cell, absent in zip(column, missing, strict=True) if absent and cell.lower() in _WORDS]
-    if doubtful:
+    codes, levels = pandas.factorize(np.array(column, object))
+    return text_of(name, codes, list(levels), label)
+
+
+def text_of(name: str, codes: np.ndarray, levels: list[str], label: str) -> pandas.Series:
+    """Returns a column of text, or of booleans if it holds only "true" and "false".
+
+    Args:
+      name: the column's name.
+      codes: the index of each cell in `levels`; −1 for missing ones.
+      levels: the different cells; those that are markers of missing cells become missing.
+      label: the name of the file in warnings.
+    """
+    import pandas
+
+    words = [None if cells.is_missing(level) else level for level in levels]
+    present = [word.lower() for word in words if word is not None]
+    if set(present) <= set(_TRUTH):
+        truth = np.array([None if word is None else _TRUTH[word.lower()] for word in words] + [None], object)[codes]
+        has_missing = any(value is None for value in truth)
+        return pandas.Series(truth, dtype="boolean" if has_missing else "bool")
+    doubtful = next((level for level in levels if level.lower() in WORDS), None)
+    if doubtful is not None:
         warnings.warn(
-            f"{label}: column {name!r}: {short(doubtful[0])} is read as a missing cell. If it is a label, "
+            f"{label}: column {name!r}: {short(doubtful)} is read as a missing cell. If it is a label, "
             + cure("keep_default_na=False"),
             stacklevel=4,
         )
-    return pandas.Series([None if absent else cell for cell, absent in zip(column, missing, strict=True)], dtype="str")
+    return pandas.Series(np.array([*words, None], object)[codes], dtype="str")
 
 
 def _mostly_numbers(error: ValueError, name: str, num_others: int) -> ValueError:
