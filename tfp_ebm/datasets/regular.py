@@ -27,7 +27,7 @@ _CONTROL = bytes([*range(9), 0x0B, *range(0x0E, 0x20), 0x7F])
 # A line that may be a comment. A number sign may begin a comment anywhere.
 _COMMENT = re.compile(rb"[\r\n][ \t]*(?:%|//|[!*;])")
 # A number whose point must be a decimal point, so that no point in the file separates thousands.
-_DECIMAL_POINT = re.compile(rb"(?<![\d.,])(?:0\.\d|\d+\.\d{1,2}(?!\d)|\d+\.\d{4}|\d{4,}\.|\d*\.\d+[eE])")
+_DECIMAL_POINT = re.compile(rb"(?<![\d.])(?:0\.\d|\d+\.\d{1,2}(?![\d.])|\d+\.\d{4}|\d{4,}\.|\d*\.\d+[eE])")
 
 
 def separator_options(separator: str) -> dict[str, Any]:
