@@ -35,8 +35,8 @@ def recoded(column: Column, content: Content, strict: bool = True) -> np.ndarray
             raise TypeError(
                 f"`frame`: column {column.name!r} must hold numbers, as in the training table, got {label!r}."
             )
-        bad = np.flatnonzero(present & (values != np.rint(values))) if column.kind == "whole" else []
-        if len(bad) and strict:
+        bad = np.flatnonzero(present & (values != np.rint(values)))
+        if column.kind == "whole" and len(bad) and strict:
             raise ValueError(
                 f"`frame`: column {column.name!r} holds {values[bad[0]]:g} in row {bad[0] + 1}, and the training table "
                 "had whole numbers only."

@@ -231,7 +231,8 @@ class TableEncoder:
         >>> encoder.violations(pandas.DataFrame({"a": [1.0, 2.0], "unit": ["m", "km"]})).tolist()
         [False, True]
         """
-        contents, bad = self._contents(frame), np.zeros(len(frame), bool)
+        contents = self._contents(frame)
+        bad: np.ndarray = np.zeros(len(frame), bool)
         values = {name: recoded(self._by_name[name], content, False) for name, content in contents.items()}
         for column in self.columns:
             if column.name not in values:
@@ -322,7 +323,7 @@ class TableEncoder:
             raise ValueError(f"`config` must have format {_FORMAT}, got {config.get('format')!r}.")
         columns = []
         for entry in config["columns"]:
-            fields = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+            fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
             fields["sources"] = tuple((name, float(weight)) for name, weight in fields.get("sources", ()))
             columns.append(Column(**fields))
         return cls(tuple(columns), config["missing"], config["labels"])

@@ -32,9 +32,7 @@ def decoded_series(column: Column, values: np.ndarray) -> pandas.Series:
     if _is_number(column.dtype):  # numbers as categories
         numbers = np.array([*map(float, column.levels), np.nan])
         return _numbers(column, numbers[codes], missing)
-    labels = np.empty(len(column.levels) + 1, object)
-    labels[:-1] = column.levels
-    labels[-1] = None
+    labels = np.array([*column.levels, None], object)
     dtype = "boolean" if column.dtype == "bool" and missing.any() else column.dtype
     cells = labels[codes]
     if dtype == "object":
