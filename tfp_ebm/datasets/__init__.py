@@ -2,7 +2,8 @@
 
 `load` returns finite float32 numbers `[rows, ...]`, and `load_table` a data frame. A file that cannot be used directly
 (because of a missing cell, a date, a column that needs more precision than float32) raises an error with the line, the
-column and a remedy.
+column and a remedy. `load_table(path, mixed=True)` keeps text, truth values and missing cells, and `TableEncoder` maps
+such frames to numbers and back.
 
 **Dequantisation.** Data that are whole numbers have no density. A model of such a density puts increasingly sharp peaks
 on the integers: the likelihood grows without bound, and the exact score-matching objective decreases without bound.
