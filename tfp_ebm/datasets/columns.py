@@ -323,7 +323,9 @@ class TableEncoder:
             raise ValueError(f"`config` must have format {_FORMAT}, got {config.get('format')!r}.")
         columns = []
         for entry in config["columns"]:
-            fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+            fields: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+            }
             fields["sources"] = tuple((name, float(weight)) for name, weight in fields.get("sources", ()))
             columns.append(Column(**fields))
         return cls(tuple(columns), config["missing"], config["labels"])
