@@ -2,7 +2,8 @@
 
 `load` returns finite float32 numbers `[rows, ...]`, and `load_table` a data frame. A file that cannot be used directly
 (because of a missing cell, a date, a column that needs more precision than float32) raises an error with the line, the
-column and a remedy.
+column and a remedy. `load_table(path, mixed=True)` keeps text, truth values and missing cells, and `TableEncoder` maps
+such frames to numbers and back.
 
 **Dequantisation.** Data that are whole numbers have no density. A model of such a density puts increasingly sharp peaks
 on the integers: the likelihood grows without bound, and the exact score-matching objective decreases without bound.
@@ -11,6 +12,7 @@ over a cell, is a lower bound on the log-likelihood of the integers (Theis, van 
 evaluation of generative models, 2016, https://arxiv.org/abs/1511.01844).
 """
 
+from tfp_ebm.datasets.columns import TableEncoder
 from tfp_ebm.datasets.draws import (
     TOY_NAMES,
     banana,
@@ -30,6 +32,7 @@ from tfp_ebm.datasets.tables import load_table
 
 __all__ = [
     "TOY_NAMES",
+    "TableEncoder",
     "banana",
     "checkerboard",
     "digits",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _MINUS = "\u2212\u2013\ufe63\uff0d"  # typographic forms of "-"
 _CURRENCY = "$\u20ac\u00a3\u00a5\u20b9"
@@ -204,3 +204,13 @@ def is_whole(cell: str) -> bool:
     (True, False)
     """
     return bool(_PLAIN.match(cell))
+
+
+def shown_list(items: list[Any], separator: str = ", ") -> str:
+    """Returns the first ten items of a list as text, strings in quotes if they are joined by a comma.
+
+    >>> shown_list(["a", 2])
+    "'a', 2"
+    """
+    shown = [repr(item) if separator == ", " else str(item) for item in items[:10]]
+    return separator.join(shown) + (f"{separator}…" if len(items) > 10 else "")

@@ -7,15 +7,15 @@ remedy; ambiguous values are kept, with a warning.
 from __future__ import annotations
 
 import collections
-import decimal
 import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfp_ebm.datasets import cells
+from tfp_ebm.datasets import cells, typed
 from tfp_ebm.datasets.cells import cure
+from tfp_ebm.datasets.faults import MIXED, missing_cells, not_numbers, short
 from tfp_ebm.datasets.layout import Layout, is_index, is_unnamed
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 _SENTINELS = tuple(
     sign * value for value in (99.0, 999.0, 9999.0, 99999.0, 99.9, 999.9, 999.99, 9999.9) for sign in (-1, 1)
 )
-_EXAMPLES = 3
 # Columns determine each other if the smallest eigenvalue of their correlation matrix is below the first number; frames
 # with more columns than the second number are not checked.
 _COLLINEAR, _MAX_COLLINEAR_COLUMNS = 1e-6, 256
@@ -50,12 +49,17 @@ def unique_names(names: list[str]) -> list[str]:
     return result
 
 
-def frame_of_layout(layout: Layout, label: str) -> pandas.DataFrame:
-    """Returns the numbers of a table of cells.
+def frame_of_layout(layout: Layout, label: str, mixed: bool = False) -> pandas.DataFrame:
+    """Returns the table of the cells of a file.
+
+    Args:
+      layout: the names of the columns, and the cells.
+      label: the name of the file in error messages.
+      mixed: whether columns may hold text, truth values and missing cells; else only numbers.
 
     Raises:
-      ValueError: if a cell is missing, infinite or not a number. The error gives the number of such cells and the
-        position of the first.
+      ValueError: if a cell is infinite, or, unless `mixed`, missing or not a number. The error gives the number of such
+        cells and the position of the first.
     """
     import pandas
 
@@ -68,26 +72,33 @@ def frame_of_layout(layout: Layout, label: str) -> pandas.DataFrame:
     notation = cells.notation_of((cell for column in columns for cell in column), layout.separator, label)
     if notation.doubtful:
         _warn_of_doubt(notation, names, columns, label)
-    values = {}
+    values: dict[str, Any] = {}
     missing: list[tuple[int, int]] = []
     for i, (name, column) in enumerate(zip(names, columns, strict=True)):
         numbers = [math.nan if cells.is_missing(cell) else cells.to_number(cell, notation.decimal) for cell in column]
         texts = [row for row, number in enumerate(numbers) if number is None]
+        if texts and mixed:
+            values[name] = typed.labels_of(name, column, texts, lines, label)
+            continue
         if texts:
-            raise _not_numbers(name, column, texts, lines, label)
+            raise not_numbers(name, column, texts, lines, label)
         infinite = [row for row, number in enumerate(numbers) if number is not None and math.isinf(number)]
         if infinite:
             row = infinite[0]
             raise ValueError(
                 f"{label} must hold finite numbers: {len(infinite)} cell(s) of column {name!r} do not, the first in "
-                f"line {lines[row]} ({_short(column[row])})."
+                f"line {lines[row]} ({short(column[row])})."
             )
         _check_decorations(name, column, label)
-        missing += [(row, i) for row, number in enumerate(numbers) if number is not None and math.isnan(number)]
+        absent = [row for row, number in enumerate(numbers) if number is not None and math.isnan(number)]
+        missing += [(row, i) for row in absent]
+        if absent and mixed:
+            values[name] = typed.numbers_of(column, numbers)
+            continue
         array = np.array([int(cell) for cell in column] if all(map(cells.is_whole, column)) else numbers)
         values[name] = array if array.dtype != object else np.array(numbers, float)
-    if missing:
-        raise _missing_cells(missing, names, label, f"line {lines[min(missing)[0]]}", len(lines))
+    if missing and not mixed:
+        raise missing_cells(missing, names, label, f"line {lines[min(missing)[0]]}", len(lines))
     return pandas.DataFrame(values)
 
 
@@ -97,10 +108,6 @@ def warn_of_index(what: str, label: str) -> None:
         f"{label}: the first column has no name and holds {what}, so it is left out; give it a name to keep it.",
         stacklevel=3,
     )
-
-
-def _short(cell: str) -> str:
-    return repr(cell if len(cell) <= 40 else f"{cell[:37]}…")
 
 
 def _warn_of_doubt(notation: cells.Notation, names: list[str], columns: list[list[str]], label: str) -> None:
@@ -116,35 +123,6 @@ def _warn_of_doubt(notation: cells.Notation, names: list[str], columns: list[lis
     )
 
 
-def _not_numbers(name: str, column: list[str], texts: list[int], lines: list[int], label: str) -> ValueError:
-    """Returns the error for a column with text in some cells."""
-    words = [column[row] for row in texts]
-    where = f"the first in line {lines[texts[0]]} ({_short(words[0])})"
-    kinds = list(dict.fromkeys(words))
-    shown = ", ".join(_short(kind) for kind in kinds[:_EXAMPLES]) + (", …" if len(kinds) > _EXAMPLES else "")
-    start = f"{label}: column {name!r} holds"
-    if all(map(cells.is_date, words)):
-        return ValueError(
-            f"{start} dates or times ({shown}), {where}; energies take numbers: write them as numbers, such as days or "
-            "seconds from the first, or leave the column out."
-        )
-    others = [cell for row, cell in enumerate(column) if row not in set(texts) and not cells.is_missing(cell)]
-    if {word.lower() for word in kinds} <= cells.BOOLEANS and set(others) <= {"0", "1"}:
-        return ValueError(
-            f"{start} truth values ({shown}), {where}; energies take numbers: leave the column out, or write 0 and 1, "
-            "which have no density unless noise is added."
-        )
-    if not others:
-        return ValueError(
-            f"{start} {len(kinds)} categories ({shown}), {where}; energies take numbers: leave the column out, or fit "
-            "one model for each category."
-        )
-    more = ""
-    if len(kinds) == 1 and len(words) > 1:
-        more = f" If {_short(words[0])} stands for a missing cell, {cure(f'na_values=[{words[0]!r}]')}"
-    return ValueError(f"{label} must hold numbers: {len(words)} cell(s) of column {name!r} do not, {where}." + more)
-
-
 def _check_decorations(name: str, column: list[str], label: str) -> None:
     """Raises if only some of a column's numbers have a percent or currency sign; warns about percentages."""
     kinds = collections.Counter(cells.decoration(cell) for cell in column if not cells.is_missing(cell))
@@ -157,22 +135,19 @@ def _check_decorations(name: str, column: list[str], label: str) -> None:
         warnings.warn(f"{label}: column {name!r}: 12 % is read as 12, not as 0.12.", stacklevel=3)
 
 
-def _missing_cells(missing: list[tuple[int, int]], names: list[str], label: str, where: str, rows: int) -> ValueError:
-    by_column = collections.Counter(names[i] for _, i in missing)
-    most = ", ".join(f"{count} in {name!r}" for name, count in by_column.most_common(_EXAMPLES))
-    more = f" and others in {len(by_column) - _EXAMPLES} more columns" if len(by_column) > _EXAMPLES else ""
-    affected, column = len({row for row, _ in missing}), names[min(missing)[1]]
-    return ValueError(
-        f"{label} has {len(missing)} missing cell(s) in {affected} of {rows} rows: {most}{more}; the first in {where}, "
-        f"column {column!r}. Fill them in, or leave those rows or columns out, first."
-    )
-
-
-def checked_frame(frame: pandas.DataFrame, label: str) -> pandas.DataFrame:
+def checked_frame(
+    frame: pandas.DataFrame, label: str, mixed: bool = False, as_given: frozenset[str] = frozenset()
+) -> pandas.DataFrame:
     """Returns a frame that pandas read, after checking that it holds finite numbers only.
 
+    Args:
+      frame: the frame.
+      label: the name of the file in error messages.
+      mixed: whether columns may also hold text, categories, truth values and missing cells.
+      as_given: the columns whose dtype the user gave; their text is not checked.
+
     Raises:
-      ValueError: if a column holds anything else, or cells are missing.
+      ValueError: if a column holds anything else, or, unless `mixed`, cells are missing.
     """
     import pandas
     from pandas.api import types
@@ -193,10 +168,12 @@ def checked_frame(frame: pandas.DataFrame, label: str) -> pandas.DataFrame:
     for name in frame.columns:
         column = frame[name]
         start = f"{label}: column {name!r} holds"
+        if mixed and (types.is_bool_dtype(column) or isinstance(column.dtype, pandas.CategoricalDtype)):
+            continue
         if types.is_bool_dtype(column):
             raise ValueError(
                 f"{start} truth values; energies take numbers: leave the column out, or write 0 and 1, which have no "
-                "density unless noise is added."
+                f"density unless noise is added; {MIXED}."
             )
         if types.is_datetime64_any_dtype(column) or isinstance(column.dtype, pandas.PeriodDtype):
             raise ValueError(
@@ -207,15 +184,17 @@ def checked_frame(frame: pandas.DataFrame, label: str) -> pandas.DataFrame:
             raise ValueError(f"{start} durations; write them as numbers, such as seconds.")
         if types.is_complex_dtype(column):
             raise TypeError(f"{start} complex numbers; write their real and imaginary parts as two columns.")
+        if name in as_given and types.is_string_dtype(column):
+            continue
         if not types.is_numeric_dtype(column):
-            frame[name] = _numbers_of(name, column, label)
-        elif types.is_extension_array_dtype(column):
+            frame[name] = typed.checked_labels(name, column, label) if mixed else _numbers_of(name, column, label)
+        elif not mixed and types.is_extension_array_dtype(column):
             frame[name] = column.to_numpy(np.float64, na_value=np.nan)
-    missing = [(int(row), int(i)) for row, i in np.argwhere(frame.isna().to_numpy())]
+    missing = [] if mixed else [(int(row), int(i)) for row, i in np.argwhere(frame.isna().to_numpy())]
     if missing:
-        raise _missing_cells(missing, list(frame.columns), label, f"row {min(missing)[0] + 1}", len(frame))
-    for name in frame.columns:
-        infinite = np.flatnonzero(~np.isfinite(frame[name].to_numpy(np.float64)))
+        raise missing_cells(missing, list(frame.columns), label, f"row {min(missing)[0] + 1}", len(frame))
+    for name in numeric_names(frame):
+        infinite = np.flatnonzero(np.isinf(frame[name].to_numpy(np.float64, na_value=np.nan)))
         if len(infinite):
             raise ValueError(
                 f"{label} must hold finite numbers: {len(infinite)} cell(s) of column {name!r} do not, the first in "
@@ -224,32 +203,44 @@ def checked_frame(frame: pandas.DataFrame, label: str) -> pandas.DataFrame:
     return frame
 
 
+def numeric_names(frame: pandas.DataFrame) -> list[str]:
+    """Returns the names of the columns that hold numbers, not truth values."""
+    from pandas.api import types
+
+    return [
+        name for name in frame.columns if types.is_numeric_dtype(frame[name]) and not types.is_bool_dtype(frame[name])
+    ]
+
+
 def _numbers_of(name: str, column: Any, label: str) -> np.ndarray:
     """Returns the numbers of a column of objects, such as decimals or text, in which each object is a number."""
-    values = [None if missing else value for value, missing in zip(column, column.isna(), strict=True)]
-    if all(value is None or isinstance(value, int | float | decimal.Decimal | np.number) for value in values):
-        return np.array([math.nan if value is None else float(value) for value in values])
-    texts = ["" if value is None else str(value) for value in values]
-    bad = [row for row, cell in enumerate(texts) if not cells.is_missing(cell) and cells.to_number(cell, ".") is None]
-    if not bad:  # numbers in quotes
-        return np.array([math.nan if cells.is_missing(cell) else cells.to_number(cell, ".") for cell in texts])
-    error = _not_numbers(name, texts, bad, [row + 1 for row in range(len(texts))], label)
-    raise ValueError(str(error).replace("in line ", "in row "))
+    numbers, texts, bad = typed.parsed(column)
+    if bad:
+        raise typed.in_rows(not_numbers(name, texts, bad, [row + 1 for row in range(len(texts))], label))
+    return numbers
 
 
-def warn_of_habits(frame: pandas.DataFrame, label: str, has_names: bool) -> None:
-    """Warns about columns that count the rows, numbers that may mark missing cells, and linearly dependent columns."""
-    values = frame.to_numpy(np.float64)
+def warn_of_habits(frame: pandas.DataFrame, label: str, has_names: bool, mixed: bool = False) -> None:
+    """Warns about columns that count the rows, numbers that may mark missing cells, and linearly dependent columns.
+
+    The last warning is left out for `mixed` tables, because `TableEncoder` keeps dependent columns aside.
+    """
+    names = numeric_names(frame)
+    if not names:
+        return
+    values = frame[names].to_numpy(np.float64, na_value=np.nan)
     for value in _SENTINELS:
         at = values == value
-        for i in np.flatnonzero((at.sum(axis=0) > 1) & ~at.all(axis=0)):
+        for i in np.flatnonzero((at.sum(axis=0) > 1) & ~(at | np.isnan(values)).all(axis=0)):
             if _is_far(value, values[~at[:, i], i]):
                 warnings.warn(
-                    f"{label}: column {frame.columns[i]!r} holds {value:g} {at[:, i].sum()} times, far from its other "
+                    f"{label}: column {names[i]!r} holds {value:g} {at[:, i].sum()} times, far from its other "
                     f"numbers. If it stands for a missing cell, {cure(f'na_values=[{value:g}]')}",
                     stacklevel=3,
                 )
     first = values[:, 0]
+    if names[0] != frame.columns[0]:
+        return
     if len(frame) > 4 and frame.shape[1] > 1 and first[0] in (0, 1) and (np.diff(first) == 1).all():
         kept = list(frame.columns[1:]) if has_names else list(range(1, frame.shape[1]))
         shown = repr(kept[:3])[:-1] + (", …]" if len(kept) > 3 else "]")
@@ -258,11 +249,12 @@ def warn_of_habits(frame: pandas.DataFrame, label: str, has_names: bool) -> None
             + cure(f"usecols={shown}"),
             stacklevel=3,
         )
-    _warn_of_collinear_columns(values, list(frame.columns), label)
+    if not mixed:
+        _warn_of_collinear_columns(values, list(frame.columns), label)
 
 
 def _is_far(value: float, others: np.ndarray) -> bool:
-    low, high = float(others.min()), float(others.max())
+    low, high = float(np.nanmin(others)), float(np.nanmax(others))
     return bool(max(low - value, value - high) > high - low)
 
 

@@ -36,7 +36,7 @@ class Layout(NamedTuple):
     separator: str
 
 
-def find_layout(rows: list[Row], source: Lines, separator: str, label: str) -> Layout:
+def find_layout(rows: list[Row], source: Lines, separator: str, label: str, mixed: bool = False) -> Layout:
     """Finds the column names and the body of a table in the rows of a file.
 
     Args:
@@ -44,6 +44,7 @@ def find_layout(rows: list[Row], source: Lines, separator: str, label: str) -> L
       source: the lines of the file, for a header within a comment.
       separator: the separator of cells.
       label: the name of the file in error messages.
+      mixed: whether the table may have columns of text.
 
     Raises:
       ValueError: if there is no table, or rows differ in width.
@@ -53,7 +54,7 @@ def find_layout(rows: list[Row], source: Lines, separator: str, label: str) -> L
     rows, width = _without_trailing_cells(rows)
     first = _first_row(rows, width, label)
     body = _without_footers(rows[first:], width, label)
-    names, body, is_named = _header(rows[:first], body, width, source, separator, label)
+    names, body, is_named = _header(rows[:first], body, width, source, separator, label, mixed)
     if not body:
         raise ValueError(f"{label} has a header but no rows.")
     if is_named:
@@ -117,6 +118,8 @@ def _without_footers(body: list[Row], width: int, label: str) -> list[Row]:
         above = [cell for other in body[max(0, kept - 20) : kept - 1] for cell in other.cells]
         if not any(map(cells.is_numeric, above)) or not _is_text(filled[0]):
             break
+        if _is_label(row, body):
+            break
         word = re.split(r"[:\s]", filled[0].lower())[0]
         is_note = len(filled) == 1 and width > 1 and len(row.cells) <= width
         is_summary = filled[0].lower().rstrip(":") in _SUMMARIES or (word in _SUMMARIES and len(row.cells) != width)
@@ -128,13 +131,21 @@ def _without_footers(body: list[Row], width: int, label: str) -> list[Row]:
     return body[:kept]
 
 
+def _is_label(row: Row, body: list[Row]) -> bool:
+    """Returns whether the first text of a row at the end belongs to a column of labels."""
+    i = next(i for i, cell in enumerate(row.cells) if cell)
+    column = [other.cells[i] for other in body[: max(1, len(body) - _MAX_FOOTERS)] if i < len(other.cells)]
+    # a note in the first cell, below labels, is none of them
+    return row.cells[i] in column if i == 0 else any(cell and _is_text(cell) for cell in column[-20:])
+
+
 def _shown(row: list[str]) -> str:
     text = ", ".join(map(repr, row[:4])) + (", …" if len(row) > 4 else "")
     return text if len(text) < 80 else f"{text[:77]}…"
 
 
 def _header(
-    above: list[Row], body: list[Row], width: int, source: Lines, separator: str, label: str
+    above: list[Row], body: list[Row], width: int, source: Lines, separator: str, label: str, mixed: bool
 ) -> tuple[list[str], list[Row], bool]:
     """Returns the names of the columns, the rows below them, and whether there are names."""
     head = body[0].cells if body else []
@@ -144,8 +155,9 @@ def _header(
         raw = source.lines[body[0].first_line - 1] if source.lines else ""
         if separator == NO_SEPARATOR and '"' not in raw and any(mark in head[0] for mark in SEPARATORS[:-1]):
             raise ValueError(f"{label} is ragged: line {body[0].last_line} ({head[0]!r}) has more cells than the rows.")
-        return list(head), body[1:], True
-    if texts and has_numbers and _below(body, texts):
+        if not (mixed and _recurs(body, label)):
+            return list(head), body[1:], True
+    elif texts and has_numbers and (_below(body, texts) or (mixed and _is_new(body, texts))):
         warnings.warn(
             f"{label}: line {body[0].last_line} ({_shown(head)}) is taken as the header, although it holds numbers. If "
             f"it is a row, {cells.cure('header=None')}",
@@ -165,6 +177,37 @@ def _below(body: list[Row], columns: list[int]) -> bool:
         if column and sum(map(cells.is_numeric, column)) > len(column) / 2:
             return True
     return False
+
+
+def _recurs(body: list[Row], label: str) -> bool:
+    """Returns whether all cells of a first row of text recur below it; warns if some do."""
+    head = body[0].cells
+    again = [any(row.cells[i] == cell for row in body[1:] if i < len(row.cells)) for i, cell in enumerate(head)]
+    if not any(again):
+        return False
+    option = "header=0" if all(again) else "header=None"
+    warnings.warn(
+        f"{label}: line {body[0].last_line} ({_shown(head)}) is read as {'a row' if all(again) else 'the header'}, but "
+        f"may be {'the header' if all(again) else 'a row'}, because its cells recur below it. If it is, "
+        + cells.cure(option),
+        stacklevel=2,
+    )
+    return all(again)
+
+
+def _is_new(body: list[Row], columns: list[int]) -> bool:
+    """Returns whether a first row of words and whole numbers is a header above columns of labels: its words are new.
+
+    The labels below it must recur, or a new word means nothing.
+    """
+    head = body[0].cells
+    if not all(cells.is_whole(cell) for i, cell in enumerate(head) if i not in columns) or len(set(head)) < len(head):
+        return False
+    for i in columns:
+        below = collections.Counter(row.cells[i] for row in body[1:] if i < len(row.cells))
+        if head[i] in below or 2 * len(below) > len(body) - 1:
+            return False
+    return True
 
 
 def _header_of_named_rows(header: Row, body: list[Row], width: int, label: str) -> tuple[list[str], list[Row], bool]:

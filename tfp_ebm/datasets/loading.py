@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from tfp_ebm.arguments import check_data
 from tfp_ebm.datasets import frames, tables
 from tfp_ebm.datasets.arrays import read_array
 from tfp_ebm.datasets.draws import TOY_NAMES, TOYS, dequantize_whole, digits
+
+if TYPE_CHECKING:
+    import pandas
 
 
 def load(
@@ -61,23 +64,13 @@ def load_named(
     **read_options: Any,
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """Loads data as `load` does; also returns the names of the columns, or None if the data have no names."""
-    if not isinstance(path_or_name, str | os.PathLike):
-        raise TypeError(f"`path_or_name` must be a name or a path, got {path_or_name!r}.")
-    name = os.fspath(path_or_name)
+    name, read_options = _place(path_or_name, key, delimiter, read_options)
     if name in TOYS or name == "digits":
-        for option, given in {"key": key, "delimiter": delimiter, **read_options}.items():
-            if given is not None:
-                raise ValueError(f"`{option}` is for files, got {option}={given!r} with {name!r}.")
         if name == "digits":
             return digits(dequantize, seed), None
         if dequantize:
             raise ValueError(f"`dequantize` is for whole numbers, and {name} has a density already.")
         return TOYS[name](n, seed), None
-    if not Path(name).is_file():
-        known = ", ".join([*TOY_NAMES, "digits"])
-        raise FileNotFoundError(f"{name!r} is neither a file nor a known name; the names are {known}.")
-    given = {"key": key, "sep": delimiter}
-    read_options |= {option: value for option, value in given.items() if value is not None}
     label = tables.content_label(name)
     values, columns = _values(name, label, read_options)
     if (values == values[0]).all():
@@ -89,21 +82,83 @@ def load_named(
     return _as_float32(values, columns, label), columns
 
 
-def _values(name: str, label: str, read_options: dict[str, Any]) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Returns the numbers of a file, unconverted, and the names of their columns."""
+def load_frame(
+    path_or_name: str | os.PathLike[str],
+    key: str | None = None,
+    delimiter: str | None = None,
+    n: int = 50_000,
+    seed: Any = 0,
+    **read_options: Any,
+) -> pandas.DataFrame:
+    """Loads a table by name or from a file, with columns of text, truth values and missing cells, for `TableEncoder`.
+
+    Args:
+      path_or_name: one of `TOY_NAMES`, "digits", or the path of a file that `load_table` reads.
+      key: the name of the array in a `.npz` file with several arrays, or of the file in a `.zip` archive.
+      delimiter: one character that separates the cells of a text file; default: detected.
+      n: number of points drawn from a toy distribution; a file is read completely.
+      seed: an int or int32[2], for the toy distributions.
+      **read_options: see `load_table`.
+
+    Returns:
+      A `pandas.DataFrame`; columns without names are "column 1", "column 2", ….
+
+    Raises:
+      FileNotFoundError: if `path_or_name` is neither a known name nor a file.
+      TypeError: if an argument, or the numbers in the file, are of the wrong type.
+      ValueError: as for `load_table(path, mixed=True)`; or if an array does not have two axes.
+
+    >>> load_frame("two_moons", n=100).columns.tolist()
+    ['column 1', 'column 2']
+    """
+    name, read_options = _place(path_or_name, key, delimiter, read_options)
+    if name in TOYS or name == "digits":
+        values = digits(dequantize=False) if name == "digits" else TOYS[name](n, seed)
+        return tables.frame_of_array(values, name)[0]
+    return tables.load_table(name, mixed=True, **_options_of(name, read_options))
+
+
+def _place(
+    path_or_name: str | os.PathLike[str], key: str | None, delimiter: str | None, read_options: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Returns a known name or the path of a file, and the options of the file; raises if it is neither."""
+    if not isinstance(path_or_name, str | os.PathLike):
+        raise TypeError(f"`path_or_name` must be a name or a path, got {path_or_name!r}.")
+    name = os.fspath(path_or_name)
+    if name in TOYS or name == "digits":
+        for option, given in {"key": key, "delimiter": delimiter, **read_options}.items():
+            if given is not None:
+                raise ValueError(f"`{option}` is for files, got {option}={given!r} with {name!r}.")
+    elif not Path(name).is_file():
+        known = ", ".join([*TOY_NAMES, "digits"])
+        raise FileNotFoundError(f"{name!r} is neither a file nor a known name; the names are {known}.")
+    given = {"key": key, "sep": delimiter}
+    return name, read_options | {option: value for option, value in given.items() if value is not None}
+
+
+def _options_of(name: str, read_options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of a file; raises ValueError if the file has none of that name."""
+    suffix = Path(name).suffix.lower()
     if tables.is_array_file(name):
-        suffix = Path(name).suffix.lower()
         needless = next((option for option in read_options if option != "key" or suffix == ".npy"), None)
         if needless is not None:
             raise ValueError(f"`{'delimiter' if needless == 'sep' else needless}` is not for {suffix} files.")
+    elif "key" in read_options and suffix != ".zip":
+        raise ValueError(f"`key` is for .npz and .zip files, got key={read_options['key']!r} with {name!r}.")
+    return read_options
+
+
+def _values(name: str, label: str, read_options: dict[str, Any]) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Returns the numbers of a file, unconverted, and the names of their columns."""
+    _options_of(name, read_options)
+    if tables.is_array_file(name):
+        suffix = Path(name).suffix.lower()
         array = read_array(Path(name).read_bytes(), suffix, label, read_options.get("key"))
         if array.dtype.names is None:
             array = check_data(label.strip("`"), array)
             if array.ndim == 2:
                 frames.warn_of_habits(tables.frame_of_array(array, label)[0], label, has_names=False)
             return array, None
-    if "key" in read_options and Path(name).suffix.lower() not in (".npz", ".zip"):
-        raise ValueError(f"`key` is for .npz and .zip files, got key={read_options['key']!r} with {name!r}.")
     frame = tables.load_table(name, **read_options)
     return frame.to_numpy(), tuple(frame.columns) if tables.named(frame) else None
 

@@ -8,7 +8,6 @@ import io
 import json
 import lzma
 import os
-import re
 import warnings
 import zipfile
 import zlib
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfp_ebm.datasets import frames, layout, text
+from tfp_ebm.datasets import frames, layout, regular, text
 from tfp_ebm.datasets.arrays import read_array
 
 if TYPE_CHECKING:
@@ -30,12 +29,9 @@ _DECOMPRESS = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decom
 COMPRESSED = (*_DECOMPRESS, ".zip")
 SUFFIXES = (*TEXT, *OTHERS, *ARRAYS, *COMPRESSED)
 
-# A number whose point must be a decimal point, so that no point in the file separates thousands.
-_DECIMAL_POINT = re.compile(r"(?<![\d.,])(?:0\.\d|\d+\.\d{1,2}(?!\d)|\d+\.\d{4}|\d{4,}\.|\d*\.\d+[eE])")
 
-
-def load_table(path: str | os.PathLike[str], **read_options: Any) -> pandas.DataFrame:
-    """Reads a table of numbers from a file.
+def load_table(path: str | os.PathLike[str], *, mixed: bool = False, **read_options: Any) -> pandas.DataFrame:
+    """Reads a table from a file: of numbers, or of numbers, text and truth values.
 
     In text files (`.csv`, `.tsv`, `.txt`, `.dat`, `.data`), encoding, separator, decimal comma, header, comments,
     titles, units, row names and footers are detected. Other formats are `.parquet`, `.feather`, `.xlsx`,
@@ -44,19 +40,23 @@ def load_table(path: str | os.PathLike[str], **read_options: Any) -> pandas.Data
 
     Args:
       path: the path of the file.
+      mixed: whether columns may hold text, categories, truth values and missing cells, for `TableEncoder`. Empty cells
+        and the usual markers (NA, NaN, null, ?, …) are then missing. By default only numbers are allowed.
       **read_options: passed to the pandas function for the format: `read_csv`, `read_excel`, `read_parquet`,
         `read_feather` or `read_json`. With any option, pandas alone reads the file; only the encoding and the separator
         are still detected, unless given. `key` names the array of a `.npz` file or the file in a `.zip`.
 
     Returns:
       A `pandas.DataFrame` of finite numbers, with the names of the columns, or "column 1", "column 2", ….
+      If `mixed`, also of text, categories and booleans; whole numbers with missing cells are Int64.
 
     Raises:
       FileNotFoundError: if there is no such file.
       ImportError: if the format needs a package that is not installed; the error names the extra.
       TypeError: if `path` is not a path, or pandas has no such option.
-      ValueError: if the file is damaged, empty or ragged, if cells are missing, or if a column holds anything but
-        numbers: dates, truth values, categories. The error names the line and the column, and a remedy.
+      ValueError: if the file is damaged, empty or ragged; if a column holds dates, or mostly numbers and some text;
+        unless `mixed`, if cells are missing, or if a column holds truth values or categories. The error names the line
+        and the column, and a remedy.
 
     Warns:
       UserWarning: if the file is ambiguous; the warning names the column, and the option for the alternative.
@@ -69,16 +69,25 @@ def load_table(path: str | os.PathLike[str], **read_options: Any) -> pandas.Data
        depth  temperature
     0    0.5        18.25
     1    1.5        17.50
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "fish.csv")
+    ...     _ = path.write_text("species,length,tagged\\nperch,21,true\\ntrout,NA,false\\n")
+    ...     load_table(path, mixed=True)
+      species  length  tagged
+    0   perch      21    True
+    1   trout    <NA>   False
     """
+    if not isinstance(mixed, bool):
+        raise TypeError(f"`mixed` must be True or False, got {mixed!r}.")
     label, raw, suffix = _content(path, read_options)
     if suffix in ARRAYS:
-        frame, has_names = frame_of_array(read_array(raw, suffix, label, read_options.pop("key", None)), label)
+        frame, has_names = frame_of_array(read_array(raw, suffix, label, read_options.pop("key", None)), label, mixed)
         _refuse(read_options, f"{suffix} files")
     elif suffix in TEXT:
-        frame, has_names = _read_text(raw, label, suffix, read_options)
+        frame, has_names = _read_text(raw, label, suffix, read_options, mixed)
     else:
-        frame, has_names = _read_other(raw, label, suffix, read_options)
-    frames.warn_of_habits(frame, label, has_names)
+        frame, has_names = _read_other(raw, label, suffix, read_options, mixed)
+    frames.warn_of_habits(frame, label, has_names, mixed)
     return frame
 
 
@@ -152,7 +161,7 @@ def _refuse(options: dict[str, Any], what: str) -> None:
         raise TypeError(f"`{next(iter(options))}` is no option for {what}.")
 
 
-def frame_of_array(array: np.ndarray, label: str) -> tuple[pandas.DataFrame, bool]:
+def frame_of_array(array: np.ndarray, label: str, mixed: bool = False) -> tuple[pandas.DataFrame, bool]:
     """Returns the columns of a 2-D array, or the fields of a structured array, and whether they have names."""
     import pandas
 
@@ -164,102 +173,75 @@ def frame_of_array(array: np.ndarray, label: str) -> tuple[pandas.DataFrame, boo
                 f"{label}: the field {wide[0]!r} must hold one number in each row, got {array.dtype[wide[0]]}."
             )
         array = array.reshape(-1)
-        frame = pandas.DataFrame({name: array[name] for name in names})
-        return frames.checked_frame(_native(frame), label), True
+        fields = {name: array[name] for name in names}
+        frame = pandas.DataFrame({name: f.astype(str) if f.dtype.kind == "S" else f for name, f in fields.items()})
+        return frames.checked_frame(_native(frame), label, mixed), True
     if array.ndim != 2:
         raise ValueError(
             f"{label} must have shape [rows, columns], got {array.shape}; `datasets.load` reads such arrays."
         )
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{label} must hold real numbers, got an array of dtype {array.dtype}.")
-    array = array.astype(np.uint8) if array.dtype.kind == "b" else array
+    array = array.astype(np.uint8) if array.dtype.kind == "b" and not mixed else array
     frame = pandas.DataFrame(array, columns=frames.unique_names([""] * array.shape[1]))
-    return frames.checked_frame(_native(frame), label), False
+    return frames.checked_frame(_native(frame), label, mixed), False
 
 
 def _native(frame: pandas.DataFrame) -> pandas.DataFrame:
     """Converts a frame to this machine's byte order and to a precision that pandas supports."""
-    swapped = {name: kind.newbyteorder("=") for name, kind in frame.dtypes.items() if not kind.isnative}
+    swapped = {
+        name: kind.newbyteorder("=") for name, kind in frame.dtypes.items() if not getattr(kind, "isnative", True)
+    }
     return frame.astype(swapped) if swapped else frame
 
 
 # --- text ----------------------------------------------------------------------------------------------------------
 
 
-def _read_text(raw: bytes, label: str, suffix: str, options: dict[str, Any]) -> tuple[pandas.DataFrame, bool]:
+def _read_text(
+    raw: bytes, label: str, suffix: str, options: dict[str, Any], mixed: bool
+) -> tuple[pandas.DataFrame, bool]:
     _refuse({name: value for name, value in options.items() if name == "key"}, f"{suffix} files")
+    frame = _read_fast(raw, label, options, mixed)
+    if frame is not None:
+        return frame
     content = text.decode(raw, label, options.pop("encoding", None))
     source = text.split_lines(content)
     if not any(line.strip() for line in source.lines):
         raise ValueError(f"{label} is empty.")
     quote = options.get("quotechar") or text.find_quote(source.lines)
     separator = options.pop("sep", None) or options.pop("delimiter", None) or source.separator
-    if separator is not None:
-        separator = {"\\t": "\t", r"\s+": " "}.get(separator, separator)
-        if not isinstance(separator, str) or len(separator) != 1 or separator in "\"'\r\n":
-            raise ValueError(f"`sep` must be one character, got {separator!r}.")
-    separator = separator or text.find_separator(source.lines, quote)
+    separator = _checked_separator(separator) if separator else text.find_separator(source.lines, quote)
     if set(options) - {"quotechar"}:
-        return _read_by_pandas("read_csv", io.StringIO(content), label, {**_separator(separator), **options}), True
-    head = text.rows(source.lines[: text.HEAD], separator, quote)
-    frame = _read_fast(source, head, separator, quote, content, label)
-    if frame is None:
-        rows = text.rows(source.lines, separator, quote) if len(source.lines) > text.HEAD else head
-        found = layout.find_layout(rows, source, separator, label)
-        return frames.frame_of_layout(found, label), found.has_names
-    return frame
+        named = {**regular.separator_options(separator), **options}
+        return _read_by_pandas("read_csv", io.StringIO(content), label, named, mixed), True
+    rows = text.rows(source.lines, separator, quote)
+    found = layout.find_layout(rows, source, separator, label, mixed)
+    return frames.frame_of_layout(found, label, mixed), found.has_names
 
 
-def _separator(separator: str) -> dict[str, Any]:
-    if separator == text.NO_SEPARATOR:
-        return {"sep": ","}
-    return {"sep": r"\s+" if separator == " " else separator, "skipinitialspace": True}
-
-
-def _read_fast(
-    source: text.Lines, head: list[text.Row], separator: str, quote: str, content: str, label: str
-) -> tuple[pandas.DataFrame, bool] | None:
-    """Reads a table of plain numbers by pandas's own parser; returns None for any other table.
+def _read_fast(raw: bytes, label: str, options: dict[str, Any], mixed: bool) -> tuple[pandas.DataFrame, bool] | None:
+    """Reads a regular table of text by pandas's own parser; returns None for any other table.
 
     The parser is about ten times faster than reading cell by cell, but it does not report ambiguous values.
     """
-    import pandas
+    if set(options) - {"quotechar", "sep", "delimiter"}:
+        return None
+    given = options.get("sep") or options.get("delimiter")
+    return regular.read_regular(raw, label, given and _checked_separator(given), options.get("quotechar"), mixed)
 
-    if len(head) < 2 or ("." in content and not _DECIMAL_POINT.search(content)):
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # the careful reader issues the warnings
-            found = layout.find_layout(head, source, separator, label)
-            start = found.body[0].first_line - 1
-            frame = pandas.read_csv(
-                io.StringIO("\n".join(source.lines[start:])),
-                header=None,
-                quotechar=quote,
-                na_filter=False,
-                index_col=False,
-                **(
-                    {"float_precision": "round_trip"} if pandas.__version__.startswith("2.") else {}
-                ),  # which is the default since
-                low_memory=False,
-                **_separator(separator),
-            )
-    except (ValueError, Warning):
-        return None
-    width = len(found.names)
-    if frame.shape[1] != width or any(kind.kind not in "if" for kind in frame.dtypes):
-        return None
-    if not np.isfinite(frame.to_numpy()).all():
-        return None
-    if found.has_names and width > 1 and layout.is_unnamed(found.names[0]):
-        return None
-    return frame.set_axis(frames.unique_names(found.names), axis=1), found.has_names
+
+def _checked_separator(separator: Any) -> str:
+    separator = {"\\t": "\t", r"\s+": " "}.get(separator, separator) if isinstance(separator, str) else separator
+    if not isinstance(separator, str) or len(separator) != 1 or separator in "\"'\r\n":
+        raise ValueError(f"`sep` must be one character, got {separator!r}.")
+    return separator
 
 
 # --- other formats -------------------------------------------------------------------------------------------------
 
 
-def _read_by_pandas(function: str, source: Any, label: str, options: dict[str, Any]) -> pandas.DataFrame:
+def _read_by_pandas(function: str, source: Any, label: str, options: dict[str, Any], mixed: bool) -> pandas.DataFrame:
     """Reads a frame by a pandas function, and checks it."""
     import pandas
 
@@ -279,24 +261,28 @@ def _read_by_pandas(function: str, source: Any, label: str, options: dict[str, A
         raise ValueError(f"{label} must hold a table, got {type(frame).__name__}.")
     if function == "read_csv" and options.get("header", 0) is None and "names" not in options:
         frame = frame.set_axis(frames.unique_names([""] * frame.shape[1]), axis=1)
-    return frames.checked_frame(frame, label)
+    dtype = options.get("dtype") if mixed else None
+    as_given = frozenset(map(str, frame.columns if isinstance(dtype, str | type) else dtype or ()))
+    return frames.checked_frame(frame, label, mixed, as_given)
 
 
-def _read_other(raw: bytes, label: str, suffix: str, options: dict[str, Any]) -> tuple[pandas.DataFrame, bool]:
+def _read_other(
+    raw: bytes, label: str, suffix: str, options: dict[str, Any], mixed: bool
+) -> tuple[pandas.DataFrame, bool]:
     _refuse({name: value for name, value in options.items() if name == "key"}, f"{suffix} files")
     source = io.BytesIO(raw)
     if suffix == ".parquet":
-        return _read_by_pandas("read_parquet", source, label, options), True
+        return _read_by_pandas("read_parquet", source, label, options, mixed), True
     if suffix == ".feather":
-        return _read_by_pandas("read_feather", source, label, options), True
+        return _read_by_pandas("read_feather", source, label, options, mixed), True
     if suffix in (".json", ".jsonl", ".ndjson"):
         content = text.decode(raw, label)
         if options:
-            return _read_by_pandas("read_json", io.StringIO(content), label, options), True
-        return frames.checked_frame(_parsed_json(content, label), label), True
+            return _read_by_pandas("read_json", io.StringIO(content), label, options, mixed), True
+        return frames.checked_frame(_parsed_json(content, label), label, mixed), True
     if options.keys() - {"sheet_name"}:
-        return _read_by_pandas("read_excel", source, label, options), True
-    return _read_sheet(source, label, options.get("sheet_name", 0))
+        return _read_by_pandas("read_excel", source, label, options, mixed), True
+    return _read_sheet(source, label, options.get("sheet_name", 0), mixed)
 
 
 def _parsed_json(content: str, label: str) -> pandas.DataFrame:
@@ -328,7 +314,7 @@ def _frame_of_json(table: Any) -> pandas.DataFrame:
     return pandas.DataFrame(table)
 
 
-def _read_sheet(source: io.BytesIO, label: str, sheet: str | int) -> tuple[pandas.DataFrame, bool]:
+def _read_sheet(source: io.BytesIO, label: str, sheet: str | int, mixed: bool) -> tuple[pandas.DataFrame, bool]:
     """Reads the table in a sheet of a workbook; its cells are treated as those of a text file."""
     import pandas
 
@@ -351,8 +337,8 @@ def _read_sheet(source: io.BytesIO, label: str, sheet: str | int) -> tuple[panda
         for i, row in enumerate(cells.itertuples(index=False, name=None))
     ]
     filled = [row for row in rows if any(row.cells)]
-    found = layout.find_layout(filled, text.Lines([], {}, None), ",", label)
-    return frames.frame_of_layout(found, label), found.has_names
+    found = layout.find_layout(filled, text.Lines([], {}, None), ",", label, mixed)
+    return frames.frame_of_layout(found, label, mixed), found.has_names
 
 
 def _cell_text(value: Any) -> str:

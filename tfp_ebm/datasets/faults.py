@@ -1,0 +1,66 @@
+"""Errors for columns and cells of tables that are not the numbers that were expected."""
+
+from __future__ import annotations
+
+import collections
+
+from tfp_ebm.datasets import cells
+from tfp_ebm.datasets.cells import cure
+
+_EXAMPLES = 3
+# What to do with a table that holds more than numbers.
+MIXED = "`load_table(path, mixed=True)` reads such tables, and `TableEncoder` turns them into numbers"
+
+
+def short(cell: str) -> str:
+    """Returns a cell in quotes, cut after 40 characters."""
+    return repr(cell if len(cell) <= 40 else f"{cell[:37]}…")
+
+
+def not_numbers(name: str, column: list[str], texts: list[int], lines: list[int], label: str) -> ValueError:
+    """Returns the error for a column with text in some cells."""
+    words = [column[row] for row in texts]
+    where = f"the first in line {lines[texts[0]]} ({short(words[0])})"
+    kinds = list(dict.fromkeys(words))
+    shown = ", ".join(short(kind) for kind in kinds[:_EXAMPLES]) + (", …" if len(kinds) > _EXAMPLES else "")
+    start = f"{label}: column {name!r} holds"
+    if all(map(cells.is_date, words)):
+        return ValueError(
+            f"{start} dates or times ({shown}), {where}; energies take numbers: write them as numbers, such as days or "
+            "seconds from the first, or leave the column out."
+        )
+    others = [cell for row, cell in enumerate(column) if row not in set(texts) and not cells.is_missing(cell)]
+    if {word.lower() for word in kinds} <= cells.BOOLEANS and set(others) <= {"0", "1"}:
+        return ValueError(
+            f"{start} truth values ({shown}), {where}; energies take numbers: leave the column out, or write 0 and 1, "
+            f"which have no density unless noise is added; {MIXED}."
+        )
+    if not others:
+        return ValueError(
+            f"{start} {len(kinds)} categories ({shown}), {where}; energies take numbers: leave the column out, or fit "
+            f"one model for each category; {MIXED}."
+        )
+    more = ""
+    if len(kinds) == 1 and len(words) > 1:
+        more = f" If {short(words[0])} stands for a missing cell, {cure(f'na_values=[{words[0]!r}]')}"
+    return ValueError(f"{label} must hold numbers: {len(words)} cell(s) of column {name!r} do not, {where}." + more)
+
+
+def missing_cells(missing: list[tuple[int, int]], names: list[str], label: str, where: str, rows: int) -> ValueError:
+    """Returns the error for missing cells.
+
+    Args:
+      missing: the row and the column of each.
+      names: the names of all columns.
+      label: the name of the file.
+      where: the line or row of the first one, in words.
+      rows: number of rows of the table.
+    """
+    by_column = collections.Counter(names[i] for _, i in missing)
+    most = ", ".join(f"{count} in {name!r}" for name, count in by_column.most_common(_EXAMPLES))
+    more = f" and others in {len(by_column) - _EXAMPLES} more columns" if len(by_column) > _EXAMPLES else ""
+    affected, column = len({row for row, _ in missing}), names[min(missing)[1]]
+    return ValueError(
+        f"{label} has {len(missing)} missing cell(s) in {affected} of {rows} rows: {most}{more}; the first in {where}, "
+        f"column {column!r}. Fill them in, or leave those rows or columns out, first; {MIXED}."
+    )
