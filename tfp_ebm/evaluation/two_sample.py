@@ -34,8 +34,9 @@ def two_sample_auc(x: Any, y: Any, *, seed: int = 0) -> Estimate:
 
     The value is the probability that a row of `y` has a higher score than a row of `x`, where ties count half, for
     scikit-learn's gradient boosted trees. A row is scored by trees fitted to the other four fifths of the rows. Equal
-    rows are in one fifth, unless most rows are equal to others. The mean of the fifths is returned, with the standard
-    error of DeLong et al. (1988). Between two draws of one distribution the value is ½ within this error.
+    rows are in one fifth, unless most rows are equal to others. The mean of the fifths is returned. Its standard error is
+    that of DeLong et al. (1988), times √(1 + 5/4) since the fits share rows (Nadeau & Bengio 2003): without it, the
+    error of 300 pairs of draws was 1.4 times too small.
 
     Args:
       x, y: tables `[rows, columns]` with at least 20 rows each, of which at most 5000 are used. NaN is a missing cell.
@@ -53,6 +54,7 @@ def two_sample_auc(x: Any, y: Any, *, seed: int = 0) -> Estimate:
     >>> abs(same.value - 0.5) < 3 * same.standard_error, shifted.value > 0.95
     (True, True)
     """
+    import threadpoolctl
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     check_count("seed", seed, minimum=0)
@@ -71,13 +73,15 @@ def two_sample_auc(x: Any, y: Any, *, seed: int = 0) -> Estimate:
         trees = HistGradientBoostingClassifier(
             learning_rate=0.1, max_iter=60, max_leaf_nodes=15, l2_regularization=1.0, early_stopping=False
         )
-        trees.fit(rows[~out], is_y[~out], weights[~out])
-        scores = trees.decision_function(rows[out])
+        with threadpoolctl.threadpool_limits(1):  # so many threads as cores take many times longer if cores are busy
+            trees.fit(rows[~out], is_y[~out], weights[~out])
+            scores = trees.decision_function(rows[out])
         of_x, of_y = scores[is_y[out] == 0], scores[is_y[out] == 1]
         exceeded, below = share_below(of_y, of_x), share_below(of_x, of_y)
         values.append(float(exceeded.mean()))
         variances.append(np.var(exceeded, ddof=1) / len(of_y) + np.var(below, ddof=1) / len(of_x))
-    variance = float(np.sum(variances)) / _FOLDS**2
+    shared = 1.0 + _FOLDS / (_FOLDS - 1)
+    variance = shared * float(np.sum(variances)) / _FOLDS**2
     return Estimate(float(np.mean(values)), math.hypot(math.sqrt(variance), 0.5 / min(len(x), len(y))))
 
 
