@@ -245,7 +245,7 @@ def _column_lines(report: Mapping[str, Any]) -> list[str]:
 
 def _verdict(report: Mapping[str, Any]) -> list[str]:
     if report["status"] == "ok":
-        return ["ok: the model is as good as the simple densities, and its samples look like the data."]
+        return ["ok: no check found a fault."]
     return ["FAILED:", *(f"  {failure}" for failure in report["failures"])]
 
 
