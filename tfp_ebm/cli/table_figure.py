@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_MARGINALS, _MAX_PAIRS, _MAX_CORNER, _MAX_POINTS = 12, 4, 6, 800
+# Up to so many columns, the plot of all pairs shows the worst well enough.
+_FEW_COLUMNS = 3
 # Panels in a row, and the width of the figure, inches.
 _PER_ROW, _WIDTH = 4, 11.0
 # Labels that have a bar of their own, and characters of a label and of a name.
-_MAX_BARS, _MAX_LABEL, _MAX_NAME = 8, 9, 24
+_MAX_BARS, _MAX_LABEL, _MAX_NAME = 10, 9, 24
+# How far an axis reaches beyond the quartiles, in ranges of the quartiles.
+_MAX_TAIL = 5.0
 _MISSING, _OTHER = "missing", "other"
 
 
@@ -56,8 +60,8 @@ def table_figure(
     """Draws the picture of a fit to a table.
 
     It has up to four parts: log-likelihoods of the model and of the references with the curves of training; the
-    columns, at most 12, those with the largest distances first; the pairs of columns whose dependence differs most; and
-    for two to six columns all pairs, data below the diagonal and samples above it.
+    columns, at most 12, those with the largest distances first; of four columns or more the pairs whose dependence
+    differs most; and of two to six columns all pairs, data below the diagonal and samples above it.
 
     Args:
       data, samples: tables with the same columns, data frames or `[rows, columns]`.
@@ -70,8 +74,8 @@ def table_figure(
     >>> from tfp_ebm.cli.table_report import table_report
     >>> x, y = np.random.default_rng(0).normal(size=(2, 200, 3))
     >>> report = table_report(x, y, [{"name": str(i), "kind": "continuous"} for i in range(3)])
-    >>> len(table_figure(x, y, None, report).axes)  # three columns, three pairs twice, and three by three
-    18
+    >>> len(table_figure(x, y, None, report).axes)  # three columns, and three by three
+    12
     """
     from matplotlib import pyplot
 
@@ -80,13 +84,12 @@ def table_figure(
     shown = (shown or list(columns))[:_MAX_MARGINALS]
     pairs = [pair["columns"] for pair in report.get("worst_pairs", ()) if set(pair["columns"]) <= set(columns)]
     parts: list[tuple[float, str, Callable[[Any], None]]] = []
-    has_likelihood = bool(report.get("references")) or report["held_out"]["log_likelihood"] is not None
-    if has_likelihood or history:
+    if _has_likelihood(report) or (history and len(history.get("loss") or ())):
         parts.append((2.3, "", lambda part: _likelihood_and_training(part, report, history)))
     title = "columns" if len(shown) == len(columns) else f"the {len(shown)} of {len(columns)} columns that differ most"
     height = 2.0 * math.ceil(len(shown) / _PER_ROW) + 0.5
     parts.append((height, f"{title}: data (filled), samples (line)", lambda part: _marginals(part, columns, shown)))
-    if pairs := pairs[:_MAX_PAIRS]:
+    if len(columns) > _FEW_COLUMNS and (pairs := pairs[:_MAX_PAIRS]):
         height = 2.2 * math.ceil(len(pairs) / 2) + 0.5
         title = "pairs that differ most: data (blue) beside samples (orange)"
         parts.append((height, title, lambda part: _pairs(part, columns, pairs)))
@@ -127,10 +130,22 @@ def _floats(column: Any) -> np.ndarray:
 
 
 def _limits(x: np.ndarray) -> tuple[float, float]:
+    """Returns the ends of an axis: .5 to 99.5 % of the cells, but no farther than heavy tails leave the rest visible."""
     present = x[np.isfinite(x)]
-    low, high = np.quantile(present, [0.005, 0.995]) if len(present) else (0.0, 0.0)
-    margin = 0.06 * (high - low) if high > low else 1.0
+    if not len(present):
+        return -1.0, 1.0
+    low, q25, q75, high = np.quantile(present, [0.005, 0.25, 0.75, 0.995])
+    if q75 > q25:
+        low, high = max(low, q25 - _MAX_TAIL * (q75 - q25)), min(high, q75 + _MAX_TAIL * (q75 - q25))
+    if _is_whole(present) and high - low <= 30.0:
+        margin = 0.6
+    else:
+        margin = 0.06 * (high - low) if high > low else 1.0
     return float(low - margin), float(high + margin)
+
+
+def _is_whole(x: np.ndarray) -> bool:
+    return len(x) > 0 and bool((x == np.round(x)).all())
 
 
 def _label_column(name: str, x: Any, y: Any) -> _Column:
@@ -169,12 +184,18 @@ def _short(text: str, most: int) -> str:
 
 
 def _likelihood_and_training(part: Any, report: Mapping[str, Any], history: Mapping[str, Any] | None) -> None:
-    left, right = part.subplots(1, 2)
-    _likelihoods(left, report)
+    """Draws what there is of log-likelihoods and curves of training side by side."""
+    drawers: list[Callable[[Axes], None]] = []
+    if _has_likelihood(report):
+        drawers.append(lambda ax: _likelihoods(ax, report))
     if history and len(history.get("loss") or ()):
-        _training(right, history)
-    else:
-        right.set_axis_off()
+        drawers.append(lambda ax: _training(ax, history))
+    for draw, ax in zip(drawers, _grid(part, len(drawers), 2), strict=True):
+        draw(ax)
+
+
+def _has_likelihood(report: Mapping[str, Any]) -> bool:
+    return bool(report.get("references")) or report["held_out"]["log_likelihood"] is not None
 
 
 def _likelihoods(ax: Axes, report: Mapping[str, Any]) -> None:
@@ -184,11 +205,10 @@ def _likelihoods(ax: Axes, report: Mapping[str, Any]) -> None:
     values = [value["log_likelihood"] for value in estimates.values()]
     errors = [value["standard_error"] for value in estimates.values()]
     finite = sorted((value for value in values if math.isfinite(value)), reverse=True) or [0.0]
-    error = max((error for value, error in zip(values, errors, strict=True) if value == finite[0]), default=0.0)
-    error = error if math.isfinite(error) else 0.0
-    depth = max(4.0 * (finite[0] - finite[min(1, len(finite) - 1)]), 15.0 * error, 0.5)
+    depth = max(4.0 * (finite[0] - finite[min(1, len(finite) - 1)]), 0.5)
     low = max(finite[-1], finite[0] - depth)
-    margin = 0.08 * (finite[0] - low) + 2.5 * error + 1e-3
+    shown = [error for value, error in zip(values, errors, strict=True) if value >= low and math.isfinite(error)]
+    margin = 0.08 * (finite[0] - low) + 1.2 * max(shown, default=0.0) + 1e-3
     for i, (name, value, spread) in enumerate(zip(estimates, values, errors, strict=True)):
         color = SAMPLE_COLOR if name == "model" else MODEL_COLOR
         if value >= low:
@@ -266,7 +286,7 @@ def _outline() -> dict[str, Any]:
 
 def _edges(x: np.ndarray, low: float, high: float) -> np.ndarray:
     """Returns the edges of the bins: at halves, a bin or more for each whole number, if all are whole."""
-    if len(x) and (x == np.round(x)).all():
+    if _is_whole(x):
         step = max(1.0, math.ceil((high - low) / 30.0))
         edges = np.arange(math.floor(low) - 0.5, high + step, step)
         return edges if len(edges) > 1 else np.array([low, high])
@@ -319,7 +339,7 @@ def _points(ax: Axes, a: _Column, b: _Column, x: np.ndarray, y: np.ndarray, colo
 
 def _jitter(column: _Column, rng: np.random.Generator, count: int) -> np.ndarray:
     x = column.x[np.isfinite(column.x)]
-    is_discrete = column.labels is not None or (len(x) > 0 and (x == np.round(x)).all() and len(np.unique(x)) <= 20)
+    is_discrete = column.labels is not None or (_is_whole(x) and len(np.unique(x)) <= 20)
     return rng.uniform(-0.3, 0.3, count) if is_discrete else np.zeros(count)
 
 
