@@ -32,7 +32,7 @@ def test_marginals_of_a_mixture_are_those_of_its_gaussians():
             parts = [scipy.stats.multivariate_normal(m[p], c[np.ix_(p, p)]).pdf(row[p]) if len(p) else 1.0
                      for m, c in zip(loc, covariance, strict=True)]  # fmt: skip
             expected.append(np.log(probs @ parts))
-        np.testing.assert_allclose(marginal_log_prob(MixtureParameters(probs, loc, scale_tril), y), expected, rtol=1e-9)
+        np.testing.assert_allclose(marginal_log_prob(MixtureParameters(probs, loc, scale_tril), y), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_units_have_the_jacobian_of_their_map():
@@ -69,15 +69,17 @@ def test_the_gaussian_has_the_likelihood_of_the_true_one(monkeypatch):
 
 
 def test_rows_with_missing_cells_are_judged_by_the_cells_present(monkeypatch):
-    """Paired with the true marginals, of which a fit to 80 % of the cells loses about .005; bound .05."""
-    x, covariance = correlated(2000, 4, seed=3)
-    x[np.random.default_rng(3).uniform(size=x.shape) < 0.2] = np.nan
+    """Paired with the true marginals, of which a fit to 70 % of the cells loses about .01; bound .05."""
+    covariance = 0.9 + 0.1 * np.eye(4)
+    rng = np.random.default_rng(3)
+    x = 10.0 + rng.normal(size=(2000, 4)) @ np.linalg.cholesky(covariance).T
+    x[rng.uniform(size=x.shape) < 0.3] = np.nan
     true = MixtureParameters(np.ones(1), np.full((1, 4), 10.0), np.linalg.cholesky(covariance)[None])
     expected = marginal_log_prob(true, x[1500:]).mean()
     found = reference_log_likelihoods(x[:1500], x[1500:])
     assert list(found) == NAMES
     assert abs(found["gaussian"][0] - expected) < 0.05 and abs(found["gaussian_mixture"][0] - expected) < 0.1
-    assert expected - 0.5 < found["kernel_density"][0] < expected
+    assert expected - 0.5 < found["kernel_density"][0] < expected + 0.05
     monkeypatch.setattr(references, "_filled", lambda y, seed: np.nan_to_num(y))  # control: filled with the mean
     assert abs(reference_log_likelihoods(x[:1500], x[1500:])["gaussian"][0] - expected) > 0.05
 

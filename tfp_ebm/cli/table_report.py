@@ -195,9 +195,7 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     """Returns the report as lines of text for the screen; the last is the verdict."""
     held_out = report["held_out"]
     left_out = held_out.get("rows_left_out", 0)
-    rows = f"{held_out['rows']} held-out rows" + (
-        f", without {left_out} that no density explains" if left_out else ""
-    )
+    rows = f"{held_out['rows']} held-out rows" + (f", without {left_out} that no density explains" if left_out else "")
     lines = [f"Log-likelihood in nats per row, of {rows}:"]
     if held_out["log_likelihood"] is None:
         lines.append("  model               unknown, since log Z is")

@@ -24,7 +24,7 @@ from tfp_ebm.recipes.density import split_rows
 # As in `recipes.density`: a column whose range between its outer thousandths, or whose farthest cell, is more than this
 # many times the range of its quartiles from the median has heavy tails.
 _HEAVY_TAILS = 12.0
-# Rows to fit to, at least; rows from which missing cells are drawn, and columns that the draw of one depends on, at most.
+# Rows to fit to, at least. At most: rows whose missing cells are drawn, and columns that the draw of one depends on.
 _MIN_ROWS, _MAX_IMPUTED_ROWS, _MAX_NEIGHBOURS = 4, 20_000, 20
 # Share of the rows that choose the bandwidth of a kernel density.
 _VALIDATION = 0.1

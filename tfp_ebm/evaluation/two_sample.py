@@ -4,8 +4,8 @@ They compare a model's samples with rows that it was not trained on, and need ne
 matrices or data frames with numbers, truth values, labels and missing cells.
 
 Data that are rounded, as most are, take few values, and samples of a continuous model do not. This is no fault of the
-model, but a classifier would find it. In a column of `x` that takes at most half as many values as it has rows, each
-cell of `y` is therefore moved to the nearest of these values first.
+model, but a classifier would find it. If a column takes at most half as many values as it has rows in `x`, and more in
+`y`, each cell of it in `y` is therefore moved to the nearest of the values in `x` first.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def two_sample_auc(x: Any, y: Any, *, seed: int = 0) -> Estimate:
 
     The value is the probability that a row of `y` has a higher score than a row of `x`, where ties count half, for
     scikit-learn's gradient boosted trees. A row is scored by trees fitted to the other four fifths of the rows. Equal
-    rows are in one fifth, unless most rows are equal to others. The mean of the fifths is returned. Its standard error is
-    that of DeLong et al. (1988), times √(1 + 5/4) since the fits share rows (Nadeau & Bengio 2003): without it, the
-    error of 300 pairs of draws was 1.4 times too small.
+    rows are in one fifth, unless most rows are equal to others. The mean of the fifths is returned. Its standard error
+    is that of DeLong et al. (1988), times √(1 + 5/4) since the fits share rows (Nadeau & Bengio 2003): without this
+    factor it was 1.2 to 1.4 times too small for pairs of draws.
 
     Args:
       x, y: tables `[rows, columns]` with at least 20 rows each, of which at most 5000 are used. NaN is a missing cell.
@@ -187,8 +187,8 @@ def worst_pairs(
     Each column is cut into a few cells: a number at its quintiles, labels by themselves; missing is a cell. The
     dependence of two columns is C = P(a, b) − P(a) P(b) over their cells, and the distance ½ Σ |C_x − C_y|, less the
     value that chance gives: it is about 0 for two draws of one distribution. Unlike a difference of correlations it is
-    defined for every kind of column and sees dependence that is not monotonic. Quintiles are each table's own, so that a
-    column that is wrong by itself, which `column_distances` shows, is not in all of the worst pairs.
+    defined for every kind of column and sees dependence that is not monotonic. Quintiles are each table's own, so that
+    a column that is wrong by itself, which `column_distances` shows, is not in all of the worst pairs.
 
     Args:
       x, y, kinds: as for `column_distances`. At most 20 000 rows of each are used.
@@ -260,9 +260,7 @@ def _positions(values: np.ndarray, column: np.ndarray) -> np.ndarray:
     return np.where(is_value.any(1), is_value.argmax(1) if len(values) else 0, len(values))
 
 
-def names_and_kinds(
-    x: Any, kinds: Sequence[str] | Mapping[str, str] | None = None
-) -> tuple[list[str], list[str]]:
+def names_and_kinds(x: Any, kinds: Sequence[str] | Mapping[str, str] | None = None) -> tuple[list[str], list[str]]:
     """Returns the names and the kinds of the columns of a table.
 
     Raises:
@@ -299,7 +297,7 @@ def _kind_of(column: Any) -> str:
 def numeric_tables(x: Any, y: Any, kinds: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Returns two tables as float64 matrices, NaN where a cell is missing, and labels as codes common to both.
 
-    In columns of `x` that take few values, cells of `y` are moved to the nearest of them, except for labels.
+    In columns that take few values in `x` and many in `y`, cells of `y` are moved to the nearest of those in `x`.
     """
     if is_frame(x) != is_frame(y):
         raise TypeError("`x` and `y` must both be data frames, or both be arrays.")
@@ -316,7 +314,8 @@ def numeric_tables(x: Any, y: Any, kinds: Sequence[str] | None = None) -> tuple[
         raise ValueError(f"`y` must have the {x.shape[1]} columns of `x`, got {y.shape[1]}.")
     for i in range(x.shape[1]):
         present = x[~np.isnan(x[:, i]), i]
-        if (kinds is None or kinds[i] in NUMBERS) and _takes_few_values(present):
+        is_number = kinds is None or kinds[i] in NUMBERS
+        if is_number and _takes_few_values(present) and not _takes_few_values(y[~np.isnan(y[:, i]), i]):
             y[:, i] = _nearest(np.unique(present), y[:, i])
     return x, y
 
