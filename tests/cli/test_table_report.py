@@ -31,17 +31,17 @@ def healthy(seed):
     Returns: train, held out, samples, log density of the held-out rows.
     """
     rng = np.random.default_rng(seed)
-    size = 1 + seed % 5
+    size = 1 + seed % 4
     if seed % 2:  # two Gaussians
-        x = rng.normal(size=(1000, size)) + 5.0 * rng.integers(0, 2, (1000, 1))
+        x = rng.normal(size=(500, size)) + 5.0 * rng.integers(0, 2, (500, 1))
         parts = [scipy.stats.norm.logpdf(x, loc).sum(1) for loc in (0.0, 5.0)]
         log_prob = np.logaddexp(*parts) - np.log(2.0)
     else:  # heavy tails
-        x = rng.standard_t(4, size=(1000, size))
+        x = rng.standard_t(4, size=(500, size))
         log_prob = scipy.stats.t.logpdf(x, 4).sum(1)
     if seed == 6:
         x[10, 0] = 1e30
-    return x[:400], x[400:600], x[600:], log_prob[400:600]
+    return x[:200], x[200:400], x[400:], log_prob[200:400]
 
 
 def report_of(seed, samples=None, log_prob=None, **options):
@@ -53,7 +53,7 @@ def report_of(seed, samples=None, log_prob=None, **options):
         columns(held_out.shape[1]),
         true if log_prob is None else log_prob,
         fitted.log_probs(held_out),
-        reference_samples=fitted.sample("gaussian", 400),
+        reference_samples=fitted.sample("gaussian", 100),
         **options,
     )
 
@@ -78,7 +78,7 @@ def blurred(seed, amount):
 
 def test_a_blurred_model_fails():
     """Noise of 1 loses about .1 nat per column, with errors of .02 to .05 per row."""
-    for seed in (3, 9, 13):  # 4 columns
+    for seed in (3, 7):  # 4 columns
         samples, log_prob = blurred(seed, 1.0)
         report = report_of(seed, samples, log_prob)
         assert report["status"] == "failed" and any("less likely" in failure for failure in report["failures"])
@@ -102,8 +102,9 @@ def test_the_limits_decide(monkeypatch):
 def test_an_untrained_model_of_unknown_log_z_fails_by_its_samples():
     train, held_out, exact, _ = healthy(1)
     fitted = fit_references(train)
-    samples = exact.mean(0) + 3.0 * exact.std(0) * np.random.default_rng(0).normal(size=exact.shape)
-    options = {"reference_samples": fitted.sample("gaussian", 400)}
+    rng = np.random.default_rng(0)
+    samples = exact.mean(0) + 1.8 * exact.std(0) * rng.standard_t(3, size=exact.shape)
+    options = {"reference_samples": fitted.sample("gaussian", 100)}
     report = table_report.table_report(held_out, samples, columns(2), **options)
     assert report["status"] == "failed" and "than those of a Gaussian" in report["failures"][0]
     assert report["held_out"]["log_likelihood"] is None and "unknown" in report_lines(report)[1]
@@ -169,7 +170,7 @@ def mixed_report(shift=1.0):
 
 
 def test_the_report_has_its_keys_and_is_json(capsys):
-    _, _, report = mixed_report()
+    _, _, report = mixed_report(0.4)
     read = json.loads(runs.to_json(report))
     assert read["status"] == "ok" and read["failures"] == []
     assert {"log_likelihood", "standard_error", "rows"} <= set(read["held_out"]) and read["held_out"]["rows"] == 300

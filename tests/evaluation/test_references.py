@@ -32,7 +32,8 @@ def test_marginals_of_a_mixture_are_those_of_its_gaussians():
             parts = [scipy.stats.multivariate_normal(m[p], c[np.ix_(p, p)]).pdf(row[p]) if len(p) else 1.0
                      for m, c in zip(loc, covariance, strict=True)]  # fmt: skip
             expected.append(np.log(probs @ parts))
-        np.testing.assert_allclose(marginal_log_prob(MixtureParameters(probs, loc, scale_tril), y), expected, rtol=1e-9, atol=1e-12)
+        found = marginal_log_prob(MixtureParameters(probs, loc, scale_tril), y)
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_units_have_the_jacobian_of_their_map():

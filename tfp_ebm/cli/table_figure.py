@@ -130,7 +130,7 @@ def _floats(column: Any) -> np.ndarray:
 
 
 def _limits(x: np.ndarray) -> tuple[float, float]:
-    """Returns the ends of an axis: .5 to 99.5 % of the cells, but no farther than heavy tails leave the rest visible."""
+    """Returns the ends of an axis: .5 to 99.5 % of the cells, or less where tails would hide the rest."""
     present = x[np.isfinite(x)]
     if not len(present):
         return -1.0, 1.0

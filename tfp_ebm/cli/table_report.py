@@ -88,7 +88,7 @@ def table_report(
     rhat = (sampling or {}).get("max_rhat")
     if rhat is not None and not rhat <= MAX_RHAT:
         report["failures"].append(
-            f"R-hat of the chains is {rhat:.3f}, above {MAX_RHAT}: they have not mixed, so the samples need not be from "
+            f"R-hat of the chains is {rhat:.3f}, above {MAX_RHAT}: they have not mixed, and their samples need not have "
             "the model's distribution."
         )
     report["status"] = "failed" if report["failures"] else "ok"
@@ -176,8 +176,8 @@ def _separated(report: dict[str, Any], held_out: Any, samples: Any, of_gaussian:
     excess, error = auc.value - reference.value, math.hypot(auc.standard_error, reference.standard_error)
     if excess > max(_AUC_ERRORS * error, _AUC_TOLERANCE):
         return [
-            f"A classifier separates samples from held-out rows more easily (AUC {auc.value:.3f}) than those of a Gaussian "
-            f"fitted to the same rows ({reference.value:.3f})."
+            f"A classifier separates samples from held-out rows more easily (AUC {auc.value:.3f}) than those of a "
+            f"Gaussian fitted to the same rows ({reference.value:.3f})."
         ]
     return []
 

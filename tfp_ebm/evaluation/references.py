@@ -104,13 +104,19 @@ class References(NamedTuple):
 
 def fit_references(x: np.ndarray, *, seed: int = 0) -> References:
     """Fits the densities to rows `[rows, columns]`, in which NaN is a missing cell."""
+    import threadpoolctl
+
     x = _table("train", x)
     check_count("seed", seed, minimum=0)
     if len(x) < _MIN_ROWS:
         raise ValueError(f"`train` must have at least {_MIN_ROWS} rows, got {len(x)}.")
     has_missing = bool(np.isnan(x).any())
     units = Units.of(x)
-    y = units.to_y(x)
+    with threadpoolctl.threadpool_limits(1):  # the matrices are small, and threads wait for each other on busy cores
+        return References(units, _fitted(units.to_y(x), has_missing, seed))
+
+
+def _fitted(y: np.ndarray, has_missing: bool, seed: int) -> dict[str, MixtureParameters]:
     if has_missing:
         y = _filled(y[np.random.default_rng(seed).permutation(len(y))[:_MAX_IMPUTED_ROWS]], seed)
     densities = {"gaussian": fit_mixture(y, 1, seed=seed), "gaussian_mixture": fit_mixture(y, None, seed=seed)}
@@ -120,7 +126,7 @@ def fit_references(x: np.ndarray, *, seed: int = 0) -> References:
         kept, judged = split_rows(y, _VALIDATION, seed)  # a copy of a row would make the bandwidth too small
     most = _MAX_KERNELS_IF_MISSING if has_missing else _MAX_KERNELS
     densities["kernel_density"] = fit_kernel_density(y[kept], y[judged], max_centers=most, seed=seed)
-    return References(units, densities)
+    return densities
 
 
 def reference_log_likelihoods(

@@ -74,8 +74,9 @@ def two_sample_auc(x: Any, y: Any, *, seed: int = 0) -> Estimate:
             learning_rate=0.1, max_iter=60, max_leaf_nodes=15, l2_regularization=1.0, early_stopping=False
         )
         with threadpoolctl.threadpool_limits(1):  # so many threads as cores take many times longer if cores are busy
-            trees.fit(rows[~out], is_y[~out], weights[~out])
-            scores = trees.decision_function(rows[out])
+            used = ~np.isnan(rows[~out]).all(0)  # scikit-learn cannot bin a column without any value
+            trees.fit(rows[~out][:, used], is_y[~out], weights[~out])
+            scores = trees.decision_function(rows[out][:, used])
         of_x, of_y = scores[is_y[out] == 0], scores[is_y[out] == 1]
         exceeded, below = share_below(of_y, of_x), share_below(of_x, of_y)
         values.append(float(exceeded.mean()))
