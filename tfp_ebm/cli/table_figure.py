@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -118,8 +118,7 @@ def _columns(data: Any, samples: Any, kinds: Any) -> dict[str, _Column]:
         if kind in two_sample.LABELS:
             columns[name] = _label_column(name, x, y)
         else:
-            numbers = [np.asarray(_floats(column)) for column in (x, y)]
-            columns[name] = _Column(name, *numbers, None, *_limits(numbers[0]))
+            columns[name] = _Column(name, _floats(x), _floats(y), None, *_limits(_floats(x)))
     return columns
 
 
@@ -270,10 +269,11 @@ def _marginal(ax: Axes, column: _Column) -> None:
         _label_ticks(ax, column, "x")
     else:
         edges = _edges(x, column.low, column.high)
-        for values, style in (
-            (x, {"color": DATA_COLOR, "alpha": 0.4}),
-            (y, {"color": SAMPLE_COLOR, "histtype": "step", "linewidth": 1.5}),
-        ):
+        styles: list[dict[str, Any]] = [
+            {"color": DATA_COLOR, "alpha": 0.4},
+            {"color": SAMPLE_COLOR, "histtype": "step", "linewidth": 1.5},
+        ]
+        for values, style in zip((x, y), styles, strict=True):
             weights = np.full(len(values), 1.0 / (max(len(values), 1) * (edges[1] - edges[0])))
             ax.hist(values, edges.tolist(), weights=weights, **style)
         ax.locator_params(axis="x", nbins=4)
@@ -316,7 +316,7 @@ def _pairs(part: Any, columns: Mapping[str, _Column], pairs: Sequence[Sequence[s
         axes[2 * i + 1].set(ylabel="", yticklabels=[])
 
 
-def _axis(ax: Axes, column: _Column, axis: str, named: bool = True) -> None:
+def _axis(ax: Axes, column: _Column, axis: Literal["x", "y"], named: bool = True) -> None:
     """Sets limits, ticks and name of one axis."""
     ax.set(**{f"{axis}lim": (column.low, column.high)})
     if column.labels is None:
@@ -334,7 +334,7 @@ def _points(ax: Axes, a: _Column, b: _Column, x: np.ndarray, y: np.ndarray, colo
     rng = np.random.default_rng(0)
     chosen = rng.permutation(len(x))[:count]
     spread = [values[chosen] + _jitter(column, rng, len(chosen)) for column, values in ((a, x), (b, y))]
-    ax.scatter(*spread, s=5, color=color, alpha=0.5, linewidths=0)
+    ax.scatter(spread[0], spread[1], s=5, color=color, alpha=0.5, linewidths=0)
 
 
 def _jitter(column: _Column, rng: np.random.Generator, count: int) -> np.ndarray:

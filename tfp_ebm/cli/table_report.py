@@ -88,8 +88,8 @@ def table_report(
     rhat = (sampling or {}).get("max_rhat")
     if rhat is not None and not rhat <= MAX_RHAT:
         report["failures"].append(
-            f"R-hat of the chains is {rhat:.3f}, above {MAX_RHAT}: they have not mixed, and their samples need not have "
-            "the model's distribution."
+            f"R-hat of the chains is {rhat:.3f}, above {MAX_RHAT}: they have not mixed, and their samples need not "
+            "have the model's distribution."
         )
     report["status"] = "failed" if report["failures"] else "ok"
     return report
@@ -128,11 +128,16 @@ def likelihoods(
         if value.shape != (num_rows,):
             raise ValueError(f"`{name}` must have one log density for each of the {num_rows} rows, got {value.shape}.")
     densities = [*values.values(), *([] if log_prob is None else [np.asarray(log_prob, np.float64)])]
-    kept = np.ones(num_rows, bool)
+    kept: np.ndarray = np.ones(num_rows, bool)
     if values:
         best = np.max([np.where(np.isnan(value), -np.inf, value) for value in densities], axis=0)
         kept = best > np.median(best) - _IMPOSSIBLE if np.isfinite(np.median(best)) else kept
-    held_out = {"log_likelihood": None, "standard_error": None, "rows": num_rows, "rows_left_out": int((~kept).sum())}
+    held_out: dict[str, Any] = {
+        "log_likelihood": None,
+        "standard_error": None,
+        "rows": num_rows,
+        "rows_left_out": int((~kept).sum()),
+    }
     found: dict[str, dict[str, Any]] = {}
     failures = []
     for name, value in values.items():

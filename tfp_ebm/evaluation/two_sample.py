@@ -64,7 +64,8 @@ def two_sample_auc(x: Any, y: Any, *, seed: int = 0) -> Estimate:
             raise ValueError(f"`{name}` must have at least {MIN_ROWS} rows, got {len(table)}.")
     rng = np.random.default_rng(seed)
     x, y = (table[rng.permutation(len(table))[:_MAX_ROWS]] for table in (x, y))
-    rows, is_y = np.concatenate([x, y]), np.repeat([0, 1], [len(x), len(y)])
+    rows = np.concatenate([x, y])
+    is_y: np.ndarray = np.repeat([0, 1], [len(x), len(y)])
     weights = np.where(is_y, len(rows) / (2.0 * len(y)), len(rows) / (2.0 * len(x)))
     fold = _folds(rows, is_y, rng)
     values, variances = [], []
@@ -93,7 +94,7 @@ def _folds(rows: np.ndarray, is_y: np.ndarray, rng: np.random.Generator) -> np.n
     if group.max() + 1 <= len(rows) / 2:
         group = np.arange(len(rows))
     fold = np.empty(group.max() + 1, int)
-    in_x = np.zeros(len(fold), bool)
+    in_x: np.ndarray = np.zeros(len(fold), bool)
     in_x[group[is_y == 0]] = True
     for groups in (np.flatnonzero(in_x), np.flatnonzero(~in_x)):
         fold[rng.permutation(groups)] = np.arange(len(groups)) % _FOLDS
