@@ -239,6 +239,7 @@ def _variance(joint: np.ndarray) -> np.ndarray:
 def _cells(x: np.ndarray, y: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns which cell of a column each row is in, `[rows, cells]` of zeros and ones, for both tables."""
     of_x, of_y = x[~np.isnan(x)], y[~np.isnan(y)]
+    codes: list[Any]
     if kind in LABELS:
         values, counts = np.unique(np.concatenate([of_x, of_y]), return_counts=True)
         frequent = values[np.argsort(-counts, kind="stable")[: _MAX_LABELS - 1]]
