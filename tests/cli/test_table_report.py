@@ -53,7 +53,7 @@ def report_of(seed, samples=None, log_prob=None, **options):
         columns(held_out.shape[1]),
         true if log_prob is None else log_prob,
         fitted.log_probs(held_out),
-        reference_samples=fitted.sample("gaussian", 100),
+        reference_samples=fitted.sample("gaussian_mixture", 100),
         **options,
     )
 
@@ -62,7 +62,7 @@ def test_twenty_healthy_models_are_ok():
     """Each may fail at a reference only if a fit is better than the true density by 2 standard errors and .02 nat.
 
     The mean difference is some 2 standard errors in favour of the truth, so that the rate of false alarms is below 1e-3
-    for each; the limit of the classifier is 3 standard errors above a Gaussian's samples, a rate of 1e-3 at most.
+    for each; the limit of the classifier is 3 standard errors above a mixture's samples, a rate of 1e-3 at most.
     """
     assert {seed: report["failures"] for seed in range(20) if (report := report_of(seed))["status"] != "ok"} == {}
 
@@ -104,7 +104,7 @@ def test_an_untrained_model_of_unknown_log_z_fails_by_its_samples():
     fitted = fit_references(train)
     rng = np.random.default_rng(0)
     samples = exact.mean(0) + 1.8 * exact.std(0) * rng.standard_t(3, size=exact.shape)
-    options = {"reference_samples": fitted.sample("gaussian", 100)}
+    options = {"reference_samples": fitted.sample("gaussian_mixture", 100)}
     report = table_report.table_report(held_out, samples, columns(2), **options)
     assert report["status"] == "failed" and "than those of a Gaussian" in report["failures"][0]
     assert report["held_out"]["log_likelihood"] is None and "unknown" in report_lines(report)[1]

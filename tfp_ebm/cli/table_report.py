@@ -3,8 +3,8 @@
 The verdict is "failed" if
   * the model is less likely than a simple density on the same held-out rows, by more than 2 standard errors of the mean
     difference and by more than `TOLERANCE`, or its log density is not a number;
-  * a classifier separates samples from held-out rows nearly always, or clearly more often than samples of a Gaussian:
-    this is a check of models whose log Z is unknown, too;
+  * a classifier separates samples from held-out rows nearly always, or clearly more often than samples of a Gaussian
+    mixture fitted to the data: this is a check of models whose log Z is unknown, too;
   * samples are not finite, or came from chains that have not mixed.
 """
 
@@ -25,8 +25,9 @@ TOLERANCE, _BASIC_TOLERANCE = 0.02, 0.02
 _ERRORS, _AUC_ERRORS = 2.0, 3.0
 # A classifier that separates so well sees a different table; held-out rows for this to count.
 MAX_AUC, _MIN_AUC_ROWS = 0.9, 50
-# How much better than a Gaussian's samples a classifier may separate those of the model.
-_AUC_TOLERANCE = 0.05
+# How much better than a mixture's samples a classifier may separate those of the model. Two moons after one step of
+# training, when the samples are still those of the base, have an AUC of .79, those of a mixture about .55.
+_AUC_TOLERANCE = 0.1
 # A row is impossible for every density if all are so far below the median of the row's best, in nats.
 _IMPOSSIBLE = 1000.0
 # Columns and pairs that are kept in the report, and shown.
@@ -52,7 +53,7 @@ def table_report(
       columns: `name`, `kind` and `treatment` of each column.
       log_prob: the model's log density of each held-out row; None if log Z is unknown.
       references: log densities of the same rows under simple densities, `References.log_probs`.
-      reference_samples: samples of a Gaussian fitted to the data, for the classifier.
+      reference_samples: samples of a Gaussian mixture fitted to the data, for the classifier, in the same columns.
       sampling: diagnostics of the draws: `max_rhat` and `num_nonfinite`, where they are known.
       seed: of the classifier.
 
@@ -70,7 +71,7 @@ def table_report(
     samples, num_nonfinite = _finite(samples)
     num_nonfinite = max(num_nonfinite, int((sampling or {}).get("num_nonfinite") or 0))
     report |= {
-        "two_sample_auc": None, "two_sample_auc_standard_error": None, "two_sample_auc_of_gaussian": None,
+        "two_sample_auc": None, "two_sample_auc_standard_error": None, "two_sample_auc_of_reference": None,
         "columns": [{**_of_column(column), "distance": None, "distance_by_chance": None} for column in columns],
         "worst_pairs": [],
     }  # fmt: skip
@@ -167,22 +168,22 @@ def _mean(values: np.ndarray) -> tuple[float, float]:
         return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def _separated(report: dict[str, Any], held_out: Any, samples: Any, of_gaussian: Any, seed: int) -> list[str]:
+def _separated(report: dict[str, Any], held_out: Any, samples: Any, of_mixture: Any, seed: int) -> list[str]:
     """Adds the areas of the classifier to the report; returns what they are a sign of."""
     auc = two_sample.two_sample_auc(held_out, samples, seed=seed)
     report |= {"two_sample_auc": auc.value, "two_sample_auc_standard_error": auc.standard_error}
-    if of_gaussian is not None:
-        reference = two_sample.two_sample_auc(held_out, of_gaussian, seed=seed)
-        report["two_sample_auc_of_gaussian"] = reference.value
+    if of_mixture is not None:
+        reference = two_sample.two_sample_auc(held_out, of_mixture, seed=seed)
+        report["two_sample_auc_of_reference"] = reference.value
     if auc.value - _ERRORS * auc.standard_error > MAX_AUC:
         return [f"A classifier separates samples from held-out rows nearly always: its AUC is {auc.value:.3f}."]
-    if of_gaussian is None:
+    if of_mixture is None:
         return []
     excess, error = auc.value - reference.value, math.hypot(auc.standard_error, reference.standard_error)
     if excess > max(_AUC_ERRORS * error, _AUC_TOLERANCE):
         return [
             f"A classifier separates samples from held-out rows more easily (AUC {auc.value:.3f}) than those of a "
-            f"Gaussian fitted to the same rows ({reference.value:.3f})."
+            f"Gaussian mixture fitted to the same rows ({reference.value:.3f})."
         ]
     return []
 
@@ -215,8 +216,8 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     if report["two_sample_auc"] is not None:
         line = f"Samples and held-out rows, separated by a classifier: AUC {report['two_sample_auc']:.3f} ± "
         line += f"{report['two_sample_auc_standard_error']:.3f} (0.5 not at all, 1 always)"
-        if report.get("two_sample_auc_of_gaussian") is not None:
-            line += f"; a Gaussian's samples: {report['two_sample_auc_of_gaussian']:.3f}"
+        if report.get("two_sample_auc_of_reference") is not None:
+            line += f"; samples of a Gaussian mixture: {report['two_sample_auc_of_reference']:.3f}"
         lines.append(line)
     return [*lines, *_column_lines(report), *_verdict(report)]
 
