@@ -26,7 +26,7 @@ _ERRORS, _AUC_ERRORS = 2.0, 3.0
 # A classifier that separates so well sees a different table; held-out rows for this to count.
 MAX_AUC, _MIN_AUC_ROWS = 0.9, 50
 # How much better than a mixture's samples a classifier may separate those of the model. Two moons after one step of
-# training, when the samples are still those of the base, have an AUC of .79, those of a mixture about .55.
+# training, when the samples are still those of the base, have an AUC of .79, those of a mixture of .51.
 _AUC_TOLERANCE = 0.1
 # A row is impossible for every density if all are so far below the median of the row's best, in nats.
 _IMPOSSIBLE = 1000.0
