@@ -4,7 +4,8 @@ An energy does not determine log Z. For one or two coordinates, `grid_log_normal
 more, `annealed_importance_sampling` estimates it by chains of this package's kernels, from below, and
 `reverse_annealed_importance_sampling` from above. `log_likelihood`, `bits_per_dimension` and `kl_divergence` need
 log Z. The other measures do not need it: `fisher_divergence` and `kernel_stein_discrepancy` use the score, `mmd` uses
-samples, and `ood_auroc` the order of rows.
+samples, and `ood_auroc` the order of rows. `two_sample_auc`, `column_distances` and `worst_pairs` compare samples with
+held-out rows of a table, and `reference_log_likelihoods` gives the log-likelihoods of simple densities of the table.
 
 Every result has a `value` and a `standard_error`, and unreliable results come with a warning.
 """
@@ -18,13 +19,17 @@ from tfp_ebm.evaluation.importance import (
 )
 from tfp_ebm.evaluation.likelihood import bits_per_dimension, fisher_divergence, kl_divergence, log_likelihood
 from tfp_ebm.evaluation.out_of_distribution import ood_auroc, ood_statistic
+from tfp_ebm.evaluation.references import reference_log_likelihoods
+from tfp_ebm.evaluation.two_sample import PairDistance, column_distances, two_sample_auc, worst_pairs
 from tfp_ebm.types import Estimate
 
 __all__ = [
     "Discrepancy",
     "Estimate",
+    "PairDistance",
     "annealed_importance_sampling",
     "bits_per_dimension",
+    "column_distances",
     "fisher_divergence",
     "grid_kl_divergence",
     "grid_log_normalizer",
@@ -36,5 +41,8 @@ __all__ = [
     "mmd",
     "ood_auroc",
     "ood_statistic",
+    "reference_log_likelihoods",
     "reverse_annealed_importance_sampling",
+    "two_sample_auc",
+    "worst_pairs",
 ]

@@ -87,13 +87,13 @@ def ood_auroc(energy_fn: EnergyLike, x_in: ArrayLike, x_out: ArrayLike, kind: st
     num_nan = int(np.isnan(inside).sum() + np.isnan(outside).sum())
     if num_nan:
         raise ValueError(f"the statistics must be numbers, {num_nan} of {len(inside) + len(outside)} are NaN.")
-    beaten, losing = _share_below(inside, outside), _share_below(outside, inside)
+    beaten, losing = share_below(inside, outside), share_below(outside, inside)
     n, m = len(inside), len(outside)
     variance = np.var(beaten, ddof=1) / n + np.var(losing, ddof=1) / m
     return Estimate(float(np.mean(beaten)), float(np.hypot(np.sqrt(variance), 0.5 / min(n, m))))
 
 
-def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+def share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Returns the share of the others that each value exceeds, where ties count half."""
     ordered = np.sort(others)
     below = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
