@@ -11,63 +11,23 @@ columns (scikit-learn's `IterativeImputer`).
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tfp_ebm.arguments import check_count
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_kernel_density, fit_mixture
-from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.recipes.density import split_rows
+from tfp_ebm.recipes.density_units import Units, filled
 
-# As in `recipes.density`: a column whose range between its outer thousandths, or whose farthest cell, is more than this
-# many times the range of its quartiles from the median has heavy tails.
-_HEAVY_TAILS = 12.0
-# Rows to fit to, at least. At most: rows whose missing cells are drawn, and columns that the draw of one depends on.
-_MIN_ROWS, _MAX_IMPUTED_ROWS, _MAX_NEIGHBOURS = 4, 20_000, 20
+# Rows to fit to, at least, and at most rows whose missing cells are drawn.
+_MIN_ROWS, _MAX_IMPUTED_ROWS = 4, 20_000
 # Share of the rows that choose the bandwidth of a kernel density.
 _VALIDATION = 0.1
 # Kernels, without missing cells and with: then each pattern of missing cells takes distances of its own.
 _MAX_KERNELS, _MAX_KERNELS_IF_MISSING = 10_000, 2000
 # Rows whose densities are computed at once.
 _BLOCK_ROWS = 1000
-
-
-class Units(NamedTuple):
-    """The units in which the densities are fitted: y = (x − loc)/scale, and asinh of it in columns with heavy tails."""
-
-    loc: np.ndarray
-    scale: np.ndarray
-    heavy: np.ndarray
-
-    @classmethod
-    def of(cls, x: np.ndarray) -> Units:
-        """Returns the units of a table, from the cells that are present."""
-        return cls(*(np.array(part) for part in zip(*map(_units_of_column, x.T), strict=True)))
-
-    def to_y(self, x: np.ndarray) -> np.ndarray:
-        """Returns rows in these units."""
-        z = (x - self.loc) / self.scale
-        return np.where(self.heavy, np.arcsinh(z), z)
-
-    def log_jacobian(self, x: np.ndarray) -> np.ndarray:
-        """Returns log |dy/dx| over the cells that are present, `[rows]`."""
-        z = (x - self.loc) / self.scale
-        slopes = -np.log(self.scale) - np.where(self.heavy, np.log(np.hypot(1.0, z)), 0.0)
-        return np.where(np.isnan(x), 0.0, slopes).sum(1)
-
-
-def _units_of_column(column: np.ndarray) -> tuple[float, float, bool]:
-    x = column[~np.isnan(column)]
-    if not len(x):
-        return 0.0, 1.0, False
-    low, q25, median, q75, high = np.quantile(x, [0.001, 0.25, 0.5, 0.75, 0.999])
-    spread = max(2.0 * (high - median), 2.0 * (median - low), float(np.abs(x - median).max()))
-    if q75 > q25 and spread > _HEAVY_TAILS * (q75 - q25):
-        return float(median), float(q75 - q25) / 1.349, True
-    moments = DataMoments.of([x[:, None]])
-    return float(moments.mean[0]), float(moments.scale[0]), False
 
 
 class References(NamedTuple):
@@ -84,7 +44,7 @@ class References(NamedTuple):
     def log_probs(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """Returns each density's log density of rows, `[rows]`, in the user's units; NaN is a missing cell."""
         x = _table("x", x, self.units.loc.shape[0])
-        y, jacobian = self.units.to_y(x), self.units.log_jacobian(x)
+        y, jacobian = self.units.to_y(x), self.units.log_slopes(x).sum(1)
         return {name: marginal_log_prob(density, y) + jacobian for name, density in self.densities.items()}
 
     def sample(self, name: str, num_samples: int, *, seed: int = 0) -> np.ndarray:
@@ -118,7 +78,7 @@ def fit_references(x: np.ndarray, *, seed: int = 0) -> References:
 
 def _fitted(y: np.ndarray, has_missing: bool, seed: int) -> dict[str, MixtureParameters]:
     if has_missing:
-        y = _filled(y[np.random.default_rng(seed).permutation(len(y))[:_MAX_IMPUTED_ROWS]], seed)
+        y = filled(y[np.random.default_rng(seed).permutation(len(y))[:_MAX_IMPUTED_ROWS]], seed=seed)[0]
     densities = {"gaussian": fit_mixture(y, 1, seed=seed), "gaussian_mixture": fit_mixture(y, None, seed=seed)}
     if (y == y[0]).all():
         kept, judged = np.arange(1, len(y)), np.arange(1)
@@ -171,27 +131,6 @@ def _table(name: str, value: Any, size: int | None = None) -> np.ndarray:
     if np.isinf(table).any():
         raise ValueError(f"`{name}` must not hold infinite cells, got {np.isinf(table).sum()}.")
     return table
-
-
-def _filled(y: np.ndarray, seed: int) -> np.ndarray:
-    """Returns rows whose missing cells are drawn from regressions on the other columns."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.experimental import enable_iterative_imputer  # noqa: F401, it makes the next import possible
-    from sklearn.impute import IterativeImputer
-
-    if y.shape[1] == 1:  # there is nothing to regress on
-        present = ~np.isnan(y[:, 0])
-        return y[present] if present.any() else np.zeros_like(y)
-    imputer = IterativeImputer(
-        sample_posterior=True,
-        max_iter=5,
-        n_nearest_features=min(y.shape[1] - 1, _MAX_NEIGHBOURS),
-        keep_empty_features=True,
-        random_state=seed,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # draws do not converge to a point
-        return imputer.fit_transform(y)
 
 
 def marginal_log_prob(density: MixtureParameters, y: np.ndarray) -> np.ndarray:

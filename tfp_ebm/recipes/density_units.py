@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -35,8 +36,9 @@ class Units(NamedTuple):
     has_missing: bool
 
     @classmethod
-    def of(cls, x: np.ndarray, supports: Mapping[int, np.ndarray]) -> Units:
+    def of(cls, x: np.ndarray, supports: Mapping[int, np.ndarray] = types.MappingProxyType({})) -> Units:
         """Returns the units of a table: moments, or median and quartiles of columns with heavy tails."""
+        x = np.where(np.isnan(x).all(0), 0.0, x)  # an empty column has unit scale
         low, q25, median, q75, high = np.nanquantile(x, [0.001, 0.25, 0.5, 0.75, 0.999], axis=0)
         with np.errstate(over="ignore"):
             mean, deviation = np.nanmean(x, axis=0), np.nanstd(x, axis=0)
@@ -50,9 +52,9 @@ class Units(NamedTuple):
         return cls(loc, scale, heavy, bool(np.isnan(x).any()))
 
     def to_y(self, x: np.ndarray) -> np.ndarray:
-        """Returns the rows in these units, float32."""
+        """Returns the rows in these units."""
         z = (x - self.loc) / self.scale
-        return np.where(self.heavy, np.arcsinh(z), z).astype(np.float32)
+        return np.where(self.heavy, np.arcsinh(z), z)
 
     def log_slopes(self, x: np.ndarray) -> np.ndarray:
         """Returns log |dy/dx| of each cell, `[rows, columns]`; 0 where it is missing."""
@@ -103,20 +105,21 @@ def dequantized(x: np.ndarray, supports: Mapping[int, np.ndarray], seed: int) ->
     return x
 
 
-def filled(y: np.ndarray, more: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two tables whose missing cells are drawn from regressions on the other columns, learned from the first.
+def filled(*tables: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Returns tables whose missing cells are drawn from regressions on the other columns, learned from the first.
 
-    >>> filled(np.array([[1.0], [np.nan], [1.0]]), np.array([[np.nan]]), seed=0)[0].tolist()
-    [[1.0], [1.0], [1.0]]
+    >>> [table.tolist() for table in filled(np.array([[1.0], [np.nan], [1.0]]), np.array([[np.nan]]), seed=0)]
+    [[[1.0], [1.0], [1.0]], [[1.0]]]
     """
+    y = tables[0]
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401, it makes the next import possible
     from sklearn.impute import IterativeImputer
 
     if y.shape[1] == 1:  # there is nothing to regress on
-        given = y[~np.isnan(y)]
+        given = y[~np.isnan(y)] if (~np.isnan(y)).any() else np.zeros(1)
         rng = np.random.default_rng(seed)
-        return tuple(np.where(np.isnan(rows), rng.choice(given, rows.shape), rows) for rows in (y, more))
+        return [np.where(np.isnan(rows), rng.choice(given, rows.shape), rows) for rows in tables]
     imputer = IterativeImputer(
         sample_posterior=True,
         max_iter=5,
@@ -127,4 +130,4 @@ def filled(y: np.ndarray, more: np.ndarray, seed: int) -> tuple[np.ndarray, np.n
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # draws do not converge to a point
         imputer.fit(y[np.random.default_rng(seed).permutation(len(y))[:_MAX_REGRESSION_ROWS]])
-        return imputer.transform(y), imputer.transform(more)
+        return [imputer.transform(rows) for rows in tables]
