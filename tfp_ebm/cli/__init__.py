@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: what follows the program's name; default: those of this process.
 
     Returns:
-      The exit code: 0; 2 for bad input, after one line on stderr that names it; 130 when interrupted.
+      The exit code: 0; 2 for bad input, after one line on stderr that names it; 3 if `fit` wrote a run that its report
+      calls failed; 130 when interrupted.
 
     >>> main(["sample", "no/such/run"])
     2
@@ -42,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from tfp_ebm.cli.sample import sample as command
             else:
                 from tfp_ebm.cli.evaluate import evaluate as command
-            command(options)
+            is_good = command(options)
     except (ValueError, TypeError, OSError, ImportError) as error:
         say("error", error)
         return 2
     except KeyboardInterrupt:
         say("error", "interrupted; nothing was written")
         return 130
-    return 0
+    return 0 if is_good else 3

@@ -1,26 +1,58 @@
-"""The rows that a command works on, in the order of the columns that a model knows."""
+"""The rows that a command works on: arrays of numbers, and tables with columns of several kinds."""
 
 from __future__ import annotations
 
 import argparse
 import warnings
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tfp_ebm.arguments import check_count
-from tfp_ebm.datasets.loading import load_named
+from tfp_ebm.cli.options import TOYS
+from tfp_ebm.datasets.columns import TableEncoder
+from tfp_ebm.datasets.loading import as_float32, load_frame, load_named
+from tfp_ebm.datasets.tables import is_array_file
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class Rows(NamedTuple):
-    """float32 `[rows, *event]`, and the names of the columns, None where there are none."""
+    """The data of a command.
+
+    Attributes:
+      values: float32 `[rows, *event]`, as a model takes them.
+      columns: names of the columns of `values`; None where there are none.
+      frame: the table as it was read; None for arrays and toy data.
+      encoder: maps the table to `values`; None where there is no table.
+    """
 
     values: np.ndarray
     columns: tuple[str, ...] | None
+    frame: pandas.DataFrame | None = None
+    encoder: TableEncoder | None = None
+
+    @property
+    def supports(self) -> dict[int, np.ndarray]:
+        """The values of the columns that take a few, by number of the column."""
+        return {} if self.encoder is None else supports_of(self.encoder)
+
+
+def supports_of(encoder: TableEncoder) -> dict[int, np.ndarray]:
+    """Returns the values of the columns that take a few, by number of the encoded column."""
+    return {encoder.names.index(name): values for name, values in encoder.supports.items()}
+
+
+def named_as(encoder: TableEncoder, frame: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns a table under the names of an encoder where these are only numbers of columns."""
+    labels = [str(label) for label in encoder.labels]
+    unnamed = labels == [f"column {i + 1}" for i in range(len(labels))]
+    return frame.set_axis(labels, axis=1) if unnamed and frame.shape[1] == len(labels) else frame
 
 
 def load_rows(options: argparse.Namespace) -> Rows:
-    """Loads what `data` names, as the options say."""
+    """Loads the numbers that `data` names, as the options say."""
     given = options.read or {}
     return Rows(
         *load_named(
@@ -33,6 +65,41 @@ def load_rows(options: argparse.Namespace) -> Rows:
             **given,
         )
     )
+
+
+def is_named(options: argparse.Namespace) -> bool:
+    """Returns whether the data are a toy distribution or the digits, and not a file."""
+    return options.data in (*TOYS, "digits")
+
+
+def load_table_frame(options: argparse.Namespace) -> pandas.DataFrame:
+    """Reads the file that `data` names as a table with columns of several kinds."""
+    if options.dequantize:
+        raise ValueError("`--dequantize` is for numbers alone; whole numbers in a table are spread by themselves.")
+    return load_frame(options.data, options.key, options.delimiter, **(options.read or {}))
+
+
+def load_mixed(options: argparse.Namespace) -> Rows:
+    """Loads a file for a density of columns of several kinds; an array with more than two axes as `load_rows` does."""
+    if options.dequantize or (is_array_file(options.data) and options.missing == "refuse"):
+        rows = load_rows(options)
+        if rows.values.ndim != 2 or options.dequantize:
+            return rows
+    frame = load_table_frame(options)
+    encoder = TableEncoder.fit(frame, kinds=dict(options.kind or ()), missing=options.missing)
+    if options.missing == "drop":
+        frame = frame[~encoder.missing_rows(frame)].reset_index(drop=True)
+    return Rows(encoded(encoder, frame, options), encoder.names, frame, encoder)
+
+
+def encoded(encoder: TableEncoder, frame: pandas.DataFrame, options: argparse.Namespace) -> np.ndarray:
+    """Returns the numbers of a table, float32 `[rows, columns]`; NaN where a cell is missing."""
+    return as_float32(encoder.encode(frame, options.seed), encoder.names, f"`{options.data}`")
+
+
+def with_missing(encoder: TableEncoder) -> TableEncoder:
+    """Returns an encoder of the same columns that lets cells be missing."""
+    return TableEncoder(encoder.columns, "model", encoder.labels)
 
 
 def in_order(rows: Rows, columns: tuple[str, ...] | None, name: str) -> np.ndarray:
@@ -61,3 +128,9 @@ def in_order(rows: Rows, columns: tuple[str, ...] | None, name: str) -> np.ndarr
     if others:
         warnings.warn(f"{name}: the model does not know {', '.join(map(repr, others))}; left out.", stacklevel=2)
     return rows.values[:, [rows.columns.index(column) for column in columns]]
+
+
+def decoded(encoder: TableEncoder, values: Any) -> pandas.DataFrame:
+    """Returns rows of numbers as a table in its own kinds; rows with infinite numbers are left out."""
+    values = np.asarray(values, np.float64)
+    return (with_missing(encoder) if np.isnan(values).any() else encoder).decode(values[~np.isinf(values).any(1)])

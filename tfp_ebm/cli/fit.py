@@ -14,12 +14,15 @@ import numpy as np
 from tfp_ebm import recipes
 from tfp_ebm.arguments import check_count, check_positive
 from tfp_ebm.cli import runs
-from tfp_ebm.cli.data import Rows, load_rows
-from tfp_ebm.cli.evaluate import energies_of, likelihood_of, mean_loss
+from tfp_ebm.cli.data import Rows, decoded, is_named, load_mixed, load_rows
+from tfp_ebm.cli.evaluate import log_normalizer_entries, mean_loss
+from tfp_ebm.cli.judgement import Judgement, judge, save_references
 from tfp_ebm.cli.messages import note, shows_progress
 from tfp_ebm.cli.options import TOYS
 from tfp_ebm.cli.run_figure import run_figure
 from tfp_ebm.cli.sample import check_sampling_options, draw, kernel_for
+from tfp_ebm.cli.table_figure import table_figure
+from tfp_ebm.cli.table_report import print_report, table_report
 from tfp_ebm.energy.data import shuffled_batches
 from tfp_ebm.files import written_atomically
 from tfp_ebm.losses.base import alias
@@ -44,39 +47,60 @@ _MIN_ROWS = 3
 _MAX_EPOCHS = 10
 
 
-def fit(options: argparse.Namespace) -> None:
-    """Runs the command."""
+def fit(options: argparse.Namespace) -> bool:
+    """Runs the command; returns whether the run is good."""
     out = options.out.resolve()
     runs.check_free(out, options.overwrite, is_run=True)
     _check_training_options(options)
     check_sampling_options(options)
-    rows = load_rows(options)
+    rows = load_mixed(options) if _takes_tables(options) else load_rows(options)
     _choose_loss(options, rows)
-    train, held_out = _split(rows.values, options)
+    train, held_out = _split(len(rows.values), options)
+    x = rows.values[train]
     start = time.perf_counter()
-    model, history = _fitted_density(train, options) if options.loss == _LIKELIHOOD else _trained(train, options)
+    is_density = options.loss == _LIKELIHOOD
+    model, history = _fitted_density(x, rows, options) if is_density else _trained(x, options)
     model.columns = rows.columns
     fitted = time.perf_counter()
-    judged = _judged(model, held_out)
+    loss = mean_loss(model, rows.values[held_out])
     kernel = kernel_for(model, options)
     samples, sampling = draw(model, kernel, options)
+    by_epoch = history.pop("loss", None)
     report = {
         "settings": {key: value for key, value in sorted(vars(options).items()) if key not in _NO_SETTINGS},
-        "data": {"rows": len(rows.values), "held_out": len(held_out), "event_shape": list(train.shape[1:])},
-        "columns": None if rows.columns is None else list(rows.columns),
-        "loss": {"by_epoch": history.pop("loss", None), "held_out": judged.pop("loss")},
-        "held_out": judged,
+        "data": {"rows": len(rows.values), "held_out": len(held_out), "event_shape": list(x.shape[1:])},
+        "loss": {"by_epoch": by_epoch, "held_out": loss},
         "metrics": {name: values[-1] for name, values in history.items()},
         "sampling": sampling,
-        "seconds": {"fit": fitted - start, "sample": time.perf_counter() - fitted},
         "command_line": options.command_line,
         "versions": runs.versions(),
         "version": runs.versions()["tfp_ebm"],
         "format_version": runs.FORMAT_VERSION,
+        "encoder": None if rows.encoder is None else rows.encoder.get_config(),
     }
-    figure = _figure(model, held_out, samples, rows, options)
-    _write(out, options.overwrite, model, kernel, samples, figure, report)
-    print(f"{options.out}: {', '.join(runs.RUN_FILES)}")
+    is_table = x.ndim == 2 and options.data != "digits"
+    judgement = judge(model, rows, train, held_out, samples, sampling, options.seed % 2**32) if is_table else None
+    judged = report_of_images(sampling) if judgement is None else judgement.report
+    judged["held_out"] |= log_normalizer_entries(model)
+    report = {**judged, **report, "seconds": {"fit": fitted - start, "sample": time.perf_counter() - fitted}}
+    figure = _figure(model, rows.values[held_out], samples, rows, options, judgement)
+    _write(out, options.overwrite, model, kernel, samples, figure, report, rows, judgement)
+    if not options.quiet:
+        print_report(judged)
+    elif judged["failures"]:
+        print("\n".join(["FAILED:", *judged["failures"]]))
+    print(f"{options.out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    return judged["status"] == "ok"
+
+
+def _takes_tables(options: argparse.Namespace) -> bool:
+    """Returns whether the data are a file for `fit_density`, whose columns may be of several kinds."""
+    by_default = options.loss is None and all(getattr(options, name) is None for name in _TRAINING)
+    takes = not is_named(options) and (options.loss == _LIKELIHOOD or by_default)
+    for name, default in (("kind", None), ("missing", "refuse")):
+        if not takes and getattr(options, name) != default:
+            raise ValueError(f"`{_flag(name)}` is for tables in files and --loss {_LIKELIHOOD}.")
+    return takes
 
 
 def _check_training_options(options: argparse.Namespace) -> None:
@@ -107,8 +131,9 @@ def _flag(name: str) -> str:
 
 def _choose_loss(options: argparse.Namespace, rows: Rows) -> None:
     """Sets the loss of a user's table to `negative_log_likelihood`, unless an option of the other losses is given."""
-    is_table = options.data not in (*TOYS, "digits") and rows.values.ndim == 2 and rows.values.shape[1] <= _MAX_COLUMNS
-    if options.loss is None and is_table and all(getattr(options, name) is None for name in _TRAINING):
+    is_table = not is_named(options) and rows.values.ndim == 2
+    is_small = is_table and (rows.values.shape[1] <= _MAX_COLUMNS or bool(rows.supports) or np.isnan(rows.values).any())
+    if options.loss is None and is_small and all(getattr(options, name) is None for name in _TRAINING):
         options.loss = _LIKELIHOOD
     if options.loss == _LIKELIHOOD:
         if rows.values.ndim != 2:
@@ -119,23 +144,29 @@ def _choose_loss(options: argparse.Namespace, rows: Rows) -> None:
             setattr(options, name, default)
 
 
-def _split(x: np.ndarray, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Training rows and held-out rows; a batch larger than the former is made smaller."""
-    if len(x) < _MIN_ROWS:
-        raise ValueError(f"`{options.data}` must have at least {_MIN_ROWS} rows, got {len(x)}.")
-    order = np.random.default_rng(options.seed % 2**64).permutation(len(x))
-    count = max(1, int(_HELD_OUT * len(x)))
-    train, held_out = x[order[count:]], x[order[:count]]
+def _split(num_rows: int, options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of training rows and of held-out rows; a batch larger than the former is made smaller."""
+    if num_rows < _MIN_ROWS:
+        raise ValueError(f"`{options.data}` must have at least {_MIN_ROWS} rows, got {num_rows}.")
+    order = np.random.default_rng(options.seed % 2**64).permutation(num_rows)
+    count = max(1, int(_HELD_OUT * num_rows))
+    train, held_out = order[count:], order[:count]
     if options.batch_size is not None and options.batch_size > len(train):
         note(options, f"the batch size is {len(train)}, the number of rows to train on, not {options.batch_size}.")
         options.batch_size = len(train)
     return train, held_out
 
 
-def _fitted_density(train: np.ndarray, options: argparse.Namespace) -> tuple[EnergyModel, dict[str, list[float]]]:
+def _fitted_density(
+    train: np.ndarray, rows: Rows, options: argparse.Namespace
+) -> tuple[EnergyModel, dict[str, list[float]]]:
     """Fits a density by `fit_density`; returns it, and the log-likelihood of each candidate."""
     model = recipes.fit_density(
-        train, minutes=options.minutes, seed=options.seed % 2**32, verbose=0 if options.quiet else 1
+        train,
+        minutes=options.minutes,
+        supports=rows.supports,
+        seed=options.seed % 2**32,
+        verbose=0 if options.quiet else 1,
     )
     return model, {name: [value] for name, (value, _) in model.candidates.items()}
 
@@ -178,20 +209,23 @@ def _trained(train: np.ndarray, options: argparse.Namespace) -> tuple[EnergyMode
     return model, history
 
 
-def _judged(model: EnergyModel, held_out: np.ndarray) -> dict[str, Any]:
-    """Loss and log-likelihood of the rows held out, which are printed too."""
-    judged = {"loss": mean_loss(model, held_out), **likelihood_of(model, energies_of(model, held_out))}
-    line = f"loss {judged['loss']:.4f}"
-    if judged["log_likelihood"] is not None:
-        line += f", log-likelihood {judged['log_likelihood']:.3f} ± {judged['standard_error']:.3f} per row"
-    print(f"{line} on the {len(held_out)} rows held out")
-    return judged
+def report_of_images(sampling: dict[str, Any]) -> dict[str, Any]:
+    """Returns the report of data that are no table: the verdict is on the samples alone."""
+    return table_report(np.zeros((0, 1)), np.zeros((0, 1)), [], sampling=sampling)
 
 
 def _figure(
-    model: EnergyModel, held_out: np.ndarray, samples: np.ndarray, rows: Rows, options: argparse.Namespace
+    model: EnergyModel,
+    held_out: np.ndarray,
+    samples: np.ndarray,
+    rows: Rows,
+    options: argparse.Namespace,
+    judgement: Judgement | None,
 ) -> Any:
     shape = held_out.shape[1:]
+    is_plain = rows.encoder is None or set(judgement.kinds if judgement else ()) <= {"continuous", "whole"}
+    if judgement is not None and (shape[0] > 2 or not is_plain):
+        return table_figure(judgement.held_out, judgement.samples, judgement.kinds, judgement.report)
     image_shape = (8, 8) if options.data == "digits" else shape if len(shape) in (2, 3) else None
     names = rows.columns
     if names is None and options.data not in TOYS and len(shape) == 1:
@@ -207,6 +241,8 @@ def _write(
     samples: np.ndarray,
     figure: Any,
     report: dict[str, Any],
+    rows: Rows,
+    judgement: Judgement | None,
 ) -> None:
     """Writes the run in one step."""
     from matplotlib import pyplot
@@ -219,4 +255,8 @@ def _write(
         np.save(folder / "samples.npy", samples)
         figure.savefig(folder / "figure.png", dpi=110)
         (folder / "report.json").write_text(runs.to_json(report) + "\n", encoding="utf-8")
+        if judgement is not None:
+            save_references(folder / "references.npz", judgement.references)
+        if rows.encoder is not None:
+            decoded(rows.encoder, samples).to_csv(folder / "samples.csv", index=False)
     pyplot.close(figure)

@@ -27,19 +27,25 @@ LOSSES = {
 }
 KERNELS = ("hmc", "mala", "nuts", "random_walk", "langevin")
 TABLES = (".csv", ".parquet")
+# Kinds of columns, as `datasets.TableEncoder` knows them, and what may be done with missing cells.
+KINDS = ("continuous", "whole", "rating", "boolean", "category", "constant", "duplicate")
+MISSING = ("refuse", "drop", "model")
 
 _FIT = f"""\
 example:
   python -m tfp_ebm fit lake.csv --out runs/lake
-  fits a density to the columns of lake.csv and writes runs/lake: model.keras, saved_model/, samples.npy, figure.png and
-  report.json. Add --minutes 0.1 for a quick look, or --loss dsm to train a network by another loss.
+  fits a density to the columns of lake.csv and writes runs/lake: model.keras, saved_model/, samples.npy, samples.csv,
+  figure.png, references.npz and report.json. Add --minutes 0.1 for a quick look, or --loss dsm to train a network by
+  another loss. The exit code is 3 if the report says FAILED: the files are there, but the model is not good.
 
 losses:
 {chr(10).join(f"  {short:5} {name}: {use}" for short, (name, use) in LOSSES.items())}"""
 _SAMPLE = """\
 example:
   python -m tfp_ebm sample runs/lake -n 1000 --out lake_samples.csv
-  draws 1000 rows from the model of runs/lake and writes them under the names of its columns."""
+  draws 1000 rows from the model of runs/lake and writes them under the names of its columns, in their kinds.
+  python -m tfp_ebm sample runs/lake --given holes.csv -n 20 --out filled.csv
+  fills the empty cells of holes.csv, 20 times for each row."""
 _EVALUATE = """\
 example:
   python -m tfp_ebm evaluate runs/lake new.csv --out new_with_energies.csv
@@ -118,9 +124,14 @@ def make_parser() -> argparse.ArgumentParser:
 
     sample = add("sample", "draw more samples from a fitted model", _SAMPLE)
     sample.add_argument("run", type=pathlib.Path, help="directory that `fit` wrote")
+    given = "file of rows with empty cells, which are filled by draws given all other cells; -n is the number of draws "
+    given += "for each row (default 1)"
+    sample.add_argument("--given", metavar="FILE", help=given)
     file = "file to write: .npy, .csv or .parquet (default: samples_SEED.npy in the run)"
     sample.add_argument("--out", type=pathlib.Path, help=file)
-    _add_sampling_options(sample)
+    _add_sampling_options(sample, num_samples=None)
+    read = "options of pandas for reading --given (default: found in the file)"
+    sample.add_argument("--read", type=read_options, metavar="OPTIONS", help=read)
     sample.add_argument("--seed", type=int, default=1, help="seed of the samples")
 
     evaluate = add("evaluate", "compute energies and log-likelihoods of data under a fitted model", _EVALUATE)
@@ -146,6 +157,18 @@ def _add_data_options(parser: argparse.ArgumentParser, rows: int) -> None:
     parser.add_argument("--rows", type=int, default=rows, help="number of rows to draw from a toy distribution")
 
 
+def column_kind(text: str) -> tuple[str, str]:
+    """Returns the name of a column and its kind.
+
+    >>> column_kind("quality=category")
+    ('quality', 'category')
+    """
+    name, _, kind = text.rpartition("=")
+    if not name or kind not in KINDS:
+        raise argparse.ArgumentTypeError(f"must be COLUMN=KIND with one of {', '.join(KINDS)}, got {text!r}")
+    return name, kind
+
+
 def _add_training_options(fit: argparse.ArgumentParser) -> None:
     loss = f"what to minimise: {', '.join(LOSSES)}, or a full name from the list below (default: nll for a table of up "
     loss += "to 100 columns unless an option of the other losses is given; else nce for 5000 or more training rows of "
@@ -153,6 +176,11 @@ def _add_training_options(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--loss", type=loss_name, help=loss)
     minutes = "time for the trainings of --loss nll, about (default: by the size of the table, 0.4 to 2.5)"
     fit.add_argument("--minutes", type=float, help=minutes)
+    kind = f"kind of a column, where it is not found rightly: {', '.join(KINDS)}; may be repeated (--loss nll)"
+    fit.add_argument("--kind", type=column_kind, action="append", metavar="COLUMN=KIND", help=kind)
+    missing = "what to do with missing cells (--loss nll): refuse them, drop their rows, or model them: their rows are "
+    missing += "used, and a missing cell has no factor in the density"
+    fit.add_argument("--missing", choices=MISSING, default="refuse", help=missing)
     sigma = "noise level of denoising score matching, in standard deviations of the data; implies that loss (default: "
     sigma += "3/4 of Scott's rule, at most 0.4)"
     fit.add_argument("--sigma", type=float, help=sigma)
@@ -171,14 +199,15 @@ def _add_training_options(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--learning-rate", type=float, help=rate)
 
 
-def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
+def _add_sampling_options(parser: argparse.ArgumentParser, num_samples: int | None = 4000) -> None:
     kernel = "Markov kernel; each step of all but langevin begins with proposals from the base distribution (default: "
     kernel += "exact samples for --loss nll, else hmc)"
     parser.add_argument("--kernel", choices=KERNELS, help=kernel)
     step_size = "first step size, in standardised coordinates; all kernels but langevin adapt it (default: 0.1, "
     step_size += "random_walk 0.3, langevin 0.05)"
     parser.add_argument("--step-size", type=float, help=step_size)
-    parser.add_argument("-n", "--num-samples", type=int, default=4000, help="number of samples")
+    number = "number of samples" + (" (default: 4000)" if num_samples is None else "")
+    parser.add_argument("-n", "--num", "--num-samples", type=int, default=num_samples, dest="num_samples", help=number)
     chains = "number of chains; samples are taken from all of them (default: a quarter of the samples)"
     parser.add_argument("--num-chains", type=int, help=chains)
     parser.add_argument("--burnin", type=int, default=300, help="steps of each chain before the first kept state")

@@ -13,23 +13,35 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tfp_ebm import __version__
+from tfp_ebm.datasets.columns import TableEncoder
 from tfp_ebm.files import written_atomically
 
 if TYPE_CHECKING:
+    import pandas
+
     from tfp_ebm.model.energy_model import EnergyModel
 
 RUN_FILES = ("model.keras", "saved_model", "samples.npy", "figure.png", "report.json")
+# Files of a run of a table, beside those.
+TABLE_FILES = ("samples.csv", "references.npz")
 # Of report.json; a run without one is of version 1. A later version than this is refused.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Files that samples and energies can be written to.
 SUFFIXES = (".npy", ".csv", ".parquet")
 
 
 class Run(NamedTuple):
-    """A fitted model, and the names of its columns, None where the data had none."""
+    """A fitted model.
+
+    Attributes:
+      model: the model.
+      columns: the names of its columns; None where the data had none.
+      encoder: maps a table to the model's numbers; None where the data were numbers alone.
+    """
 
     model: EnergyModel
     columns: tuple[str, ...] | None
+    encoder: TableEncoder | None = None
 
 
 def check_free(out: pathlib.Path, overwrite: bool, is_run: bool) -> None:
@@ -37,7 +49,7 @@ def check_free(out: pathlib.Path, overwrite: bool, is_run: bool) -> None:
     if out.exists():
         if not overwrite:
             raise ValueError(f"`--out` {out} exists; pass --overwrite to replace it.")
-        ours = (*RUN_FILES, "samples_*.npy")
+        ours = (*RUN_FILES, *TABLE_FILES, "samples_*.npy")
         if is_run and not (out.is_dir() and all(any(map(path.match, ours)) for path in out.iterdir())):
             raise ValueError(f"`--out` {out} holds something else than a run; it is not overwritten.")
         if not is_run and not out.is_file():
@@ -86,19 +98,34 @@ def load_run(path: pathlib.Path) -> Run:
         model = keras.saving.load_model(path / "model.keras")
     except Exception as error:
         raise ValueError(f"`run` {path}: model.keras cannot be read: {error}") from error
-    return Run(model, model.columns)
+    config = report.get("encoder")
+    return Run(model, model.columns, None if config is None else TableEncoder.from_config(config))
 
 
 def save_rows(out: pathlib.Path, values: np.ndarray, columns: tuple[str, ...]) -> None:
     """Writes rows `[rows, *event]` to a file: as they are for .npy, with a header for .csv and .parquet."""
     import pandas
 
+    if out.suffix.lower() != ".npy":
+        save_frame(out, pandas.DataFrame(values.reshape(len(values), -1), columns=list(columns)))
+        return
+    with written_atomically(out) as temporary, temporary.open("wb") as file:  # given a path, NumPy would add a suffix
+        np.save(file, values)
+
+
+def save_frame(out: pathlib.Path, frame: pandas.DataFrame) -> None:
+    """Writes a table to a file.
+
+    Raises:
+      ValueError: if the file is .npy and the table has columns that are not numbers.
+    """
+    if out.suffix.lower() == ".npy":
+        others = [str(name) for name, dtype in frame.dtypes.items() if getattr(dtype, "kind", "O") not in "biuf"]
+        if others:
+            raise ValueError(f"`--out` must be a .csv or .parquet file: columns {others} are not numbers.")
+        save_rows(out, frame.to_numpy(), ())
+        return
     with written_atomically(out) as temporary:
-        if out.suffix.lower() == ".npy":
-            with temporary.open("wb") as file:  # given a path, NumPy would add a suffix
-                np.save(file, values)
-            return
-        frame = pandas.DataFrame(values.reshape(len(values), -1), columns=list(columns))
         if out.suffix.lower() == ".csv":
             frame.to_csv(temporary, index=False)
         else:

@@ -1,23 +1,28 @@
-"""`sample`: draws from a fitted model by Markov chains."""
+"""`sample`: draws from a fitted model, exactly or by Markov chains, and fills the empty cells of a table."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfp_ebm import mcmc
+from tfp_ebm import mcmc, recipes
 from tfp_ebm.arguments import check_count, check_positive
-from tfp_ebm.cli.messages import shows_progress
-from tfp_ebm.cli.runs import check_file, load_run, save_rows
-from tfp_ebm.datasets.loading import default_columns
+from tfp_ebm.cli.data import decoded, named_as, with_missing
+from tfp_ebm.cli.messages import note, shows_progress
+from tfp_ebm.cli.runs import check_file, load_run, save_frame, save_rows
+from tfp_ebm.datasets.columns import TableEncoder
+from tfp_ebm.datasets.loading import default_columns, load_frame
 from tfp_ebm.mcmc.diagnostics import MAX_RHAT
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.exact_draws import draws_exactly
+
+if TYPE_CHECKING:
+    import pandas
 
 # States kept of each chain, at least, for R-hat and effective sample size.
 _KEPT_STATES = 50
@@ -30,15 +35,45 @@ _FIRST_STEPS = {"random_walk": 0.3, "langevin": 0.05}
 _KERNELS = {"mala": mcmc.MALA, "nuts": mcmc.NUTS, "random_walk": mcmc.RandomWalk}
 
 
-def sample(options: argparse.Namespace) -> None:
+def sample(options: argparse.Namespace) -> bool:
     """Runs the command."""
+    if options.num_samples is None:
+        options.num_samples = 1 if options.given else 4000
     check_sampling_options(options)
-    out = (options.out or options.run / f"samples_{options.seed}.npy").resolve()
+    default = f"filled_{options.seed}.csv" if options.given else f"samples_{options.seed}.npy"
+    out = (options.out or options.run / default).resolve()
     check_file(out, options.overwrite)
-    run = load_run(options.run)
-    samples, _ = draw(run.model, kernel_for(run.model, options), options)
-    save_rows(out, samples, run.columns or default_columns(run.model.event_shape))
+    model, columns, encoder = load_run(options.run)
+    if options.given:
+        save_frame(out, _filled(model, encoder, options))
+        print(out)
+        return True
+    samples, _ = draw(model, kernel_for(model, options), options)
+    if encoder is None or (out.suffix.lower() == ".npy" and not _all_numbers(encoder)):
+        if encoder is not None:
+            note(options, "labels are written as numbers, their places among the levels; .csv keeps them.")
+        save_rows(out, samples, columns or default_columns(model.event_shape))
+    else:
+        save_frame(out, decoded(encoder, samples))
     print(out)
+    return True
+
+
+def _all_numbers(encoder: TableEncoder) -> bool:
+    return all(column.levels is None for column in encoder.columns)
+
+
+def _filled(model: EnergyModel, encoder: TableEncoder | None, options: argparse.Namespace) -> pandas.DataFrame:
+    """Returns the rows of a file with their empty cells filled, each row as often as the options say."""
+    if encoder is None or not draws_exactly(model):
+        raise ValueError("`--given` needs the run of a table that was fitted with --loss nll.")
+    filler = with_missing(encoder)
+    frame = named_as(encoder, load_frame(options.given, **(options.read or {})))
+    absent = [name for name in encoder.names if name not in map(str, frame.columns)]
+    frame = frame.assign(**dict.fromkeys(absent))
+    x = filler.encode(frame, options.seed)
+    filled = recipes.impute(model, x, num_draws=options.num_samples, seed=options.seed)
+    return decoded(filler, filled.reshape(-1, x.shape[1]))
 
 
 def check_sampling_options(options: argparse.Namespace) -> None:

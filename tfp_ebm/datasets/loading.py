@@ -79,7 +79,7 @@ def load_named(
         if not (values == np.floor(values)).all():
             raise ValueError(f"`dequantize` is for whole numbers, and {label} holds others.")
         values = dequantize_whole(values, seed)
-    return _as_float32(values, columns, label), columns
+    return as_float32(values, columns, label), columns
 
 
 def load_frame(
@@ -174,7 +174,7 @@ def default_columns(shape: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(f"entry {list(index)}" for index in np.ndindex(shape))
 
 
-def _as_float32(raw: np.ndarray, columns: tuple[str, ...] | None, label: str) -> np.ndarray:
+def as_float32(raw: np.ndarray, columns: tuple[str, ...] | None, label: str) -> np.ndarray:
     """Returns `raw` as float32, or raises if the precision of float32 is too low for it.
 
     Numbers that are large compared with their spread, such as 1e6 ± 1e-3, would be rounded to a few values, and a model
