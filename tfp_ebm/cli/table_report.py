@@ -106,8 +106,11 @@ def _modelled(kinds: Sequence[str]) -> list[int]:
 
 def _finite(samples: Any) -> tuple[Any, int]:
     """Returns the samples without rows that hold an infinity, and the number of those rows."""
-    numbers = samples.select_dtypes("number") if hasattr(samples, "select_dtypes") else samples
-    is_bad = np.isinf(np.asarray(numbers, np.float64)).any(1)
+    if hasattr(samples, "select_dtypes"):
+        numbers = samples.select_dtypes("number").to_numpy(np.float64, na_value=np.nan)
+    else:
+        numbers = np.asarray(samples, np.float64)
+    is_bad = np.isinf(numbers).any(1)
     return samples[~is_bad], int(is_bad.sum())
 
 
