@@ -28,7 +28,7 @@ def run(frame, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lake")
     frame.to_csv(folder / "lake.txt", sep=";", decimal=",", index=False)
     arguments = ["fit", str(folder / "lake.txt"), "--out", str(folder / "run"), "--loss", "dsm", *SMALL]
-    assert main([argument for argument in arguments if argument != "--quiet"]) == 0
+    assert main([argument for argument in arguments if argument != "--quiet"]) in (0, 3)  # 3: too short to be good
     return folder / "run"
 
 
@@ -41,7 +41,7 @@ def evaluated(run, file, *options, capsys):
 
 def test_names_of_columns_are_kept_and_a_large_batch_shrinks(run, frame):
     report = json.loads((run / "report.json").read_text())
-    assert report["columns"] == list(frame.columns)
+    assert [column["name"] for column in report["columns"]] == list(frame.columns)
     assert keras.saving.load_model(run / "model.keras").columns == tuple(frame.columns)
     assert report["settings"]["batch_size"] == 54 and report["settings"]["loss"] == "denoising_score_matching"
 
@@ -97,7 +97,7 @@ def test_notes_are_kept_to_themselves_by_quiet(run, frame, tmp_path, capsys):
     for options, notes in (([], 2), (["--quiet"], 0)):
         capsys.readouterr()
         small = [option for option in SMALL if option != "--quiet"] + ["--overwrite", "--kernel", "langevin", *options]
-        assert main(["fit", str(tmp_path / "x.csv"), "--out", str(tmp_path / "run"), "--loss", "dsm", *small]) == 0
+        assert main(["fit", str(tmp_path / "x.csv"), "--out", str(tmp_path / "run"), "--loss", "dsm", *small]) in (0, 3)
         captured = capsys.readouterr()
         lines = captured.err.splitlines()
         assert sum("note: the batch size is 54" in line for line in lines) == notes / 2

@@ -176,9 +176,9 @@ def _add_training_options(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--loss", type=loss_name, help=loss)
     minutes = "time for the trainings of --loss nll, about (default: by the size of the table, 0.4 to 2.5)"
     fit.add_argument("--minutes", type=float, help=minutes)
-    kind = f"kind of a column, where it is not found rightly: {', '.join(KINDS)}; may be repeated (--loss nll)"
+    kind = f"kind of a column: {', '.join(KINDS)}; may be repeated (default: found in the file)"
     fit.add_argument("--kind", type=column_kind, action="append", metavar="COLUMN=KIND", help=kind)
-    missing = "what to do with missing cells (--loss nll): refuse them, drop their rows, or model them: their rows are "
+    missing = "what to do with missing cells: refuse them, drop their rows, or model them: their rows are "
     missing += "used, and a missing cell has no factor in the density"
     fit.add_argument("--missing", choices=MISSING, default="refuse", help=missing)
     sigma = "noise level of denoising score matching, in standard deviations of the data; implies that loss (default: "
