@@ -10,6 +10,7 @@ through the decreasing noise scales of a noise-conditional model.
 
 from tfp_ebm.mcmc.annealing import annealed_langevin
 from tfp_ebm.mcmc.diagnostics import Diagnostics, diagnose
+from tfp_ebm.mcmc.draws import Draws
 from tfp_ebm.mcmc.kernels import (
     HMC,
     MALA,
@@ -29,6 +30,7 @@ from tfp_ebm.mcmc.kernels import (
     default_kernel,
 )
 from tfp_ebm.mcmc.sampling import Samples, sample
+from tfp_ebm.mcmc.sequential_monte_carlo import sequential_monte_carlo
 from tfp_ebm.mcmc.starts import ChainStart, FromBase, FromData, ReplayBuffer
 from tfp_ebm.mcmc.summary import Summary, summarize
 
@@ -39,6 +41,7 @@ __all__ = [
     "Adaptive",
     "ChainStart",
     "Diagnostics",
+    "Draws",
     "FromBase",
     "FromData",
     "IndependenceMetropolis",
@@ -59,5 +62,6 @@ __all__ = [
     "default_kernel",
     "diagnose",
     "sample",
+    "sequential_monte_carlo",
     "summarize",
 ]

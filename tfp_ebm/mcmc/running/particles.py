@@ -214,7 +214,6 @@ def run_pass(
       seed: int32[2].
     """
     bridge = Bridge(resolve(), base)
-    num, size = particles.x.shape
     last = settings.max_temperatures - 1
 
     def stage(k: tf.Tensor, now: Particles, log_step_size: tf.Tensor, *state: Any) -> tuple[Any, ...]:
@@ -223,7 +222,6 @@ def run_pass(
         is_last = now.beta >= 1.0
         beta = tf.where(is_planned, plan.betas[k], _next_beta(settings, now))
         beta = tf.where(is_last | (k >= last), tf.ones_like(beta), beta)
-        before = now
         now = _weighted(settings, now, beta)
         ess = tf.where(is_last, _ess(_total_log_weights(now)), ess)
         now = _resampled(settings, now, is_last, stage_seed)
@@ -235,7 +233,6 @@ def run_pass(
         most = tf.where(is_planned, plan.num_moves[k], most)
         moved = _moves(bridge, settings, now, (fewest, most), scale, log_step_size, is_planned, stage_seed)
         now, log_step_size, num_moves, accept, accept_base, faults = moved
-        del before
         values = (beta, num_moves, log_step_size, scale, accept, accept_base)
         notes = tuple(note.write(k, value) for note, value in zip(notes, values, strict=True))
         return k + 1, now, log_step_size, is_last, ess, notes, num_faults + faults
@@ -253,7 +250,6 @@ def run_pass(
     )
     betas, num_moves, log_step_sizes, scales, accept, accept_base = (note.stack() for note in notes)
     plan = Plan(betas, num_moves, log_step_sizes, scales)
-    del num, size
     return Passed(particles, ess, num_stages, plan, accept, accept_base, num_faults)
 
 
@@ -326,7 +322,7 @@ def _scale(bridge: Bridge, settings: Settings, now: Particles) -> tf.Tensor:
         correlation = tf.matmul(weights * unit, unit, transpose_a=True)
         # the shrinkage keeps the factor regular where there are few distinct particles
         size = now.x.shape[1]
-        shrink = 1e-4 + tf.minimum(0.5, size / _ess(now.log_weights))
+        shrink = 1e-4 + tf.minimum(size / _ess(now.log_weights), 0.5)
         factor = tf.linalg.cholesky((1 - shrink) * correlation + shrink * tf.eye(size, dtype=tf.float64))
         factor = deviation[:, None] * factor
         inward = tf.matmul(gradient, factor)

@@ -1,0 +1,157 @@
+"""Draws with the information whether they can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_ebm.mcmc.clusters import Shares
+from tfp_ebm.types import Estimate
+
+# Limits of the verdict.
+_MIN_SHARE_ESS = 100.0
+_MIN_ANCESTORS = 0.2
+_MIN_ACCEPT = 0.4
+_MAX_NESTED_R_HAT = 1.05
+# Effective share of the groups by the estimates of Z from each: .8 is a spread of log Z of ½ between groups.
+_MIN_GROUP_ESS = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """Draws from a density, with an estimate of its log Z and a verdict on both.
+
+    Attributes:
+      states: the draws, all of the same weight and in random order, `[num_samples, *event]`.
+      log_normalizer: estimate of log Z, Z = ∫ exp(target_log_prob_fn(x)) dx. Its standard error is the jackknife's over
+        groups (or over weights, for draws from the base); its `ess` is the effective number of weighted draws; its
+        `log_weights` are the estimates of log Z from each group, `[num_groups]`.
+      temperatures: inverse temperatures from 0 (the base) to 1 (the target), `[K + 1]`.
+      acceptance_rates: mean acceptance of the trajectories at each temperature after the first, `[K]`.
+      num_particles: number of particles, from which the draws are taken.
+      num_ancestors: number of distinct draws from the base from which the particles descend.
+      shares: the shares of clusters of particles, over all and in each group, with their errors and effective numbers
+        of draws.
+      nested_r_hat: the largest nested R̂ of the target's log density and of the coordinates (Margossian et al. 2024):
+        √(1 + variance between groups / variance within groups).
+      trouble: sentences that describe what is wrong; empty if nothing was found.
+
+    >>> import tensorflow_probability as tfp
+    >>> from tfp_ebm import mcmc
+    >>> base = tfp.distributions.MultivariateNormalDiag([0.0, 0.0], [1.0, 1.0])
+    >>> draws = mcmc.sequential_monte_carlo(lambda x: -tf.reduce_sum(x**2, -1), base, num_samples=100, seed=0)
+    >>> draws.states.shape, draws.trouble
+    (TensorShape([100, 2]), ())
+    >>> bool(abs(draws.log_normalizer.value - np.log(np.pi)) < 4 * draws.log_normalizer.standard_error)
+    True
+    """
+
+    states: tf.Tensor
+    log_normalizer: Estimate
+    temperatures: np.ndarray
+    acceptance_rates: np.ndarray
+    num_particles: int
+    num_ancestors: int
+    shares: Shares
+    nested_r_hat: float
+    trouble: tuple[str, ...]
+
+
+def nested_r_hat(values: np.ndarray, groups: np.ndarray, num_groups: int) -> float:
+    """Computes the largest nested R̂ of columns `[n, columns]`; 1 for a column that does not vary.
+
+    Each group is a superchain, and each of its particles a chain with one draw (Margossian et al. 2024,
+    arXiv:2110.13017).
+
+    >>> x = np.random.default_rng(0).normal(size=(800, 1))
+    >>> groups = np.arange(800) % 8
+    >>> round(nested_r_hat(x, groups, 8), 2), round(nested_r_hat(x + groups[:, None], groups, 8), 1)
+    (1.0, 2.6)
+    """
+    counts = np.bincount(groups, minlength=num_groups).astype(np.float64)
+    sums = np.zeros([num_groups, values.shape[1]])
+    np.add.at(sums, groups, values)
+    parts = (counts / counts.sum())[:, None]
+    means = sums / np.maximum(counts, 1.0)[:, None]
+    residuals = np.square(values - means[groups])
+    within = residuals.sum(0) / max(len(values) - int((counts > 0).sum()), 1)
+    center = (parts * means).sum(0)
+    between = num_groups / (num_groups - 1) * (parts * np.square(means - center)).sum(0)
+    varies = within > 0
+    if not varies.any():
+        return 1.0 if not (between > 0).any() else float("inf")
+    return float(np.sqrt(1 + np.max(between[varies] / within[varies])))
+
+
+def verdict(
+    *,
+    shares: Shares,
+    share_ess: float,
+    num_particles: int,
+    num_ancestors: int,
+    acceptance_rates: np.ndarray,
+    temperatures: np.ndarray,
+    max_temperatures: int,
+    r_hat: float,
+    log_normalizers: np.ndarray,
+    num_faults: int,
+) -> tuple[str, ...]:
+    """Returns the sentences of `Draws.trouble`.
+
+    Args:
+      shares, num_particles, num_ancestors, acceptance_rates, temperatures: as in `Draws`.
+      share_ess: the smallest effective number of draws of any cluster, or part of a cluster.
+      max_temperatures: the largest number of temperatures that was allowed.
+      r_hat: nested R̂.
+      log_normalizers: log Ẑ of each group.
+      num_faults: number of evaluations of the target that gave NaN or +∞.
+    """
+    sentences: list[str] = []
+
+    def add(condition: Any, sentence: str) -> None:
+        if condition:
+            sentences.append(sentence)
+
+    cure = "a base closer to the target, such as fit_base(x, kind='gaussian_mixture', broad_share=0.1), helps"
+    worst = int(np.argmin(shares.ess))
+    add(
+        not share_ess >= _MIN_SHARE_ESS,
+        f"The shares of the modes are not known: independent groups of particles disagree on them as if there were "
+        f"{share_ess:.0f} independent draws (share of the most uncertain cluster: {shares.values[worst]:.2g} ± "
+        f"{shares.standard_errors[worst]:.1g}); {cure}.",
+    )
+    add(
+        num_ancestors < _MIN_ANCESTORS * num_particles,
+        f"The {num_particles} particles descend from only {num_ancestors} draws from the base, so they do not "
+        f"represent the target independently; more particles, or {cure}.",
+    )
+    add(
+        len(temperatures) - 1 >= max_temperatures,
+        f"{max_temperatures} temperatures did not suffice to get from the base to the target; {cure}.",
+    )
+    rates = acceptance_rates[~(acceptance_rates >= _MIN_ACCEPT)]
+    add(
+        len(rates),
+        f"The moves of the particles were accepted at a rate of {rates.min() if len(rates) else 0:.2f} at "
+        f"{len(rates)} of {len(acceptance_rates)} temperatures, less than {_MIN_ACCEPT}: the density may have parts of "
+        "very different widths, or no gradient in places.",
+    )
+    add(
+        not r_hat <= _MAX_NESTED_R_HAT,
+        f"Independent groups of particles differ: nested R-hat is {r_hat:.2f}, above {_MAX_NESTED_R_HAT}; {cure}.",
+    )
+    weights = np.exp(log_normalizers - np.max(log_normalizers))
+    group_ess = float(np.sum(weights) ** 2 / np.sum(weights**2) / len(weights))
+    add(
+        not group_ess >= _MIN_GROUP_ESS,
+        f"Estimates of log Z from independent groups of particles have a standard deviation of "
+        f"{np.std(log_normalizers, ddof=1):.2g}, so some groups may have missed a mode; {cure}.",
+    )
+    add(
+        num_faults,
+        f"The target's log density was NaN or +infinity at {num_faults} states, which count as having density zero.",
+    )
+    return tuple(sentences)
