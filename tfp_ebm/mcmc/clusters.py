@@ -60,10 +60,11 @@ def effective_draws(of_groups: np.ndarray, parts: np.ndarray, num: int) -> tuple
     """
     shares = parts @ of_groups
     groups = len(parts)
+    shares = np.clip(shares, 0.0, 1.0)  # a sum of parts may exceed 1 by rounding
     variance = groups / (groups - 1) * np.square(parts) @ np.square(of_groups - shares)
     binomial = shares * (1 - shares)
     ess = np.full(len(shares), float(num))
-    varies = variance > 0
+    varies = (variance > 0) & (binomial > 1e-12)
     ess[varies] = np.minimum(binomial[varies] / variance[varies], num)
     return shares, np.sqrt(variance), ess
 

@@ -297,12 +297,16 @@ class _Sampler:
         args = (particles, given, tf.constant(plan is not None), tf.constant(log_step_size, tf.float64))
         return loop.run(Compiled.__call__, *args, self._fold(purpose))
 
-    def _find_pass(self, jit_compile: bool) -> Compiled:
-        base, settings = self._base, self._settings
+    def _find_pass(self, is_xla: bool) -> Compiled:
+        # To compile the pass takes XLA three times as long as to compile its moves, where most of its time goes.
+        jit_moves, jit_compile = is_xla and self._jit_compile == "auto", is_xla and self._jit_compile != "auto"
+        base, settings = self._base, self._settings._replace(jit_moves=jit_moves)
         key: Hashable = ("sequential_monte_carlo", self._key, settings, jit_compile)
-        return find_compiled(
+        found = find_compiled(
             self._target, key, lambda resolve: Compiled(run_pass, resolve, base, settings, jit_compile=jit_compile)
         )
+        found.is_xla = is_xla
+        return found
 
 
 def _first_step_size(size: int) -> float:

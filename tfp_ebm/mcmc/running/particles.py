@@ -9,14 +9,16 @@ pass that follows a plan depends on its own particles only through the weights a
 mean of its Ẑ is exactly Z (Del Moral 2004).
 
 A move is a proposal from the base (which moves particles between modes as far as it is accepted), then a trajectory of
-Hamiltonian Monte Carlo in the coordinates y, x = x₀ + L y. The scale L comes from the particles: L = C·diag(s), with C
-the Cholesky factor of their covariance, or their standard deviations, and s² = √(1/E gᵢ²), g the gradient of log p_β in
-the coordinates C⁻¹x. For a Gaussian, s = 1; where particles are in separated modes, their variance is much larger than
-the scale of the density within a mode, and s < 1.
+Hamiltonian Monte Carlo in the coordinates y, x = x₀ + L y. The scale L comes from the particles: with C Cᵀ their
+covariance and S = E g gᵀ, g the gradient of log p_β in the coordinates C⁻¹x, L Lᵀ = C S^(−1/2) Cᵀ, the geometric mean
+of the covariance and of the inverse of E ∇log p ∇log pᵀ. For a Gaussian the two are equal. For separated modes the
+first is much larger than the scale of the density within a mode, which the second has; where the scale of the density
+varies, the second is too small.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,12 +38,14 @@ _RESAMPLING, _RESAMPLING_ALL, _MOVES = range(3)
 # Purposes within a move, folded into the seed of the move.
 _PROPOSAL, _ACCEPTANCE, _TRAJECTORY = range(3)
 
-# The target acceptance, the gain of log ε ← log ε + gain·(acceptance − target), and how far from the target the
+# The target acceptance, the gain of log ε ← log ε + gain·(acceptance − target)/√move, and how far from the target the
 # acceptance of a stage's last move may be.
 _TARGET_ACCEPT, _GAIN, _ACCEPT_TOLERANCE = 0.75, 0.5, 0.2
 # Particles have moved if the mean square of x − x₀ is twice the variance in each coordinate, or has stopped to grow,
 # by less than this share per move.
 _MAX_GROWTH = 0.1
+# Rounds of the iteration for an inverse root: it gains a factor of 1.5 per round, then becomes quadratic.
+_NUM_REFINEMENTS = 40
 # Resampling if the effective sample size of a group is below this share.
 _MIN_ESS_SHARE = 0.5
 
@@ -56,7 +60,8 @@ class Settings(NamedTuple):
       max_moves: the largest number of moves at a temperature.
       num_last_moves: number of moves at β = 1 after the last resampling.
       max_temperatures: the largest number of steps in β; the last goes to 1 in any case.
-      has_covariance: whether C is the Cholesky factor of the covariance; False: the standard deviations.
+      has_covariance: whether L is a matrix; False: it is diagonal, from the diagonals of all matrices.
+      jit_moves: whether XLA compiles the moves, inside a pass in graph mode.
     """
 
     num_groups: int
@@ -66,6 +71,7 @@ class Settings(NamedTuple):
     num_last_moves: int
     max_temperatures: int
     has_covariance: bool
+    jit_moves: bool = False
 
 
 class Plan(NamedTuple):
@@ -317,20 +323,40 @@ def _scale(bridge: Bridge, settings: Settings, now: Particles) -> tf.Tensor:
     gradient = tfp.math.value_and_gradient(lambda x: bridge.tempered(tf.cast(now.beta, dtype), x), now.x)[1]
     gradient = tf.cast(gradient, tf.float64)
     gradient = tf.where(tf.math.is_finite(gradient), gradient, tf.zeros_like(gradient))
-    if settings.has_covariance:
-        unit = centred / deviation
-        correlation = tf.matmul(weights * unit, unit, transpose_a=True)
-        # the shrinkage keeps the factor regular where there are few distinct particles
-        size = now.x.shape[1]
-        shrink = 1e-4 + tf.minimum(size / _ess(now.log_weights), 0.5)
-        factor = tf.linalg.cholesky((1 - shrink) * correlation + shrink * tf.eye(size, dtype=tf.float64))
-        factor = deviation[:, None] * factor
-        inward = tf.matmul(gradient, factor)
-    else:
-        factor, inward = deviation, gradient * deviation
-    curvature = tf.reduce_sum(weights * tf.square(inward), 0)
-    ratio = tf.where(curvature > 0, curvature, tf.ones_like(curvature)) ** -0.25
-    return tf.cast(factor * tf.clip_by_value(ratio, 1e-3, 1e3), dtype)
+    if not settings.has_covariance:
+        curvature = tf.reduce_sum(weights * tf.square(gradient * deviation), 0)
+        return tf.cast(deviation * tf.where(curvature > 0, curvature, tf.ones_like(curvature)) ** -0.25, dtype)
+    size = now.x.shape[1]
+    unit, eye = centred / deviation, tf.eye(size, dtype=tf.float64)
+    # the shrinkage keeps the factor regular where there are few distinct particles
+    shrink = 1e-4 + tf.minimum(size / _ess(now.log_weights), 0.5)
+    correlation = tf.matmul(weights * unit, unit, transpose_a=True)
+    factor = deviation[:, None] * tf.linalg.cholesky((1 - shrink) * correlation + shrink * eye)
+    inward = tf.matmul(gradient, factor)
+    curvature = tf.matmul(weights * inward, inward, transpose_a=True)
+    mean = tf.linalg.trace(curvature) / size
+    mean = tf.where(mean > 0, mean, tf.ones_like(mean))
+    curvature = (1 - shrink) * curvature / mean + (shrink + 1e-12) * eye
+    return tf.cast(mean**-0.25 * tf.matmul(factor, tf.linalg.cholesky(_inverse_root(curvature))), dtype)
+
+
+def _inverse_root(matrix: tf.Tensor) -> tf.Tensor:
+    """Computes A^(−1/2) of a positive definite matrix by the coupled iteration of Newton and Schulz.
+
+    >>> matrix = tf.constant([[2.0, 1.0], [1.0, 3.0]], tf.float64)
+    >>> root = _inverse_root(matrix)
+    >>> bool(tf.reduce_max(tf.abs(root @ matrix @ root - tf.eye(2, dtype=tf.float64))) < 1e-10)
+    True
+    """
+    eye = tf.eye(matrix.shape[0], dtype=matrix.dtype)
+    norm = tf.norm(matrix)
+
+    def refine(i: tf.Tensor, root: tf.Tensor, inverse: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        step = 0.5 * (3.0 * eye - inverse @ root)
+        return i + 1, root @ step, step @ inverse
+
+    inverse = tf.while_loop(lambda i, *_: i < _NUM_REFINEMENTS, refine, (tf.constant(0), matrix / norm, eye))[2]
+    return 0.5 * (inverse + tf.transpose(inverse)) / tf.sqrt(norm)
 
 
 def _moves(
@@ -356,6 +382,9 @@ def _moves(
     mean = tf.reduce_sum(weights * start, 0)
     variance = tf.reduce_sum(weights * tf.square(start - mean), 0)
     num = now.x.shape[0]
+    move_all = functools.partial(_move_all, bridge, settings)
+    if settings.jit_moves:
+        move_all = tf.function(move_all, autograph=False, jit_compile=True)
 
     def move(
         m: tf.Tensor,
@@ -369,13 +398,15 @@ def _moves(
         is_done: tf.Tensor,
     ) -> tuple[Any, ...]:
         seed = random.fold_in(moves_seed, m)
+        x, log_ratio, is_new, accept, accept_base, bad = move_all(
+            now.beta, x, log_ratio, scale, tf.exp(log_step_size), seed
+        )
         # numbers of draws that no other draw has, as long as there are fewer than 2³¹
         fresh = tf.range(num) + num * (1 + tf.reduce_max(ancestors) // num)
-        x, log_ratio, ancestors, accept_base = _from_base(bridge, now.beta, x, log_ratio, ancestors, fresh, seed)
-        x, accept = _trajectory(bridge, settings, now.beta, x, scale, tf.exp(log_step_size), seed)
-        log_ratio, is_bad = bridge.log_ratio(x)
-        faults += tf.reduce_sum(tf.cast(is_bad, tf.int32))
-        change = tf.where(is_planned, tf.zeros_like(accept), _GAIN * (accept - _TARGET_ACCEPT))
+        ancestors = tf.where(is_new, fresh, ancestors)
+        faults += bad
+        gain = _GAIN / tf.sqrt(tf.cast(m + 1, tf.float64))
+        change = tf.where(is_planned, tf.zeros_like(accept), gain * (accept - _TARGET_ACCEPT))
         jump = tf.reduce_sum(weights * tf.square(tf.cast(x, tf.float64) - start), 0)
         is_settled = (jump >= 2 * variance) | (jump - jumps < _MAX_GROWTH * jump)
         is_done = tf.reduce_all(is_settled) & (tf.abs(accept - _TARGET_ACCEPT) < _ACCEPT_TOLERANCE)
@@ -405,14 +436,30 @@ def _moves(
     return now, log_step_size, m, accept, accept_base, faults
 
 
-def _from_base(
+def _move_all(
     bridge: Bridge,
+    settings: Settings,
     beta: tf.Tensor,
     x: tf.Tensor,
     log_ratio: tf.Tensor,
-    ancestors: tf.Tensor,
-    fresh: tf.Tensor,
+    scale: tf.Tensor,
+    step_size: tf.Tensor,
     seed: tf.Tensor,
+) -> tuple[tf.Tensor, ...]:
+    """Makes one move of each particle.
+
+    Returns:
+      The states, h there, whether the proposal from the base was accepted, `[n]` each; the mean acceptance of the
+      trajectories and of the proposals from the base; and the number of faults.
+    """
+    x, log_ratio, is_new, accept_base = _from_base(bridge, beta, x, log_ratio, seed)
+    x, accept = _trajectory(bridge, settings, beta, x, scale, step_size, seed)
+    log_ratio, is_bad = bridge.log_ratio(x)
+    return x, log_ratio, is_new, accept, accept_base, tf.reduce_sum(tf.cast(is_bad, tf.int32))
+
+
+def _from_base(
+    bridge: Bridge, beta: tf.Tensor, x: tf.Tensor, log_ratio: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, ...]:
     """Proposes draws from the base, accepted with probability min(1, exp(β (h' − h)))."""
     proposal = bridge.draw(x.shape[0], random.fold_in(seed, _PROPOSAL))
@@ -420,9 +467,9 @@ def _from_base(
     log_u = tf.math.log(random.uniform([x.shape[0]], random.fold_in(seed, _ACCEPTANCE), tf.float64))
     difference = beta * (proposed - log_ratio)  # NaN if both densities are zero: rejected
     accepted = log_u < difference
-    accept = tf.reduce_mean(tf.where(tf.math.is_nan(difference), 0.0, tf.exp(tf.minimum(difference, 0.0))))
-    x = tf.where(accepted[:, None], proposal, x)
-    return x, tf.where(accepted, proposed, log_ratio), tf.where(accepted, fresh, ancestors), accept
+    probability = tf.exp(tf.minimum(difference, 0.0))
+    accept = tf.reduce_mean(tf.where(tf.math.is_nan(difference), tf.zeros_like(probability), probability))
+    return tf.where(accepted[:, None], proposal, x), tf.where(accepted, proposed, log_ratio), accepted, accept
 
 
 def _trajectory(
