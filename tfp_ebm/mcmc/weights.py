@@ -146,5 +146,6 @@ def pareto_shape(weights: np.ndarray) -> float:
     b = 1 / excess[-1] + (1 - np.sqrt(size / (np.arange(1, size + 1) - 0.5))) / (3 * quartile)
     k = np.mean(np.log1p(-b[:, None] * excess), 1)
     profile = number * (np.log(-b / k) - k - 1)
-    b_mean = float(np.sum(b / np.sum(np.exp(profile - profile[:, None]), 1)))
+    with np.errstate(over="ignore"):  # 1/inf is the right weight of a value of b that the tail excludes
+        b_mean = float(np.sum(b / np.sum(np.exp(profile - profile[:, None]), 1)))
     return float((number * np.mean(np.log1p(-b_mean * excess)) + 5) / (number + 10))
