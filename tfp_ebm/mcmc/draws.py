@@ -18,6 +18,9 @@ _MIN_ACCEPT = 0.4
 _MAX_NESTED_R_HAT = 1.05
 # Effective share of the groups by the estimates of Z from each: .8 is a spread of log Z of ½ between groups.
 _MIN_GROUP_ESS = 0.8
+# The largest violation of an identity, and how many standard errors make it significant: of eight groups, six have a
+# probability of 5·10⁻⁴.
+_MAX_IMBALANCE, _MIN_SIGNIFICANCE = 0.15, 6.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,40 @@ def nested_r_hat(values: np.ndarray, groups: np.ndarray, num_groups: int) -> flo
     return float(np.sqrt(1 + np.max(between[varies] / within[varies])))
 
 
+def imbalance(x: np.ndarray, gradient: np.ndarray, groups: np.ndarray, num_groups: int) -> float:
+    """Returns the largest significant violation of two identities that hold for draws from a density.
+
+    Integration by parts gives, with g = ∇ log f, E gᵢ = 0 and E (xᵢ − m)gᵢ = −1. If the draws cover only a part of the
+    density, as where the step size is too large for the rest, the edge of this part adds to both. The first is
+    multiplied by the standard deviation of xᵢ. Violations are significant if they are more than six times their
+    standard error, from the groups.
+
+    Args:
+      x, gradient: draws and g, `[n, d]`.
+      groups, num_groups: the group of each draw, and how many there are.
+
+    >>> x = np.random.default_rng(0).normal(size=(4000, 1))
+    >>> groups, half = np.arange(4000) % 8, x[:, 0] > 0
+    >>> imbalance(x, -x, groups, 8), round(imbalance(x[half], -x[half], groups[half], 8), 1)
+    (0.0, 0.6)
+    """
+    finite = np.isfinite(gradient).all(1)
+    x, gradient, groups = x[finite], gradient[finite], groups[finite]
+    counts = np.bincount(groups, minlength=num_groups).astype(np.float64)
+    if counts.min() < 2:
+        return 0.0
+    centred = x - x.mean(0)
+    terms = np.concatenate([gradient * x.std(0), centred * gradient + 1.0], 1)
+    sums = np.zeros([num_groups, terms.shape[1]])
+    np.add.at(sums, groups, terms)
+    parts = (counts / counts.sum())[:, None]
+    means = sums / counts[:, None]
+    mean = (parts * means).sum(0)
+    variance = num_groups / (num_groups - 1) * (np.square(parts) * np.square(means - mean)).sum(0)
+    significant = np.abs(mean) > _MIN_SIGNIFICANCE * np.sqrt(variance)
+    return float(np.max(np.abs(mean) * significant, initial=0.0))
+
+
 def verdict(
     *,
     shares: Shares,
@@ -98,6 +135,8 @@ def verdict(
     r_hat: float,
     log_normalizers: np.ndarray,
     num_faults: int,
+    num_bad_gradients: int,
+    imbalance: float,
 ) -> tuple[str, ...]:
     """Returns the sentences of `Draws.trouble`.
 
@@ -108,6 +147,8 @@ def verdict(
       r_hat: nested R̂.
       log_normalizers: log Ẑ of each group.
       num_faults: number of evaluations of the target that gave NaN or +∞.
+      num_bad_gradients: number of particles where the gradient is NaN or infinite.
+      imbalance: as from the function of this name.
     """
     sentences: list[str] = []
 
@@ -150,6 +191,12 @@ def verdict(
         f"Estimates of log Z from independent groups of particles have a standard deviation of "
         f"{np.std(log_normalizers, ddof=1):.2g}, so some groups may have missed a mode; {cure}.",
     )
+    add(
+        not imbalance <= _MAX_IMBALANCE,
+        f"The draws do not cover the density: the identities E grad log f = 0 and E (x - m) grad log f = -1 are "
+        f"violated by {imbalance:.2f}. The density may have parts that are too narrow for the moves; {cure}.",
+    )
+    add(num_bad_gradients, f"The gradient is NaN or infinite at {num_bad_gradients} of {num_particles} particles.")
     add(
         num_faults,
         f"The target's log density was NaN or +infinity at {num_faults} states, which count as having density zero.",

@@ -6,6 +6,7 @@ that do not interact (Del Moral, Doucet & Jasra 2006). `running/particles.py` de
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable
 from typing import Any
 
@@ -18,9 +19,9 @@ from tfp_ebm.arguments import check_count, check_jit_compile, check_probability
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.signs import check_target
 from tfp_ebm.mcmc.clusters import MAX_POINTS, find_clusters
-from tfp_ebm.mcmc.draws import Draws, nested_r_hat, verdict
+from tfp_ebm.mcmc.draws import Draws, imbalance, nested_r_hat, verdict
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
-from tfp_ebm.mcmc.running.particles import Particles, Passed, Plan, Settings, draw_and_weigh, run_pass, weigh
+from tfp_ebm.mcmc.running.particles import Particles, Passed, Plan, Settings, draw_and_weigh, log_density_and_gradient, run_pass
 from tfp_ebm.mcmc.weights import jackknife_of_log_mean, pareto_shape, resample
 from tfp_ebm.types import Estimate, Seed, TargetLogProbFn
 
@@ -151,6 +152,7 @@ class _Sampler:
         self._size = int(np.prod(base.event_shape))
         self._key = serialization.fingerprint(base)
         self._num_faults = 0
+        self._has_zeros = False
 
     def run(self, num_samples: int) -> Draws:
         """Returns the draws."""
@@ -161,6 +163,8 @@ class _Sampler:
                 f"`target_log_prob_fn` must be finite where `base` has its mass, but the density is zero or not a "
                 f"number at all of {number} draws."
             )
+        # The density may then end at a boundary, where it is not zero.
+        self._has_zeros = not np.isfinite(log_ratio).all()
         weights = np.exp(log_ratio - log_ratio.max())
         shape = pareto_shape(weights)
         ess = np.sum(weights) ** 2 / np.sum(weights**2)
@@ -201,7 +205,7 @@ class _Sampler:
         x, groups = particles.x.numpy().astype(np.float64), particles.groups.numpy()
         clusters_seed = int(random.fold_in(self._seed, _CLUSTERS).numpy()[0]) % 2**31
         shares, share_ess = find_clusters(x, groups, num_groups, self._log_density, clusters_seed)
-        log_density = self._weigh(particles.x)[1]
+        log_density, gradient = self._at(particles.x)
         r_hat = nested_r_hat(np.concatenate([x, log_density[:, None]], 1), groups, num_groups)
         stages = int(passed.num_stages)
         betas, rates, moves = (
@@ -223,6 +227,8 @@ class _Sampler:
             r_hat=r_hat,
             log_normalizers=np.asarray(log_normalizer.log_weights),
             num_faults=self._num_faults + int(passed.num_faults),
+            num_bad_gradients=int((~np.isfinite(gradient)).any(1).sum()),
+            imbalance=0.0 if self._has_zeros else imbalance(x, gradient, groups, num_groups),
         )
         event_shape = tuple(self._base.event_shape)
         return Draws(
@@ -269,19 +275,19 @@ class _Sampler:
         self._num_faults += int(num_faults)
         return x, log_ratio.numpy()
 
-    def _weigh(self, x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Returns h and log f."""
+    def _at(self, x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Returns log f and its gradient."""
         base = self._base
-        key: Hashable = ("weigh", self._key)
-        function = find_compiled(self._target, key, lambda resolve: Compiled(weigh, resolve, base))
-        log_ratio, log_density = function(x)
-        return log_ratio.numpy(), log_density.numpy()
+        key: Hashable = ("log_density_and_gradient", self._key)
+        make = functools.partial(Compiled, log_density_and_gradient)
+        log_density, gradient = find_compiled(self._target, key, lambda resolve: make(resolve, base))(x)
+        return log_density.numpy(), gradient.numpy()
 
     def _log_density(self, x: np.ndarray) -> np.ndarray:
         """Returns log f of at most `MAX_POINTS` points."""
         filled = np.concatenate([x, np.repeat(x[:1], self._num - len(x), 0)])  # a shape that is compiled anyway
         assert len(x) <= MAX_POINTS <= _MIN_PARTICLES
-        return self._weigh(tf.constant(filled, self._base.dtype))[1][: len(x)]
+        return self._at(tf.constant(filled, self._base.dtype))[0][: len(x)]
 
     def _pass(self, particles: Particles, plan: Plan | None, log_step_size: float, purpose: int) -> Passed:
         """Runs a compiled pass."""

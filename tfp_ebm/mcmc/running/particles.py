@@ -13,12 +13,14 @@ Hamiltonian Monte Carlo in the coordinates y, x = x₀ + L y. The scale L comes 
 covariance and S = E g gᵀ, g the gradient of log p_β in the coordinates C⁻¹x, L Lᵀ = C S^(−1/2) Cᵀ, the geometric mean
 of the covariance and of the inverse of E ∇log p ∇log pᵀ. For a Gaussian the two are equal. For separated modes the
 first is much larger than the scale of the density within a mode, which the second has; where the scale of the density
-varies, the second is too small.
+varies, the second is too small. In each move, some particles, chosen at random, have a smaller step size, so that they
+also move in parts of space that are much narrower than most, such as the neck of a funnel.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,17 +32,18 @@ from tfp_ebm import random
 from tfp_ebm.energy.base import draw
 from tfp_ebm.mcmc.kernels.hamiltonian import HamiltonianMonteCarlo
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
-from tfp_ebm.mcmc.results import accept_prob
 from tfp_ebm.mcmc.weights import next_step, resample
 
 # Purposes of random numbers within a stage, folded into its seed.
 _RESAMPLING, _RESAMPLING_ALL, _MOVES = range(3)
 # Purposes within a move, folded into the seed of the move.
-_PROPOSAL, _ACCEPTANCE, _TRAJECTORY = range(3)
+_PROPOSAL, _ACCEPTANCE, _TRAJECTORY, _REDUCTION = range(4)
 
 # The target acceptance, the gain of log ε ← log ε + gain·(acceptance − target)/√move, and how far from the target the
 # acceptance of a stage's last move may be.
 _TARGET_ACCEPT, _GAIN, _ACCEPT_TOLERANCE = 0.75, 0.5, 0.2
+# The share of particles whose step size is reduced in a move, by a factor from this one to 1, uniform in its logarithm.
+_REDUCED_SHARE, _MIN_REDUCTION = 0.3, 0.01
 # Particles have moved if the mean square of x − x₀ is twice the variance in each coordinate, or has stopped to grow,
 # by less than this share per move.
 _MAX_GROWTH = 0.1
@@ -180,12 +183,15 @@ class Bridge:
         return beta * log_target + tf.math.multiply_no_nan(log_base, 1 - beta)
 
 
-def weigh(
+def log_density_and_gradient(
     resolve: Callable[[], TargetLogProbFn], base: tfp.distributions.Distribution, x: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns h and log f of flat states, float64 `[n]` each."""
+    """Returns log f and its gradient at flat states, float64 `[n]` and `[n, d]`."""
     bridge = Bridge(resolve(), base)
-    return bridge.log_ratio(x)[0], tf.cast(bridge.both(x)[0], tf.float64)
+    value, gradient = tfp.math.value_and_gradient(lambda x: bridge.both(x)[0], x)
+    if gradient is None:
+        raise ValueError("`target_log_prob_fn` must be differentiable, but its gradient is None.")
+    return tf.cast(value, tf.float64), tf.cast(gradient, tf.float64)
 
 
 def draw_and_weigh(
@@ -481,7 +487,15 @@ def _trajectory(
     step_size: tf.Tensor,
     seed: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Makes one step of Hamiltonian Monte Carlo in y, x + L y, and returns the states and the mean acceptance."""
+    """Makes one step of Hamiltonian Monte Carlo in y, x + L y.
+
+    Returns:
+      The states, and the mean acceptance of the trajectories with the full step size.
+    """
+    num = x.shape[0]
+    draws = random.uniform([2, num, 1], random.fold_in(seed, _REDUCTION), x.dtype)
+    is_full = draws[0] >= _REDUCED_SHARE
+    reduction = tf.where(is_full, tf.ones_like(draws[1]), tf.exp(math.log(_MIN_REDUCTION) * draws[1]))
 
     def outward(y: tf.Tensor) -> tf.Tensor:
         return x + (tf.matmul(y, scale, transpose_b=True) if settings.has_covariance else scale * y)
@@ -489,7 +503,12 @@ def _trajectory(
     def log_prob(y: tf.Tensor) -> tf.Tensor:
         return bridge.tempered(tf.cast(beta, x.dtype), outward(y))
 
-    kernel = HamiltonianMonteCarlo(log_prob, tf.cast(step_size, x.dtype), settings.num_leapfrog_steps)
+    step_size = tf.cast(step_size, x.dtype) * reduction
+    kernel = HamiltonianMonteCarlo(log_prob, step_size, settings.num_leapfrog_steps)
     y = tf.zeros_like(x)
     y, results = kernel.one_step(y, kernel.bootstrap_results(y), seed=random.fold_in(seed, _TRAJECTORY))
-    return tf.ensure_shape(outward(y), x.shape), accept_prob(results, tf.float64)
+    log_accept = tf.cast(results.log_accept_ratio, tf.float64)
+    accept = tf.exp(tf.minimum(log_accept, 0.0))
+    counted = tf.cast(is_full[:, 0], tf.float64)
+    accept = tf.reduce_sum(tf.where(tf.math.is_nan(accept), tf.zeros_like(accept), accept) * counted)
+    return tf.ensure_shape(outward(y), x.shape), accept / tf.maximum(tf.reduce_sum(counted), 1.0)
