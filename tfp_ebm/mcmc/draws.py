@@ -95,7 +95,7 @@ def imbalance(x: np.ndarray, gradient: np.ndarray, groups: np.ndarray, num_group
     Integration by parts gives, with g = ∇ log f, E gᵢ = 0 and E (xᵢ − m)gᵢ = −1. If the draws cover only a part of the
     density, as where the step size is too large for the rest, the edge of this part adds to both. The first is
     multiplied by the standard deviation of xᵢ. Violations are significant if they are more than six times their
-    standard error, from the groups.
+    standard error, from the groups. A density without gradient, such as a uniform one, has no such identity.
 
     Args:
       x, gradient: draws and g, `[n, d]`.
@@ -109,7 +109,7 @@ def imbalance(x: np.ndarray, gradient: np.ndarray, groups: np.ndarray, num_group
     finite = np.isfinite(gradient).all(1)
     x, gradient, groups = x[finite], gradient[finite], groups[finite]
     counts = np.bincount(groups, minlength=num_groups).astype(np.float64)
-    if counts.min() < 2:
+    if counts.min() < 2 or not gradient.any():
         return 0.0
     centred = x - x.mean(0)
     terms = np.concatenate([gradient * x.std(0), centred * gradient + 1.0], 1)
@@ -188,8 +188,8 @@ def verdict(
     group_ess = float(np.sum(weights) ** 2 / np.sum(weights**2) / len(weights))
     add(
         not group_ess >= _MIN_GROUP_ESS,
-        f"Estimates of log Z from independent groups of particles have a standard deviation of "
-        f"{np.std(log_normalizers, ddof=1):.2g}, so some groups may have missed a mode; {cure}.",
+        f"Estimates of Z from independent groups of particles differ so much that {len(weights)} of them count as "
+        f"{group_ess * len(weights):.1f}: some groups may have missed a mode; {cure}.",
     )
     add(
         not imbalance <= _MAX_IMBALANCE,

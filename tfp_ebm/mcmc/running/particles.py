@@ -43,7 +43,7 @@ _PROPOSAL, _ACCEPTANCE, _TRAJECTORY, _REDUCTION = range(4)
 # acceptance of a stage's last move may be.
 _TARGET_ACCEPT, _GAIN, _ACCEPT_TOLERANCE = 0.75, 0.5, 0.2
 # The share of particles whose step size is reduced in a move, by a factor from this one to 1, uniform in its logarithm.
-_REDUCED_SHARE, _MIN_REDUCTION = 0.3, 0.01
+_REDUCED_SHARE, _MIN_REDUCTION = 0.3, 0.03
 # Particles have moved if the mean square of x − x₀ is twice the variance in each coordinate, or has stopped to grow,
 # by less than this share per move.
 _MAX_GROWTH = 0.1
@@ -189,8 +189,8 @@ def log_density_and_gradient(
     """Returns log f and its gradient at flat states, float64 `[n]` and `[n, d]`."""
     bridge = Bridge(resolve(), base)
     value, gradient = tfp.math.value_and_gradient(lambda x: bridge.both(x)[0], x)
-    if gradient is None:
-        raise ValueError("`target_log_prob_fn` must be differentiable, but its gradient is None.")
+    if gradient is None:  # the density is piecewise constant
+        gradient = tf.zeros_like(x)
     return tf.cast(value, tf.float64), tf.cast(gradient, tf.float64)
 
 
