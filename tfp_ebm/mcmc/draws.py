@@ -119,6 +119,8 @@ def imbalance(x: np.ndarray, gradient: np.ndarray, groups: np.ndarray, num_group
     means = sums / counts[:, None]
     mean = (parts * means).sum(0)
     variance = num_groups / (num_groups - 1) * (np.square(parts) * np.square(means - mean)).sum(0)
+    # eight groups may agree by chance, but draws are at most as good as independent ones
+    variance = np.maximum(variance, terms.var(0) / len(terms))
     significant = np.abs(mean) > _MIN_SIGNIFICANCE * np.sqrt(variance)
     return float(np.max(np.abs(mean) * significant, initial=0.0))
 

@@ -21,7 +21,15 @@ from tfp_ebm.energy.signs import check_target
 from tfp_ebm.mcmc.clusters import MAX_POINTS, find_clusters
 from tfp_ebm.mcmc.draws import Draws, imbalance, nested_r_hat, verdict
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
-from tfp_ebm.mcmc.running.particles import Particles, Passed, Plan, Settings, draw_and_weigh, log_density_and_gradient, run_pass
+from tfp_ebm.mcmc.running.particles import (
+    Particles,
+    Passed,
+    Plan,
+    Settings,
+    draw_and_weigh,
+    log_density_and_gradient,
+    run_pass,
+)
 from tfp_ebm.mcmc.weights import jackknife_of_log_mean, pareto_shape, resample
 from tfp_ebm.types import Estimate, Seed, TargetLogProbFn
 

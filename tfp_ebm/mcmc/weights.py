@@ -44,6 +44,17 @@ def conditional_ess(weights: tf.Tensor, log_ratio: tf.Tensor, delta: tf.Tensor) 
     return tf.square(tf.reduce_sum(weights * u)) / tf.reduce_sum(weights * tf.square(u))
 
 
+def effective_size(log_weights: tf.Tensor) -> tf.Tensor:
+    """Computes the effective sample size (Σw)²/Σw² along the last axis; 0 if all weights are zero.
+
+    >>> float(effective_size(tf.zeros([7])))
+    7.0
+    """
+    weights = tf.exp(log_weights - tf.reduce_max(log_weights, -1, keepdims=True))
+    weights = tf.where(tf.math.is_nan(weights), tf.zeros_like(weights), weights)
+    return tf.math.divide_no_nan(tf.square(tf.reduce_sum(weights, -1)), tf.reduce_sum(tf.square(weights), -1))
+
+
 def next_step(weights: tf.Tensor, log_ratio: tf.Tensor, largest: tf.Tensor, threshold: float) -> tf.Tensor:
     """Returns the largest step δ ≤ `largest` whose conditional effective sample size is at least `threshold`.
 
@@ -131,13 +142,13 @@ def pareto_shape(weights: np.ndarray) -> float:
       weights: positive, `[n]`.
 
     >>> u = (np.arange(100_000) + 0.5) / 100_000
-    >>> round(pareto_shape(u**-0.8), 1), round(pareto_shape(u**-0.3), 1)  # Pareto laws of shape .8 and .3
+    >>> round(pareto_shape(u**-0.8), 1), round(pareto_shape(u**-0.3), 1)  # Pareto distributions of shape .8 and .3
     (0.8, 0.3)
     """
     ordered = np.sort(weights)
     number = int(min(len(ordered) / 5, 3 * np.sqrt(len(ordered))))
     excess = ordered[-number:] - ordered[-number - 1]
-    excess = excess[excess > 0]
+    excess = excess[excess > 1e-12 * ordered[-number - 1]]  # equal weights may differ by rounding
     number = len(excess)
     if number < 5:
         return np.nan

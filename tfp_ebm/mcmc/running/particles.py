@@ -7,20 +7,11 @@ resamples all particles together and moves them `num_last_moves` times, so that 
 A first pass chooses each β, the scales and step sizes of the moves and their number, and returns them as a `Plan`. A
 pass that follows a plan depends on its own particles only through the weights and the rule of resampling, so that the
 mean of its Ẑ is exactly Z (Del Moral 2004).
-
-A move is a proposal from the base (which moves particles between modes as far as it is accepted), then a trajectory of
-Hamiltonian Monte Carlo in the coordinates y, x = x₀ + L y. The scale L comes from the particles: with C Cᵀ their
-covariance and S = E g gᵀ, g the gradient of log p_β in the coordinates C⁻¹x, L Lᵀ = C S^(−1/2) Cᵀ, the geometric mean
-of the covariance and of the inverse of E ∇log p ∇log pᵀ. For a Gaussian the two are equal. For separated modes the
-first is much larger than the scale of the density within a mode, which the second has; where the scale of the density
-varies, the second is too small. In each move, some particles, chosen at random, have a smaller step size, so that they
-also move in parts of space that are much narrower than most, such as the neck of a funnel.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,26 +20,20 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import random
-from tfp_ebm.energy.base import draw
-from tfp_ebm.mcmc.kernels.hamiltonian import HamiltonianMonteCarlo
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
-from tfp_ebm.mcmc.weights import next_step, resample
+from tfp_ebm.mcmc.running import particle_moves
+from tfp_ebm.mcmc.running.particle_moves import Bridge, scale_of
+from tfp_ebm.mcmc.weights import effective_size, next_step, resample
 
 # Purposes of random numbers within a stage, folded into its seed.
 _RESAMPLING, _RESAMPLING_ALL, _MOVES = range(3)
-# Purposes within a move, folded into the seed of the move.
-_PROPOSAL, _ACCEPTANCE, _TRAJECTORY, _REDUCTION = range(4)
 
 # The target acceptance, the gain of log ε ← log ε + gain·(acceptance − target)/√move, and how far from the target the
 # acceptance of a stage's last move may be.
 _TARGET_ACCEPT, _GAIN, _ACCEPT_TOLERANCE = 0.75, 0.5, 0.2
-# The share of particles whose step size is reduced in a move, by a factor from this one to 1, uniform in its logarithm.
-_REDUCED_SHARE, _MIN_REDUCTION = 0.3, 0.03
 # Particles have moved if the mean square of x − x₀ is twice the variance in each coordinate, or has stopped to grow,
 # by less than this share per move.
 _MAX_GROWTH = 0.1
-# Rounds of the iteration for an inverse root: it gains a factor of 1.5 per round, then becomes quadratic.
-_NUM_REFINEMENTS = 40
 # Resampling if the effective sample size of a group is below this share.
 _MIN_ESS_SHARE = 0.5
 
@@ -137,52 +122,6 @@ class Passed(NamedTuple):
     num_faults: tf.Tensor
 
 
-class Bridge:
-    """The functions log f, log b and h of flat states `[n, d]`, inside a function being compiled.
-
-    Args:
-      target: log f, `[n, *event] -> [n]`.
-      base: a distribution with normalised density b.
-    """
-
-    def __init__(self, target: TargetLogProbFn, base: tfp.distributions.Distribution) -> None:
-        self._target, self._base = target, base
-        self._event_shape = tuple(base.event_shape)
-
-    def draw(self, num: int, seed: tf.Tensor) -> tf.Tensor:
-        """Draws flat states from the base."""
-        return tf.reshape(draw(self._base, [num], seed), [num, int(np.prod(self._event_shape))])
-
-    def both(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Computes log f and log b, `[n]` each."""
-        event = tf.reshape(x, [x.shape[0], *self._event_shape])
-        log_target = tf.convert_to_tensor(self._target(event))
-        if log_target.dtype != x.dtype:
-            raise TypeError(
-                f"`target_log_prob_fn` must return values of the base's dtype {x.dtype.name}, got "
-                f"{log_target.dtype.name}."
-            )
-        if log_target.shape.rank is not None and tuple(log_target.shape) != (x.shape[0],):
-            raise ValueError(
-                f"`target_log_prob_fn` must return one number per state, shape {(x.shape[0],)}, for states of shape "
-                f"{tuple(event.shape)}, got {tuple(log_target.shape)}."
-            )
-        return tf.ensure_shape(log_target, x.shape[:1]), self._base.log_prob(event)
-
-    def log_ratio(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Computes h, float64 `[n]`, −∞ in place of NaN and +∞, and whether it was one of these."""
-        log_target, log_base = (tf.cast(part, tf.float64) for part in self.both(x))
-        ratio = tf.where(log_target == -np.inf, log_target, log_target - log_base)
-        is_bad = tf.math.is_nan(ratio) | (ratio == np.inf)
-        return tf.where(is_bad, tf.constant(-np.inf, tf.float64), ratio), is_bad
-
-    def tempered(self, beta: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """Computes β log f + (1 − β) log b, `[n]`."""
-        log_target, log_base = self.both(x)
-        # at β = 1 the base does not matter, even where its density is zero
-        return beta * log_target + tf.math.multiply_no_nan(log_base, 1 - beta)
-
-
 def log_density_and_gradient(
     resolve: Callable[[], TargetLogProbFn], base: tfp.distributions.Distribution, x: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -235,9 +174,11 @@ def run_pass(
         beta = tf.where(is_planned, plan.betas[k], _next_beta(settings, now))
         beta = tf.where(is_last | (k >= last), tf.ones_like(beta), beta)
         now = _weighted(settings, now, beta)
-        ess = tf.where(is_last, _ess(_total_log_weights(now)), ess)
+        ess = tf.where(is_last, effective_size(_total_log_weights(now)), ess)
         now = _resampled(settings, now, is_last, stage_seed)
-        scale = tf.where(is_planned, plan.scales[k], _scale(bridge, settings, now))
+        scale = tf.where(
+            is_planned, plan.scales[k], scale_of(bridge, now.beta, now.x, now.log_weights, settings.has_covariance)
+        )
         log_step_size = tf.where(is_planned, plan.log_step_sizes[k], log_step_size)
         most = tf.where(is_last, settings.num_last_moves, settings.max_moves)
         fewest = tf.where(is_last, settings.num_last_moves, 1)
@@ -287,19 +228,12 @@ def _total_log_weights(now: Particles) -> tf.Tensor:
     return now.log_weights + tf.gather(now.log_normalizers, now.groups)
 
 
-def _ess(log_weights: tf.Tensor) -> tf.Tensor:
-    """Computes (Σw)²/Σw² along the last axis; 0 if all weights are zero."""
-    weights = tf.exp(log_weights - tf.reduce_max(log_weights, -1, keepdims=True))
-    weights = tf.where(tf.math.is_nan(weights), tf.zeros_like(weights), weights)
-    return tf.math.divide_no_nan(tf.square(tf.reduce_sum(weights, -1)), tf.reduce_sum(tf.square(weights), -1))
-
-
 def _resampled(settings: Settings, now: Particles, is_last: tf.Tensor, seed: tf.Tensor) -> Particles:
     """Resamples the groups of unequal weights, each alone, or in the last stage all particles together."""
     groups, num = settings.num_groups, now.x.shape[0]
     size = num // groups
     grouped = tf.reshape(now.log_weights, [groups, size])
-    is_needed = (_ess(grouped) < _MIN_ESS_SHARE * size) & ~is_last
+    is_needed = (effective_size(grouped) < _MIN_ESS_SHARE * size) & ~is_last
     u = random.uniform([groups], random.fold_in(seed, _RESAMPLING), tf.float64)
     own = tf.range(num)
     within = tf.reshape(resample(grouped, u, size) + size * tf.range(groups)[:, None], [num])
@@ -315,54 +249,6 @@ def _resampled(settings: Settings, now: Particles, is_last: tf.Tensor, seed: tf.
         tf.gather(part, index) for part in (now.x, now.log_ratio, now.groups, now.ancestors)
     )
     return Particles(x, log_ratio, log_weights, log_normalizers, labels, ancestors, now.beta)
-
-
-def _scale(bridge: Bridge, settings: Settings, now: Particles) -> tf.Tensor:
-    """Returns L, from the particles and the gradients at them."""
-    dtype = now.x.dtype
-    weights = tf.nn.softmax(now.log_weights)[:, None]
-    x = tf.cast(now.x, tf.float64)
-    centred = x - tf.reduce_sum(weights * x, 0)
-    variance = tf.reduce_sum(weights * tf.square(centred), 0)
-    variance = tf.where(variance > 0, variance, tf.ones_like(variance))
-    deviation = tf.sqrt(variance)
-    gradient = tfp.math.value_and_gradient(lambda x: bridge.tempered(tf.cast(now.beta, dtype), x), now.x)[1]
-    gradient = tf.cast(gradient, tf.float64)
-    gradient = tf.where(tf.math.is_finite(gradient), gradient, tf.zeros_like(gradient))
-    if not settings.has_covariance:
-        curvature = tf.reduce_sum(weights * tf.square(gradient * deviation), 0)
-        return tf.cast(deviation * tf.where(curvature > 0, curvature, tf.ones_like(curvature)) ** -0.25, dtype)
-    size = now.x.shape[1]
-    unit, eye = centred / deviation, tf.eye(size, dtype=tf.float64)
-    # the shrinkage keeps the factor regular where there are few distinct particles
-    shrink = 1e-4 + tf.minimum(size / _ess(now.log_weights), 0.5)
-    correlation = tf.matmul(weights * unit, unit, transpose_a=True)
-    factor = deviation[:, None] * tf.linalg.cholesky((1 - shrink) * correlation + shrink * eye)
-    inward = tf.matmul(gradient, factor)
-    curvature = tf.matmul(weights * inward, inward, transpose_a=True)
-    mean = tf.linalg.trace(curvature) / size
-    mean = tf.where(mean > 0, mean, tf.ones_like(mean))
-    curvature = (1 - shrink) * curvature / mean + (shrink + 1e-12) * eye
-    return tf.cast(mean**-0.25 * tf.matmul(factor, tf.linalg.cholesky(_inverse_root(curvature))), dtype)
-
-
-def _inverse_root(matrix: tf.Tensor) -> tf.Tensor:
-    """Computes A^(−1/2) of a positive definite matrix by the coupled iteration of Newton and Schulz.
-
-    >>> matrix = tf.constant([[2.0, 1.0], [1.0, 3.0]], tf.float64)
-    >>> root = _inverse_root(matrix)
-    >>> bool(tf.reduce_max(tf.abs(root @ matrix @ root - tf.eye(2, dtype=tf.float64))) < 1e-10)
-    True
-    """
-    eye = tf.eye(matrix.shape[0], dtype=matrix.dtype)
-    norm = tf.norm(matrix)
-
-    def refine(i: tf.Tensor, root: tf.Tensor, inverse: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        step = 0.5 * (3.0 * eye - inverse @ root)
-        return i + 1, root @ step, step @ inverse
-
-    inverse = tf.while_loop(lambda i, *_: i < _NUM_REFINEMENTS, refine, (tf.constant(0), matrix / norm, eye))[2]
-    return 0.5 * (inverse + tf.transpose(inverse)) / tf.sqrt(norm)
 
 
 def _moves(
@@ -388,9 +274,9 @@ def _moves(
     mean = tf.reduce_sum(weights * start, 0)
     variance = tf.reduce_sum(weights * tf.square(start - mean), 0)
     num = now.x.shape[0]
-    move_all = functools.partial(_move_all, bridge, settings)
+    move_particles = functools.partial(particle_moves.move_all, bridge, settings.num_leapfrog_steps)
     if settings.jit_moves:
-        move_all = tf.function(move_all, autograph=False, jit_compile=True)
+        move_particles = tf.function(move_particles, autograph=False, jit_compile=True)
 
     def move(
         m: tf.Tensor,
@@ -404,7 +290,7 @@ def _moves(
         is_done: tf.Tensor,
     ) -> tuple[Any, ...]:
         seed = random.fold_in(moves_seed, m)
-        x, log_ratio, is_new, accept, accept_base, bad = move_all(
+        x, log_ratio, is_new, accept, accept_base, bad = move_particles(
             now.beta, x, log_ratio, scale, tf.exp(log_step_size), seed
         )
         # numbers of draws that no other draw has, as long as there are fewer than 2³¹
@@ -440,75 +326,3 @@ def _moves(
     now = now._replace(x=x, log_ratio=log_ratio, ancestors=ancestors)
     accept, accept_base = tf.unstack(totals / tf.cast(tf.maximum(m, 1), tf.float64))
     return now, log_step_size, m, accept, accept_base, faults
-
-
-def _move_all(
-    bridge: Bridge,
-    settings: Settings,
-    beta: tf.Tensor,
-    x: tf.Tensor,
-    log_ratio: tf.Tensor,
-    scale: tf.Tensor,
-    step_size: tf.Tensor,
-    seed: tf.Tensor,
-) -> tuple[tf.Tensor, ...]:
-    """Makes one move of each particle.
-
-    Returns:
-      The states, h there, whether the proposal from the base was accepted, `[n]` each; the mean acceptance of the
-      trajectories and of the proposals from the base; and the number of faults.
-    """
-    x, log_ratio, is_new, accept_base = _from_base(bridge, beta, x, log_ratio, seed)
-    x, accept = _trajectory(bridge, settings, beta, x, scale, step_size, seed)
-    log_ratio, is_bad = bridge.log_ratio(x)
-    return x, log_ratio, is_new, accept, accept_base, tf.reduce_sum(tf.cast(is_bad, tf.int32))
-
-
-def _from_base(
-    bridge: Bridge, beta: tf.Tensor, x: tf.Tensor, log_ratio: tf.Tensor, seed: tf.Tensor
-) -> tuple[tf.Tensor, ...]:
-    """Proposes draws from the base, accepted with probability min(1, exp(β (h' − h)))."""
-    proposal = bridge.draw(x.shape[0], random.fold_in(seed, _PROPOSAL))
-    proposed, _ = bridge.log_ratio(proposal)
-    log_u = tf.math.log(random.uniform([x.shape[0]], random.fold_in(seed, _ACCEPTANCE), tf.float64))
-    difference = beta * (proposed - log_ratio)  # NaN if both densities are zero: rejected
-    accepted = log_u < difference
-    probability = tf.exp(tf.minimum(difference, 0.0))
-    accept = tf.reduce_mean(tf.where(tf.math.is_nan(difference), tf.zeros_like(probability), probability))
-    return tf.where(accepted[:, None], proposal, x), tf.where(accepted, proposed, log_ratio), accepted, accept
-
-
-def _trajectory(
-    bridge: Bridge,
-    settings: Settings,
-    beta: tf.Tensor,
-    x: tf.Tensor,
-    scale: tf.Tensor,
-    step_size: tf.Tensor,
-    seed: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Makes one step of Hamiltonian Monte Carlo in y, x + L y.
-
-    Returns:
-      The states, and the mean acceptance of the trajectories with the full step size.
-    """
-    num = x.shape[0]
-    draws = random.uniform([2, num, 1], random.fold_in(seed, _REDUCTION), x.dtype)
-    is_full = draws[0] >= _REDUCED_SHARE
-    reduction = tf.where(is_full, tf.ones_like(draws[1]), tf.exp(math.log(_MIN_REDUCTION) * draws[1]))
-
-    def outward(y: tf.Tensor) -> tf.Tensor:
-        return x + (tf.matmul(y, scale, transpose_b=True) if settings.has_covariance else scale * y)
-
-    def log_prob(y: tf.Tensor) -> tf.Tensor:
-        return bridge.tempered(tf.cast(beta, x.dtype), outward(y))
-
-    step_size = tf.cast(step_size, x.dtype) * reduction
-    kernel = HamiltonianMonteCarlo(log_prob, step_size, settings.num_leapfrog_steps)
-    y = tf.zeros_like(x)
-    y, results = kernel.one_step(y, kernel.bootstrap_results(y), seed=random.fold_in(seed, _TRAJECTORY))
-    log_accept = tf.cast(results.log_accept_ratio, tf.float64)
-    accept = tf.exp(tf.minimum(log_accept, 0.0))
-    counted = tf.cast(is_full[:, 0], tf.float64)
-    accept = tf.reduce_sum(tf.where(tf.math.is_nan(accept), tf.zeros_like(accept), accept) * counted)
-    return tf.ensure_shape(outward(y), x.shape), accept / tf.maximum(tf.reduce_sum(counted), 1.0)
