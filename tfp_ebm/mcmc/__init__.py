@@ -4,9 +4,9 @@ A kernel leaves the target distribution invariant, so a long enough chain sample
 `MALA`, `NUTS`, `RandomWalk`, `MetropolisHastings` and `Langevin` build `tfp.mcmc` kernels; `Adaptive` adapts their step
 size. `IndependenceMetropolis` and `ReplicaExchange` move chains between modes, `Sequential` combines kernels, and
 `Transformed` restricts chains to a subset of space. `sample` runs any TFP kernel, `summarize` computes statistics
-without keeping the draws, and `diagnose` checks whether the chains have converged. `sequential_monte_carlo` draws
-from densities with several modes, with log Z and a verdict (`Draws`). `annealed_langevin` runs chains
-through the decreasing noise scales of a noise-conditional model.
+without keeping the draws, and `diagnose` checks whether the chains have converged. `sequential_monte_carlo` draws from
+densities with several modes, with log Z and a verdict (`Draws`). `annealed_langevin` runs chains through the decreasing
+noise scales of a noise-conditional model.
 """
 
 from tfp_ebm.mcmc.annealing import annealed_langevin

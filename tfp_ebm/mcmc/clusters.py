@@ -148,8 +148,8 @@ def find_clusters(
     rows = z if len(z) <= _MAX_ROWS else z[rng.choice(len(z), _MAX_ROWS, replace=False)]
     centers = k_means(rows, _NUM_CELLS, rng)
     cells = nearest(z, centers)
-    present = np.unique(cells)
-    centers, cells = centers[present], np.searchsorted(present, cells)
+    present, cells = np.unique(cells, return_inverse=True)
+    centers = centers[present]
     labels = joined(centers * scale + x.mean(0), log_density)
     parts = np.bincount(groups, minlength=num_groups) / len(x)
     present_groups = parts > 0

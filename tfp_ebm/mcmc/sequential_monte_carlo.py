@@ -174,7 +174,7 @@ class _Sampler:
                 f"`target_log_prob_fn` must be finite where `base` has its mass, but the density is zero or not a "
                 f"number at all of {number} draws."
             )
-        self._has_boundary = np.mean(~np.isfinite(log_ratio)) > _MAX_ZEROS
+        self._has_boundary = bool(np.mean(~np.isfinite(log_ratio)) > _MAX_ZEROS)
         weights = np.exp(log_ratio - log_ratio.max())
         shape = pareto_shape(weights)
         ess = np.sum(weights) ** 2 / np.sum(weights**2)
@@ -224,7 +224,7 @@ class _Sampler:
         if stages > 1:  # the last two stages are both at β = 1
             both = np.average(rates[-2:], weights=moves[-2:])
             betas, rates = betas[:-1], np.append(rates[:-2], both)
-        temperatures = np.append(0.0, betas)
+        temperatures: np.ndarray = np.append(0.0, betas)
         ancestors = len(np.unique(particles.ancestors.numpy()))
         trouble = verdict(
             shares=shares,

@@ -317,9 +317,8 @@ def _moves(
     def goes_on(m: tf.Tensor, *state: Any) -> tf.Tensor:
         return (m < fewest) | ((m < most) & ~state[-1])
 
-    zeros = tf.zeros([2], tf.float64)
-    begin = (tf.constant(0), now.x, now.log_ratio, now.ancestors, log_step_size, tf.zeros_like(variance), zeros)
-    begin = (*begin, tf.constant(0), tf.constant(False))
+    counters = (tf.zeros_like(variance), tf.zeros([2], tf.float64), tf.constant(0), tf.constant(False))
+    begin = (tf.constant(0), now.x, now.log_ratio, now.ancestors, log_step_size, *counters)
     m, x, log_ratio, ancestors, log_step_size, _, totals, faults, _ = tf.while_loop(
         goes_on, move, begin, parallel_iterations=1
     )
