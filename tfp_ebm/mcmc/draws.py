@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.mcmc.clusters import Shares
+from tfp_ebm.mcmc.clusters import Shares, find_clusters
 from tfp_ebm.types import Estimate
 
 # Limits of the verdict.
@@ -18,6 +19,8 @@ _MIN_ACCEPT = 0.4
 _MAX_NESTED_R_HAT = 1.05
 # Effective share of the groups by the estimates of Z from each: .8 is a spread of log Z of ½ between groups.
 _MIN_GROUP_ESS = 0.8
+# Exact draws from which clusters are found, at least.
+_MIN_EXACT = 1024
 # The largest violation of an identity, and how many standard errors make it significant: of eight groups, six have a
 # probability of 5·10⁻⁴.
 _MAX_IMBALANCE, _MIN_SIGNIFICANCE = 0.15, 6.0
@@ -32,7 +35,8 @@ class Draws:
       log_normalizer: estimate of log Z, Z = ∫ exp(target_log_prob_fn(x)) dx. Its standard error is the jackknife's over
         groups (or over weights, for draws from the base); its `ess` is the effective number of weighted draws; its
         `log_weights` are the estimates of log Z from each group, `[num_groups]`.
-      temperatures: inverse temperatures from 0 (the base) to 1 (the target), `[K + 1]`.
+      temperatures: inverse temperatures from 0 (the base) to 1 (the target), `[K + 1]`; `[1]` for a network that draws
+        exactly.
       acceptance_rates: mean acceptance of the trajectories at each temperature after the first, `[K]`.
       num_particles: number of particles, from which the draws are taken.
       num_ancestors: number of distinct draws from the base from which the particles descend.
@@ -204,3 +208,26 @@ def verdict(
         f"The target's log density was NaN or +infinity at {num_faults} states, which count as having density zero.",
     )
     return tuple(sentences)
+
+
+def of_exact(
+    draw: Callable[[int], tf.Tensor], log_density: Callable[[np.ndarray], np.ndarray], num_samples: int
+) -> Draws:
+    """Returns exact, independent draws from a density with log Z = 0.
+
+    Args:
+      draw: returns a number of draws `[num, *event]`.
+      log_density: log p of states `[num, *event]`.
+      num_samples: number of draws.
+    """
+    num = max(num_samples, _MIN_EXACT)
+    states = draw(num)
+    flat = states.numpy().astype(np.float64).reshape(num, -1)
+    event_shape, dtype = tuple(states.shape[1:]), states.dtype.as_numpy_dtype
+    shares, _ = find_clusters(
+        flat, np.arange(num) % 8, 8, lambda x: log_density(x.astype(dtype).reshape(-1, *event_shape)), 0
+    )
+    shares = shares._replace(centers=shares.centers.reshape(-1, *event_shape))
+    none: np.ndarray = np.zeros([0])
+    log_normalizer = Estimate(0.0, 0.0, float(num))
+    return Draws(states[:num_samples], log_normalizer, np.ones([1]), none, num, num, shares, 1.0, ())
