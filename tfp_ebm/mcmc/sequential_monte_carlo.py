@@ -90,7 +90,8 @@ def sequential_monte_carlo(
       max_moves: largest number of moves at a temperature.
       num_last_moves: number of moves after the last resampling.
       max_temperatures: largest number of temperatures.
-      jit_compile: True: XLA. False: graph mode. "auto": XLA for up to 512 coordinates, and graph mode if XLA fails.
+      jit_compile: True: XLA. False: graph mode. "auto": XLA for the moves of annealed particles of up to
+        512 coordinates, and graph mode elsewhere or if XLA fails.
 
     Returns:
       A `Draws`.
@@ -194,7 +195,7 @@ class _Sampler:
         index = resample(tf.constant(log_ratio)[None], u, self._num)[0]
         particles = self._start(tf.gather(x, index), log_ratio[index.numpy()], beta=1.0)
         particles = particles._replace(groups=index // (number // num_groups), ancestors=index)
-        passed = self._pass(particles, None, np.log(_first_step_size(self._size)), _SECOND)
+        passed = self._pass(particles, None, np.log(_first_step_size(self._size)), _SECOND, pays=False)
         return self._draws(passed, Estimate(value, error, ess, grouped), num_samples)
 
     def _annealed(self, num_samples: int) -> Draws:
@@ -299,8 +300,10 @@ class _Sampler:
         assert len(x) <= MAX_POINTS <= _MIN_PARTICLES
         return self._at(tf.constant(filled, self._base.dtype))[0][: len(x)]
 
-    def _pass(self, particles: Particles, plan: Plan | None, log_step_size: float, purpose: int) -> Passed:
-        """Runs a compiled pass."""
+    def _pass(
+        self, particles: Particles, plan: Plan | None, log_step_size: float, purpose: int, pays: bool = True
+    ) -> Passed:
+        """Runs a compiled pass; `pays` is whether XLA saves more time than its compilation takes."""
         count = self._settings.max_temperatures + 1
         shape = (count, self._size, self._size) if self._settings.has_covariance else (count, self._size)
         given = plan or Plan(
@@ -309,7 +312,7 @@ class _Sampler:
             tf.zeros([count], tf.float64),
             tf.zeros(shape, self._base.dtype),
         )
-        loop = XlaOrGraph(self._find_pass, self._jit_compile, self._size <= _XLA_MAX_EVENT_SIZE)
+        loop = XlaOrGraph(self._find_pass, self._jit_compile, pays and self._size <= _XLA_MAX_EVENT_SIZE)
         args = (particles, given, tf.constant(plan is not None), tf.constant(log_step_size, tf.float64))
         return loop.run(Compiled.__call__, *args, self._fold(purpose))
 
