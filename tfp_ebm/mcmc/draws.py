@@ -16,7 +16,7 @@ from tfp_ebm.types import Estimate
 _MIN_SHARE_ESS = 100.0
 _MIN_ANCESTORS = 0.2
 _MIN_ACCEPT = 0.4
-_MAX_NESTED_R_HAT = 1.05
+_MAX_NESTED_R_HAT = 1.03
 # Effective share of the groups by the estimates of Z from each: .8 is a spread of log Z of ½ between groups.
 _MIN_GROUP_ESS = 0.8
 # Exact draws from which clusters are found, at least.

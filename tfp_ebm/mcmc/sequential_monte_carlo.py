@@ -38,6 +38,8 @@ _MIN_PARTICLES, _MAX_PILOT = 1024, 4096
 # Draws from the base per particle, and when importance resampling of them suffices: the shape of the tail of their
 # weights, and their effective share.
 _DRAWS_PER_PARTICLE, _MAX_SHAPE, _MIN_BASE_ESS = 4, 0.5, 0.1
+# Moves after importance resampling, at most.
+_MOVES_AFTER_BASE = 8
 # Conditional effective sample size up to this number of coordinates, and above.
 _CONDITIONAL_ESS, _SMALL = (0.9, 0.95), 20
 # Largest number of coordinates with a full covariance.
@@ -88,7 +90,7 @@ def sequential_monte_carlo(
         to 20 coordinates and .95 above. Larger values give more temperatures.
       num_leapfrog_steps: smallest and largest number of leapfrog steps of a trajectory.
       max_moves: largest number of moves at a temperature.
-      num_last_moves: number of moves after the last resampling.
+      num_last_moves: number of moves after the last resampling; at most 8 if draws from the base are resampled.
       max_temperatures: largest number of temperatures.
       jit_compile: True: XLA. False: graph mode. "auto": XLA for the moves of annealed particles of up to
         512 coordinates, and graph mode elsewhere or if XLA fails.
@@ -195,6 +197,8 @@ class _Sampler:
         index = resample(tf.constant(log_ratio)[None], u, self._num)[0]
         particles = self._start(tf.gather(x, index), log_ratio[index.numpy()], beta=1.0)
         particles = particles._replace(groups=index // (number // num_groups), ancestors=index)
+        moves = min(_MOVES_AFTER_BASE, self._settings.num_last_moves)
+        self._settings = self._settings._replace(num_last_moves=moves)
         passed = self._pass(particles, None, np.log(_first_step_size(self._size)), _SECOND, pays=False)
         return self._draws(passed, Estimate(value, error, ess, grouped), num_samples)
 
