@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.arguments import check_finite, check_nonnegative
+from tfp_ebm.mcmc.weights import jackknife_of_log_mean, pareto_shape
 from tfp_ebm.types import Estimate
 
 # Below this share of the weights, or this number, the effective sample size is too small for a reliable error.
@@ -49,20 +50,9 @@ def of_log_weights(log_weights: np.ndarray, is_reverse: bool = False, is_approxi
         reason = f"{bad} of {num} weights are NaN or infinite" if bad else f"all {num} weights are zero"
         warnings.warn(f"log Z cannot be estimated: {reason}.", stacklevel=3)
         return Estimate(np.nan, np.nan, 0.0, log_weights, is_approximate)
-    largest = float(np.max(signed))
-    weights = np.exp(signed - largest)
-    total = float(np.sum(weights))
-    value = largest + np.log(total / num)
-    # The sum without the largest weight; if that weight dominates, a subtraction would leave only rounding errors.
-    top = int(np.argmax(weights))
-    rest = total - weights
-    rest[top] = np.sum(np.delete(weights, top))
-    with np.errstate(divide="ignore"):
-        left_out = np.log(rest / (num - 1))
-    spread = left_out - np.mean(left_out) if np.isfinite(left_out).all() else np.full(num, np.inf)
-    # the difference of equal weights is zero, not the rounding error of their mean
-    error = 0.0 if np.ptp(weights) == 0 else float(np.sqrt((num - 1) / num * np.sum(spread**2)))
-    ess = float(total**2 / np.sum(weights**2))
+    value, error = jackknife_of_log_mean(signed)
+    weights = np.exp(signed - np.max(signed))
+    ess = float(np.sum(weights) ** 2 / np.sum(weights**2))
     if ess < num and ess < max(MIN_ESS_SHARE * num, MIN_ESS):
         warnings.warn(
             f"the effective sample size is {ess:.1f} of {num} weights: neither log Z = {sign * value:.4g} nor its "
@@ -78,35 +68,6 @@ def of_log_weights(log_weights: np.ndarray, is_reverse: bool = False, is_approxi
             stacklevel=3,
         )
     return Estimate(float(sign * value), error, ess, log_weights, is_approximate)
-
-
-def pareto_shape(weights: np.ndarray) -> float:
-    """Fits a generalised Pareto distribution to the largest weights and returns its shape k; NaN if they are equal.
-
-    The estimate is that of Zhang & Stephens (2009) for the min(n/5, 3√n) largest weights, with a weak prior towards ½,
-    as in Vehtari et al. 2024 (arXiv:1507.02646).
-
-    Args:
-      weights: positive, `[n]`.
-
-    >>> u = (np.arange(100_000) + 0.5) / 100_000
-    >>> round(pareto_shape(u**-0.8), 1), round(pareto_shape(u**-0.3), 1)  # Pareto laws of shape .8 and .3
-    (0.8, 0.3)
-    """
-    ordered = np.sort(weights)
-    number = int(min(len(ordered) / 5, 3 * np.sqrt(len(ordered))))
-    excess = ordered[-number:] - ordered[-number - 1]
-    excess = excess[excess > 0]
-    number = len(excess)
-    if number < 5:
-        return np.nan
-    size = 30 + int(np.sqrt(number))
-    quartile = excess[int(number / 4 + 0.5) - 1]
-    b = 1 / excess[-1] + (1 - np.sqrt(size / (np.arange(1, size + 1) - 0.5))) / (3 * quartile)
-    k = np.mean(np.log1p(-b[:, None] * excess), 1)
-    profile = number * (np.log(-b / k) - k - 1)
-    b_mean = float(np.sum(b / np.sum(np.exp(profile - profile[:, None]), 1)))
-    return float((number * np.mean(np.log1p(-b_mean * excess)) + 5) / (number + 10))
 
 
 def mean_estimate(terms: np.ndarray, what: str, min_ess: float = 2.0) -> Estimate:

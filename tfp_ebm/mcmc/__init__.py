@@ -4,12 +4,14 @@ A kernel leaves the target distribution invariant, so a long enough chain sample
 `MALA`, `NUTS`, `RandomWalk`, `MetropolisHastings` and `Langevin` build `tfp.mcmc` kernels; `Adaptive` adapts their step
 size. `IndependenceMetropolis` and `ReplicaExchange` move chains between modes, `Sequential` combines kernels, and
 `Transformed` restricts chains to a subset of space. `sample` runs any TFP kernel, `summarize` computes statistics
-without keeping the draws, and `diagnose` checks whether the chains have converged. `annealed_langevin` runs chains
-through the decreasing noise scales of a noise-conditional model.
+without keeping the draws, and `diagnose` checks whether the chains have converged. `sequential_monte_carlo` draws from
+densities with several modes, with log Z and a verdict (`Draws`). `annealed_langevin` runs chains through the decreasing
+noise scales of a noise-conditional model.
 """
 
 from tfp_ebm.mcmc.annealing import annealed_langevin
 from tfp_ebm.mcmc.diagnostics import Diagnostics, diagnose
+from tfp_ebm.mcmc.draws import Draws
 from tfp_ebm.mcmc.kernels import (
     HMC,
     MALA,
@@ -29,6 +31,7 @@ from tfp_ebm.mcmc.kernels import (
     default_kernel,
 )
 from tfp_ebm.mcmc.sampling import Samples, sample
+from tfp_ebm.mcmc.sequential_monte_carlo import sequential_monte_carlo
 from tfp_ebm.mcmc.starts import ChainStart, FromBase, FromData, ReplayBuffer
 from tfp_ebm.mcmc.summary import Summary, summarize
 
@@ -39,6 +42,7 @@ __all__ = [
     "Adaptive",
     "ChainStart",
     "Diagnostics",
+    "Draws",
     "FromBase",
     "FromData",
     "IndependenceMetropolis",
@@ -59,5 +63,6 @@ __all__ = [
     "default_kernel",
     "diagnose",
     "sample",
+    "sequential_monte_carlo",
     "summarize",
 ]

@@ -15,7 +15,7 @@ from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.negative_energy import frozen_weights
 from tfp_ebm.types import Estimate
 
-tfd = tfp.distributions
+tfb, tfd = tfp.bijectors, tfp.distributions
 
 
 class UnfrozenVariables(Mapping[str, tf.Variable]):
@@ -99,3 +99,15 @@ def with_added_axes(distribution: Any, slices: Any) -> tfp.distributions.Distrib
             "tf.newaxis] adds an axis, tfd.Sample(p, n) or p.sample(n) gives several."
         )
     return distribution if added == 0 else BroadcastEnergies(distribution, with_shape=[1] * added)
+
+
+def bijector_of(base: tfp.distributions.Distribution | None, validate_args: bool) -> tfp.bijectors.Bijector:
+    """Returns the bijector from unconstrained numbers onto the support of a base; the identity if it has none."""
+    is_reshaped = isinstance(base, tfd.TransformedDistribution) and type(base.bijector) is tfb.Reshape
+    if base is None or (is_reshaped and isinstance(base.distribution, tfd.MultivariateNormalLinearOperator)):
+        return tfb.Identity(validate_args=validate_args)
+    try:
+        bijector = base.experimental_default_event_space_bijector()
+    except NotImplementedError:
+        bijector = None
+    return tfb.Identity(validate_args=validate_args) if bijector is None else bijector

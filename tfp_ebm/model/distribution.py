@@ -23,26 +23,25 @@ from tfp_ebm.energy.signs import check_energy
 from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.arrival import MIN_CHAINS, last_states
 from tfp_ebm.mcmc.diagnostics import MAX_RHAT
-from tfp_ebm.mcmc.running.finite import is_finite
 from tfp_ebm.model.contract import (
     UnfrozenVariables,
+    bijector_of,
     check_count_or_tensor,
     checked_log_normalizer,
     with_added_axes,
 )
 from tfp_ebm.model.energy_model import EnergyModel
-from tfp_ebm.model.exact_draws import draws_exactly, exact_draws
+from tfp_ebm.model.exact_draws import draws_exactly, exact_draws, trusted_draws
 from tfp_ebm.model.joint_draws import next_draw
 from tfp_ebm.model.negative_energy import model_of, negative_energy_of, unnormalized_log_prob
-from tfp_ebm.random import fold_in, stateless_seed
+from tfp_ebm.model.usable_starts import usable_starts
+from tfp_ebm.random import stateless_seed
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
 # Below this number of chains a run ends before XLA would have compiled it, and R-hat is too uncertain. TFP's joint
 # distributions draw a single sample to determine the structure of their parts, each time they are traced.
 _FEW_CHAINS = MIN_CHAINS
-# Number of times that an initial state of zero or NaN density is drawn again.
-_MAX_REDRAWS = 20
 
 
 class EnergyDistribution(tfp.distributions.Distribution):
@@ -67,11 +66,9 @@ class EnergyDistribution(tfp.distributions.Distribution):
       energy: an `EnergyModel`, any Keras network, or a callable `[batch, *event] -> [batch]`.
       event_shape: shape of one x; needed for callables, and for networks whose input shape is unknown.
       kernel: the kernel that `sample` runs: a kernel of `ebm.mcmc` or any callable `target ->
-        tfp.mcmc.TransitionKernel`.
-        With an `EnergyModel`, step sizes and boxes are in standardised coordinates, as in the model's loss, but the
-        base
-        of an `IndependenceMetropolis` or `TemperedTransition` is over x, like `base`. Default: a global move from the
-        base and adaptive HMC, `ebm.mcmc.default_kernel(base)`.
+        tfp.mcmc.TransitionKernel`. With an `EnergyModel`, step sizes and boxes are in standardised coordinates, as in
+        the model's loss, but the base of an `IndependenceMetropolis` or `TemperedTransition` is over x, like `base`.
+        Default: a global move from the base and adaptive HMC, `ebm.mcmc.default_kernel(base)`.
       base: the `tfd.Distribution` over x from which chains start; default: the model's base.
       num_burnin_steps: number of kernel steps before a sample.
       log_normalizer: log Z, if known: a number, an `Estimate` of `ebm.evaluation`, a scalar tensor or a variable.
@@ -279,6 +276,33 @@ class EnergyDistribution(tfp.distributions.Distribution):
             return samples
         return samples._replace(unnormalized_log_prob=samples.unnormalized_log_prob - self.log_normalizer)
 
+    def draw(self, num_samples: int, *, seed: Any, **kwargs: Any) -> mcmc.Draws:
+        """Draws by sequential Monte Carlo from the base, with log Z of exp(−E), its error, and a verdict on both.
+
+        It does not use `kernel`, and runs eagerly only. Networks that draw exactly do so.
+
+        Args:
+          num_samples: number of draws.
+          seed: int or int32[2].
+          **kwargs: further arguments of `ebm.mcmc.sequential_monte_carlo`.
+
+        Raises:
+          NotImplementedError: inside a `tf.function`, or if the distribution has a `bijector`.
+          ValueError: if there is no base distribution.
+
+        >>> base = tfd.MultivariateNormalDiag([0.0], [2.0])
+        >>> p = EnergyDistribution(lambda x: 0.5 * x[..., 0] ** 2, event_shape=[1], base=base)
+        >>> draws = p.draw(100, seed=0)
+        >>> draws.states.shape, draws.trouble, round(draws.log_normalizer.value, 1)  # log √(2π)
+        (TensorShape([100, 1]), (), 0.9)
+        """
+        if self._bijector is not None:
+            raise NotImplementedError("`draw` does not support a `bijector`; use `sample`.")
+        is_exact = draws_exactly(self._energy)
+        return trusted_draws(
+            self._energy, self.negative_energy, None if is_exact else self.base, num_samples, seed, kwargs
+        )
+
     @property
     def _coordinates(self) -> Coordinates:
         """The chains' coordinates: z for a model, x for a callable (for an `EnergyFunction`, its argument z)."""
@@ -303,21 +327,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
 
     def _starts(self, num_chains: Any, seed: tf.Tensor) -> tf.Tensor:
         """Draws initial states `[num_chains, *event]` from the base; if eager, redraws those of zero or NaN density."""
-        # A new tensor, because TFP's bijectors cache their draws, and a cached value has no gradient.
-        start = tf.identity(self.base.sample(num_chains, seed=seed))
-        start = tf.ensure_shape(start, [tf.get_static_value(num_chains), *self._event])
-        for number in range(_MAX_REDRAWS if tf.executing_eagerly() else 0):
-            usable = is_finite(start, 1, self.negative_energy(start))
-            if tf.reduce_all(usable):
-                break
-            if number == 0:
-                warn(
-                    f"{int(tf.reduce_sum(tf.cast(~usable, tf.int32)))} of {num_chains} chains start at a state of "
-                    "zero or NaN density and are drawn again from the base."
-                )
-            fresh = self.base.sample(num_chains, seed=fold_in(seed, number))
-            start = tf.where(tf.reshape(usable, [-1] + [1] * len(self._event)), start, fresh)
-        return start
+        return usable_starts(self.base, self.negative_energy, num_chains, seed)
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
         # TFP documents None as "any seed", and treats an int as stateful; here an int always gives the same bits.
@@ -367,15 +377,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
     def _default_event_space_bijector(self) -> tfp.bijectors.Bijector:
         if self._bijector is not None:
             return self._bijector
-        base = self._known_base()
-        is_reshaped = isinstance(base, tfd.TransformedDistribution) and type(base.bijector) is tfb.Reshape
-        if base is None or (is_reshaped and isinstance(base.distribution, tfd.MultivariateNormalLinearOperator)):
-            return tfb.Identity(validate_args=self.validate_args)
-        try:
-            bijector = base.experimental_default_event_space_bijector()
-        except NotImplementedError:
-            bijector = None
-        return tfb.Identity(validate_args=self.validate_args) if bijector is None else bijector
+        return bijector_of(self._known_base(), self.validate_args)
 
     def __getitem__(self, slices: Any) -> tfp.distributions.Distribution:
         """Adds axes of size 1 to the batch shape, which is (): `p[..., tf.newaxis]`.

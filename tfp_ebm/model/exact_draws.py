@@ -1,16 +1,23 @@
-"""Exact samples, without chains, of models whose network can draw them."""
+"""Draws of an energy without chains: exact ones of networks that can draw, and sequential Monte Carlo elsewhere."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+import tensorflow_probability as tfp
 
+from tfp_ebm import mcmc
+from tfp_ebm.arguments import check_count
+from tfp_ebm.energy.standardization import Coordinates
+from tfp_ebm.mcmc.draws import of_exact
 from tfp_ebm.mcmc.running.compiled import find_compiled
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.export import exact_sampler
 from tfp_ebm.networks.normalized import is_normalized
+from tfp_ebm.random import stateless_seed
 
 
 def draws_exactly(energy: Any) -> bool:
@@ -26,3 +33,44 @@ def exact_draws(model: Any, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
 
     draw = find_compiled(model.unnormalized_log_prob, "exact draws", make)
     return draw(tf.cast(num_samples, tf.int32), seed)
+
+
+def trusted_draws(
+    energy: Any,
+    negative_energy: Callable[[tf.Tensor], tf.Tensor],
+    base: tfp.distributions.Distribution | None,
+    num_samples: Any,
+    seed: Any,
+    settings: dict[str, Any],
+) -> mcmc.Draws:
+    """Returns draws with log Z and a verdict; those of a model run in its standardised coordinates.
+
+    Args:
+      energy: an `EnergyModel`, or another energy.
+      negative_energy: −E of states x.
+      base: a distribution over x; None for a model that draws exactly.
+      num_samples: number of draws.
+      seed: int or int32[2].
+      settings: further arguments of `mcmc.sequential_monte_carlo`.
+    """
+    num_samples = check_count("num_samples", num_samples)
+    if not tf.executing_eagerly():
+        raise NotImplementedError("`draw` runs eagerly only; inside a `tf.function`, use `sample`.")
+    if base is None:
+        words = stateless_seed(seed)
+        return of_exact(lambda num: exact_draws(energy, num, words), lambda x: negative_energy(x).numpy(), num_samples)
+    if not isinstance(energy, EnergyModel):
+        return mcmc.sequential_monte_carlo(negative_energy, base, num_samples=num_samples, seed=seed, **settings)
+    function = energy.energy_function
+    coordinates = Coordinates.of(function)
+    drawn = mcmc.sequential_monte_carlo(
+        function.unnormalized_log_prob,
+        coordinates.distribution_in_chain(base),
+        num_samples=num_samples,
+        seed=seed,
+        **settings,
+    )
+    centers = coordinates.from_chain(tf.constant(drawn.shares.centers, energy.dtype)).numpy()
+    return dataclasses.replace(
+        drawn, states=coordinates.from_chain(drawn.states), shares=drawn.shares._replace(centers=centers)
+    )

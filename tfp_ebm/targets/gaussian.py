@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfp_ebm.arguments import check_count
 from tfp_ebm.random import normal, uniform
 from tfp_ebm.targets.target import Sampler, Target, component, named, split
 
@@ -210,15 +211,42 @@ def rosenbrock(dtype: Any = tf.float32) -> Target:
 
 
 @named
-def funnel(dtype: Any = tf.float32) -> Target:
-    """Returns Neal's funnel: x₁ ~ N(0, 3²), x₂ | x₁ ~ N(0, exp(x₁)); its scale varies over four orders of magnitude.
+def funnel(dtype: Any = tf.float32, num_coordinates: int = 2) -> Target:
+    """Returns Neal's funnel: x₁ ~ N(0, 3²), xₖ | x₁ ~ N(0, exp(x₁)) for all other k.
 
-    Reference: Neal, Slice sampling, Annals of Statistics 31(3), 2003, section 8.
+    The scale of x₂, … varies over four orders of magnitude.
 
     Args:
       dtype: tf.float32 or tf.float64.
+      num_coordinates: number of coordinates, at least 2.
+
+    Reference: Neal, Slice sampling, Annals of Statistics 31(3), 2003, section 8.
 
     >>> funnel(tf.float64).stddev().numpy().round(3).tolist()
     [3.0, 9.488]
+    >>> funnel(num_coordinates=10).event_shape
+    TensorShape([10])
     """
-    return _bent_gaussian("funnel", dtype, scale=3.0, flare=0.5)
+    if check_count("num_coordinates", num_coordinates, 2) == 2:
+        return _bent_gaussian("funnel", dtype, scale=3.0, flare=0.5)
+    others = num_coordinates - 1
+
+    def log_prob(x: tf.Tensor) -> tf.Tensor:
+        first, squares = x[..., 0], tf.reduce_sum(x[..., 1:] ** 2, axis=-1)
+        constant = math.log(3.0) + 0.5 * num_coordinates * math.log(2 * math.pi)
+        return -(first**2) / 18 - squares * tf.exp(-first) / 2 - others * first / 2 - constant
+
+    def sample(n: Any, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        z = normal([n, num_coordinates], seed, dtype=dtype)
+        first = 3.0 * z[:, :1]
+        return tf.concat([first, tf.exp(first / 2) * z[:, 1:]], -1)
+
+    return Target(
+        log_prob,
+        sample,
+        mean=np.zeros(num_coordinates),
+        covariance=np.diag([9.0] + [math.exp(4.5)] * others),
+        dtype=dtype,
+        num_coordinates=num_coordinates,
+        label="funnel",
+    )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_ebm.arguments import check_count
 from tfp_ebm.random import stateless_seed, uniform
 
 LogProb = Callable[[tf.Tensor], tf.Tensor]
@@ -18,16 +20,20 @@ Sampler = Callable[[Any, tf.Tensor, tf.DType], tf.Tensor]
 
 
 class Target(tfp.distributions.Distribution):
-    """A distribution on the plane, with an exact log-density and an exact sampler.
+    """A distribution on the plane, or of d coordinates, with an exact log-density and an exact sampler.
 
     Args:
-      log_prob_fn: maps x `[..., 2]` to log p(x) `[...]`, in the dtype of x.
-      sample_fn: maps (n, seed as int32[2], dtype) to n independent points `[n, 2]`, the same points for the same seed.
-      mean: the exact E x, two numbers; None if unknown.
-      covariance: the exact covariance, 2 × 2 numbers; None if unknown.
+      log_prob_fn: maps x `[..., d]` to log p(x) `[...]`, in the dtype of x.
+      sample_fn: maps (n, seed as int32[2], dtype) to n independent points `[n, d]`, the same points for the same seed.
+      mean: the exact E x, d numbers; None if unknown.
+      covariance: the exact covariance, d × d numbers; None if unknown.
       is_differentiable: False if ∇ log p does not exist or is zero, so that gradient kernels can raise an error.
       box: (low, high) of the square that contains the support; None if the support is the plane.
       dtype: tf.float32 or tf.float64.
+      num_coordinates: d.
+      log_normalizer: log Z of `unnormalized_log_prob`, which is log p + log Z.
+      shares: the exact share of each mode; None if the target is not made of modes.
+      mode_fn: maps x `[..., d]` to the number of its mode, an index of `shares`.
       label: the name of the target in figures and error messages.
       name: TFP's name, which a joint distribution uses for the variable; default: the label.
 
@@ -50,11 +56,15 @@ class Target(tfp.distributions.Distribution):
         self,
         log_prob_fn: LogProb,
         sample_fn: Sampler,
-        mean: Sequence[float] | None = None,
-        covariance: Sequence[Sequence[float]] | None = None,
+        mean: Sequence[float] | np.ndarray | None = None,
+        covariance: Sequence[Sequence[float]] | np.ndarray | None = None,
         is_differentiable: bool = True,
         box: tuple[float, float] | None = None,
         dtype: Any = tf.float32,
+        num_coordinates: int = 2,
+        log_normalizer: float = 0.0,
+        shares: Sequence[float] | np.ndarray | None = None,
+        mode_fn: Callable[[tf.Tensor], tf.Tensor] | None = None,
         label: str = "target",
         name: str | None = None,
     ) -> None:
@@ -72,6 +82,8 @@ class Target(tfp.distributions.Distribution):
         self._exact_mean = mean
         self._exact_covariance = covariance
         self._box = box
+        self._num_coordinates = check_count("num_coordinates", num_coordinates)
+        self._log_normalizer, self._shares, self._mode_fn = log_normalizer, shares, mode_fn
         self.is_differentiable = is_differentiable
         super().__init__(
             dtype=dtype,
@@ -97,10 +109,10 @@ class Target(tfp.distributions.Distribution):
         return tf.constant([], tf.int32)
 
     def _event_shape(self) -> tf.TensorShape:
-        return tf.TensorShape([2])
+        return tf.TensorShape([self._num_coordinates])
 
     def _event_shape_tensor(self) -> tf.Tensor:
-        return tf.constant([2], tf.int32)
+        return tf.constant([self._num_coordinates], tf.int32)
 
     def _default_event_space_bijector(self) -> Any:
         if self._box is None:
@@ -108,12 +120,39 @@ class Target(tfp.distributions.Distribution):
         low, high = (tf.constant(bound, self.dtype) for bound in self._box)
         return tfp.bijectors.Sigmoid(low=low, high=high)
 
+    @property
+    def log_normalizer(self) -> float:
+        """The exact log Z of `unnormalized_log_prob`."""
+        return self._log_normalizer
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The exact share of each mode, float64 `[modes]`."""
+        if self._shares is None:
+            raise NotImplementedError(f"{self.label} is not made of modes.")
+        return np.asarray(self._shares, np.float64)
+
+    def modes(self, x: Any) -> tf.Tensor:
+        """Returns the number of the mode of each point, an index of `shares`.
+
+        Args:
+          x: points `[..., d]`.
+        """
+        if self._mode_fn is None:
+            raise NotImplementedError(f"{self.label} is not made of modes.")
+        return self._mode_fn(tf.convert_to_tensor(x, self.dtype))
+
     def _log_prob(self, value: tf.Tensor) -> tf.Tensor:
+        d = self._num_coordinates
         if value.dtype != self.dtype:
             raise TypeError(f"`value` must have the dtype {self.dtype.name} of {self.label}, got {value.dtype.name}.")
-        if value.shape.rank == 0 or (value.shape.rank is not None and value.shape[-1] not in (2, None)):
-            raise ValueError(f"`value` must have shape [..., 2], got {value.shape}.")
+        if value.shape.rank == 0 or (value.shape.rank is not None and value.shape[-1] not in (d, None)):
+            raise ValueError(f"`value` must have shape [..., {d}], got {value.shape}.")
         return self._log_prob_fn(value)
+
+    def _unnormalized_log_prob(self, value: tf.Tensor) -> tf.Tensor:
+        log_prob = self._log_prob(value)
+        return log_prob + self._log_normalizer if self._log_normalizer else log_prob
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
         # with None TFP documents a new draw at each call; any other seed gives the same draw
@@ -136,17 +175,19 @@ class Target(tfp.distributions.Distribution):
 
 
 class _Part:
-    """A function of a target that `copy` and `pickle` restore by the target's name.
+    """A function of a target that `copy` and `pickle` restore by the name of the function that makes the target.
 
     Args:
       function: the function.
       factory: module and name of the function that makes the target.
-      dtype: the name of its dtype.
+      arguments: its arguments by name.
       name: the attribute of the target that holds the function.
     """
 
-    def __init__(self, function: Callable[..., tf.Tensor], factory: tuple[str, str], dtype: str, name: str) -> None:
-        self._function, self._origin = function, (factory, dtype, name)
+    def __init__(
+        self, function: Callable[..., tf.Tensor], factory: tuple[str, str], arguments: dict[str, Any], name: str
+    ) -> None:
+        self._function, self._origin = function, (factory, arguments, name)
 
     def __call__(self, *args: Any) -> tf.Tensor:
         return self._function(*args)
@@ -155,34 +196,42 @@ class _Part:
         return _part_of, self._origin
 
 
-def _part_of(factory: tuple[str, str], dtype: str, name: str) -> Any:
+def _part_of(factory: tuple[str, str], arguments: dict[str, Any], name: str) -> Any:
     module, function = factory
-    return getattr(getattr(importlib.import_module(module), function)(dtype), name)
+    return getattr(getattr(importlib.import_module(module), function)(**arguments), name)
 
 
 def _rebuilt(cls: type[Target], arguments: dict[str, Any]) -> Target:
     return cls(**arguments)
 
 
-def named(make: Callable[..., Target]) -> Callable[..., Target]:
-    """Makes targets that a function of `dtype` alone creates suitable for `copy` and `pickle`.
+_Make = TypeVar("_Make", bound=Callable[..., Target])
+
+
+def named(make: _Make) -> _Make:
+    """Makes targets that a function of `dtype` and plain values creates suitable for `copy` and `pickle`.
 
     >>> import pickle
     >>> from tfp_ebm import targets
     >>> pickle.loads(pickle.dumps(targets.two_moons())).label
     'two_moons'
     """
+    signature = inspect.signature(make)
 
     @functools.wraps(make)
-    def made(dtype: Any = tf.float32) -> Target:
-        target = make(dtype)
-        origin = (make.__module__, make.__qualname__), target.dtype.name
+    def made(*args: Any, **kwargs: Any) -> Target:
+        target = make(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        origin = (make.__module__, make.__qualname__), bound.arguments | {"dtype": target.dtype.name}
+        mode_fn = None if target._mode_fn is None else _Part(target._mode_fn, *origin, "_mode_fn")
         return target.copy(
             log_prob_fn=_Part(target._log_prob_fn, *origin, "_log_prob_fn"),
             sample_fn=_Part(target._sample_fn, *origin, "_sample_fn"),
+            mode_fn=mode_fn,
         )
 
-    return made
+    return cast(_Make, made)
 
 
 def split(seed: tf.Tensor, num: int) -> list[tf.Tensor]:

@@ -1,0 +1,214 @@
+"""The moves of particles at one density p_β ∝ b^(1−β) f^β between a base b and a target f.
+
+A move is a proposal from the base (which moves particles between modes as far as it is accepted), then a trajectory of
+Hamiltonian Monte Carlo in the coordinates y, x = x₀ + L y. The scale L comes from the particles: with C Cᵀ their
+covariance and S = E g gᵀ, g the gradient of log p_β in the coordinates C⁻¹x, L Lᵀ = C S^(−1/2) Cᵀ, the geometric mean
+of the covariance and of the inverse of E ∇log p ∇log pᵀ. For a Gaussian the two are equal. For separated modes the
+first is much larger than the scale of the density within a mode, which the second has; where the scale of the density
+varies, the second is too small. In each move, some particles, chosen at random, have a smaller step size, so that they
+also move in parts of space that are much narrower than most, such as the neck of a funnel.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import random
+from tfp_ebm.energy.base import draw
+from tfp_ebm.mcmc.kernels.hamiltonian import HamiltonianMonteCarlo
+from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
+from tfp_ebm.mcmc.weights import effective_size
+
+# Purposes within a move, folded into the seed of the move.
+_PROPOSAL, _ACCEPTANCE, _TRAJECTORY, _REDUCTION = range(4)
+# The share of particles whose step size is reduced in a move, by a factor from this one to 1, uniform in its logarithm.
+_REDUCED_SHARE, _MIN_REDUCTION = 0.3, 0.03
+# Rounds of the iteration for an inverse root: it gains a factor of 1.5 per round, then becomes quadratic.
+_NUM_REFINEMENTS = 40
+
+
+class Bridge:
+    """The functions log f, log b and h of flat states `[n, d]`, inside a function being compiled.
+
+    Args:
+      target: log f, `[n, *event] -> [n]`.
+      base: a distribution with normalised density b.
+    """
+
+    def __init__(self, target: TargetLogProbFn, base: tfp.distributions.Distribution) -> None:
+        self._target, self._base = target, base
+        self._event_shape = tuple(base.event_shape)
+
+    def draw(self, num: int, seed: tf.Tensor) -> tf.Tensor:
+        """Draws flat states from the base."""
+        return tf.reshape(draw(self._base, [num], seed), [num, int(np.prod(self._event_shape))])
+
+    def both(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Computes log f and log b, `[n]` each."""
+        event = tf.reshape(x, [x.shape[0], *self._event_shape])
+        log_target = tf.convert_to_tensor(self._target(event))
+        if log_target.dtype != x.dtype:
+            raise TypeError(
+                f"`target_log_prob_fn` must return values of the base's dtype {x.dtype.name}, got "
+                f"{log_target.dtype.name}."
+            )
+        if log_target.shape.rank is not None and tuple(log_target.shape) != (x.shape[0],):
+            raise ValueError(
+                f"`target_log_prob_fn` must return one number per state, shape {(x.shape[0],)}, for states of shape "
+                f"{tuple(event.shape)}, got {tuple(log_target.shape)}."
+            )
+        return tf.ensure_shape(log_target, x.shape[:1]), self._base.log_prob(event)
+
+    def log_ratio(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Computes h, float64 `[n]`, −∞ in place of NaN and +∞, and whether it was one of these."""
+        log_target, log_base = (tf.cast(part, tf.float64) for part in self.both(x))
+        ratio = tf.where(log_target == -np.inf, log_target, log_target - log_base)
+        is_bad = tf.math.is_nan(ratio) | (ratio == np.inf)
+        return tf.where(is_bad, tf.constant(-np.inf, tf.float64), ratio), is_bad
+
+    def tempered(self, beta: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """Computes β log f + (1 − β) log b, `[n]`."""
+        log_target, log_base = self.both(x)
+        # at β = 1 the base does not matter, even where its density is zero
+        return beta * log_target + tf.math.multiply_no_nan(log_base, 1 - beta)
+
+
+def scale_of(bridge: Bridge, beta: tf.Tensor, x: tf.Tensor, log_weights: tf.Tensor, has_covariance: bool) -> tf.Tensor:
+    """Returns L, from weighted particles and the gradients at them.
+
+    Args:
+      bridge: the bridge.
+      beta: β, float64 scalar.
+      x: particles `[n, d]`.
+      log_weights: float64 `[n]`.
+      has_covariance: whether L is a matrix `[d, d]`; False: a diagonal `[d]`.
+    """
+    dtype = x.dtype
+    weights = tf.nn.softmax(log_weights)[:, None]
+    exact = tf.cast(x, tf.float64)
+    centred = exact - tf.reduce_sum(weights * exact, 0)
+    variance = tf.reduce_sum(weights * tf.square(centred), 0)
+    variance = tf.where(variance > 0, variance, tf.ones_like(variance))
+    deviation = tf.sqrt(variance)
+    gradient = tfp.math.value_and_gradient(lambda x: bridge.tempered(tf.cast(beta, dtype), x), x)[1]
+    gradient = tf.cast(gradient, tf.float64)
+    gradient = tf.where(tf.math.is_finite(gradient), gradient, tf.zeros_like(gradient))
+    if not has_covariance:
+        curvature = tf.reduce_sum(weights * tf.square(gradient * deviation), 0)
+        return tf.cast(deviation * tf.where(curvature > 0, curvature, tf.ones_like(curvature)) ** -0.25, dtype)
+    size = x.shape[1]
+    unit, eye = centred / deviation, tf.eye(size, dtype=tf.float64)
+    # the shrinkage keeps the factor regular where there are few distinct particles
+    shrink = 1e-4 + tf.minimum(size / effective_size(log_weights), 0.5)
+    correlation = tf.matmul(weights * unit, unit, transpose_a=True)
+    factor = deviation[:, None] * tf.linalg.cholesky((1 - shrink) * correlation + shrink * eye)
+    inward = tf.matmul(gradient, factor)
+    curvature = tf.matmul(weights * inward, inward, transpose_a=True)
+    mean = tf.linalg.trace(curvature) / size
+    mean = tf.where(mean > 0, mean, tf.ones_like(mean))
+    curvature = (1 - shrink) * curvature / mean + (shrink + 1e-12) * eye
+    return tf.cast(mean**-0.25 * tf.matmul(factor, tf.linalg.cholesky(_inverse_root(curvature))), dtype)
+
+
+def _inverse_root(matrix: tf.Tensor) -> tf.Tensor:
+    """Computes A^(−1/2) of a positive definite matrix by the coupled iteration of Newton and Schulz.
+
+    >>> matrix = tf.constant([[2.0, 1.0], [1.0, 3.0]], tf.float64)
+    >>> root = _inverse_root(matrix)
+    >>> bool(tf.reduce_max(tf.abs(root @ matrix @ root - tf.eye(2, dtype=tf.float64))) < 1e-10)
+    True
+    """
+    eye = tf.eye(matrix.shape[0], dtype=matrix.dtype)
+    norm = tf.norm(matrix)
+
+    def refine(i: tf.Tensor, root: tf.Tensor, inverse: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        step = 0.5 * (3.0 * eye - inverse @ root)
+        return i + 1, root @ step, step @ inverse
+
+    inverse = tf.while_loop(lambda i, *_: i < _NUM_REFINEMENTS, refine, (tf.constant(0), matrix / norm, eye))[2]
+    return 0.5 * (inverse + tf.transpose(inverse)) / tf.sqrt(norm)
+
+
+def move_all(
+    bridge: Bridge,
+    num_leapfrog_steps: tuple[int, int],
+    beta: tf.Tensor,
+    x: tf.Tensor,
+    log_ratio: tf.Tensor,
+    scale: tf.Tensor,
+    step_size: tf.Tensor,
+    seed: tf.Tensor,
+) -> tuple[tf.Tensor, ...]:
+    """Makes one move of each particle.
+
+    Args:
+      bridge: the bridge.
+      num_leapfrog_steps: smallest and largest number of leapfrog steps.
+      beta: β, float64 scalar.
+      x, log_ratio: particles `[n, d]`, and h there, float64 `[n]`.
+      scale: L, `[d, d]`, or `[d]` if it is diagonal.
+      step_size: ε, float64 scalar.
+      seed: int32[2].
+
+    Returns:
+      The states, h there, whether the proposal from the base was accepted, `[n]` each; the mean acceptance of the
+      trajectories and of the proposals from the base; and the number of faults.
+    """
+    x, log_ratio, is_new, accept_base = _from_base(bridge, beta, x, log_ratio, seed)
+    x, accept = _trajectory(bridge, num_leapfrog_steps, beta, x, scale, step_size, seed)
+    log_ratio, is_bad = bridge.log_ratio(x)
+    return x, log_ratio, is_new, accept, accept_base, tf.reduce_sum(tf.cast(is_bad, tf.int32))
+
+
+def _from_base(
+    bridge: Bridge, beta: tf.Tensor, x: tf.Tensor, log_ratio: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, ...]:
+    """Proposes draws from the base, accepted with probability min(1, exp(β (h' − h)))."""
+    proposal = bridge.draw(x.shape[0], random.fold_in(seed, _PROPOSAL))
+    proposed, _ = bridge.log_ratio(proposal)
+    log_u = tf.math.log(random.uniform([x.shape[0]], random.fold_in(seed, _ACCEPTANCE), tf.float64))
+    difference = beta * (proposed - log_ratio)  # NaN if both densities are zero: rejected
+    accepted = log_u < difference
+    probability = tf.exp(tf.minimum(difference, 0.0))
+    accept = tf.reduce_mean(tf.where(tf.math.is_nan(difference), tf.zeros_like(probability), probability))
+    return tf.where(accepted[:, None], proposal, x), tf.where(accepted, proposed, log_ratio), accepted, accept
+
+
+def _trajectory(
+    bridge: Bridge,
+    num_leapfrog_steps: tuple[int, int],
+    beta: tf.Tensor,
+    x: tf.Tensor,
+    scale: tf.Tensor,
+    step_size: tf.Tensor,
+    seed: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Makes one step of Hamiltonian Monte Carlo in y, x + L y.
+
+    Returns:
+      The states, and the mean acceptance of the trajectories with the full step size.
+    """
+    num = x.shape[0]
+    draws = random.uniform([2, num, 1], random.fold_in(seed, _REDUCTION), x.dtype)
+    is_full = draws[0] >= _REDUCED_SHARE
+    reduction = tf.where(is_full, tf.ones_like(draws[1]), tf.exp(math.log(_MIN_REDUCTION) * draws[1]))
+
+    def outward(y: tf.Tensor) -> tf.Tensor:
+        return x + (tf.matmul(y, scale, transpose_b=True) if len(scale.shape) == 2 else scale * y)
+
+    def log_prob(y: tf.Tensor) -> tf.Tensor:
+        return bridge.tempered(tf.cast(beta, x.dtype), outward(y))
+
+    step_size = tf.cast(step_size, x.dtype) * reduction
+    kernel = HamiltonianMonteCarlo(log_prob, step_size, num_leapfrog_steps)
+    y = tf.zeros_like(x)
+    y, results = kernel.one_step(y, kernel.bootstrap_results(y), seed=random.fold_in(seed, _TRAJECTORY))
+    log_accept = tf.cast(results.log_accept_ratio, tf.float64)
+    accept = tf.exp(tf.minimum(log_accept, 0.0))
+    counted = tf.cast(is_full[:, 0], tf.float64)
+    accept = tf.reduce_sum(tf.where(tf.math.is_nan(accept), tf.zeros_like(accept), accept) * counted)
+    return tf.ensure_shape(outward(y), x.shape), accept / tf.maximum(tf.reduce_sum(counted), 1.0)

@@ -1,0 +1,327 @@
+"""The compiled pass of a sequential Monte Carlo sampler through the densities p_β ∝ b^(1−β) f^β, from base b to f.
+
+Each stage raises β, multiplies the weights by exp((β' − β) h), h = log f − log b, resamples the groups whose weights
+have become too unequal, and moves all particles by kernels that leave p_β' invariant. The last stage has β' = β = 1: it
+resamples all particles together and moves them `num_last_moves` times, so that copies separate.
+
+A first pass chooses each β, the scales and step sizes of the moves and their number, and returns them as a `Plan`. A
+pass that follows a plan depends on its own particles only through the weights and the rule of resampling, so that the
+mean of its Ẑ is exactly Z (Del Moral 2004).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import random
+from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
+from tfp_ebm.mcmc.running import particle_moves
+from tfp_ebm.mcmc.running.particle_moves import Bridge, scale_of
+from tfp_ebm.mcmc.weights import effective_size, next_step, resample
+
+# Purposes of random numbers within a stage, folded into its seed.
+_RESAMPLING, _RESAMPLING_ALL, _MOVES = range(3)
+
+# The target acceptance, the gain of log ε ← log ε + gain·(acceptance − target)/√move, and how far from the target the
+# acceptance of a stage's last move may be.
+_TARGET_ACCEPT, _GAIN, _ACCEPT_TOLERANCE = 0.75, 0.5, 0.2
+# Particles have moved if the mean square of x − x₀ is twice the variance in each coordinate, or has stopped to grow,
+# by less than this share per move.
+_MAX_GROWTH = 0.1
+# Resampling if the effective sample size of a group is below this share.
+_MIN_ESS_SHARE = 0.5
+
+
+class Settings(NamedTuple):
+    """What a compiled pass is built for.
+
+    Attributes:
+      num_groups: number of groups that are resampled separately.
+      conditional_ess: the conditional effective sample size of each step in β, as a share.
+      num_leapfrog_steps: smallest and largest number of leapfrog steps of a trajectory.
+      max_moves: the largest number of moves at a temperature.
+      num_last_moves: number of moves at β = 1 after the last resampling.
+      max_temperatures: the largest number of steps in β; the last goes to 1 in any case.
+      has_covariance: whether L is a matrix; False: it is diagonal, from the diagonals of all matrices.
+      jit_moves: whether XLA compiles the moves, inside a pass in graph mode.
+    """
+
+    num_groups: int
+    conditional_ess: float
+    num_leapfrog_steps: tuple[int, int]
+    max_moves: int
+    num_last_moves: int
+    max_temperatures: int
+    has_covariance: bool
+    jit_moves: bool = False
+
+
+class Plan(NamedTuple):
+    """What a pass chose for each of its stages, or is to follow; one axis `[max_temperatures + 1]` in front.
+
+    Attributes:
+      betas: β after each stage, float64.
+      num_moves: number of moves, int32.
+      log_step_sizes: log ε, float64.
+      scales: L, `[..., d, d]`, or `[..., d]` if it is diagonal; in the dtype of the particles.
+    """
+
+    betas: tf.Tensor
+    num_moves: tf.Tensor
+    log_step_sizes: tf.Tensor
+    scales: tf.Tensor
+
+
+class Particles(NamedTuple):
+    """Weighted particles.
+
+    Attributes:
+      x: `[n, d]`.
+      log_ratio: h, float64 `[n]`; −∞ where it is not a number or the target's density is zero.
+      log_weights: log weights since the last resampling, float64 `[n]`.
+      log_normalizers: log of the factors of Ẑ of each group up to the last resampling, float64 `[num_groups]`.
+      groups: the group to which a particle belongs, int32 `[n]`.
+      ancestors: number of the draw from the base from which a particle descends, int32 `[n]`.
+      beta: β, float64 scalar.
+    """
+
+    x: tf.Tensor
+    log_ratio: tf.Tensor
+    log_weights: tf.Tensor
+    log_normalizers: tf.Tensor
+    groups: tf.Tensor
+    ancestors: tf.Tensor
+    beta: tf.Tensor
+
+
+class Passed(NamedTuple):
+    """The result of a pass.
+
+    Attributes:
+      particles: of equal weights, at β = 1.
+      ess: effective sample size of the weights before the last resampling, float64.
+      num_stages: number of stages, the last included.
+      plan: what the pass chose or followed.
+      accept: mean acceptance of the trajectories in each stage, float64 `[max_temperatures + 1]`.
+      accept_base: mean acceptance of the proposals from the base, likewise.
+      num_faults: number of values of h that were NaN or +∞ at particles.
+    """
+
+    particles: Particles
+    ess: tf.Tensor
+    num_stages: tf.Tensor
+    plan: Plan
+    accept: tf.Tensor
+    accept_base: tf.Tensor
+    num_faults: tf.Tensor
+
+
+def log_density_and_gradient(
+    resolve: Callable[[], TargetLogProbFn], base: tfp.distributions.Distribution, x: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns log f and its gradient at flat states, float64 `[n]` and `[n, d]`."""
+    bridge = Bridge(resolve(), base)
+    value, gradient = tfp.math.value_and_gradient(lambda x: bridge.both(x)[0], x)
+    if gradient is None:  # the density is piecewise constant
+        gradient = tf.zeros_like(x)
+    return tf.cast(value, tf.float64), tf.cast(gradient, tf.float64)
+
+
+def draw_and_weigh(
+    resolve: Callable[[], TargetLogProbFn], base: tfp.distributions.Distribution, num: int, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns flat draws from the base, their h, and the number of NaN and +∞ among its values."""
+    bridge = Bridge(resolve(), base)
+    x = bridge.draw(num, seed)
+    log_ratio, is_bad = bridge.log_ratio(x)
+    return x, log_ratio, tf.reduce_sum(tf.cast(is_bad, tf.int32))
+
+
+def run_pass(
+    resolve: Callable[[], TargetLogProbFn],
+    base: tfp.distributions.Distribution,
+    settings: Settings,
+    particles: Particles,
+    plan: Plan,
+    is_planned: tf.Tensor,
+    log_step_size: tf.Tensor,
+    seed: tf.Tensor,
+) -> Passed:
+    """Moves weighted particles from their β to 1, inside a function being compiled.
+
+    Args:
+      resolve, base: log f and b.
+      settings: the settings.
+      particles: for example draws from the base, with β = 0 and log weights 0.
+      plan: the plan to follow; not read if there is none, but of the right shapes.
+      is_planned: whether to follow the plan, bool scalar.
+      log_step_size: log ε at the start if there is no plan, float64 scalar.
+      seed: int32[2].
+    """
+    bridge = Bridge(resolve(), base)
+    last = settings.max_temperatures - 1
+
+    def stage(k: tf.Tensor, now: Particles, log_step_size: tf.Tensor, *state: Any) -> tuple[Any, ...]:
+        _, ess, notes, num_faults = state
+        stage_seed = random.fold_in(seed, k)
+        is_last = now.beta >= 1.0
+        beta = tf.where(is_planned, plan.betas[k], _next_beta(settings, now))
+        beta = tf.where(is_last | (k >= last), tf.ones_like(beta), beta)
+        now = _weighted(settings, now, beta)
+        ess = tf.where(is_last, effective_size(_total_log_weights(now)), ess)
+        now = _resampled(settings, now, is_last, stage_seed)
+        scale = tf.where(
+            is_planned, plan.scales[k], scale_of(bridge, now.beta, now.x, now.log_weights, settings.has_covariance)
+        )
+        log_step_size = tf.where(is_planned, plan.log_step_sizes[k], log_step_size)
+        most = tf.where(is_last, settings.num_last_moves, settings.max_moves)
+        fewest = tf.where(is_last, settings.num_last_moves, 1)
+        fewest = tf.where(is_planned, plan.num_moves[k], fewest)
+        most = tf.where(is_planned, plan.num_moves[k], most)
+        moved = _moves(bridge, settings, now, (fewest, most), scale, log_step_size, is_planned, stage_seed)
+        now, log_step_size, num_moves, accept, accept_base, faults = moved
+        values = (beta, num_moves, log_step_size, scale, accept, accept_base)
+        notes = tuple(note.write(k, value) for note, value in zip(notes, values, strict=True))
+        return k + 1, now, log_step_size, is_last, ess, notes, num_faults + faults
+
+    like = (tf.float64, tf.int32, tf.float64, particles.x.dtype, tf.float64, tf.float64)
+    shapes: tuple[list[int], ...] = ([], [], [], list(plan.scales.shape[1:]), [], [])
+    notes = tuple(
+        tf.TensorArray(dtype, settings.max_temperatures + 1, element_shape=shape)
+        for dtype, shape in zip(like, shapes, strict=True)
+    )
+    zero = tf.zeros([], tf.float64)
+    start = (tf.constant(0), particles, log_step_size, tf.constant(False), zero, notes, tf.constant(0))
+    num_stages, particles, _, _, ess, notes, num_faults = tf.while_loop(
+        lambda k, now, log_step_size, is_done, *_: ~is_done, stage, start, parallel_iterations=1
+    )
+    betas, num_moves, log_step_sizes, scales, accept, accept_base = (note.stack() for note in notes)
+    plan = Plan(betas, num_moves, log_step_sizes, scales)
+    return Passed(particles, ess, num_stages, plan, accept, accept_base, num_faults)
+
+
+def _next_beta(settings: Settings, now: Particles) -> tf.Tensor:
+    """Returns the next β, by the conditional effective sample size with the current weights."""
+    weights = tf.exp(now.log_weights - tf.reduce_max(now.log_weights))
+    grouped = tf.reshape(weights, [settings.num_groups, -1])
+    totals = tf.reduce_sum(grouped, 1, keepdims=True)
+    grouped = tf.math.divide_no_nan(grouped, totals)  # each group counts as much
+    largest = 1.0 - now.beta
+    delta = next_step(tf.reshape(grouped, [-1]), now.log_ratio, largest, settings.conditional_ess)
+    return tf.where(delta >= largest, tf.ones_like(delta), now.beta + delta)
+
+
+def _weighted(settings: Settings, now: Particles, beta: tf.Tensor) -> Particles:
+    """Multiplies the weights by exp((β' − β) h)."""
+    gain = tf.math.multiply_no_nan(now.log_ratio, beta - now.beta)
+    return now._replace(log_weights=now.log_weights + gain, beta=beta)
+
+
+def _total_log_weights(now: Particles) -> tf.Tensor:
+    """Returns the logs of the weights, those of a group times the factors of its Ẑ so far."""
+    return now.log_weights + tf.gather(now.log_normalizers, now.groups)
+
+
+def _resampled(settings: Settings, now: Particles, is_last: tf.Tensor, seed: tf.Tensor) -> Particles:
+    """Resamples the groups of unequal weights, each alone, or in the last stage all particles together."""
+    groups, num = settings.num_groups, now.x.shape[0]
+    size = num // groups
+    grouped = tf.reshape(now.log_weights, [groups, size])
+    is_needed = (effective_size(grouped) < _MIN_ESS_SHARE * size) & ~is_last
+    u = random.uniform([groups], random.fold_in(seed, _RESAMPLING), tf.float64)
+    own = tf.range(num)
+    within = tf.reshape(resample(grouped, u, size) + size * tf.range(groups)[:, None], [num])
+    u = random.uniform([1], random.fold_in(seed, _RESAMPLING_ALL), tf.float64)
+    among = resample(_total_log_weights(now)[None], u, num)[0]
+    needed = tf.reshape(tf.repeat(is_needed, size), [num])
+    index = tf.where(is_last, among, tf.where(needed, within, own))
+    log_means = tf.reduce_logsumexp(grouped, 1) - np.log(size)
+    ends = is_needed | is_last
+    log_normalizers = now.log_normalizers + tf.where(ends, log_means, tf.zeros_like(log_means))
+    log_weights = tf.where(needed | is_last, tf.zeros_like(now.log_weights), now.log_weights)
+    x, log_ratio, labels, ancestors = (
+        tf.gather(part, index) for part in (now.x, now.log_ratio, now.groups, now.ancestors)
+    )
+    return Particles(x, log_ratio, log_weights, log_normalizers, labels, ancestors, now.beta)
+
+
+def _moves(
+    bridge: Bridge,
+    settings: Settings,
+    now: Particles,
+    counts: tuple[tf.Tensor, tf.Tensor],
+    scale: tf.Tensor,
+    log_step_size: tf.Tensor,
+    is_planned: tf.Tensor,
+    stage_seed: tf.Tensor,
+) -> tuple[Any, ...]:
+    """Moves the particles at one β.
+
+    Returns:
+      The particles, log ε, the number of moves, the mean acceptance of trajectories and of proposals from the base, and
+      the number of faults.
+    """
+    fewest, most = counts
+    moves_seed = random.fold_in(stage_seed, _MOVES)
+    weights = tf.nn.softmax(now.log_weights)[:, None]
+    start = tf.cast(now.x, tf.float64)
+    mean = tf.reduce_sum(weights * start, 0)
+    variance = tf.reduce_sum(weights * tf.square(start - mean), 0)
+    num = now.x.shape[0]
+    move_particles = functools.partial(particle_moves.move_all, bridge, settings.num_leapfrog_steps)
+    if settings.jit_moves:
+        move_particles = tf.function(move_particles, autograph=False, jit_compile=True)
+
+    def move(
+        m: tf.Tensor,
+        x: tf.Tensor,
+        log_ratio: tf.Tensor,
+        ancestors: tf.Tensor,
+        log_step_size: tf.Tensor,
+        jumps: tf.Tensor,
+        totals: tf.Tensor,
+        faults: tf.Tensor,
+        is_done: tf.Tensor,
+    ) -> tuple[Any, ...]:
+        seed = random.fold_in(moves_seed, m)
+        x, log_ratio, is_new, accept, accept_base, bad = move_particles(
+            now.beta, x, log_ratio, scale, tf.exp(log_step_size), seed
+        )
+        # numbers of draws that no other draw has, as long as there are fewer than 2³¹
+        fresh = tf.range(num) + num * (1 + tf.reduce_max(ancestors) // num)
+        ancestors = tf.where(is_new, fresh, ancestors)
+        faults += bad
+        gain = _GAIN / tf.sqrt(tf.cast(m + 1, tf.float64))
+        change = tf.where(is_planned, tf.zeros_like(accept), gain * (accept - _TARGET_ACCEPT))
+        jump = tf.reduce_sum(weights * tf.square(tf.cast(x, tf.float64) - start), 0)
+        is_settled = (jump >= 2 * variance) | (jump - jumps < _MAX_GROWTH * jump)
+        is_done = tf.reduce_all(is_settled) & (tf.abs(accept - _TARGET_ACCEPT) < _ACCEPT_TOLERANCE)
+        return (
+            m + 1,
+            x,
+            log_ratio,
+            ancestors,
+            log_step_size + change,
+            jump,
+            totals + tf.stack([accept, accept_base]),
+            faults,
+            is_done,
+        )
+
+    def goes_on(m: tf.Tensor, *state: Any) -> tf.Tensor:
+        return (m < fewest) | ((m < most) & ~state[-1])
+
+    counters = (tf.zeros_like(variance), tf.zeros([2], tf.float64), tf.constant(0), tf.constant(False))
+    begin = (tf.constant(0), now.x, now.log_ratio, now.ancestors, log_step_size, *counters)
+    m, x, log_ratio, ancestors, log_step_size, _, totals, faults, _ = tf.while_loop(
+        goes_on, move, begin, parallel_iterations=1
+    )
+    now = now._replace(x=x, log_ratio=log_ratio, ancestors=ancestors)
+    accept, accept_base = tf.unstack(totals / tf.cast(tf.maximum(m, 1), tf.float64))
+    return now, log_step_size, m, accept, accept_base, faults
