@@ -76,7 +76,8 @@ def test_a_run_is_complete(run):
     report = json.loads((run / "report.json").read_text())
     assert report["settings"]["steps"] == 20 and report["settings"]["loss"] == "denoising_score_matching"
     assert report["settings"]["sigma"] == pytest.approx(recipes.noise_scale(np.zeros([360, 2])))
-    assert report["data"] == {"rows": 400, "held_out": 40, "event_shape": [2]} and report["columns"] is None
+    assert report["data"] == {"rows": 400, "held_out": 40, "event_shape": [2]}
+    assert [column["name"] for column in report["columns"]] == ["column 1", "column 2"]
     assert report["format_version"] == runs.FORMAT_VERSION and set(report["versions"]) >= {"tensorflow", "keras"}
     assert report["command_line"][:3] == ["tfp-ebm", "fit", report["settings"]["data"]]
     assert report["held_out"]["log_normalizer_from"] == "grid" and report["held_out"]["standard_error"] > 0

@@ -95,9 +95,7 @@ def test_samples_have_the_kinds_and_the_dependence(run, tmp_path):
 
 def test_evaluate_writes_the_rows_with_their_log_densities(run, tmp_path, capsys):
     new = table(300, 1)
-    new[["again", "colour", *[c for c in new.columns if c not in ("again", "colour")]]].to_csv(
-        tmp_path / "new.csv", index=False
-    )
+    new[new.columns[::-1]].to_csv(tmp_path / "new.csv", index=False)
     assert main(["evaluate", str(run), str(tmp_path / "new.csv"), "--out", str(tmp_path / "e.csv"), "--quiet"]) == 0
     result, written = json.loads(capsys.readouterr().out), pd.read_csv(tmp_path / "e.csv")
     assert written["log_prob"].mean() == pytest.approx(result["log_likelihood"], rel=1e-4)
@@ -109,7 +107,7 @@ def test_evaluate_writes_the_rows_with_their_log_densities(run, tmp_path, capsys
 
 
 def test_empty_cells_are_filled_given_all_others(run, tmp_path):
-    """Colour from the temperature alone: right for 98 % of the rows by Bayes' rule. Given cells come back as they are."""
+    """Colours are right for 98 % of the rows by Bayes' rule, given the temperature. Given cells stay as they are."""
     new = table(300, 2).assign(colour=None, again=None)
     new.loc[:99, "temperature"] = np.nan  # of these the count tells it
     new.to_csv(tmp_path / "holes.csv", index=False)
@@ -156,7 +154,7 @@ def test_a_planted_bad_fit_fails(tmp_path, capsys):
         "20",
         "--quiet",
     ]
-    assert main(["fit", str(tmp_path / "x.csv"), "--out", str(tmp_path / "run"), *small]) == 3
+    assert main(["fit", str(tmp_path / "x.csv"), "--out", str(tmp_path / "run"), "--quiet", *small]) == 3
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["status"] == "failed" and report["failures"] and "FAILED" in capsys.readouterr().out
     assert (tmp_path / "run" / "model.keras").exists() and (tmp_path / "run" / "figure.png").exists()

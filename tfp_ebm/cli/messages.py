@@ -15,6 +15,7 @@ from typing import Any
 # Arguments of the package's functions, and the options that set them.
 _OPTIONS = {
     "path_or_name": "data",
+    "frame": "data",
     "n": "--rows",
     "sep": "--delimiter",
     "num_steps": "--steps",
@@ -28,6 +29,8 @@ _OPTIONS = {
     },
 }
 _ARGUMENT = re.compile(r"`(\w+)`")
+_MISSING = re.compile(r"\bmissing='(\w+)'")
+_KIND = re.compile(r"\bkinds=\{'(.*?)': '(\w+)'\}")
 _CURE = re.compile(r"read it with .*? \(on the command line: (--read \".*?\")\)\.")
 
 
@@ -36,7 +39,10 @@ def for_the_shell(message: str) -> str:
 
     >>> for_the_shell("`batch_size` must be\\na whole number.")
     '`--batch-size` must be a whole number.'
+    >>> for_the_shell("Choose missing='drop', or set kinds={'a': 'category'}.")
+    "Choose --missing drop, or set --kind 'a=category'."
     """
+    message = _KIND.sub(r"--kind '\1=\2'", _MISSING.sub(r"--missing \1", message))
     message = _ARGUMENT.sub(lambda match: f"`{_OPTIONS.get(match[1], match[1])}`", message)
     return " ".join(_CURE.sub(r"pass \1.", message).split())
 

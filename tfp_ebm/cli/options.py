@@ -125,7 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
     sample = add("sample", "draw more samples from a fitted model", _SAMPLE)
     sample.add_argument("run", type=pathlib.Path, help="directory that `fit` wrote")
     given = "file of rows with empty cells, which are filled by draws given all other cells; -n is the number of draws "
-    given += "for each row (default 1)"
+    given += "for each row (default: none)"
     sample.add_argument("--given", metavar="FILE", help=given)
     file = "file to write: .npy, .csv or .parquet (default: samples_SEED.npy in the run)"
     sample.add_argument("--out", type=pathlib.Path, help=file)
