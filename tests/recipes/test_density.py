@@ -2,11 +2,12 @@
 
 import keras
 import numpy as np
+import pandas
 import pytest
 from scipy import stats
 
 import tfp_ebm as ebm
-from tfp_ebm.recipes import density
+from tfp_ebm.recipes import density, density_candidates, density_training
 
 
 def table(rows, seed):
@@ -109,7 +110,7 @@ def test_columns_of_values_and_missing_cells(has_gaps, monkeypatch):
 
     Planted: samples whose groups are shuffled.
     """
-    monkeypatch.setattr(density, "_MIN_NETWORKS", 1)  # each is compiled by itself
+    monkeypatch.setattr(density_candidates, "_MIN_NETWORKS", 1)  # each is compiled by itself
     x = mixed_table(1000, 0)
     if has_gaps:
         x[np.random.default_rng(1).random(x.shape) < 0.1] = np.nan
@@ -138,6 +139,39 @@ def test_columns_of_values_and_missing_cells(has_gaps, monkeypatch):
 def test_refusals(x, match):
     with pytest.raises(ValueError, match=match):
         ebm.fit_density(x)
+
+
+def test_an_interrupt_keeps_the_best_so_far(monkeypatch):
+    """Ctrl-C at the third judgement of the first network: the candidates so far are stacked, with a warning."""
+    judge, count = density_training.Trainer._mean_energy, iter(range(100))
+
+    def interrupted(self, z):
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        return judge(self, z)
+
+    monkeypatch.setattr(density_training.Trainer, "_mean_energy", interrupted)
+    x = table(300, 0)
+    with pytest.warns(UserWarning, match="interrupted"):
+        model = ebm.fit_density(x, verbose=0)
+    assert "autoregressive_1" in model.candidates and "autoregressive_mixture_1" not in model.candidates
+    assert model.cut_by_clock and np.isfinite(model.energy(x.astype("float32"))).all()
+
+
+def test_a_data_frame_is_encoded(monkeypatch, tmp_path):
+    """Columns of all kinds; the encoder is in the file of the model."""
+    monkeypatch.setattr(density_candidates, "_MIN_NETWORKS", 1)
+    x = mixed_table(400, 0)
+    frame = pandas.DataFrame({"group": np.array(["a", "b", "c"])[x[:, 0].astype(int)], "number": x[:, 1]})
+    frame["year"], frame.loc[::9, "number"] = 2024, np.nan
+    model = ebm.fit_density(frame, minutes=0.02, verbose=0)
+    assert model.columns == ("group", "number") and model.encoder.allows_missing
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    samples = loaded.encoder.decode(ebm.EnergyDistribution(loaded).sample(50, seed=0))
+    assert list(samples.columns) == ["group", "number", "year"] and set(samples["group"]) <= set("abc")
+    with pytest.raises(ValueError, match="`supports` is for arrays"):
+        ebm.fit_density(frame, supports={0: [0, 1, 2]})
 
 
 def test_supports_hold_all_values():

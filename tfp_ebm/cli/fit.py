@@ -60,7 +60,7 @@ def fit(options: argparse.Namespace) -> bool:
     start = time.perf_counter()
     is_density = options.loss == _LIKELIHOOD
     model, history = _fitted_density(x, rows, options) if is_density else _trained(x, options)
-    model.columns = rows.columns
+    model.columns, model.encoder = rows.columns, rows.encoder
     fitted = time.perf_counter()
     loss = mean_loss(model, rows.values[held_out])
     kernel = kernel_for(model, options)
@@ -76,7 +76,6 @@ def fit(options: argparse.Namespace) -> bool:
         "versions": runs.versions(),
         "version": runs.versions()["tfp_ebm"],
         "format_version": runs.FORMAT_VERSION,
-        "encoder": None if rows.encoder is None else rows.encoder.get_config(),
     }
     is_table = x.ndim == 2 and options.data != "digits"
     judgement = judge(model, rows, train, held_out, samples, sampling, options.seed % 2**32) if is_table else None
@@ -193,14 +192,20 @@ def _trained(train: np.ndarray, options: argparse.Namespace) -> tuple[EnergyMode
         steps_per_execution=max(number for number in range(1, 101) if steps_per_epoch % number == 0),
         seed=options.seed,
     )
-    history = model.fit(
-        shuffled_batches(train, options.batch_size, options.seed),
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        shuffle=False,
-        verbose=0 if options.quiet else 1 if shows_progress(options) else 2,  # 2: a line for each epoch
-        callbacks=[keras.callbacks.TerminateOnNaN()],
-    ).history
+    try:
+        model.fit(
+            shuffled_batches(train, options.batch_size, options.seed),
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            shuffle=False,
+            verbose=0 if options.quiet else 1 if shows_progress(options) else 2,  # 2: a line for each epoch
+            callbacks=[keras.callbacks.TerminateOnNaN()],
+        )
+    except KeyboardInterrupt:
+        if not model.history.history.get("loss"):
+            raise
+        note(options, "interrupted: the model is kept as it is now.")
+    history = model.history.history
     if not math.isfinite(history["loss"][-1]):
         raise ValueError(
             f"the loss became {history['loss'][-1]}; try a lower --learning-rate than {options.learning_rate}. Nothing "

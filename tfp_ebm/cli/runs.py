@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tfp_ebm import __version__
-from tfp_ebm.datasets.columns import TableEncoder
 from tfp_ebm.files import written_atomically
 
 if TYPE_CHECKING:
     import pandas
 
+    from tfp_ebm.datasets.columns import TableEncoder
     from tfp_ebm.model.energy_model import EnergyModel
 
 RUN_FILES = ("model.keras", "saved_model", "samples.npy", "figure.png", "report.json")
@@ -98,8 +98,7 @@ def load_run(path: pathlib.Path) -> Run:
         model = keras.saving.load_model(path / "model.keras")
     except Exception as error:
         raise ValueError(f"`run` {path}: model.keras cannot be read: {error}") from error
-    config = report.get("encoder")
-    return Run(model, model.columns, None if config is None else TableEncoder.from_config(config))
+    return Run(model, model.columns, model.encoder)
 
 
 def save_rows(out: pathlib.Path, values: np.ndarray, columns: tuple[str, ...]) -> None:

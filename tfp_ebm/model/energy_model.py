@@ -105,6 +105,7 @@ class EnergyModel(EnergyTrainer):
         self.network = network
         self.seed = seed  # checked and normalised by the setter
         self.columns: tuple[str, ...] | None = None  # names of the coordinates, saved with the model
+        self.encoder: Any = None  # the `TableEncoder` of the table that x encodes, saved with the model
         # Hidden from TensorFlow, which would otherwise track every part of a distribution in every export.
         self._given = types.SimpleNamespace(base_measure=base_measure)
         known = input_event_shape(network)
@@ -307,24 +308,22 @@ class EnergyModel(EnergyTrainer):
             "event_shape": None if self._energy_function is None else list(self.event_shape),
             "seed": list(self.seed),
             "columns": None if self.columns is None else list(self.columns),
+            "encoder": None if self.encoder is None else keras.saving.serialize_keras_object(self.encoder),
             "name": self.name,
             "trainable": self.trainable,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> EnergyModel:
-        """Rebuilds the model from `get_config`.
-
-        Raises:
-          ValueError: if the file has another format version.
-        """
+        """Rebuilds the model from `get_config`; a ValueError names another format version than this package's."""
         config = dict(config)
         serialization.check_format_version(config.pop("format_version", 1))
         network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
         base_measure = serialization.decode(config["base_measure"])
-        columns = config.pop("columns", None)
+        columns, encoder = config.pop("columns", None), config.pop("encoder", None)
         model = cls(**{**config, "network": network, "base_measure": base_measure})
         model.columns = None if columns is None else tuple(columns)
+        model.encoder = None if encoder is None else keras.saving.deserialize_keras_object(encoder)
         return model
 
     def save(self, filepath: str | os.PathLike[str], overwrite: bool = True, **kwargs: Any) -> None:

@@ -140,6 +140,20 @@ class _Schedule(keras.callbacks.Callback):
             self.model.network.set_weights(self.weights)
 
 
+class Training(NamedTuple):
+    """The result of a training.
+
+    Attributes:
+      weights: of the best judgement; None if an interrupt came before the first.
+      is_cut: whether the deadline or an interrupt ended it.
+      is_interrupted: whether an interrupt did.
+    """
+
+    weights: list[np.ndarray] | None
+    is_cut: bool
+    is_interrupted: bool
+
+
 class Trainer:
     """Trains one network again and again from its initial weights: the training step is compiled once.
 
@@ -179,8 +193,8 @@ class Trainer:
             fixed.get(variable.path, value) for variable, value in zip(self.network.weights, self._initial, strict=True)
         ]
 
-    def train(self, z: np.ndarray, held_out: np.ndarray, seconds: float, seed: int) -> tuple[list[np.ndarray], bool]:
-        """Trains from the initial weights; returns the weights of the best judgement, and whether time ran out."""
+    def train(self, z: np.ndarray, held_out: np.ndarray, seconds: float, seed: int) -> Training:
+        """Trains from the initial weights until the end, the deadline or an interrupt."""
         settings = self.settings
         optimizer = self._model.optimizer
         self.network.set_weights(self._initial)
@@ -193,22 +207,28 @@ class Trainer:
             for variable, value in zip(optimizer.variables, self._fresh, strict=True):
                 variable.assign(value)
         schedule = _Schedule(lambda: self._mean_energy(held_out), settings.learning_rate, seconds)
+        rows = _GapsAsFlags.rows(z) if self.network.allows_missing else z
+        is_interrupted = False
         with warnings.catch_warnings():
             # Of the base, which is not used here.
             warnings.filterwarnings("ignore", message="the covariance is singular")
-            self._model.fit(
-                shuffled_batches(_GapsAsFlags.rows(z) if self.network.allows_missing else z, settings.batch_size, seed),
-                epochs=NUM_JUDGEMENTS,
-                steps_per_epoch=settings.num_steps // NUM_JUDGEMENTS,
-                shuffle=False,
-                verbose=0,
-                callbacks=[
-                    keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
-                    schedule,
-                    keras.callbacks.TerminateOnNaN(),
-                ],
-            )
-        return self.network.get_weights(), schedule.is_cut
+            try:
+                self._model.fit(
+                    shuffled_batches(rows, settings.batch_size, seed),
+                    epochs=NUM_JUDGEMENTS,
+                    steps_per_epoch=settings.num_steps // NUM_JUDGEMENTS,
+                    shuffle=False,
+                    verbose=0,
+                    callbacks=[
+                        keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
+                        schedule,
+                        keras.callbacks.TerminateOnNaN(),
+                    ],
+                )
+            except KeyboardInterrupt:
+                is_interrupted = True
+        weights = schedule.weights if is_interrupted else self.network.get_weights()
+        return Training(weights, schedule.is_cut or is_interrupted, is_interrupted)
 
     def _mean_energy(self, z: np.ndarray) -> float:
         """Returns the mean of the energies of at most 5000 rows, infinite where it is not a number."""

@@ -1,0 +1,186 @@
+"""The candidates of `fit_density`: simple densities, and autoregressive energies in several orders of the columns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from tfp_ebm import networks
+from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_kernel_density, fit_mixture
+from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
+from tfp_ebm.networks.normalized import NormalizedEnergy
+from tfp_ebm.recipes.density_training import Settings, Trainer, seconds_of, set_mixture, settings_for_rows
+from tfp_ebm.recipes.density_units import frequencies
+
+# Logistics of proposals that are free, and functions of each energy; in few columns, where they are cheap, and in more.
+_FEW_COLUMNS, _NUM_LOGISTICS, _NUM_FUNCTIONS = 4, (8, 4), (32, 16)
+# The number of orders of the columns is as many as the time allows, within these bounds.
+_MIN_NETWORKS, _MAX_NETWORKS = 3, 8
+# Values of a column that have an output of the network each.
+_MAX_FREE_VALUES = 128
+# Columns up to which a kernel density is a candidate.
+_MAX_KERNEL_COLUMNS = 64
+# Of the first training, on two processor cores.
+_SECONDS_TO_COMPILE = 10.0
+
+
+class Table(NamedTuple):
+    """The rows in the units of the fit.
+
+    Attributes:
+      y, y_held_out: float32 `[rows, columns]`, NaN where a cell is missing.
+      supports: the values of columns that take a few.
+      has_missing: whether cells are missing.
+      seed: of all random choices.
+      spread: the rows without missing cells and with spread values, in float64, for mixtures.
+    """
+
+    y: np.ndarray
+    y_held_out: np.ndarray
+    supports: dict[int, np.ndarray]
+    has_missing: bool
+    seed: int
+    spread: tuple[np.ndarray, np.ndarray]
+
+    def fit_parts(self, number: int | None = None) -> MixtureParameters:
+        """Fits a Gaussian mixture; columns of a few values are spread over the cells around these."""
+        return fit_mixture(self.spread[0], number, seed=self.seed, x_held_out=self.spread[1])
+
+
+class Candidate(NamedTuple):
+    """An autoregressive energy to train: its name, the kind of its proposals, and the order of the columns."""
+
+    name: str
+    kind: str
+    order: list[int]
+
+
+def baselines(table: Table, parts: MixtureParameters) -> dict[str, NormalizedEnergy]:
+    """Returns a Gaussian, a Gaussian mixture and a kernel density, the last where all columns are numbers on a line."""
+    size = table.y.shape[1]
+    gaussian = table.fit_parts(1)
+    mixtures = {"gaussian": gaussian} | ({"gaussian_mixture": parts} if len(parts.probs) > 1 else {})
+    if not table.supports:
+        options = {"allows_missing": table.has_missing}
+        baselines = {name: GaussianMixtureEnergy.of(fitted, **options) for name, fitted in mixtures.items()}
+        if size <= _MAX_KERNEL_COLUMNS and not table.has_missing:
+            kernels = fit_kernel_density(*table.spread, seed=table.seed)
+            baselines["kernel_density"] = GaussianMixtureEnergy.of(kernels)
+        return baselines
+    networks_by_name = {}
+    for name, fitted in mixtures.items():
+        network = networks.AutoregressiveEnergy(
+            [size], [8], None, len(fitted.probs), True, num_functions=1, supports=table.supports
+        )
+        set_mixture(network, fitted, list(range(size)))
+        network.set_frequencies(_frequencies(table))
+        networks_by_name[name] = network
+    return networks_by_name
+
+
+def _frequencies(table: Table) -> dict[int, np.ndarray]:
+    return {column: frequencies(table.y[:, column], support) for column, support in table.supports.items()}
+
+
+class Trained(NamedTuple):
+    """An autoregressive candidate, and whether time, or the user, ended its training."""
+
+    name: str
+    network: networks.AutoregressiveEnergy
+    is_cut: bool
+
+
+def train_networks(
+    table: Table, parts: MixtureParameters | None, seconds: float, limit: float, verbose: int
+) -> Iterator[Trained]:
+    """Trains the autoregressive candidates, one after the other, and yields each.
+
+    An interrupt (Ctrl-C) ends the trainings; the candidate in training is kept as it was when last judged.
+
+    Args:
+      table: the rows.
+      parts: a mixture whose conditionals are proposals; None if there is none.
+      seconds: time for which the number of networks is chosen.
+      limit: time after which trainings are ended.
+      verbose: whether to print which candidate is trained, and about how long the rest takes.
+    """
+    size, seed = table.y.shape[1], table.seed
+    settings = settings_for_rows(len(table.y), size)
+    most = _MIN_NETWORKS if table.supports else _MAX_NETWORKS  # with supports, each order is compiled by itself
+    each = seconds_of(settings, size)
+    plan = _plan(size, int(np.clip(seconds / each, _MIN_NETWORKS, most)), seed, parts is not None)
+    trainers: dict[str, Trainer] = {}
+    spent = 0.0
+    for number, (name, kind, order) in enumerate(plan):
+        start = time.monotonic()
+        left = len(plan) - number
+        if verbose:
+            about = min(limit - spent, left * (spent / number if number else each + _SECONDS_TO_COMPILE))
+            print(f"training {name}, {number + 1} of {len(plan)}; about {max(about, 0.0):.0f} s left", flush=True)
+        own = _network(kind, table, settings, parts, order)
+        if table.supports:
+            trainer = Trainer(own, settings, seed)
+        else:
+            if kind not in trainers:
+                trainers[kind] = Trainer(_network(kind, table, settings, parts), settings, seed)
+            trainer = trainers[kind]
+        columns = list(range(size)) if table.supports else order  # a network of its own orders the columns itself
+        if kind == "mixture" and parts is not None:
+            trainer.start_at(parts, order)
+        training = trainer.train(
+            table.y[:, columns], table.y_held_out[:, columns], (limit - spent) / left, seed + number
+        )
+        if training.weights is None:
+            raise KeyboardInterrupt
+        own.set_weights(training.weights)
+        spent += time.monotonic() - start
+        yield Trained(name, own, training.is_cut)
+        if training.is_interrupted:
+            raise KeyboardInterrupt
+
+
+def _network(
+    kind: str, table: Table, settings: Settings, parts: MixtureParameters | None, order: list[int] | None = None
+) -> networks.AutoregressiveEnergy:
+    """Returns an untrained network: with free proposals, or with the conditionals of a mixture of as many parts."""
+    size = table.y.shape[1]
+    more = int(size > _FEW_COLUMNS)
+    of_mixture = kind == "mixture" and parts is not None
+    number = len(parts.probs) if kind == "mixture" and parts is not None else _NUM_LOGISTICS[more]
+    longest = min(_MAX_FREE_VALUES, max((len(support) for support in table.supports.values()), default=0))
+    network = networks.AutoregressiveEnergy(
+        [size],
+        [settings.width] * 2,
+        order,
+        num_components=number,
+        fixed_proposal=of_mixture,
+        num_functions=max(_NUM_FUNCTIONS[more], -(-longest // number)),
+        dropout=settings.dropout,
+        supports=table.supports,
+        allows_missing=table.has_missing,
+        seed=table.seed,
+    )
+    if table.supports:
+        network.set_frequencies(_frequencies(table))
+    return network
+
+
+def _plan(size: int, number: int, seed: int, has_mixture: bool) -> list[Candidate]:
+    """Returns the autoregressive candidates: kinds of proposals and orders of the columns."""
+    natural = list(range(size))
+    if size == 1:
+        return [Candidate("autoregressive_1", "free", natural)]
+    rng = np.random.default_rng([seed, 7])
+    orders = [natural, natural[::-1], *(rng.permutation(size).tolist() for _ in range(number))]
+    kinds = ["free", "mixture" if has_mixture else "free", *["free"] * number]
+    counts = {"free": 0, "mixture": 0}
+    candidates = []
+    for i in range(number):
+        kind = kinds[i % 3] if i < 6 else "free"
+        counts[kind] += 1
+        name = f"autoregressive_{'mixture_' if kind == 'mixture' else ''}{counts[kind]}"
+        candidates.append(Candidate(name, kind, orders[counts[kind] - 1 if kind == "free" else -counts[kind]]))
+    return candidates
