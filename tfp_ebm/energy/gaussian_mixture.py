@@ -165,6 +165,7 @@ def _choose(train: np.ndarray, held_out: np.ndarray, seed: int, ridge: float | N
 
 
 def _fit(z: np.ndarray, number: int, kind: str, seed: int) -> MixtureParameters:
+    import threadpoolctl
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
@@ -176,7 +177,8 @@ def _fit(z: np.ndarray, number: int, kind: str, seed: int) -> MixtureParameters:
         random_state=seed,
         init_params="k-means++",
     )
-    with warnings.catch_warnings():
+    # The matrices are small: more threads wait for each other.
+    with warnings.catch_warnings(), threadpoolctl.threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
         # Rows that are equal leave fewer clusters than components, which do no harm.
         mixture.fit(z)

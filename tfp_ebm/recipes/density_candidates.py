@@ -73,7 +73,7 @@ def baselines(table: Table, parts: MixtureParameters) -> dict[str, NormalizedEne
     networks_by_name = {}
     for name, fitted in mixtures.items():
         network = networks.AutoregressiveEnergy(
-            [size], [8], None, len(fitted.probs), True, num_functions=1, supports=table.supports
+            [size], [8], None, len(fitted.probs), True, num_functions=1, num_nodes=(32, 32), supports=table.supports
         )
         set_mixture(network, fitted, list(range(size)))
         network.set_frequencies(_frequencies(table))
