@@ -81,7 +81,7 @@ def with_empty_cells(table, share, seed):
     return table
 
 
-complete = flats(size(3_000, 400), seed=0)
+complete = flats(size(3_000, 600), seed=0)
 with_empty_cells(complete, 0.1, seed=1).to_csv("flats.csv", index=False)
 print(pathlib.Path("flats.csv").read_text()[:400])
 
@@ -295,7 +295,7 @@ print(f"ranks of the {len(large)} planted rows among {len(scored)}, the least li
 
 # %%
 complete[["area_m2", "rent"]].to_csv("two.csv", index=False)
-short = size("", " --num-samples 400 --burnin 20")
+short = size("", " --num-samples 400 --burnin 20 --kernel langevin")
 failed_code = shell("fit two.csv --loss dsm --steps 1 --out runs/bad" + short)
 print(f"exit code {failed_code}")
 failures = json.loads(pathlib.Path("runs/bad/report.json").read_text())["failures"]
@@ -325,26 +325,42 @@ failures = json.loads(pathlib.Path("runs/bad/report.json").read_text())["failure
 # encoder.decode(filled[:, 0])  # a data frame with the dtypes and labels of `frame`
 # ```
 #
-# A run can be loaded as well. Its encoder is in `report.json`. Given its other cells, what is the rent of a furnished
-# flat of 60 m² in each city, 2 km from the centre, of unknown number of rooms?
+# A run can be loaded as well; its encoder is in `report.json`. The model is an energy like any other, and its density in
+# one column given **all** the others follows from $E$ alone, whatever the order of the columns:
+# $p(x_i \mid x_{\text{others}}) \propto e^{-E(x)}$ along $x_i$. What is the rent of a furnished flat of 60 m² and three
+# rooms, 2 km from the centre, in each city?
 
 # %%
 model = keras.models.load_model("runs/flats/model.keras")
 encoder = ebm.datasets.TableEncoder.from_config(report["encoder"])
-question = pandas.DataFrame({"city": CITIES, "area_m2": 60.0, "furnished": True, "distance_km": 2.0})
-question = question.assign(rooms=np.nan, rent=np.nan)
-answers = ebm.recipes.impute(model, encoder.encode(question), num_draws=size(400, 50), seed=0)
-rents = answers[:, :, encoder.names.index("rent")]
-true_means = mean_rent(np.arange(3), 60.0, 1, 2.0)
-for city, drawn, mean in zip(CITIES, rents, true_means, strict=True):
-    print(f"{city:6s} {drawn.mean():6.0f} ± {drawn.std():3.0f}; truth {mean:6.0f} ± 60")
+p = ebm.EnergyDistribution(model)
+rents = np.arange(0, 2400, 4)
+given = {"area_m2": 60.0, "rooms": 3, "furnished": True, "distance_km": 2.0, "rent": rents}
+figure, ax = plt.subplots(figsize=(7.2, 3.4))
+gaps = []
+for number, (city, color) in enumerate(zip(CITIES, (BLUE, VERMILION, GREEN), strict=True)):
+    rows = encoder.encode(pandas.DataFrame({"city": city, **given}))
+    log_prob = p.log_prob(rows.astype("float32")).numpy()
+    density = np.exp(log_prob - log_prob.max())
+    density /= np.trapezoid(density, rents)
+    true_mean = mean_rent(number, 60.0, 1, 2.0)
+    true_density = np.exp(-0.5 * ((rents - true_mean) / 60) ** 2) / (60 * np.sqrt(2 * np.pi))
+    mean = np.trapezoid(rents * density, rents)
+    spread = np.sqrt(np.trapezoid((rents - mean) ** 2 * density, rents))
+    gaps.append(0.5 * np.trapezoid(np.abs(density - true_density), rents))
+    print(f"{city:6s} rent {mean:5.0f} ± {spread:3.0f}; truth {true_mean:5.0f} ±  60; total variation {gaps[-1]:.3f}")
+    ax.plot(rents, density, color=color, label=city)
+    ax.plot(rents, true_density, color=BLACK, lw=1, ls=":")
+ax.set(xlabel="rent", ylabel="density", title="Rent given all other cells; dotted: the truth")
+ax.legend()
+plt.show()
 
 # %% [markdown]
 # ## The numbers beside the truth
 
 # %%
 ledger.equal("exit code of the fit", exit_code, 0, 0)
-ledger.at_least("log-likelihood above the best simple density, nats", lead, size(0.8, -0.5))
+ledger.at_least("log-likelihood above the best simple density, nats", lead, size(0.3, -0.5))
 ledger.at_most("AUC, samples against fresh rows", auc.value, size(0.56, 0.8))
 ledger.at_most("largest distance of a column", max(distances.values()), size(0.06, 0.2))
 ledger.at_most("frequencies of cities, largest error", (shares.samples - shares.truth).abs().max(), size(0.03, 0.15))
@@ -354,6 +370,5 @@ ledger.equal("share of true cells in 90 % intervals", coverage, 0.9, size(0.08, 
 ledger.at_most("planted rows: the highest rank", max(rank), size(30, 150))
 ledger.equal("exit code of the bad fit", failed_code, 3, 0)
 ledger.at_least("reasons in its report", len(failures), 1)
-gap = np.abs(rents.mean(1) - true_means).max()
-ledger.at_most("rents given the other cells, largest error of a mean", gap, size(30, 300))
+ledger.at_most("rent given all other cells, total variation", max(gaps), size(0.3, 0.9))
 ledger.close()
