@@ -19,6 +19,8 @@
 # Prerequisites: tutorial 11; a shell. Reading time about 20 minutes.
 
 # %%
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -96,9 +98,11 @@ print(pathlib.Path("flats.csv").read_text()[:400])
 
 # %%
 def shell(command):
-    """Runs a command of `python -m tfp_ebm`, and returns its exit code."""
-    print(f"$ python -m tfp_ebm {command}", flush=True)
-    return cli.main(shlex.split(command))
+    """Runs a command of `python -m tfp_ebm`, prints what it prints, and returns its exit code."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = cli.main(shlex.split(command))
+    print(f"$ python -m tfp_ebm {command}\n{printed.getvalue().replace(os.getcwd() + os.sep, '')}")
+    return code
 
 
 exit_code = shell("fit flats.csv --missing model --out runs/flats" + size("", " --minutes 0.02"))
@@ -295,14 +299,15 @@ print(f"ranks of the {len(large)} planted rows among {len(scored)}, the least li
 # %% [markdown]
 # ## FAILED
 #
-# A fit can go wrong: too few steps, a loss that does not suit the data, chains that do not mix. The files are then
+# A fit can go wrong: too few steps of training, a loss that does not suit the data, chains that do not mix. The files are then
 # written all the same, but the report says `FAILED` with the reasons, `status` in `report.json` is "failed", and the
-# exit code is 3, so that a script stops. We cause it by another loss and a single step of training, on two columns.
+# exit code is 3, so that a script can stop. We cause it by another loss and a single step of training, on two columns
+# (`--quiet` leaves out all but the reasons).
 
 # %%
 complete[["area_m2", "rent"]].to_csv("two.csv", index=False)
 short = size("", " --num-samples 400 --burnin 20 --kernel langevin")
-failed_code = shell("fit two.csv --loss dsm --steps 1 --out runs/bad" + short)
+failed_code = shell("fit two.csv --loss dsm --steps 1 --quiet --out runs/bad" + short)
 print(f"exit code {failed_code}")
 failures = json.loads(pathlib.Path("runs/bad/report.json").read_text())["failures"]
 
