@@ -10,7 +10,7 @@
 # - fit a density to a file with `python -m tfp_ebm fit`, and correct the kinds of columns that it finds;
 # - read the report, and explain what `FAILED` and the exit code 3 mean;
 # - draw rows that have the names, the kinds and the labels of your table;
-# - fill empty cells by draws given all other cells, and judge the draws by their errors and by their coverage;
+# - fill empty cells by draws given all other cells, and judge the draws by their errors and their intervals;
 # - find unlikely rows by their log-likelihood, and do all of this in Python.
 #
 # The density is that of [tutorial 11](11_densities_of_tables.ipynb). In the terms of the note *Basics of Energy Based
@@ -90,10 +90,10 @@ print(pathlib.Path("flats.csv").read_text()[:400])
 # %% [markdown]
 # ## One command
 #
-# In a shell the command is `python -m tfp_ebm fit flats.csv --missing model --out runs/flats`. Here we call the
-# function behind it, so that the notebook needs no new process. `--missing model` uses rows with empty cells as they
-# are; without it, the command refuses them and gives their number and their places, and `--missing drop` leaves the
-# rows out. It prints the held-out log-likelihood of each candidate, then the report.
+# In a shell the command is `python -m tfp_ebm fit flats.csv --missing model --out runs/flats`. Here we call its function,
+# so that the notebook starts no other process. With `--missing model`, rows with empty cells are used as they are. By
+# default the command refuses empty cells, and names their number and their places; with `--missing drop` it leaves
+# their rows out. It prints the held-out log-likelihood of each candidate, then the report.
 
 
 # %%
@@ -116,8 +116,8 @@ print(f"exit code {exit_code}")
 # many values are spread over their unit cells by uniform noise, and rounded in samples. A constant and a copy of
 # another column have no density: they are kept aside, and put back into samples.
 #
-# If a kind is not what you mean, name it: `--kind rooms=category`. The options `--read "sep=';', decimal=','"` go to
-# pandas.
+# If a kind is wrong, give the right one: `--kind rooms=category`. If the file is read wrongly, `--read "sep=';',
+# decimal=','"` passes options to pandas.
 
 # %%
 report = json.loads(pathlib.Path("runs/flats/report.json").read_text())
@@ -184,8 +184,9 @@ axes[1].legend(markerscale=3)
 plt.show()
 
 # %% [markdown]
-# The functions of the report are public. With fresh rows of the truth in place of the held-out ones, `two_sample_auc`,
-# `column_distances` and `worst_pairs` compare 4000 complete rows on each side.
+# The report's comparisons are public functions. Applied to fresh rows of the true distribution, `two_sample_auc`,
+# `column_distances` and `worst_pairs` compare 4000 complete rows with 4000
+# samples.
 
 # %%
 kinds = {column["name"]: column["kind"] for column in report["columns"]}
@@ -299,10 +300,10 @@ print(f"ranks of the {len(large)} planted rows among {len(scored)}, the least li
 # %% [markdown]
 # ## FAILED
 #
-# A fit can go wrong: too few steps of training, a loss that does not suit the data, chains that do not mix. The files are then
-# written all the same, but the report says `FAILED` with the reasons, `status` in `report.json` is "failed", and the
-# exit code is 3, so that a script can stop. We cause it by another loss and a single step of training, on two columns
-# (`--quiet` leaves out all but the reasons).
+# A fit can go wrong: too few steps of training, a loss that does not suit the data, chains that do not mix. The files
+# are then written all the same, but the report says `FAILED` with the reasons, `status` in `report.json` is "failed",
+# and the exit code is 3, so that a script can stop. We cause it by another loss and a single step of training, on two
+# columns; with `--quiet`, only the reasons are printed.
 
 # %%
 complete[["area_m2", "rent"]].to_csv("two.csv", index=False)
