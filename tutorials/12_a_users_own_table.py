@@ -90,10 +90,10 @@ print(pathlib.Path("flats.csv").read_text()[:400])
 # %% [markdown]
 # ## One command
 #
-# In a shell the command is `python -m tfp_ebm fit flats.csv --missing model --out runs/flats`. Here we call its function,
-# so that the notebook starts no other process. With `--missing model`, rows with empty cells are used as they are. By
-# default the command refuses empty cells, and names their number and their places; with `--missing drop` it leaves
-# their rows out. It prints the held-out log-likelihood of each candidate, then the report.
+# In a shell the command is `python -m tfp_ebm fit flats.csv --missing model --out runs/flats`. Here we call its
+# function, so that the notebook starts no other process. With `--missing model`, rows with empty cells are used as they
+# are. By default the command refuses empty cells, and names their number and their places; with `--missing drop` it
+# leaves their rows out. It prints the held-out log-likelihood of each candidate, then the report.
 
 
 # %%
