@@ -223,8 +223,8 @@ print(filled.loc[[row * num_draws + draw for row in shown for draw in (0, 1, 2)]
 #
 # scikit-learn's `IterativeImputer` predicts each column by a linear regression on the others. We give it the same rows,
 # with the city as three columns of 0 and 1. It can be no better than a linear dependence allows, here one rate for all
-# cities. If the rent alone is empty, no method can have a smaller error than 60, the spread around the true mean; on the
-# few such rows here, this number itself has a standard error of about 7.
+# cities. If the rent alone is empty, no method can have a smaller error than 60, the spread around the true mean; on
+# the few such rows here, this number itself has a standard error of about 7.
 
 
 # %%
