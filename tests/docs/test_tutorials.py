@@ -25,6 +25,7 @@ NAMES = [
     "09_side_by_side",
     "10_in_practice",
     "11_densities_of_tables",
+    "12_a_users_own_table",
 ]
 ROW = re.compile(r"^(.+?) +\| +(\S+) \| (.+?) +\| holds$", re.MULTILINE)
 NUMBER = r"([-+\d.e]+)"
