@@ -118,6 +118,26 @@ def fit_mixture(
     >>> fit_mixture(x, seed=1).probs.round(1).tolist()
     [0.5, 0.5]
     """
+    return choose_mixture(x, num_components, seed=seed, x_held_out=x_held_out, ridge=ridge)[0]
+
+
+class MixtureChoice(NamedTuple):
+    """What held-out rows chose: the number of components, the form of their covariances, and the ridge."""
+
+    num_components: int
+    kind: str
+    ridge: float
+
+
+def choose_mixture(
+    x: np.ndarray,
+    num_components: int | None,
+    *,
+    seed: int,
+    x_held_out: np.ndarray | None = None,
+    ridge: float | None = None,
+) -> tuple[MixtureParameters, MixtureChoice]:
+    """Fits a Gaussian mixture as `fit_mixture` does; also returns what was chosen, for `refit_mixture`."""
     moments = DataMoments.of([x])
     z = (x - moments.mean) / moments.scale
     order = np.random.default_rng(seed).permutation(len(z))
@@ -133,7 +153,25 @@ def fit_mixture(
         number, kind = check_count("num_components", num_components), "full"
         if number > len(x):
             raise ValueError(f"`num_components` must not exceed the {len(x)} rows, got {number}.")
-    fitted, _ = _best_ridge(_fit(train, number, kind, seed), held_out, ridge)
+    fitted, _, chosen = _best_ridge(_fit(train, number, kind, seed), held_out, ridge)
+    return _in_units_of(moments, fitted), MixtureChoice(number, kind, chosen)
+
+
+def refit_mixture(x: np.ndarray, choice: MixtureChoice, *, seed: int = 0) -> MixtureParameters:
+    """Fits a mixture of a given form to all rows.
+
+    >>> x = np.random.default_rng(0).normal(size=(100, 2))
+    >>> refit_mixture(x, choose_mixture(x, 1, seed=0)[1]).loc.shape
+    (1, 2)
+    """
+    moments = DataMoments.of([x])
+    z = ((x - moments.mean) / moments.scale)[np.random.default_rng(seed).permutation(len(x))[:_MAX_ROWS]]
+    fitted = _fit(z, choice.num_components, choice.kind, seed)
+    return _in_units_of(moments, _with_ridge(fitted, choice.ridge))
+
+
+def _in_units_of(moments: DataMoments, fitted: MixtureParameters) -> MixtureParameters:
+    """Returns a mixture of standardised rows in the units of the rows; constant columns get variance 1."""
     constant = moments.is_constant
     fitted.scale_tril[:, constant] = np.eye(len(constant))[constant]
     return fitted.in_units(moments.mean, moments.scale)
@@ -152,7 +190,7 @@ def _choose(train: np.ndarray, held_out: np.ndarray, seed: int, ridge: float | N
         for number in (n for n in _SIZES if n <= min(most, len(train))):
             if number == 1 and kind == "diag":  # a full covariance with the best ridge is at least as likely
                 continue
-            _, score = _best_ridge(_fit(train, number, kind, seed), held_out, ridge)
+            score = _best_ridge(_fit(train, number, kind, seed), held_out, ridge)[1]
             if score > best_of_kind:
                 best_of_kind, waited = score, 0
             else:
@@ -188,19 +226,22 @@ def _fit(z: np.ndarray, number: int, kind: str, seed: int) -> MixtureParameters:
     return MixtureParameters(mixture.weights_, mixture.means_, np.linalg.cholesky(covariance))
 
 
+def _with_ridge(fitted: MixtureParameters, amount: float) -> MixtureParameters:
+    covariance = fitted.scale_tril @ fitted.scale_tril.transpose(0, 2, 1)
+    return fitted._replace(scale_tril=np.linalg.cholesky(covariance + amount * np.eye(covariance.shape[-1])))
+
+
 def _best_ridge(
     fitted: MixtureParameters, held_out: np.ndarray, ridge: float | None
-) -> tuple[MixtureParameters, float]:
-    """Returns the mixture with the best ridge on its covariances, and its mean log-likelihood of held-out rows."""
-    covariance = fitted.scale_tril @ fitted.scale_tril.transpose(0, 2, 1)
-    eye = np.eye(covariance.shape[-1])
-    best, chosen = -np.inf, fitted
+) -> tuple[MixtureParameters, float, float]:
+    """Returns the mixture with the best ridge, its mean log-likelihood of held-out rows, and the ridge."""
+    best, chosen, best_amount = -np.inf, fitted, 0.0
     for amount in _RIDGES if ridge is None else (ridge,):
-        candidate = fitted._replace(scale_tril=np.linalg.cholesky(covariance + amount * eye))
+        candidate = _with_ridge(fitted, amount)
         score = float(candidate.log_prob(held_out).mean())
         if score > best:
-            best, chosen = score, candidate
-    return chosen, best
+            best, chosen, best_amount = score, candidate, amount
+    return chosen, best, best_amount
 
 
 def fit_kernel_density(

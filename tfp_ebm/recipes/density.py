@@ -112,9 +112,9 @@ class _Contest:
         self.log_probs: list[np.ndarray] = []
         self.results: dict[str, tuple[float, float]] = {}
 
-    def add(self, name: str, model: EnergyModel) -> None:
-        """Judges a candidate and keeps it."""
-        self.models.append(model)
+    def add(self, name: str, model: EnergyModel, of_all_rows: EnergyModel | None = None) -> None:
+        """Judges a candidate and keeps it, or the same candidate fitted to all rows."""
+        self.models.append(model if of_all_rows is None else of_all_rows)
         self.log_probs.append(log_prob_of(model, self.x_held_out))
         self.note(name, self.log_probs[-1])
 
@@ -203,10 +203,11 @@ def fit_density(
     spread = dequantized(both[0], values, seed), dequantized(both[1], values, seed + 1)
     table = Table(y, y_held_out, values, units.has_missing, seed, spread)
     contest = _Contest(rows[held_out], verbose)
-    parts = None if values and units.has_missing else table.fit_parts()
-    if parts is not None:
-        for name, network in baselines(table, parts).items():
-            contest.add(name, units.model(network))
+    parts = None
+    if not (values and units.has_missing):
+        simple, parts = baselines(table)
+        for name, baseline in simple.items():
+            contest.add(name, units.model(baseline.network), units.model(baseline.of_all_rows))
         if len(parts.probs) > _MAX_PROPOSAL_COMPONENTS:
             parts = table.fit_parts(_MAX_PROPOSAL_COMPONENTS)
     is_cut = False

@@ -9,7 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from tfp_ebm import networks
-from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_kernel_density, fit_mixture
+from tfp_ebm.energy.gaussian_mixture import (
+    MixtureChoice,
+    MixtureParameters,
+    choose_mixture,
+    fit_kernel_density,
+    refit_mixture,
+)
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.normalized import NormalizedEnergy
 from tfp_ebm.recipes.density_training import Settings, Trainer, seconds_of, set_mixture, settings_for_rows
@@ -47,7 +53,11 @@ class Table(NamedTuple):
 
     def fit_parts(self, number: int | None = None) -> MixtureParameters:
         """Fits a Gaussian mixture; columns of a few values are spread over the cells around these."""
-        return fit_mixture(self.spread[0], number, seed=self.seed, x_held_out=self.spread[1])
+        return self.choose_parts(number)[0]
+
+    def choose_parts(self, number: int | None) -> tuple[MixtureParameters, MixtureChoice]:
+        """Fits a Gaussian mixture, and also returns what the held-out rows chose."""
+        return choose_mixture(self.spread[0], number, seed=self.seed, x_held_out=self.spread[1])
 
 
 class Candidate(NamedTuple):
@@ -58,27 +68,47 @@ class Candidate(NamedTuple):
     order: list[int]
 
 
-def baselines(table: Table, parts: MixtureParameters) -> dict[str, NormalizedEnergy]:
-    """Returns a Gaussian, a Gaussian mixture and a kernel density, the last where all columns are numbers on a line."""
+class Baseline(NamedTuple):
+    """A simple density: fitted to the training rows, and, to take its place in the end, to all rows."""
+
+    network: NormalizedEnergy
+    of_all_rows: NormalizedEnergy
+
+
+def baselines(table: Table) -> tuple[dict[str, Baseline], MixtureParameters]:
+    """Returns a Gaussian, a Gaussian mixture and a kernel density, and the parameters of the mixture.
+
+    The kernel density is left out where cells are missing, and where columns take a few values.
+    """
     size = table.y.shape[1]
-    gaussian = table.fit_parts(1)
-    mixtures = {"gaussian": gaussian} | ({"gaussian_mixture": parts} if len(parts.probs) > 1 else {})
+    everything = np.concatenate(table.spread)
+    mixtures = {"gaussian": table.choose_parts(1)}
+    parts, choice = table.choose_parts(None)
+    if choice.num_components > 1:
+        mixtures["gaussian_mixture"] = parts, choice
+    found = {}
+    for name, (fitted, chosen) in mixtures.items():
+        again = refit_mixture(everything, chosen, seed=table.seed)
+        found[name] = Baseline(_of_mixture(table, fitted), _of_mixture(table, again))
+    if size <= _MAX_KERNEL_COLUMNS and not table.has_missing and not table.supports:
+        kernels = fit_kernel_density(*table.spread, seed=table.seed)
+        loc = np.concatenate([kernels.loc, table.spread[1]])
+        again = MixtureParameters(np.full(len(loc), 1.0 / len(loc)), loc, kernels.scale_tril)
+        found["kernel_density"] = Baseline(GaussianMixtureEnergy.of(kernels), GaussianMixtureEnergy.of(again))
+    return found, parts
+
+
+def _of_mixture(table: Table, fitted: MixtureParameters) -> NormalizedEnergy:
+    """Returns the energy of a mixture; columns of a few values have its conditional probabilities."""
     if not table.supports:
-        options = {"allows_missing": table.has_missing}
-        baselines = {name: GaussianMixtureEnergy.of(fitted, **options) for name, fitted in mixtures.items()}
-        if size <= _MAX_KERNEL_COLUMNS and not table.has_missing:
-            kernels = fit_kernel_density(*table.spread, seed=table.seed)
-            baselines["kernel_density"] = GaussianMixtureEnergy.of(kernels)
-        return baselines
-    networks_by_name = {}
-    for name, fitted in mixtures.items():
-        network = networks.AutoregressiveEnergy(
-            [size], [8], None, len(fitted.probs), True, num_functions=1, num_nodes=(32, 32), supports=table.supports
-        )
-        set_mixture(network, fitted, list(range(size)))
-        network.set_frequencies(_frequencies(table))
-        networks_by_name[name] = network
-    return networks_by_name
+        return GaussianMixtureEnergy.of(fitted, allows_missing=table.has_missing)
+    size, number = fitted.loc.shape[1], len(fitted.probs)
+    network = networks.AutoregressiveEnergy(
+        [size], [8], None, number, True, num_functions=1, num_nodes=(32, 32), supports=table.supports
+    )
+    set_mixture(network, fitted, list(range(size)))
+    network.set_frequencies(_frequencies(table))
+    return network
 
 
 def _frequencies(table: Table) -> dict[int, np.ndarray]:
