@@ -471,3 +471,10 @@ def test_planted_faults_of_codes_are_seen(monkeypatch):
 def test_documented_names():
     assert set(kinds.DISCRETE) < set(kinds.KINDS)
     np.testing.assert_array_equal(coding.nearest(np.array([1.0]), np.array([-5.0, np.nan])), [1.0, np.nan])
+
+
+def test_numbers_that_were_rounded_are_ratings():
+    """100 values of two digits, each in 50 rows; in 49 rows they are continuous."""
+    values = np.repeat(np.arange(100) / 10.0 + 0.05, 50)
+    assert TableEncoder.fit(pandas.DataFrame({"a": values})).columns[0].kind == "rating"
+    assert TableEncoder.fit(pandas.DataFrame({"a": values[values.size // 50 :]})).columns[0].kind == "continuous"

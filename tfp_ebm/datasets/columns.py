@@ -44,7 +44,8 @@ class TableEncoder:
 
     - "continuous": numbers, encoded as they are.
     - "whole": whole numbers with many values. Encoding adds noise from U(−½, ½); decoding rounds.
-    - "rating": numbers with few distinct values, each in several rows. Decoding returns the nearest of the values.
+    - "rating": numbers with few distinct values, each in several rows: up to 64 whole numbers or 12 others, or up to
+      128, each in 50 rows. Decoding returns the nearest of the values.
     - "boolean" and "category": encoded as codes 0, 1, …; decoded to the labels.
     - "constant": all rows are equal. Not encoded; decoding puts the value back.
     - "duplicate": equal to an earlier column, or an exact linear combination of earlier columns of numbers. Not

@@ -24,6 +24,8 @@ MAX_LEVELS = 1000
 # Numbers are ratings if they have at most so many distinct values, each in so many rows on average. The third number
 # is the limit for numbers that are not all whole.
 _MAX_RATINGS, _MIN_REPEATS, _MAX_FRACTIONS = 64, 5, 12
+# Numbers with digits after the point that repeat so often were rounded: they have no density either.
+_MAX_ROUNDED, _MIN_ROUNDED_REPEATS = 128, 50
 # float64 holds all whole numbers up to 2⁵³; noise of width 1 needs some more digits.
 _MAX_EXACT, _MAX_WHOLE = 2.0**53, 2.0**45
 # Words for "no" and "yes".
@@ -232,7 +234,9 @@ def _found_kind(content: Content, distinct: np.ndarray, rows: int, is_whole: boo
         return "boolean"
     if content.group != "number":
         return "category"
-    if len(distinct) <= (_MAX_RATINGS if is_whole else _MAX_FRACTIONS) and rows >= _MIN_REPEATS * len(distinct):
+    is_rounded = len(distinct) <= _MAX_ROUNDED and rows >= _MIN_ROUNDED_REPEATS * len(distinct)
+    is_rating = len(distinct) <= (_MAX_RATINGS if is_whole else _MAX_FRACTIONS)
+    if is_rounded or (is_rating and rows >= _MIN_REPEATS * len(distinct)):
         return "rating"
     return "whole" if is_whole and np.abs(distinct).max() <= _MAX_WHOLE else "continuous"
 
