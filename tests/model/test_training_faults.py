@@ -313,7 +313,7 @@ def not_adapted(layer, loss="noise_contrastive_estimation", **kwargs):
     ],
 )
 def test_a_gradient_that_is_not_finite_reaches_no_weight(layer, rows, options):
-    """One bad row, in the first batch of a new model or in the very last of a later `fit`; the loss is always finite."""
+    """One bad row, in the first batch of a new model or the very last of a later `fit`; the loss is always finite."""
     model = not_adapted(layer(), **options)
     for row in rows:
         with pytest.raises(ValueError, match=r"gradient is not finite in .*kernel.* though the loss is.*small number"):
