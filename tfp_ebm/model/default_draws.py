@@ -17,7 +17,7 @@ from tfp_ebm.mcmc.diagnostics import MAX_RHAT
 
 # The largest number of coordinates for which the draws are those of sequential Monte Carlo. It runs at least 1024
 # particles, whatever the number of draws, and needs more temperatures with more coordinates.
-MAX_COORDINATES = 32
+MAX_COORDINATES = 50
 # TFP's joint distributions draw from their parts in this method, only to find out the structure of the parts.
 _STRUCTURE = "_get_single_sample_distributions"
 
@@ -55,7 +55,7 @@ def warned_states(drawn: mcmc.Draws) -> tf.Tensor:
 
 
 def warned_last_states(
-    target: Callable[..., tf.Tensor], start: tf.Tensor, kernel: Any, num_burnin_steps: int, seed: tf.Tensor
+    target: Callable[..., tf.Tensor], start: tf.Tensor, kernel: Any, seed: tf.Tensor, num_burnin_steps: int
 ) -> tf.Tensor:
     """Returns the last states of chains, `[chains, *event]`, and warns if R-hat is significantly too large.
 

@@ -49,7 +49,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
     `sample(n, seed)` draws by sequential Monte Carlo from the base, as `draw` does, and warns if the result cannot be
     trusted. A network that draws exactly does so. `sample` runs n independent chains from the base and returns their
     last states if a `kernel` or `bijector` is given, inside a `tf.function`, in TFP's auto-batched joint distributions,
-    for more than 32 coordinates, and if the base has no normalised density. It then warns about chains that never moved
+    for more than 50 coordinates, and if the base has no normalised density. It then warns about chains that never moved
     and about NaN gradients at points of finite density. With at least 16 chains, it also warns if R-hat over the second
     half of the burn-in is significantly above 1.02: the chains then have not forgotten their initial states, for
     example because of separated modes, or still drift (see `mcmc/arrival.py` for the formula). Inside a `tf.function`
@@ -357,8 +357,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
             return self.sample_chains(1, num_chains, seed=seed, jit_compile=False).states[0]
         if self._num_burnin_steps == 0 or not tf.executing_eagerly():
             return self.sample_chains(1, num_chains, seed=seed).states[0]
-        target, start, kernel, seed = self._chains(num_chains, seed)
-        states = default_draws.warned_last_states(target, start, kernel, self._num_burnin_steps, seed)
+        states = default_draws.warned_last_states(*self._chains(num_chains, seed), self._num_burnin_steps)
         return self._coordinates.from_chain(states)
 
     # --- TFP's contract --------------------------------------------------------------------------------------------
