@@ -46,7 +46,7 @@ def drawn(model, **given):
 
 
 def test_particles_are_the_default_and_report_log_z_and_shares():
-    """log Z = log(.2 √2π), the same in x as in standardised units, within 5 of its standard errors, and shares of .3 and .7
+    """log Z = log(.2 √2π), in x as in standardised units, within 5 of its standard errors, and shares of .3 and .7
     within 5 of theirs; each of these is small."""
     samples, report, options = drawn(wells())
     assert options.sampler == report["sampler"] == "smc" and options.burnin is None and samples.shape == (2000, 1)
