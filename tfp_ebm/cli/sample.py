@@ -161,8 +161,8 @@ def _drawn_by_particles(model: EnergyModel, options: argparse.Namespace) -> tupl
     print(f"log Z {log_z.value:.3f} ± {log_z.standard_error:.3f}, {found}, nested R-hat {draws.nested_r_hat:.3f}")
     if draws.trouble:
         warnings.warn(
-            f"the samples may not have the model's distribution. {' '.join(draws.trouble)} On the command line, a table "
-            "fitted with --loss nll has exact samples.",
+            f"the samples may not have the model's distribution. {' '.join(draws.trouble)} On the command line, a "
+            "table fitted with --loss nll has exact samples.",
             stacklevel=2,
         )
     rows = zip(shares.values, shares.standard_errors, shares.ess, shares.centers.tolist(), strict=True)
