@@ -70,8 +70,14 @@ def test_seeds_and_batches():
 def test_a_second_call_compiles_nothing(monkeypatch):
     """Nor does that of a copy, or of another number of draws up to 1024. Control: another energy compiles."""
     module = sys.modules["tfp_ebm.mcmc.sequential_monte_carlo"]  # the package has a function of this name
-    made, compiled = [], module.Compiled
-    monkeypatch.setattr(module, "Compiled", lambda *given, **how: made.append(compiled(*given, **how)) or made[-1])
+    made = []
+
+    class Counted(module.Compiled):
+        def __init__(self, *given, **how):
+            super().__init__(*given, **how)
+            made.append(self)
+
+    monkeypatch.setattr(module, "Compiled", Counted)
     p = make(lambda x: two_modes(x))
     p.sample(3, seed=0)
     number = len(made)
