@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import tensorflow as tf
@@ -36,7 +37,7 @@ def suits_sequential_monte_carlo(base: tfp.distributions.Distribution | None) ->
 
 def is_for_structure() -> bool:
     """Returns whether a joint distribution of TFP draws now to find out its structure; such draws are not returned."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == _STRUCTURE:
             return True
