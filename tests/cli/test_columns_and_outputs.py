@@ -170,7 +170,7 @@ def modes(sd):
 
 
 def options_of(**given):
-    settings = {"kernel": "hmc", "step_size": None, "num_samples": 400, "num_chains": None, "burnin": 100, "thin": 5}
+    settings = {"sampler": "hmc", "step_size": None, "num_samples": 400, "num_chains": None, "burnin": 100, "thin": 5}
     return argparse.Namespace(**{**settings, "seed": 0, "quiet": True, **given})
 
 
@@ -197,7 +197,7 @@ def test_the_global_move_is_in_the_coordinates_of_the_chain():
 @pytest.mark.parametrize("kernel", ["hmc", "mala"])
 def test_chains_cross_between_modes_by_default(kernel):
     """R-hat of a hundred chains of 50 states: 1.00 where they cross, 5 where, without proposals from the base, not."""
-    model, options = modes(0.2), options_of(kernel=kernel)
+    model, options = modes(0.2), options_of(sampler=kernel)
     chosen = sampling.kernel_for(model, options)
     samples, report = sampling.draw(model, chosen, options)
     assert report["max_rhat"] < 1.02 and abs(np.mean(samples > 0) - 0.5) < 0.1 and samples.shape == (400, 1)

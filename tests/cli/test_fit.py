@@ -126,7 +126,7 @@ def test_a_table_gets_an_exact_density(table, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "gaussian" in printed and "stack" in printed and "ok: no check found a fault." in printed
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["settings"]["loss"] == "negative_log_likelihood" and report["sampling"]["kernel"] == "exact"
+    assert report["settings"]["loss"] == "negative_log_likelihood" and report["sampling"]["sampler"] == "exact"
     assert report["held_out"]["log_normalizer_from"] == "network" and report["held_out"]["log_normalizer"] == 0.0
     assert report["metrics"]["stack"] >= report["metrics"]["gaussian"] - 0.02
     x, samples = np.load(table), np.load(tmp_path / "run" / "samples.npy")
@@ -262,7 +262,7 @@ BAD_FITS = {
     "dequantized fractions": (["good.npy", "--dequantize"], "`--dequantize`"),
     "out below a file": (["good.npy", "--out", "file/run"], "`--out`"),
     "loss": (["good.npy", "--loss", "hinge"], "--loss"),
-    "kernel": (["good.npy", "--kernel", "gibbs"], "--kernel"),
+    "sampler": (["good.npy", "--sampler", "gibbs"], "--sampler"),
     "seed": (["good.npy", "--seed", "1.5"], "--seed"),
     "no number": (["good.npy", "--sigma", "much"], "--sigma"),
     **{

@@ -100,7 +100,7 @@ def test_the_picture_is_what_its_command_draws(tmp_path, monkeypatch):
     defaults |= {name: module._TRAINING[name] for name in ("steps", "units", "batch_size")}
     short = {"rows": 6000, "steps": 2}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in short.items()]
-    if cli.main([*command, "--quiet", *arguments]) != 0:
+    if cli.main([*command, "--quiet", *arguments]) not in (0, 3):  # 3: so short a training is not good
         raise RuntimeError("the command failed")
     reported = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))["settings"]
     expected = reported | {name: defaults[name] for name in short}

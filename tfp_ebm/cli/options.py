@@ -25,7 +25,7 @@ LOSSES = {
     "pcd": ("persistent_contrastive_divergence", "maximum likelihood by persistent chains; few columns"),
     "cd": ("contrastive_divergence", "maximum likelihood by short chains from the data"),
 }
-KERNELS = ("hmc", "mala", "nuts", "random_walk", "langevin")
+SAMPLERS = ("smc", "hmc", "mala", "nuts", "random_walk", "langevin")
 TABLES = (".csv", ".parquet")
 # Kinds of columns, as `datasets.TableEncoder` knows them, and what may be done with missing cells.
 KINDS = ("continuous", "whole", "rating", "boolean", "category", "constant", "duplicate")
@@ -200,9 +200,12 @@ def _add_training_options(fit: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser, num_samples: int | None = 4000) -> None:
-    kernel = "Markov kernel; each step of all but langevin begins with proposals from the base distribution (default: "
-    kernel += "exact samples for --loss nll, else hmc)"
-    parser.add_argument("--kernel", choices=KERNELS, help=kernel)
+    sampler = "sequential Monte Carlo, or the kernel of chains; each step of all kernels but langevin begins with "
+    sampler += (
+        "proposals from the base distribution (default: exact samples for --loss nll, hmc if an option of chains "
+    )
+    sampler += "is given or for more than 50 columns, else smc); --kernel is the same option"
+    parser.add_argument("--sampler", "--kernel", choices=SAMPLERS, dest="sampler", help=sampler)
     step_size = "first step size, in standardised coordinates; all kernels but langevin adapt it (default: 0.1, "
     step_size += "random_walk 0.3, langevin 0.05)"
     parser.add_argument("--step-size", type=float, help=step_size)
@@ -210,5 +213,5 @@ def _add_sampling_options(parser: argparse.ArgumentParser, num_samples: int | No
     parser.add_argument("-n", "--num", "--num-samples", type=int, default=num_samples, dest="num_samples", help=number)
     chains = "number of chains; samples are taken from all of them (default: a quarter of the samples)"
     parser.add_argument("--num-chains", type=int, help=chains)
-    parser.add_argument("--burnin", type=int, default=300, help="steps of each chain before the first kept state")
-    parser.add_argument("--thin", type=int, default=5, help="steps from one kept state of a chain to the next")
+    parser.add_argument("--burnin", type=int, help="steps of each chain before the first kept state (default: 300)")
+    parser.add_argument("--thin", type=int, help="steps from one kept state of a chain to the next (default: 5)")

@@ -1,4 +1,4 @@
-"""`sample`: draws from a fitted model, exactly or by Markov chains, and fills the empty cells of a table."""
+"""`sample`: draws from a fitted model, exactly, by particles or by chains, and fills the empty cells of a table."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tfp_ebm.cli.runs import check_file, load_run, save_frame, save_rows
 from tfp_ebm.datasets.columns import TableEncoder
 from tfp_ebm.datasets.loading import default_columns, load_frame
 from tfp_ebm.mcmc.diagnostics import MAX_RHAT
+from tfp_ebm.model.default_draws import suits_sequential_monte_carlo
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.exact_draws import draws_exactly
@@ -24,6 +25,8 @@ from tfp_ebm.model.exact_draws import draws_exactly
 if TYPE_CHECKING:
     import pandas
 
+# The options of chains, with their defaults where these do not depend on the model.
+_CHAINS: dict[str, Any] = {"burnin": 300, "thin": 5, "num_chains": None, "step_size": None}
 # States kept of each chain, at least, for R-hat and effective sample size.
 _KEPT_STATES = 50
 # Samples taken from each chain unless --num-chains is given: so far apart that they are nearly independent.
@@ -79,43 +82,111 @@ def _filled(model: EnergyModel, encoder: TableEncoder | None, options: argparse.
 def check_sampling_options(options: argparse.Namespace) -> None:
     """Raises TypeError or ValueError if an option of sampling is out of range."""
     check_count("--num-samples", options.num_samples)
-    check_count("--burnin", options.burnin, minimum=0)
-    check_count("--thin", options.thin)
-    if options.num_chains is not None:
-        check_count("--num-chains", options.num_chains)
+    for name in ("burnin", "thin", "num_chains"):
+        if getattr(options, name) is not None:
+            check_count(_flag(name), getattr(options, name), minimum=0 if name == "burnin" else 1)
     if options.step_size is not None:
         check_positive("--step-size", options.step_size)
+    given = [_flag(name) for name in _CHAINS if getattr(options, name) is not None]
+    if options.sampler == "smc" and given:
+        raise ValueError(f"`{given[0]}` is for chains, and must not be given with --sampler smc.")
+    if options.sampler is not None and options.sampler != "smc":
+        _set_chain_options(options)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _set_chain_options(options: argparse.Namespace) -> None:
+    for name, default in _CHAINS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+
+
+def _choose_sampler(model: EnergyModel, options: argparse.Namespace) -> None:
+    """Sets `options.sampler`, unless it is given: sequential Monte Carlo where it is fast, else chains of HMC."""
+    if options.sampler is None:
+        is_chain = any(getattr(options, name) is not None for name in _CHAINS)
+        options.sampler = "smc" if suits_sequential_monte_carlo(model.base) and not is_chain else "hmc"
+    if options.sampler != "smc":
+        _set_chain_options(options)
 
 
 def kernel_for(model: EnergyModel, options: argparse.Namespace) -> mcmc.Kernel | None:
-    """Returns the kernel: global moves proposed from the model's base, then an adaptive local one; Langevin alone.
+    """Chooses the sampler, and returns the kernel of chains; that of HMC, for the export, if the sampler has none.
 
-    The global moves carry chains between separate modes; they leave the target distribution unchanged. None for a
-    model that draws exact samples, unless a kernel is given.
+    It begins with global moves proposed from the model's base, which carry chains between separate modes and leave the
+    target distribution unchanged. An adaptive local move follows; Langevin has no global moves. None for a model that
+    draws exact samples, unless a sampler is given.
     """
-    if options.kernel is None:
-        if draws_exactly(model):
-            return None
-        options.kernel = "hmc"
-    step = _FIRST_STEPS.get(options.kernel, 0.1) if options.step_size is None else options.step_size
-    if options.kernel == "langevin":
+    if options.sampler is None and draws_exactly(model):
+        return None
+    _choose_sampler(model, options)
+    name = "hmc" if options.sampler == "smc" else options.sampler
+    step = _FIRST_STEPS.get(name, 0.1) if options.step_size is None else options.step_size
+    if name == "langevin":
         return mcmc.Langevin(step)
-    local = mcmc.HMC(step, num_leapfrog_steps=10) if options.kernel == "hmc" else _KERNELS[options.kernel](step)
+    local = mcmc.HMC(step, num_leapfrog_steps=10) if name == "hmc" else _KERNELS[name](step)
     return mcmc.Sequential((mcmc.IndependenceMetropolis(model.base, _PROPOSALS), mcmc.Adaptive(local)))
 
 
 def draw(
     model: EnergyModel, kernel: mcmc.Kernel | None, options: argparse.Namespace
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Draws samples: exact ones without a kernel, else by chains from the base distribution, which it judges.
+    """Draws samples and judges them: exact ones without a kernel, else by the sampler of the options.
 
     Returns:
       Samples `[num_samples, *event]`, and the diagnostics for the report.
     """
     if kernel is None:
         samples = EnergyDistribution(model).sample(options.num_samples, seed=options.seed).numpy()
-        num_nonfinite = int((~np.isfinite(samples)).reshape(len(samples), -1).any(1).sum())
-        return samples, {"kernel": "exact", "num_nonfinite": num_nonfinite}
+        return samples, {"sampler": "exact", "num_nonfinite": _num_nonfinite(samples)}
+    if options.sampler == "smc":
+        return _drawn_by_particles(model, options)
+    return _drawn_by_chains(model, kernel, options)
+
+
+def _num_nonfinite(samples: np.ndarray) -> int:
+    return int((~np.isfinite(samples)).reshape(len(samples), -1).any(1).sum())
+
+
+def _drawn_by_particles(model: EnergyModel, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
+    draws = EnergyDistribution(model).draw(options.num_samples, seed=options.seed)
+    samples, log_z, shares = draws.states.numpy(), draws.log_normalizer, draws.shares
+    fractions = ", ".join(
+        f"{share:.3f} ± {error:.3f}" for share, error in zip(shares.values, shares.standard_errors, strict=True)
+    )
+    found = f"clusters with shares {fractions}" if len(shares.values) > 1 else "one cluster"
+    print(f"log Z {log_z.value:.3f} ± {log_z.standard_error:.3f}, {found}, nested R-hat {draws.nested_r_hat:.3f}")
+    if draws.trouble:
+        warnings.warn(
+            f"the samples may not have the model's distribution. {' '.join(draws.trouble)} On the command line, a "
+            "table fitted with --loss nll has exact samples.",
+            stacklevel=2,
+        )
+    rows = zip(shares.values, shares.standard_errors, shares.ess, shares.centers.tolist(), strict=True)
+    return samples, {
+        "sampler": "smc",
+        "log_normalizer": log_z.value,
+        "log_normalizer_standard_error": log_z.standard_error,
+        "clusters": [
+            {"share": float(share), "standard_error": float(error), "ess": float(ess), "center": center}
+            for share, error, ess, center in rows
+        ],
+        "trouble": list(draws.trouble),
+        "num_particles": draws.num_particles,
+        "num_ancestors": draws.num_ancestors,
+        "temperatures": draws.temperatures.tolist(),
+        "acceptance_rates": draws.acceptance_rates.tolist(),
+        "nested_r_hat": draws.nested_r_hat,
+        "num_nonfinite": _num_nonfinite(samples),
+    }
+
+
+def _drawn_by_chains(
+    model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace
+) -> tuple[np.ndarray, dict[str, Any]]:
     num_chains = options.num_chains or math.ceil(options.num_samples / _SAMPLES_PER_CHAIN)
     per_chain = math.ceil(options.num_samples / num_chains)
     num_kept = max(_KEPT_STATES, per_chain)
@@ -140,6 +211,7 @@ def draw(
     taken = [math.ceil(num_kept * (i + 1) / per_chain) - 1 for i in range(per_chain)]
     samples = chains.states.numpy()[taken].reshape(-1, *model.event_shape)[: options.num_samples]
     return samples, {
+        "sampler": options.sampler,
         "acceptance_rate": diagnostics.acceptance_rate,
         "step_size": np.asarray(chains.step_size).tolist(),
         "num_chains": num_chains,
@@ -152,7 +224,7 @@ def draw(
 
 def _advice(options: argparse.Namespace) -> str:
     """What helps chains that have not mixed."""
-    if options.kernel == "langevin":
-        return "Any other --kernel helps: it also proposes from the base, and so crosses between modes."
+    if options.sampler == "langevin":
+        return "Any other --sampler helps: it also proposes from the base, and so crosses between modes."
     longer = f"--thin {10 * options.thin} --burnin {max(1000, 10 * options.burnin)}"
     return f"Longer chains help: `sample` with {longer}."

@@ -5,7 +5,8 @@ The verdict is "failed" if
     difference and by more than `TOLERANCE`, or its log density is not a number;
   * a classifier separates samples from held-out rows nearly always, or clearly more often than samples of a Gaussian
     mixture fitted to the data: this is a check of models whose log Z is unknown, too;
-  * samples are not finite, or came from chains that have not mixed.
+  * samples are not finite, came from chains that have not mixed, or sequential Monte Carlo found that they cannot be
+    trusted.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def table_report(
       log_prob: the model's log density of each held-out row; None if log Z is unknown.
       references: log densities of the same rows under simple densities, `References.log_probs`.
       reference_samples: samples of a Gaussian mixture fitted to the data, for the classifier, in the same columns.
-      sampling: diagnostics of the draws: `max_rhat` and `num_nonfinite`, where they are known.
+      sampling: diagnostics of the draws: `max_rhat`, `num_nonfinite` and `trouble`, where they are known.
       seed: of the classifier.
 
     Raises:
@@ -92,6 +93,7 @@ def table_report(
             f"R-hat of the chains is {rhat:.3f}, above {MAX_RHAT}: they have not mixed, and their samples need not "
             "have the model's distribution."
         )
+    report["failures"] += (sampling or {}).get("trouble", ())
     report["status"] = "failed" if report["failures"] else "ok"
     return report
 

@@ -15,7 +15,8 @@ from tfp_ebm.types import Estimate
 # Limits of the verdict.
 _MIN_SHARE_ESS = 100.0
 _MIN_ANCESTORS = 0.2
-_MIN_ACCEPT = 0.4
+# Rates of acceptance, of few moves each, vary: a low rate counts at the target, or at so many of the temperatures.
+_MIN_ACCEPT, _MAX_LOW_RATES = 0.4, 0.2
 _MAX_NESTED_R_HAT = 1.03
 # Effective share of the groups by the estimates of Z from each: .8 is a spread of log Z of ½ between groups.
 _MIN_GROUP_ESS = 0.8
@@ -179,9 +180,10 @@ def verdict(
         len(temperatures) - 1 >= max_temperatures,
         f"{max_temperatures} temperatures did not suffice to get from the base to the target; {cure}.",
     )
-    rates = acceptance_rates[~(acceptance_rates >= _MIN_ACCEPT)]
+    is_low = ~(acceptance_rates >= _MIN_ACCEPT)
+    rates = acceptance_rates[is_low]
     add(
-        len(rates),
+        is_low[-1:].any() or len(rates) > _MAX_LOW_RATES * len(acceptance_rates),
         f"The moves of the particles were accepted at a rate of {rates.min() if len(rates) else 0:.2f} at "
         f"{len(rates)} of {len(acceptance_rates)} temperatures, less than {_MIN_ACCEPT}: the density may have parts of "
         "very different widths, or no gradient in places.",

@@ -17,12 +17,11 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc
 from tfp_ebm.arguments import check_count, check_event_shape, check_keras_3, check_kernel
-from tfp_ebm.caller import warn
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.signs import check_energy
 from tfp_ebm.energy.standardization import Coordinates
-from tfp_ebm.mcmc.arrival import MIN_CHAINS, last_states
-from tfp_ebm.mcmc.diagnostics import MAX_RHAT
+from tfp_ebm.mcmc.arrival import MIN_CHAINS
+from tfp_ebm.model import default_draws
 from tfp_ebm.model.contract import (
     UnfrozenVariables,
     bijector_of,
@@ -47,11 +46,14 @@ _FEW_CHAINS = MIN_CHAINS
 class EnergyDistribution(tfp.distributions.Distribution):
     """The distribution p(x) = exp(−E(x))/Z of an energy, for everything in TFP that takes a target density (eq. 1).
 
-    `sample(n, seed)` runs n independent chains from the base and returns their last states. It warns about chains that
-    never moved and about NaN gradients at points of finite density. With at least 16 chains, it also warns if R-hat
-    over the second half of the burn-in is significantly above 1.02: the chains then have not forgotten their initial
-    states, for example because of separated modes, or still drift (see `mcmc/arrival.py` for the formula). Inside a
-    `tf.function` there are no warnings. Initial states of zero or NaN density are drawn again.
+    `sample(n, seed)` draws by sequential Monte Carlo from the base, as `draw` does, and warns if the result cannot be
+    trusted. A network that draws exactly does so. `sample` runs n independent chains from the base and returns their
+    last states if a `kernel` or `bijector` is given, inside a `tf.function`, in TFP's auto-batched joint distributions,
+    for more than 50 coordinates, and if the base has no normalised density. It then warns about chains that never moved
+    and about NaN gradients at points of finite density. With at least 16 chains, it also warns if R-hat over the second
+    half of the burn-in is significantly above 1.02: the chains then have not forgotten their initial states, for
+    example because of separated modes, or still drift (see `mcmc/arrival.py` for the formula). Inside a `tf.function`
+    there are no warnings. Initial states of zero or NaN density are drawn again.
 
     `unnormalized_log_prob` is −E(x), or −E(x) − log Z if `log_normalizer` was given: if log Z depends on another
     variable of a joint distribution, the joint density needs it. If log Z is unknown or irrelevant,
@@ -65,12 +67,13 @@ class EnergyDistribution(tfp.distributions.Distribution):
     Args:
       energy: an `EnergyModel`, any Keras network, or a callable `[batch, *event] -> [batch]`.
       event_shape: shape of one x; needed for callables, and for networks whose input shape is unknown.
-      kernel: the kernel that `sample` runs: a kernel of `ebm.mcmc` or any callable `target ->
-        tfp.mcmc.TransitionKernel`. With an `EnergyModel`, step sizes and boxes are in standardised coordinates, as in
-        the model's loss, but the base of an `IndependenceMetropolis` or `TemperedTransition` is over x, like `base`.
-        Default: a global move from the base and adaptive HMC, `ebm.mcmc.default_kernel(base)`.
-      base: the `tfd.Distribution` over x from which chains start; default: the model's base.
-      num_burnin_steps: number of kernel steps before a sample.
+      kernel: the kernel of the chains: a kernel of `ebm.mcmc` or any callable `target ->
+        tfp.mcmc.TransitionKernel`. If it is given, `sample` runs chains. With an `EnergyModel`, step sizes and boxes
+        are in standardised coordinates, as in the model's loss, but the base of an `IndependenceMetropolis` or
+        `TemperedTransition` is over x, like `base`. Default: a global move from the base and adaptive HMC,
+        `ebm.mcmc.default_kernel(base)`.
+      base: the `tfd.Distribution` over x from which draws and chains start; default: the model's base.
+      num_burnin_steps: number of kernel steps before the sample of a chain.
       log_normalizer: log Z, if known: a number, an `Estimate` of `ebm.evaluation`, a scalar tensor or a variable.
         Default: the value learned by the loss of an `EnergyModel`, if any.
       dtype: the dtype of x, for callables; default: that of `base`, else float32.
@@ -199,14 +202,13 @@ class EnergyDistribution(tfp.distributions.Distribution):
 
     @property
     def kernel(self) -> Any:
-        """The kernel that `sample` runs: the given kernel, else `ebm.mcmc.default_kernel` of the base."""
+        """The kernel of chains: the given kernel, else `ebm.mcmc.default_kernel` of the base."""
         return self._default_kernel(self._bijector) if self._kernel is None else self._kernel
 
     def _default_kernel(self, bijector: tfp.bijectors.Bijector | None) -> mcmc.Kernel:
         base = self._known_base()
         # A draw of another energy requires a chain, which is too expensive for a single move.
-        proposes = base is not None and not isinstance(base, EnergyDistribution)
-        proposes = proposes and any(hasattr(base, name) for name in ("_log_prob", "_prob", "_unnormalized_log_prob"))
+        proposes = default_draws.has_density(base) and not isinstance(base, EnergyDistribution)
         return mcmc.default_kernel(base if proposes else None, bijector)
 
     def _known_base(self) -> tfp.distributions.Distribution | None:
@@ -311,7 +313,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
     def _chains(self, num_chains: Any, seed: tf.Tensor) -> tuple[Callable[..., tf.Tensor], tf.Tensor, Any, tf.Tensor]:
         """Returns target, initial states and kernel of chains, in standardised coordinates for a model, and a seed."""
         start_seed, chain_seed = tf.unstack(tfp.random.split_seed(seed, n=2))
-        start = self._starts(num_chains, start_seed)
+        start = usable_starts(self.base, self.negative_energy, num_chains, start_seed)
         bijector, kernel = self._bijector, self._kernel
         if not isinstance(self._energy, EnergyModel):
             return self.negative_energy, start, self._default_kernel(bijector) if kernel is None else kernel, chain_seed
@@ -325,10 +327,6 @@ class EnergyDistribution(tfp.distributions.Distribution):
             kernel = kernel.in_coordinates(standardization)
         return function.unnormalized_log_prob, standardization.to_z(start), kernel, chain_seed
 
-    def _starts(self, num_chains: Any, seed: tf.Tensor) -> tf.Tensor:
-        """Draws initial states `[num_chains, *event]` from the base; if eager, redraws those of zero or NaN density."""
-        return usable_starts(self.base, self.negative_energy, num_chains, seed)
-
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
         # TFP documents None as "any seed", and treats an int as stateful; here an int always gives the same bits.
         # TFP's auto-batched joint distributions pass the same int beyond 64 bits for draws that must differ.
@@ -339,8 +337,17 @@ class EnergyDistribution(tfp.distributions.Distribution):
                 drawn = next_draw(self._last_states, seed, self.dtype, self._event)
                 if drawn is not None:
                     return drawn
-            return self._last_states(num_chains, tfp.random.sanitize_seed(seed))
-        return self._last_states(num_chains, tfp.random.sanitize_seed(None) if seed is None else stateless_seed(seed))
+            return self._default_draws(num_chains, tfp.random.sanitize_seed(seed))
+        return self._default_draws(num_chains, tfp.random.sanitize_seed(None) if seed is None else stateless_seed(seed))
+
+    def _default_draws(self, num: Any, seed: tf.Tensor) -> tf.Tensor:
+        """Returns draws `[num, *event]` by sequential Monte Carlo where it is possible, else as `_last_states`."""
+        if not tf.executing_eagerly() or self._kernel is not None or self._bijector is not None:
+            return self._last_states(num, seed)
+        base = None if draws_exactly(self._energy) or default_draws.is_for_structure() else self._known_base()
+        if isinstance(base, EnergyDistribution) or not default_draws.suits_sequential_monte_carlo(base):
+            return self._last_states(num, seed)
+        return default_draws.warned_states(self.draw(num, seed=seed))
 
     def _last_states(self, num_chains: Any, seed: tf.Tensor) -> tf.Tensor:
         """Returns the last states of chains, `[num_chains, *event]`, or exact samples if the network draws them."""
@@ -350,14 +357,7 @@ class EnergyDistribution(tfp.distributions.Distribution):
             return self.sample_chains(1, num_chains, seed=seed, jit_compile=False).states[0]
         if self._num_burnin_steps == 0 or not tf.executing_eagerly():
             return self.sample_chains(1, num_chains, seed=seed).states[0]
-        target, start, kernel, seed = self._chains(num_chains, seed)
-        states, arrival = last_states(target, start, kernel, num_burnin_steps=self._num_burnin_steps, seed=seed)
-        if arrival.at_least > MAX_RHAT:
-            warn(
-                f"R-hat is {arrival.rhat:.3g}, above {MAX_RHAT}: in the second half of the {self._num_burnin_steps} "
-                "burn-in steps the chains did not forget their earlier states, so the shares of modes may be those of "
-                "the initial states. A larger `num_burnin_steps`, or a kernel that moves between modes, helps."
-            )
+        states = default_draws.warned_last_states(*self._chains(num_chains, seed), self._num_burnin_steps)
         return self._coordinates.from_chain(states)
 
     # --- TFP's contract --------------------------------------------------------------------------------------------
