@@ -193,19 +193,19 @@ def _trained(train: np.ndarray, options: argparse.Namespace) -> tuple[EnergyMode
         seed=options.seed,
     )
     try:
-        model.fit(
+        history = model.fit(
             shuffled_batches(train, options.batch_size, options.seed),
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
             shuffle=False,
             verbose=0 if options.quiet else 1 if shows_progress(options) else 2,  # 2: a line for each epoch
             callbacks=[keras.callbacks.TerminateOnNaN()],
-        )
+        ).history
     except KeyboardInterrupt:
-        if not model.history.history.get("loss"):
+        history = getattr(getattr(model, "history", None), "history", {})
+        if not history.get("loss"):  # not one epoch is done
             raise
         note(options, "interrupted: the model is kept as it is now.")
-    history = model.history.history
     if not math.isfinite(history["loss"][-1]):
         raise ValueError(
             f"the loss became {history['loss'][-1]}; try a lower --learning-rate than {options.learning_rate}. Nothing "
