@@ -152,7 +152,7 @@ def stacked_parts(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _cross_validated(log_probs: np.ndarray) -> float:
     """Returns the mean log density of a stack, of each row with the weights of the other folds; −∞ of one row."""
-    fold = np.arange(len(log_probs)) % min(_NUM_FOLDS, len(log_probs))
+    fold: np.ndarray = np.arange(len(log_probs)) % min(_NUM_FOLDS, len(log_probs))
     values = np.full(len(log_probs), -np.inf)
     for number in range(fold.max() + 1 if len(log_probs) > 1 else 0):
         weights = stacking_weights(log_probs[fold != number])
