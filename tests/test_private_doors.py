@@ -58,7 +58,7 @@ def network():
 
 def private_names():
     """{name: files} of private attributes that no file of the package defines, and of private modules."""
-    used, defined = {}, {"_fields", "_replace"}  # of named tuples, documented
+    used, defined = {}, {"_fields", "_replace", "_asdict"}  # of named tuples, documented
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -529,3 +529,8 @@ def test_exclusions_from_weight_decay_are_kept():
     assert optimizer._trainable_variables == [variable]
     pattern = optimizer._exclude_from_weight_decay_pattern
     assert pattern.search("dense/bias") and not pattern.search("dense/kernel")
+
+
+@door("tfd.JointDistribution._get_single_sample_distributions", "model/default_draws.py")
+def test_joints_find_their_structure_in_a_method_of_this_name():
+    assert callable(tfp.distributions.JointDistribution._get_single_sample_distributions)

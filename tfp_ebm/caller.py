@@ -38,3 +38,17 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and _is_internal(frame):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def is_called_by(name: str) -> bool:
+    """Returns whether a function of this name is among the callers.
+
+    >>> def outer():
+    ...     return is_called_by("outer"), is_called_by("inner")
+    >>> outer()
+    (True, False)
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != name:
+        frame = frame.f_back
+    return frame is not None

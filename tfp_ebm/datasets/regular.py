@@ -259,7 +259,7 @@ def _column(pieces: list[Any]) -> Any:
         return None
     dtype = next(iter(dtypes))
     full = [pandas.array([None] * piece, dtype=dtype) if isinstance(piece, int) else piece for piece in pieces]
-    joined = full[0]._concat_same_type(full) if len(full) > 1 else full[0]
+    joined = pandas.concat([pandas.Series(piece) for piece in full], ignore_index=True).array
     return joined if joined.isna().any() else joined.to_numpy("int64" if dtype == "Int64" else "bool")
 
 

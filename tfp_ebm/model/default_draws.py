@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc
-from tfp_ebm.caller import warn
+from tfp_ebm.caller import is_called_by, warn
 from tfp_ebm.mcmc.arrival import last_states
 from tfp_ebm.mcmc.diagnostics import MAX_RHAT
 
@@ -37,12 +35,7 @@ def suits_sequential_monte_carlo(base: tfp.distributions.Distribution | None) ->
 
 def is_for_structure() -> bool:
     """Returns whether a joint distribution of TFP draws now to find out its structure; such draws are not returned."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == _STRUCTURE:
-            return True
-        frame = frame.f_back
-    return False
+    return is_called_by(_STRUCTURE)
 
 
 def warned_states(drawn: mcmc.Draws) -> tf.Tensor:
