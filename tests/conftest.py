@@ -35,15 +35,31 @@ def memory():
             _last["bytes"] = _bytes_in_use()
 
 
+# A process never frees the programs that XLA compiled, some 10 MB a test: after so many tests another one goes on.
+_TESTS_PER_PROCESS = 700
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Runs the tests of a file in one process, which makes its fixtures and compiles its functions once."""
     from xdist.scheduler import LoadFileScheduling
 
+    class Scheduling(LoadFileScheduling):
+        """Replaces a process at the end of a file once it has run many tests."""
+
+        def _reschedule(self, node):
+            units = self.assigned_work.get(node, {})
+            done = sum(sum(unit.values()) for unit in units.values())
+            if self.workqueue and not node.shutting_down and done > _TESTS_PER_PROCESS and self._pending_of(units) <= 2:
+                node.shutdown()  # it still runs what it was given
+                config.pluginmanager.getplugin("dsession")._clone_node(node)
+                return
+            super()._reschedule(node)
+
     # In the order of their names the files that take longest, of the command line, come early. Else those with the most
     # tests would, and one process would wait at the end.
     config.option.loadscopereorder = False
-    return LoadFileScheduling(config, log)
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
