@@ -48,6 +48,8 @@ def pytest_xdist_make_scheduler(config, log):
         """Replaces a process at the end of a file once it has run many tests."""
 
         def _reschedule(self, node):
+            if node not in self.registered_collections:  # it has only begun
+                return
             units = self.assigned_work.get(node, {})
             done = sum(sum(unit.values()) for unit in units.values())
             if self.workqueue and not node.shutting_down and done > _TESTS_PER_PROCESS and self._pending_of(units) <= 2:
