@@ -64,6 +64,12 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Ends a process that has done its tests; it would wait for the others, and keep its memory."""
+    node.gateway.exit()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     """Every test begins at the same seed, also the fixtures made for it, in whatever order and process it runs.
