@@ -330,22 +330,20 @@ failures = json.loads(pathlib.Path("runs/bad/report.json").read_text())["failure
 #
 # ```python
 # frame = ebm.datasets.load_table("flats.csv", mixed=True)
-# encoder = ebm.datasets.TableEncoder.fit(frame, missing="model")  # kinds={"rooms": "category"}
-# x = encoder.encode(frame)  # numbers, NaN for empty cells
-# supports = {encoder.names.index(name): values for name, values in encoder.supports.items()}
-# model = ebm.fit_density(x, supports=supports)
+# model = ebm.fit_density(frame)  # empty cells are missing values; the encoder is model.encoder
+# x = model.encoder.encode(frame)  # numbers, NaN for empty cells
 # filled = ebm.recipes.impute(model, x)  # [rows, draws, columns]
-# encoder.decode(filled[:, 0])  # a data frame with the dtypes and labels of `frame`
+# model.encoder.decode(filled[:, 0])  # a data frame with the dtypes and labels of `frame`
 # ```
 #
-# A run can be loaded as well; its encoder is in `report.json`. The model is an energy like any other, and its density
+# A run can be loaded as well; its encoder is `model.encoder`. The model is an energy like any other, and its density
 # in one column given **all** the others follows from $E$ alone, whatever the order of the columns:
 # $p(x_i \mid x_{\text{others}}) \propto e^{-E(x)}$ along $x_i$. What is the rent of a furnished flat of 60 m² and three
 # rooms, 2 km from the centre, in each city?
 
 # %%
 model = keras.models.load_model("runs/flats/model.keras")
-encoder = ebm.datasets.TableEncoder.from_config(report["encoder"])
+encoder = model.encoder
 p = ebm.EnergyDistribution(model)
 rents = np.arange(0, 2400, 4)
 given = {"area_m2": 60.0, "rooms": 3, "furnished": True, "distance_km": 2.0, "rent": rents}
