@@ -36,12 +36,7 @@ class Rows(NamedTuple):
     @property
     def supports(self) -> dict[int, np.ndarray]:
         """The values of the columns that take a few, by number of the column."""
-        return {} if self.encoder is None else supports_of(self.encoder)
-
-
-def supports_of(encoder: TableEncoder) -> dict[int, np.ndarray]:
-    """Returns the values of the columns that take a few, by number of the encoded column."""
-    return {encoder.names.index(name): values for name, values in encoder.supports.items()}
+        return {} if self.encoder is None else self.encoder.numbered_supports
 
 
 def named_as(encoder: TableEncoder, frame: pandas.DataFrame) -> pandas.DataFrame:

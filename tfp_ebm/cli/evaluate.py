@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfp_ebm.arguments import check_data
-from tfp_ebm.cli.data import encoded, in_order, load_rows, load_table_frame, named_as, supports_of
+from tfp_ebm.cli.data import encoded, in_order, load_rows, load_table_frame, named_as
 from tfp_ebm.cli.messages import note
 from tfp_ebm.cli.runs import check_file, load_run, save_frame, save_rows, to_json
 from tfp_ebm.composition import log_prob_of
@@ -50,7 +50,7 @@ def evaluate(options: argparse.Namespace) -> bool:
         note(options, "log Z is not known, so there is no log-likelihood; --loss nce learns it.")
     result |= {"loss": mean_loss(model, x), "energy": {"mean": float(energies.mean()), "sd": float(energies.std())}}
     if (path := options.run / "references.npz").exists() and x.ndim == 2:
-        result["references"] = _references(path, x, {} if encoder is None else supports_of(encoder), options)
+        result["references"] = _references(path, x, {} if encoder is None else encoder.numbered_supports, options)
     if options.out is not None:
         _save(options, frame, x, energies, result["log_normalizer"], columns)
     print(to_json(result))

@@ -17,7 +17,7 @@ from tfp_ebm.cli import runs
 from tfp_ebm.cli.data import Rows, decoded, is_named, load_mixed, load_rows
 from tfp_ebm.cli.evaluate import log_normalizer_entries, mean_loss
 from tfp_ebm.cli.judgement import Judgement, judge, save_references
-from tfp_ebm.cli.messages import note, shows_progress
+from tfp_ebm.cli.messages import flag, note, shows_progress
 from tfp_ebm.cli.options import TOYS
 from tfp_ebm.cli.run_figure import run_figure
 from tfp_ebm.cli.sample import check_sampling_options, draw, kernel_for
@@ -98,7 +98,7 @@ def _takes_tables(options: argparse.Namespace) -> bool:
     takes = not is_named(options) and (options.loss == _LIKELIHOOD or by_default)
     for name, default in (("kind", None), ("missing", "refuse")):
         if not takes and getattr(options, name) != default:
-            raise ValueError(f"`{_flag(name)}` is for tables in files and --loss {_LIKELIHOOD}.")
+            raise ValueError(f"`{flag(name)}` is for tables in files and --loss {_LIKELIHOOD}.")
     return takes
 
 
@@ -106,26 +106,22 @@ def _check_training_options(options: argparse.Namespace) -> None:
     """Raises TypeError or ValueError if an option of training is out of range, or belongs to another loss."""
     for name in ("steps", "batch_size"):
         if getattr(options, name) is not None:
-            check_count(_flag(name), getattr(options, name))
+            check_count(flag(name), getattr(options, name))
     for width in options.units or ():
         check_count("--units", width)
     if options.fourier_features is not None:
         check_count("--fourier-features", options.fourier_features, minimum=0)
     for name in ("learning_rate", "base_width", "sigma", "noise_ratio", "minutes"):
         if getattr(options, name) is not None:
-            check_positive(_flag(name), getattr(options, name))
+            check_positive(flag(name), getattr(options, name))
     for name, loss in (("sigma", _DENOISING), ("noise_ratio", _CONTRASTIVE), ("minutes", _LIKELIHOOD)):
         if getattr(options, name) is not None:
             options.loss = options.loss or loss
             if options.loss != loss:
-                raise ValueError(f"`{_flag(name)}` must not be given with --loss {options.loss}, but with {loss}.")
+                raise ValueError(f"`{flag(name)}` must not be given with --loss {options.loss}, but with {loss}.")
     given = [name for name in _TRAINING if getattr(options, name) is not None]
     if options.loss == _LIKELIHOOD and given:
-        raise ValueError(f"`{_flag(given[0])}` must not be given with --loss {_LIKELIHOOD}, which takes --minutes.")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+        raise ValueError(f"`{flag(given[0])}` must not be given with --loss {_LIKELIHOOD}, which takes --minutes.")
 
 
 def _choose_loss(options: argparse.Namespace, rows: Rows) -> None:

@@ -76,9 +76,7 @@ def judge(
         ]
         tables = judged, samples, drawn
     else:
-        columns = [
-            {key: getattr(column, key) for key in ("name", "kind", "treatment")} for column in rows.encoder.columns
-        ]
+        columns = [{key: getattr(column, key) for key in _OF_COLUMN} for column in rows.encoder.columns]
         tables = rows.frame.iloc[held_out], decoded(rows.encoder, samples), decoded(rows.encoder, drawn)
     report = table_report(
         tables[0], tables[1], columns, log_prob, found, reference_samples=tables[2], sampling=sampling, seed=seed

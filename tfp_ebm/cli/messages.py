@@ -12,6 +12,16 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+
+def flag(name: str) -> str:
+    """Returns the option that sets an argument.
+
+    >>> flag("batch_size")
+    '--batch-size'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
 # Arguments of the package's functions, and the options that set them.
 _OPTIONS = {
     "path_or_name": "data",
@@ -21,7 +31,7 @@ _OPTIONS = {
     "num_steps": "--steps",
     "num_burnin_steps": "--burnin",
     **{
-        name: f"--{name.replace('_', '-')}"
+        name: flag(name)
         for name in (
             *("key", "delimiter", "dequantize", "seed", "sigma", "units", "loss", "learning_rate", "fourier_features"),
             *("batch_size", "num_chains", "noise_ratio", "base_width", "step_size", "num_samples"),

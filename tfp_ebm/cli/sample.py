@@ -12,7 +12,7 @@ import numpy as np
 from tfp_ebm import mcmc, recipes
 from tfp_ebm.arguments import check_count, check_positive
 from tfp_ebm.cli.data import decoded, named_as, with_missing
-from tfp_ebm.cli.messages import note, shows_progress
+from tfp_ebm.cli.messages import flag, note, shows_progress
 from tfp_ebm.cli.runs import check_file, load_run, save_frame, save_rows
 from tfp_ebm.datasets.columns import TableEncoder
 from tfp_ebm.datasets.loading import default_columns, load_frame
@@ -84,18 +84,14 @@ def check_sampling_options(options: argparse.Namespace) -> None:
     check_count("--num-samples", options.num_samples)
     for name in ("burnin", "thin", "num_chains"):
         if getattr(options, name) is not None:
-            check_count(_flag(name), getattr(options, name), minimum=0 if name == "burnin" else 1)
+            check_count(flag(name), getattr(options, name), minimum=0 if name == "burnin" else 1)
     if options.step_size is not None:
         check_positive("--step-size", options.step_size)
-    given = [_flag(name) for name in _CHAINS if getattr(options, name) is not None]
+    given = [flag(name) for name in _CHAINS if getattr(options, name) is not None]
     if options.sampler == "smc" and given:
         raise ValueError(f"`{given[0]}` is for chains, and must not be given with --sampler smc.")
     if options.sampler is not None and options.sampler != "smc":
         _set_chain_options(options)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _set_chain_options(options: argparse.Namespace) -> None:

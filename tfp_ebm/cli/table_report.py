@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tfp_ebm.evaluation import two_sample
+from tfp_ebm.evaluation.references import mean_and_error
 from tfp_ebm.mcmc.diagnostics import MAX_RHAT
 
 # A loss that counts, in nats: for each column, and for each row.
@@ -147,15 +148,15 @@ def likelihoods(
     found: dict[str, dict[str, Any]] = {}
     failures = []
     for name, value in values.items():
-        found[name] = dict(zip(("log_likelihood", "standard_error"), _mean(value[kept]), strict=True))
+        found[name] = dict(zip(("log_likelihood", "standard_error"), mean_and_error(value[kept]), strict=True))
     if log_prob is not None:
         model = np.asarray(log_prob, np.float64)[kept]
-        held_out |= dict(zip(("log_likelihood", "standard_error"), _mean(model), strict=True))
+        held_out |= dict(zip(("log_likelihood", "standard_error"), mean_and_error(model), strict=True))
         if num_bad := int((~np.isfinite(model)).sum()):
             failures.append(f"The model's log density is not finite in {num_bad} of {len(model)} held-out rows.")
         for name, value in values.items():
             with np.errstate(invalid="ignore"):
-                difference, error = _mean(model - value[kept])
+                difference, error = mean_and_error(model - value[kept])
             found[name] |= {"model_minus_reference": difference, "model_minus_reference_standard_error": error}
             limit = max(_ERRORS * error, TOLERANCE * num_columns + _BASIC_TOLERANCE)
             if not num_bad and difference < -limit:
@@ -164,13 +165,6 @@ def likelihoods(
                     f"{error:.3f} nats per row."
                 )
     return {"held_out": held_out, "references": found, "failures": failures}
-
-
-def _mean(values: np.ndarray) -> tuple[float, float]:
-    if len(values) < 2:
-        return (float(values[0]) if len(values) else math.nan), math.nan
-    with np.errstate(invalid="ignore", over="ignore"):
-        return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def _separated(report: dict[str, Any], held_out: Any, samples: Any, of_mixture: Any, seed: int) -> list[str]:

@@ -162,6 +162,11 @@ class TableEncoder:
         return {column.name: np.array(column.support) for column in self._kept if column.support is not None}
 
     @property
+    def numbered_supports(self) -> dict[int, np.ndarray]:
+        """The same values by number of the encoded column, as `fit_density` takes them."""
+        return {self.names.index(name): values for name, values in self.supports.items()}
+
+    @property
     def allows_missing(self) -> bool:
         """Whether encoded arrays hold NaN for missing cells."""
         return self.missing == "model"

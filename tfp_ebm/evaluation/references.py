@@ -11,6 +11,7 @@ columns (scikit-learn's `IterativeImputer`).
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,12 +115,17 @@ def reference_log_likelihoods(
     True
     """
     held_out = _table("held_out", held_out, np.shape(train)[-1])
-    return {name: _mean(values) for name, values in fit_references(train, seed=seed).log_probs(held_out).items()}
+    return {
+        name: mean_and_error(values) for name, values in fit_references(train, seed=seed).log_probs(held_out).items()
+    }
 
 
-def _mean(values: np.ndarray) -> tuple[float, float]:
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return float(values.mean()), float(error)
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Returns the mean of numbers and its standard error, NaN of fewer than two numbers."""
+    if len(values) < 2:
+        return (float(values[0]) if len(values) else math.nan), math.nan
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def _table(name: str, value: Any, size: int | None = None) -> np.ndarray:

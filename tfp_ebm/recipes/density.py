@@ -69,11 +69,7 @@ def _encoded(frame: Any, supports: Any, seed: int) -> tuple[TableEncoder, np.nda
     if len(frame) < _MIN_ROWS:
         raise ValueError(f"`x` must have at least {_MIN_ROWS} rows, got {len(frame)}.")
     encoder = TableEncoder.fit(frame, missing="model" if frame.isna().any(axis=None) else "refuse")
-    return (
-        encoder,
-        encoder.encode(frame, seed),
-        {encoder.names.index(name): values for name, values in encoder.supports.items()},
-    )
+    return encoder, encoder.encode(frame, seed), encoder.numbered_supports
 
 
 def _check_support(values: np.ndarray, support: np.ndarray, column: int) -> None:
