@@ -179,6 +179,13 @@ READ = {
         for mark in "!;*"
     },
     "title": ("x.csv", b"The lake in 2024\n" + PLAIN, AB, None),
+    "a name missing in the header": ("x.csv", PLAIN.replace(b"a,b", b"a,", 1), {"a": AB["a"], "column 2": AB["b"]}, None),
+    "lines that begin and end with a delimiter": (
+        "x.txt",
+        b"".join(b"|" + line.replace(b",", b"|") + b"|\n" for line in PLAIN.splitlines()),
+        AB,
+        None,
+    ),
     "title and blank lines": ("x.csv", b"The lake\n\n\n" + PLAIN + b"\n\n", AB, None),
     "title of a spreadsheet": ("x.csv", b"The lake,\n,\n" + PLAIN + b",\n,\n", AB, None),
     "trailing delimiter": ("x.csv", PLAIN.replace(b"\n", b",\n"), AB, None),

@@ -51,7 +51,7 @@ def find_layout(rows: list[Row], source: Lines, separator: str, label: str, mixe
     """
     if not rows:
         raise ValueError(f"{label} is empty.")
-    rows, width = _without_trailing_cells(rows)
+    rows, width = _without_empty_edges(rows)
     first = _first_row(rows, width, label)
     body = _without_footers(rows[first:], width, label)
     names, body, is_named = _header(rows[:first], body, width, source, separator, label, mixed)
@@ -65,15 +65,19 @@ def find_layout(rows: list[Row], source: Lines, separator: str, label: str, mixe
     return Layout(names, is_named, body, separator)
 
 
-def _without_trailing_cells(rows: list[Row]) -> tuple[list[Row], int]:
-    """Removes the empty last column due to a delimiter at the end of each line; also returns the usual width."""
+def _without_empty_edges(rows: list[Row]) -> tuple[list[Row], int]:
+    """Removes the empty first and last columns of lines that begin or end with a delimiter; also returns the width."""
     width = collections.Counter(len(row.cells) for row in rows).most_common(1)[0][0]
-    kept = width
-    while kept > 1 and all(not row.cells[kept - 1] for row in rows if len(row.cells) >= kept):
-        kept -= 1
-    if kept < width:
-        rows = [row._replace(cells=row.cells[:kept]) if len(row.cells) <= width else row for row in rows]
-    return rows, kept
+    usual = [row.cells for row in rows if len(row.cells) >= width]
+    first, last = 0, width
+    while last > 1 and not any(row[last - 1] for row in usual):
+        last -= 1
+    # fewer cells than usual are a title, or a header without a name for the first column
+    while first < last - 1 and len(usual) == len(rows) and not any(row[first] for row in usual):
+        first += 1
+    if last - first < width:
+        rows = [row._replace(cells=row.cells[first:last]) if len(row.cells) <= width else row for row in rows]
+    return rows, last - first
 
 
 def _is_text(cell: str) -> bool:
@@ -86,6 +90,8 @@ def _first_row(rows: list[Row], width: int, label: str) -> int:
     # spreadsheets pad a title above a wide table with empty cells
     while width > 1 and first + 1 < len(rows) and len(rows[first + 1].cells) == width:
         filled = [cell for cell in rows[first].cells if cell]
+        if 2 * len(filled) >= width and not any(map(_is_text, rows[first + 1].cells)):
+            break  # a header in which a name is missing
         if not (len(filled) == 1 and _is_text(rows[first].cells[0]) and sum(map(bool, rows[first + 1].cells)) > 1):
             break
         first += 1
