@@ -2,7 +2,8 @@
 
 The verdict is "failed" if
   * the model is less likely than a simple density on the same held-out rows, by more than 2 standard errors of the mean
-    difference and by more than `TOLERANCE`, or its log density is not a number;
+    difference (more where the rows are so few that their error is uncertain: Student's t) and by more than `TOLERANCE`,
+    or its log density is not a number;
   * a classifier separates samples from held-out rows nearly always, or clearly more often than samples of a Gaussian
     mixture fitted to the data: this is a check of models whose log Z is unknown, too;
   * samples are not finite, came from chains that have not mixed, or sequential Monte Carlo found that they cannot be
@@ -158,13 +159,20 @@ def likelihoods(
             with np.errstate(invalid="ignore"):
                 difference, error = mean_and_error(model - value[kept])
             found[name] |= {"model_minus_reference": difference, "model_minus_reference_standard_error": error}
-            limit = max(_ERRORS * error, TOLERANCE * num_columns + _BASIC_TOLERANCE)
+            limit = max(_errors_that_count(int(kept.sum())) * error, TOLERANCE * num_columns + _BASIC_TOLERANCE)
             if not num_bad and difference < -limit:
                 failures.append(
                     f"The model is less likely than a {in_words(name)} fitted to the same rows, by {-difference:.3f} ± "
                     f"{error:.3f} nats per row."
                 )
     return {"held_out": held_out, "references": found, "failures": failures}
+
+
+def _errors_that_count(num_rows: int) -> float:
+    """Returns the quantile of Student's t that is as rare as 2 standard errors of a mean of many rows."""
+    from scipy import stats
+
+    return float(stats.t.isf(stats.norm.sf(_ERRORS), num_rows - 1)) if num_rows > 1 else math.inf
 
 
 def _separated(report: dict[str, Any], held_out: Any, samples: Any, of_mixture: Any, seed: int) -> list[str]:
