@@ -44,12 +44,13 @@ def sample(options: argparse.Namespace) -> bool:
         options.num_samples = 1 if options.given else 4000
     check_sampling_options(options)
     default = f"filled_{options.seed}.csv" if options.given else f"samples_{options.seed}.npy"
-    out = (options.out or options.run / default).resolve()
+    given = options.out or options.run / default
+    out = given.resolve()
     check_file(out, options.overwrite)
     model, columns, encoder = load_run(options.run)
     if options.given:
         save_frame(out, _filled(model, encoder, options))
-        print(out)
+        print(given)
         return True
     samples, _ = draw(model, kernel_for(model, options), options)
     if encoder is None or (out.suffix.lower() == ".npy" and not _all_numbers(encoder)):
@@ -58,7 +59,7 @@ def sample(options: argparse.Namespace) -> bool:
         save_rows(out, samples, columns or default_columns(model.event_shape))
     else:
         save_frame(out, decoded(encoder, samples))
-    print(out)
+    print(given)
     return True
 
 
@@ -143,6 +144,11 @@ def draw(
     return _drawn_by_chains(model, kernel, options)
 
 
+def _print(options: argparse.Namespace, line: str) -> None:
+    if not options.quiet:
+        print(line)
+
+
 def _num_nonfinite(samples: np.ndarray) -> int:
     return int((~np.isfinite(samples)).reshape(len(samples), -1).any(1).sum())
 
@@ -154,7 +160,8 @@ def _drawn_by_particles(model: EnergyModel, options: argparse.Namespace) -> tupl
         f"{share:.3f} ± {error:.3f}" for share, error in zip(shares.values, shares.standard_errors, strict=True)
     )
     found = f"clusters with shares {fractions}" if len(shares.values) > 1 else "one cluster"
-    print(f"log Z {log_z.value:.3f} ± {log_z.standard_error:.3f}, {found}, nested R-hat {draws.nested_r_hat:.3f}")
+    normalizer = f"log Z {log_z.value:.3f} ± {log_z.standard_error:.3f}"
+    _print(options, f"{normalizer}, {found}, nested R-hat {draws.nested_r_hat:.3f}")
     if draws.trouble:
         warnings.warn(
             f"the samples may not have the model's distribution. {' '.join(draws.trouble)} On the command line, a "
@@ -197,7 +204,7 @@ def _drawn_by_chains(
     diagnostics = mcmc.diagnose(chains)
     ess, rhat = float(np.min(diagnostics.ess)), float(np.max(diagnostics.rhat))
     moved = f"accepted moves in {diagnostics.acceptance_rate:.0%} of the steps"
-    print(f"{moved}, R-hat {rhat:.3f}, effective sample size {ess:.0f}")
+    _print(options, f"{moved}, R-hat {rhat:.3f}, effective sample size {ess:.0f}")
     if rhat > MAX_RHAT:
         warnings.warn(
             f"R-hat is {rhat:.3f}, above {MAX_RHAT}: the chains have not mixed, and the share of each mode in the "
