@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from tfp_ebm.cli import runs, table_report
+from tfp_ebm.cli import judgement, runs, table_report
 from tfp_ebm.cli.table_figure import table_figure
 from tfp_ebm.cli.table_report import print_report, report_lines, worst_columns
 from tfp_ebm.evaluation.references import fit_references
+from tfp_ebm.recipes.density_units import dequantized
 
 
 @pytest.fixture(autouse=True)
@@ -244,3 +245,22 @@ def test_a_few_rows_must_differ_by_more():
             {"gaussian": np.zeros(num_rows)},
         )
         assert report["status"] == status
+
+
+def test_references_do_not_depend_on_the_unit_of_a_column_of_values():
+    """Values 0 and .01 are as probable as 0 and 1: their density is a hundred times as large, their cells as small.
+
+    The volumes of the cells are the control: without them the two differ by log 100.
+    """
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.normal(size=300), rng.integers(0, 2, 300), rng.choice([1.0, 2.0, 5.0], 300)], -1)
+    found = {}
+    for unit in (1.0, 0.01):
+        scaled, supports = x * [1.0, unit, unit], {1: unit * np.arange(2.0), 2: unit * np.array([1.0, 2.0, 5.0])}
+        references = fit_references(dequantized(scaled[:200], supports, 0))
+        found[unit] = judgement.reference_log_probs(references, scaled[200:], supports, 1)
+        plain = references.log_probs(dequantized(scaled[200:], supports, 1))
+        cells = 2 * np.log(unit) + np.log([1.0, 2.0, 3.0])[np.searchsorted([1.0, 2.0, 5.0], x[200:, 2])]
+        np.testing.assert_allclose(found[unit]["gaussian"] - plain["gaussian"], cells)
+    for name in ("gaussian", "gaussian_mixture"):  # the rows that choose the bandwidth of kernels are other ones
+        np.testing.assert_allclose(found[0.01][name], found[1.0][name], rtol=1e-6)

@@ -18,7 +18,6 @@ from tfp_ebm.evaluation import Estimate, grid_log_normalizer
 from tfp_ebm.evaluation.estimate import combined, mean_estimate
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.exact_draws import draws_exactly
-from tfp_ebm.recipes.density_units import dequantized
 
 if TYPE_CHECKING:
     import pandas
@@ -61,9 +60,9 @@ def _references(
     path: pathlib.Path, x: np.ndarray, supports: dict[int, np.ndarray], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Returns the log-likelihoods of the rows under the simple densities of a run."""
-    from tfp_ebm.cli.judgement import load_references
+    from tfp_ebm.cli.judgement import load_references, reference_log_probs
 
-    found = load_references(path).log_probs(dequantized(x.astype(np.float64), supports, options.seed % 2**32))
+    found = reference_log_probs(load_references(path), x.astype(np.float64), supports, options.seed % 2**32)
     estimates = {name: mean_estimate(values, "the log density") for name, values in found.items()}
     return {
         name: {"log_likelihood": estimate.value, "standard_error": estimate.standard_error}

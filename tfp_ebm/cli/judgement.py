@@ -15,7 +15,7 @@ from tfp_ebm.datasets.loading import default_columns
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters
 from tfp_ebm.evaluation.references import References, fit_references
 from tfp_ebm.model.energy_model import EnergyModel
-from tfp_ebm.recipes.density_units import Units, dequantized
+from tfp_ebm.recipes.density_units import Units, dequantized, log_cell_volumes
 
 # Rows that the simple densities are fitted to, at most.
 _MAX_ROWS = 20_000
@@ -63,7 +63,7 @@ def judge(
     supports = rows.supports
     judged = x[held_out]
     references = fit_references(dequantized(x[train[:_MAX_ROWS]], supports, seed), seed=seed)
-    found = references.log_probs(dequantized(judged, supports, seed + 1))
+    found = reference_log_probs(references, judged, supports, seed + 1)
     known = log_normalizer_of(model)
     log_prob = None if known is None else log_prob_of(model, judged) - known[0].value
     drawn = references.sample("gaussian_mixture", len(samples), seed=seed)
@@ -82,6 +82,23 @@ def judge(
         tables[0], tables[1], columns, log_prob, found, reference_samples=tables[2], sampling=sampling, seed=seed
     )
     return Judgement(report, tables[0], tables[1], [column["kind"] for column in columns], references)
+
+
+def reference_log_probs(
+    references: References, x: np.ndarray, supports: dict[int, np.ndarray], seed: int
+) -> dict[str, np.ndarray]:
+    """Returns the log densities of rows under simple densities, by name, as the model has them.
+
+    In columns of a few values these are log probabilities: a value has that of the cell around it.
+
+    Args:
+      references: the simple densities.
+      x: rows, `[rows, columns]`.
+      supports: the values of the columns that take a few, by number of the column.
+      seed: of the places in the cells.
+    """
+    volumes = log_cell_volumes(x, supports)
+    return {name: found + volumes for name, found in references.log_probs(dequantized(x, supports, seed)).items()}
 
 
 def _with_gaps(samples: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:

@@ -96,13 +96,32 @@ def dequantized(x: np.ndarray, supports: Mapping[int, np.ndarray], seed: int) ->
     rng = np.random.default_rng([seed, 11])
     x = np.array(x, np.float64)
     for column, support in sorted(supports.items()):
-        gaps: np.ndarray = np.diff(support)
-        before: np.ndarray = np.append(gaps[:1], gaps)
-        after: np.ndarray = np.append(gaps, gaps[-1:])
-        value = np.abs(x[:, column, None] - support).argmin(1)
+        before, after = _gaps_at(x[:, column], support)
         u = rng.random(len(x)) - 0.5
-        x[:, column] += u * np.where(u > 0, after[value], before[value])
+        x[:, column] += u * np.where(u > 0, after, before)
     return x
+
+
+def log_cell_volumes(x: np.ndarray, supports: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Returns the log volume of the cell of each row, `[rows]`, over the columns of a few values.
+
+    The probability of the values is about the density of the rows that `dequantized` returns, times this volume.
+
+    >>> log_cell_volumes(np.array([[7.0, 0.5], [7.0, 0.0]]), {1: np.array([0.0, 0.5])}) / np.log(0.5)
+    array([1., 1.])
+    """
+    volumes = np.zeros(len(x))
+    for column, support in supports.items():
+        widths = np.mean(_gaps_at(x[:, column], support), axis=0)
+        volumes += np.where(np.isnan(x[:, column]), 0.0, np.log(widths))
+    return volumes
+
+
+def _gaps_at(values: np.ndarray, support: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the gaps to the values before and after each of the values of a column."""
+    gaps: np.ndarray = np.diff(support)
+    value = np.abs(values[:, None] - support).argmin(1)
+    return np.append(gaps[:1], gaps)[value], np.append(gaps, gaps[-1:])[value]
 
 
 def filled(*tables: np.ndarray, seed: int) -> list[np.ndarray]:
