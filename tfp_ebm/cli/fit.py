@@ -28,6 +28,8 @@ from tfp_ebm.files import written_atomically
 from tfp_ebm.losses.base import alias
 from tfp_ebm.model.energy_model import EnergyModel
 
+# Rows of a table that are drawn, at most.
+_MAX_DRAWN_ROWS = 20_000
 # Losses with an option of their own.
 _DENOISING, _CONTRASTIVE = "denoising_score_matching", "noise_contrastive_estimation"
 # The loss of `fit_density`, and the number of columns up to which it is the default.
@@ -82,7 +84,7 @@ def fit(options: argparse.Namespace) -> bool:
     judged = report_of_images(sampling) if judgement is None else judgement.report
     judged["held_out"] |= log_normalizer_entries(model)
     report = {**judged, **report, "seconds": {"fit": fitted - start, "sample": time.perf_counter() - fitted}}
-    figure = _figure(model, rows.values[held_out], samples, rows, options, judgement)
+    figure = _figure(model, rows.values[held_out], samples, rows, options, judgement, by_epoch)
     _write(out, options.overwrite, model, kernel, samples, figure, report, rows, judgement)
     if not options.quiet:
         print_report(judged)
@@ -222,11 +224,16 @@ def _figure(
     rows: Rows,
     options: argparse.Namespace,
     judgement: Judgement | None,
+    by_epoch: list[float] | None,
 ) -> Any:
     shape = held_out.shape[1:]
     is_plain = rows.encoder is None or set(judgement.kinds if judgement else ()) <= {"continuous", "whole"}
     if judgement is not None and (shape[0] > 2 or not is_plain):
-        return table_figure(judgement.held_out, judgement.samples, judgement.kinds, judgement.report)
+        data = rows.values if rows.frame is None else rows.frame
+        if len(data) > _MAX_DRAWN_ROWS:
+            chosen = np.random.default_rng(0).permutation(len(data))[:_MAX_DRAWN_ROWS]
+            data = data[chosen] if rows.frame is None else rows.frame.iloc[chosen]
+        return table_figure(data, judgement.samples, judgement.kinds, judgement.report, {"loss": by_epoch or []})
     image_shape = (8, 8) if options.data == "digits" else shape if len(shape) in (2, 3) else None
     names = rows.columns
     if names is None and options.data not in TOYS and len(shape) == 1:

@@ -27,6 +27,8 @@ _FEW_COLUMNS = 3
 _PER_ROW, _WIDTH = 4, 11.0
 # Labels that have a bar of their own, and characters of a label and of a name.
 _MAX_BARS, _MAX_LABEL, _MAX_NAME = 10, 9, 24
+# Bins of a column with many rows.
+_MAX_BINS = 30
 # How far an axis reaches beyond the quartiles, in ranges of the quartiles.
 _MAX_TAIL = 5.0
 _MISSING, _OTHER = "missing", "other"
@@ -290,7 +292,7 @@ def _edges(x: np.ndarray, low: float, high: float) -> np.ndarray:
         step = max(1.0, math.ceil((high - low) / 30.0))
         edges = np.arange(math.floor(low) - 0.5, high + step, step)
         return edges if len(edges) > 1 else np.array([low, high])
-    return np.linspace(low, high, 31)
+    return np.linspace(low, high, 1 + int(np.clip(2.0 * math.sqrt(len(x)), 8, _MAX_BINS)))
 
 
 def _label_ticks(ax: Axes, column: _Column, axis: str) -> None:
