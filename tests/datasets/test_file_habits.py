@@ -179,6 +179,12 @@ READ = {
         for mark in "!;*"
     },
     "title": ("x.csv", b"The lake in 2024\n" + PLAIN, AB, None),
+    "codes with zeros in front": (
+        "x.csv",
+        b"zip,b\n01067,1.5\n10115,2.5\n00501,0.5\n",
+        {"zip": [1067, 10115, 501], "b": [1.5, 2.5, 0.5]},
+        r"column 'zip': '01067' is read as 1067.*dtype=\{'zip': 'str'\}",
+    ),
     "a name missing in the header": ("x.csv", PLAIN.replace(b"a,b", b"a,", 1), {"a": AB["a"], "column 2": AB["b"]}, None),
     "lines that begin and end with a delimiter": (
         "x.txt",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import collections
 import math
+import re
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _SENTINELS = tuple(
     sign * value for value in (99.0, 999.0, 9999.0, 99999.0, 99.9, 999.9, 999.99, 9999.9) for sign in (-1, 1)
 )
+# A whole number with zeros in front, as in a postcode.
+_CODE = re.compile(r"0+[1-9]\d*")
 # Columns determine each other if the smallest eigenvalue of their correlation matrix is below the first number; frames
 # with more columns than the second number are not checked.
 _COLLINEAR, _MAX_COLLINEAR_COLUMNS = 1e-6, 256
@@ -95,6 +99,7 @@ def frame_of_layout(layout: Layout, label: str, mixed: bool = False) -> pandas.D
         if absent and mixed:
             values[name] = typed.numbers_of(column, numbers)
             continue
+        warn_of_leading_zeros(name, column, label)
         array = np.array([int(cell) for cell in column] if all(map(cells.is_whole, column)) else numbers)
         values[name] = array if array.dtype != object else np.array(numbers, float)
     if missing and not mixed:
@@ -108,6 +113,17 @@ def warn_of_index(what: str, label: str) -> None:
         f"{label}: the first column has no name and holds {what}, so it is left out; give it a name to keep it.",
         stacklevel=3,
     )
+
+
+def warn_of_leading_zeros(name: str, column: Iterable[str], label: str) -> None:
+    """Warns if whole numbers are written with zeros in front, as codes are."""
+    coded = next((cell for cell in column if _CODE.fullmatch(cell)), None)
+    if coded is not None:
+        labels = f"dtype={{{name!r}: 'str'}}"
+        warnings.warn(
+            f"{label}: column {name!r}: {coded!r} is read as {int(coded)}. If such cells are codes, {cure(labels)}",
+            stacklevel=3,
+        )
 
 
 def _warn_of_doubt(notation: cells.Notation, names: list[str], columns: list[list[str]], label: str) -> None:

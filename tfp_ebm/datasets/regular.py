@@ -228,6 +228,8 @@ def _joined(
             column = None
         if column is None:
             return None
+        if isinstance(column, np.ndarray) and column.dtype.kind == "i":
+            frames.warn_of_leading_zeros(names[i], (row.cells[i] for row in table.body), label)
         result[names[i]] = column
         columns[i] = None
     if first:
