@@ -202,14 +202,15 @@ def _choose(train: np.ndarray, held_out: np.ndarray, seed: int, ridge: float | N
     return chosen
 
 
-def fit_components(z: np.ndarray, number: int, kind: str, seed: int) -> MixtureParameters:
+def fit_components(z: np.ndarray, number: int, kind: str, seed: int, num_starts: int = 1) -> MixtureParameters:
     """Fits a mixture to standardised rows by expectation maximisation.
 
     Args:
       z: rows `[rows, d]`.
       number: number of components.
       kind: "full", "diag" or "tied" covariances; the last are one for all components.
-      seed: of the start.
+      seed: of the starts.
+      num_starts: number of starts, of which the most likely result is kept.
     """
     import threadpoolctl
     from sklearn.exceptions import ConvergenceWarning
@@ -221,6 +222,7 @@ def fit_components(z: np.ndarray, number: int, kind: str, seed: int) -> MixtureP
         # Prior counts of a hundredth of a row keep covariances of few rows regular.
         reg_covar=max(1e-6, 1e-2 / len(z)),
         random_state=seed,
+        n_init=num_starts,
         init_params="k-means++",
     )
     # The matrices are small: more threads wait for each other.

@@ -28,8 +28,11 @@ _SHRINKAGES = (0.0, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 _WIDTHS = (0.6, 0.8, 1.0, 1.15, 1.35, 1.7)
 # Degrees of freedom of Student's t, and the Gaussians that stand for it.
 _FREEDOMS, _NUM_SCALES = (3.0, 6.0, 15.0), 8
+# Components of a mixture whose conditionals are proposals, at most.
+_MAX_PROPOSAL_COMPONENTS = 8
 # Components that are tried, and how often a larger number may fail to be better; rows for each component at least.
 _SIZES, _PATIENCE, _ROWS_PER_COMPONENT = (2, 3, 4, 6, 8, 12, 16, 24), 2, 6
+_NUM_STARTS = 2
 _RIDGES = (0.0, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 0.6)
 _BANDWIDTHS = np.geomspace(0.05, 2.0, 24)
 _KERNEL_SHRINKAGES = (1.0, 0.1, 0.5)
@@ -45,11 +48,13 @@ class Chosen(NamedTuple):
       of_folds: for each fold, the density fitted to all other rows.
       of_all_rows: the density fitted to all rows.
       log_probs: log density of each row by the fit without its fold, `[rows]`.
+      fit: fits a density of this form to rows.
     """
 
     of_folds: list[MixtureParameters]
     of_all_rows: MixtureParameters
     log_probs: np.ndarray
+    fit: Callable[[np.ndarray], MixtureParameters]
 
 
 def folds_of(x: np.ndarray, number: int, seed: int) -> np.ndarray:
@@ -107,7 +112,7 @@ def _scale_mixtures(z: np.ndarray, seed: int) -> Variants:
 
 def _mixtures(number: int, kind: str) -> Callable[[np.ndarray, int], Variants]:
     def fit(z: np.ndarray, seed: int) -> Variants:
-        fitted = fit_components(z, min(number, len(z)), kind, seed)
+        fitted = fit_components(z, min(number, len(z)), kind, seed, _NUM_STARTS)
         return {(ridge,): with_ridge(fitted, ridge) for ridge in _RIDGES}
 
     return fit
@@ -165,14 +170,21 @@ def _judge(
         for key, values in judged.items():
             log_probs.setdefault(key, np.empty(len(x)))[held_out] = values - np.log(moments.scale).sum()
     best = max(log_probs, key=lambda key: float(log_probs[key].mean()))
-    moments = DataMoments.of([x])
-    of_all_rows = fit((x - moments.mean) / moments.scale, seed)[best].in_units(moments.mean, moments.scale)
-    of_folds = [variants[best].in_units(m.mean, m.scale) for variants, m in fits]
-    return Chosen(of_folds, of_all_rows, log_probs[best])
+
+    def again(rows: np.ndarray) -> MixtureParameters:
+        moments = DataMoments.of([rows])
+        return fit((rows - moments.mean) / moments.scale, seed)[best].in_units(moments.mean, moments.scale)
+
+    of_folds = [variants[best].in_units(moments.mean, moments.scale) for variants, moments in fits]
+    return Chosen(of_folds, again(x), log_probs[best], again)
 
 
-def cross_validated(x: np.ndarray, fold: np.ndarray, *, seed: int, with_kernels: bool) -> dict[str, Chosen]:
+def cross_validated(
+    x: np.ndarray, fold: np.ndarray, *, seed: int, with_kernels: bool
+) -> tuple[dict[str, Chosen], Chosen]:
     """Fits a Gaussian, Gaussians of several widths, a mixture and a kernel density; all rows choose their forms.
+
+    Also returns the best of those with few components, whose conditionals may be proposals of a network.
 
     Args:
       x: rows `[rows, columns]`, without missing cells.
@@ -181,7 +193,7 @@ def cross_validated(x: np.ndarray, fold: np.ndarray, *, seed: int, with_kernels:
       with_kernels: whether a kernel density is fitted.
 
     >>> x = np.random.default_rng(0).normal(size=(60, 2))
-    >>> list(cross_validated(x, folds_of(x, 5, seed=0), seed=0, with_kernels=False))
+    >>> list(cross_validated(x, folds_of(x, 5, seed=0), seed=0, with_kernels=False)[0])
     ['gaussian', 'gaussian_scales', 'gaussian_mixture']
     """
     found = {
@@ -190,10 +202,16 @@ def cross_validated(x: np.ndarray, fold: np.ndarray, *, seed: int, with_kernels:
     }
     mixtures = list(_searched(x, fold, seed))
     if mixtures:
-        found["gaussian_mixture"] = max(mixtures, key=lambda one: float(one.log_probs.mean()))
+        found["gaussian_mixture"] = max(mixtures, key=_score)
+    few = [one for one in (*found.values(), *mixtures) if len(one.of_all_rows.probs) <= _MAX_PROPOSAL_COMPONENTS]
+    proposal = max(few, key=_score)
     if with_kernels:
         found["kernel_density"] = _judge(_kernels, x, fold, seed, _kernel_scores)
-    return found
+    return found, proposal
+
+
+def _score(chosen: Chosen) -> float:
+    return float(chosen.log_probs.mean())
 
 
 def _searched(x: np.ndarray, fold: np.ndarray, seed: int) -> Iterator[Chosen]:
@@ -205,7 +223,7 @@ def _searched(x: np.ndarray, fold: np.ndarray, seed: int) -> Iterator[Chosen]:
                 break
             one = _judge(_mixtures(number, kind), x, fold, seed)
             yield one
-            score = float(one.log_probs.mean())
+            score = _score(one)
             best, waited = (score, 0) if score > best else (best, waited + 1)
             if waited == _PATIENCE:
                 break
