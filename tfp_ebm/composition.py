@@ -142,10 +142,20 @@ def stacked_parts(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     >>> stacked_parts(rows)[0].tolist()
     [0]
     """
-    weights = stacking_weights(log_probs)
     best = int(log_probs.mean(0).argmax())
     if len(log_probs) <= _MAX_CROSS_VALIDATED and _cross_validated(log_probs) <= log_probs[:, best].mean():
         return np.array([best]), np.ones(1)
+    return fitted_parts(log_probs)
+
+
+def fitted_parts(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which parts have weights that count, by number, and these weights; `log_probs` as in `stacking_weights`.
+
+    >>> rows = np.log([[1.0, 0.9, 0.1], [0.1, 1.0, 0.1]])
+    >>> fitted_parts(np.repeat(rows, 100, 0))[0].tolist()
+    [0, 1]
+    """
+    weights = stacking_weights(log_probs)
     kept = np.flatnonzero(weights > _LEAST_WEIGHT)
     return kept, weights[kept] / weights[kept].sum()
 

@@ -42,6 +42,38 @@ def check_format_version(version: int) -> None:
         )
 
 
+def report_of(model: Any) -> dict[str, Any] | None:
+    """Returns what `fit_density` reports of a model, as plain values; None of another model.
+
+    >>> report_of(object()) is None
+    True
+    """
+    if getattr(model, "candidates", None) is None:
+        return None
+    return {
+        "candidates": {name: list(result) for name, result in model.candidates.items()},
+        "histories": {
+            name: {key: list(value) if isinstance(value, list) else value for key, value in curve.items()}
+            for name, curve in model.histories.items()
+        },
+        "cut_by_clock": model.cut_by_clock,
+    }
+
+
+def with_report(model: Any, report: dict[str, Any] | None) -> Any:
+    """Returns a model that has the attributes of a report from `report_of`.
+
+    >>> import types
+    >>> report = {"candidates": {"gaussian": [-1.4, 0.1]}, "histories": {}, "cut_by_clock": False}
+    >>> with_report(types.SimpleNamespace(), report).candidates
+    {'gaussian': (-1.4, 0.1)}
+    """
+    if report is not None:
+        model.candidates = {name: tuple(result) for name, result in report["candidates"].items()}
+        model.histories, model.cut_by_clock = report["histories"], report["cut_by_clock"]
+    return model
+
+
 def encode(value: Any, name: str = "base_measure") -> Any:
     """Converts a distribution to nested dicts of plain values.
 

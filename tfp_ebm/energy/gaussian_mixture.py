@@ -59,7 +59,7 @@ class MixtureParameters(NamedTuple):
         """
         inverse = np.linalg.inv(self.scale_tril)
         if inverse.ndim == 2:
-            squares = _squared_distances(x @ inverse.T, self.loc @ inverse.T)
+            squares = squared_distances(x @ inverse.T, self.loc @ inverse.T)
         else:
             parts = zip(self.loc, inverse, strict=True)
             squares = np.stack([np.square((x - loc) @ factor.T).sum(1) for loc, factor in parts], 1)
@@ -88,7 +88,7 @@ def draw_of_gaussians(shares: Any, loc: Any, scale_tril: Any, num_samples: Any, 
     return tf.gather(loc, component) + tf.linalg.matvec(tf.gather(scale_tril, component), z)
 
 
-def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Returns |xᵢ − yⱼ|², `[rows of x, rows of y]`."""
     return np.maximum(np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2.0 * x @ y.T, 0.0)
 
@@ -153,7 +153,7 @@ def choose_mixture(
         number, kind = check_count("num_components", num_components), "full"
         if number > len(x):
             raise ValueError(f"`num_components` must not exceed the {len(x)} rows, got {number}.")
-    fitted, _, chosen = _best_ridge(_fit(train, number, kind, seed), held_out, ridge)
+    fitted, _, chosen = _best_ridge(fit_components(train, number, kind, seed), held_out, ridge)
     return _in_units_of(moments, fitted), MixtureChoice(number, kind, chosen)
 
 
@@ -166,8 +166,8 @@ def refit_mixture(x: np.ndarray, choice: MixtureChoice, *, seed: int = 0) -> Mix
     """
     moments = DataMoments.of([x])
     z = ((x - moments.mean) / moments.scale)[np.random.default_rng(seed).permutation(len(x))[:_MAX_ROWS]]
-    fitted = _fit(z, choice.num_components, choice.kind, seed)
-    return _in_units_of(moments, _with_ridge(fitted, choice.ridge))
+    fitted = fit_components(z, choice.num_components, choice.kind, seed)
+    return _in_units_of(moments, with_ridge(fitted, choice.ridge))
 
 
 def _in_units_of(moments: DataMoments, fitted: MixtureParameters) -> MixtureParameters:
@@ -190,7 +190,7 @@ def _choose(train: np.ndarray, held_out: np.ndarray, seed: int, ridge: float | N
         for number in (n for n in _SIZES if n <= min(most, len(train))):
             if number == 1 and kind == "diag":  # a full covariance with the best ridge is at least as likely
                 continue
-            score = _best_ridge(_fit(train, number, kind, seed), held_out, ridge)[1]
+            score = _best_ridge(fit_components(train, number, kind, seed), held_out, ridge)[1]
             if score > best_of_kind:
                 best_of_kind, waited = score, 0
             else:
@@ -202,7 +202,16 @@ def _choose(train: np.ndarray, held_out: np.ndarray, seed: int, ridge: float | N
     return chosen
 
 
-def _fit(z: np.ndarray, number: int, kind: str, seed: int) -> MixtureParameters:
+def fit_components(z: np.ndarray, number: int, kind: str, seed: int, num_starts: int = 1) -> MixtureParameters:
+    """Fits a mixture to standardised rows by expectation maximisation.
+
+    Args:
+      z: rows `[rows, d]`.
+      number: number of components.
+      kind: "full", "diag" or "tied" covariances; the last are one for all components.
+      seed: of the starts.
+      num_starts: number of starts, of which the most likely result is kept.
+    """
     import threadpoolctl
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
@@ -213,6 +222,7 @@ def _fit(z: np.ndarray, number: int, kind: str, seed: int) -> MixtureParameters:
         # Prior counts of a hundredth of a row keep covariances of few rows regular.
         reg_covar=max(1e-6, 1e-2 / len(z)),
         random_state=seed,
+        n_init=num_starts,
         init_params="k-means++",
     )
     # The matrices are small: more threads wait for each other.
@@ -223,10 +233,13 @@ def _fit(z: np.ndarray, number: int, kind: str, seed: int) -> MixtureParameters:
     covariance = mixture.covariances_
     if kind == "diag":
         covariance = np.stack([np.diag(row) for row in covariance])
+    elif kind == "tied":
+        covariance = np.repeat(covariance[None], number, 0)
     return MixtureParameters(mixture.weights_, mixture.means_, np.linalg.cholesky(covariance))
 
 
-def _with_ridge(fitted: MixtureParameters, amount: float) -> MixtureParameters:
+def with_ridge(fitted: MixtureParameters, amount: float) -> MixtureParameters:
+    """Returns a mixture with `amount` added to all variances."""
     covariance = fitted.scale_tril @ fitted.scale_tril.transpose(0, 2, 1)
     return fitted._replace(scale_tril=np.linalg.cholesky(covariance + amount * np.eye(covariance.shape[-1])))
 
@@ -237,7 +250,7 @@ def _best_ridge(
     """Returns the mixture with the best ridge, its mean log-likelihood of held-out rows, and the ridge."""
     best, chosen, best_amount = -np.inf, fitted, 0.0
     for amount in _RIDGES if ridge is None else (ridge,):
-        candidate = _with_ridge(fitted, amount)
+        candidate = with_ridge(fitted, amount)
         score = float(candidate.log_prob(held_out).mean())
         if score > best:
             best, chosen, best_amount = score, candidate, amount
@@ -268,7 +281,7 @@ def fit_kernel_density(
     best, chosen = -np.inf, np.eye(size)
     for factor in (np.eye(size), np.linalg.cholesky(covariance)):
         inverse = np.linalg.inv(factor)
-        squares = _squared_distances(judged @ inverse.T, centers @ inverse.T)
+        squares = squared_distances(judged @ inverse.T, centers @ inverse.T)
         volume = np.log(np.diagonal(factor)).sum()
         for bandwidth in _BANDWIDTHS:
             scores = np.logaddexp.reduce(-0.5 * squares / bandwidth**2, axis=1)

@@ -309,6 +309,7 @@ class EnergyModel(EnergyTrainer):
             "seed": list(self.seed),
             "columns": None if self.columns is None else list(self.columns),
             "encoder": None if self.encoder is None else keras.saving.serialize_keras_object(self.encoder),
+            "report": serialization.report_of(self),
             "name": self.name,
             "trainable": self.trainable,
         }
@@ -320,11 +321,11 @@ class EnergyModel(EnergyTrainer):
         serialization.check_format_version(config.pop("format_version", 1))
         network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
         base_measure = serialization.decode(config["base_measure"])
-        columns, encoder = config.pop("columns", None), config.pop("encoder", None)
+        columns, encoder, report = (config.pop(key, None) for key in ("columns", "encoder", "report"))
         model = cls(**{**config, "network": network, "base_measure": base_measure})
         model.columns = None if columns is None else tuple(columns)
         model.encoder = None if encoder is None else keras.saving.deserialize_keras_object(encoder)
-        return model
+        return serialization.with_report(model, report)
 
     def save(self, filepath: str | os.PathLike[str], overwrite: bool = True, **kwargs: Any) -> None:
         """Saves the model as Keras's `save` does, but atomically: an interrupted save keeps the previous file."""

@@ -2,15 +2,16 @@
 
 A Gaussian, a Gaussian mixture, a kernel density and autoregressive energies in several orders of the columns are fitted
 to one part of the rows. The weights of their mixture are found by expectation maximisation on the other part (stacking;
-Smyth & Wolpert 1999). The mixture is an energy with log Z = 0: its log density is exact, and so are its samples.
+Smyth & Wolpert 1999). The mixture is an energy with log Z = 0: its log density is exact, and so are its samples. Tables
+of up to 2000 rows are cross-validated instead (`density_small.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -18,12 +19,14 @@ import tensorflow as tf
 from tfp_ebm import networks
 from tfp_ebm.arguments import check_count, check_data, check_positive, is_frame, numbers_of
 from tfp_ebm.caller import warn
-from tfp_ebm.composition import log_prob_of, mixture, stacked_parts
+from tfp_ebm.composition import fitted_parts, log_prob_of, mixture, stacked_parts
 from tfp_ebm.datasets.columns import TableEncoder
 from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.supports import check_supports
+from tfp_ebm.recipes import density_small
 from tfp_ebm.recipes.density_candidates import Table, baselines, train_networks
+from tfp_ebm.recipes.density_training import history_of
 from tfp_ebm.recipes.density_units import Units, dequantized, filled
 
 _MIN_ROWS = 10
@@ -94,25 +97,34 @@ def _named(columns: Any, names: tuple[str, ...] | None) -> str:
     return "columns " + ", ".join(str(i) if names is None else repr(names[i]) for i in columns)
 
 
+class _Fit(NamedTuple):
+    """A fitted density, the results and training curves of its candidates, and whether a training was cut short."""
+
+    model: EnergyModel
+    results: dict[str, tuple[float, float]]
+    histories: dict[str, dict[str, Any]]
+    is_cut: bool
+
+
 class _Contest:
-    """Candidates with their log densities of held-out rows.
+    """Candidates with their log densities of rows that they were not fitted to.
 
     Args:
-      x_held_out: rows in the user's units.
       verbose: whether to print a line for each candidate.
     """
 
-    def __init__(self, x_held_out: np.ndarray, verbose: int) -> None:
-        self.x_held_out, self.verbose = x_held_out, verbose
-        self.models: list[EnergyModel] = []
+    def __init__(self, verbose: int) -> None:
+        self.verbose = verbose
+        self.models: list[list[EnergyModel]] = []
         self.log_probs: list[np.ndarray] = []
         self.results: dict[str, tuple[float, float]] = {}
+        self.histories: dict[str, dict[str, Any]] = {}
 
-    def add(self, name: str, model: EnergyModel, of_all_rows: EnergyModel | None = None) -> None:
-        """Judges a candidate and keeps it, or the same candidate fitted to all rows."""
-        self.models.append(model if of_all_rows is None else of_all_rows)
-        self.log_probs.append(log_prob_of(model, self.x_held_out))
-        self.note(name, self.log_probs[-1])
+    def add(self, name: str, models: Sequence[EnergyModel], log_prob: np.ndarray) -> None:
+        """Keeps a candidate, one model or several of equal weight, with its log densities."""
+        self.models.append(list(models))
+        self.log_probs.append(log_prob)
+        self.note(name, log_prob)
 
     def note(self, name: str, log_prob: np.ndarray) -> None:
         """Keeps mean and standard error of log densities, and prints them."""
@@ -120,14 +132,16 @@ class _Contest:
             error = float(log_prob.std(ddof=1)) / math.sqrt(len(log_prob))
         self.results[name] = (float(log_prob.mean()), error)
         if self.verbose:
-            print(f"{name:28s} {self.results[name][0]:12.4f} ± {error:.4f} nats")
+            print(f"{name:28s} {self.results[name][0]:12.4f} ± {error:.4f} nats", flush=True)
 
-    def stack(self) -> EnergyModel:
-        """Returns the mixture of the candidates that is most likely on the held-out rows."""
+    def stack(self, choose: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = stacked_parts) -> EnergyModel:
+        """Returns the mixture of the candidates; `choose` finds the parts that are kept and their weights."""
         log_probs = np.stack(self.log_probs, 1)
-        kept, probs = stacked_parts(log_probs)
+        kept, probs = choose(log_probs)
         self.note("stack", np.logaddexp.reduce(log_probs[:, kept] + np.log(probs), axis=1))
-        return mixture([self.models[i] for i in kept], probs)
+        models = [self.models[i] for i in kept]
+        shares = [prob / len(part) for part, prob in zip(models, probs, strict=True) for _ in part]
+        return mixture([model for part in models for model in part], shares)
 
 
 def fit_density(
@@ -148,7 +162,8 @@ def fit_density(
       minutes: time for the training of the networks, about, after which the clock ends it. Default: the number of
         networks and of their steps depends on the size of the table alone, for about .4 to 2.5 minutes on two processor
         cores, so that the same seed gives the same result.
-      validation: share of the rows that stop trainings and choose weights; at least 50 rows, if there are 200.
+      validation: share of the rows that stop trainings and choose weights. Tables of up to 2000 rows do without: all
+        their rows do both, by cross-validation, and tables of fewer than 100 rows train no networks.
       supports: for columns of an array that take a few values, such as ratings or codes of categories, these values: a
         mapping from column numbers to lists. Such columns have probabilities, and p is a density in the other columns.
       seed: of the split, all weights and all batches.
@@ -157,9 +172,14 @@ def fit_density(
     Ctrl-C ends the trainings, and the best so far is returned, with a warning.
 
     Returns:
-      An `EnergyModel` with E(x) = −log p(x). `candidates` maps the name of each candidate to its mean held-out
-      log-likelihood per row, in nats, and its standard error; `cut_by_clock` says whether time, or Ctrl-C, ended a
-      training.
+      An `EnergyModel` with E(x) = −log p(x), and these attributes, which are saved with it:
+        `candidates`: maps the name of each candidate to its mean held-out log-likelihood per row, in nats, and its
+          standard error; the mixture of all is "stack".
+        `histories`: maps the names of the networks to their training curves, each a dictionary: "log_likelihood" and
+          "held_out_log_likelihood" are lists of the mean log-likelihood per row, in nats, after each of up to 40 equal
+          parts of the training; "kept" is the place in these lists of the weights that were kept. "log_likelihood" is a
+          mean over the part, with dropout. Where networks are cross-validated, curves are means over the folds.
+        `cut_by_clock`: whether time, or Ctrl-C, ended a training.
 
     Raises:
       TypeError, ValueError: if `x` is no table of numbers, has fewer than 10 rows, has constant, empty or equal
@@ -190,20 +210,45 @@ def fit_density(
     else:
         seconds = 60.0 * check_positive("minutes", minutes)
     limit = math.inf if minutes is None else seconds
+    if num_rows <= density_small.MAX_ROWS:
+        fit = _fit_by_folds(rows, values, seconds, limit, seed, verbose)
+    else:
+        fit = _fit_by_split(rows, values, validation, seconds, limit, seed, verbose)
+    model = fit.model
+    model.seed = seed
+    model.compile(loss=NegativeLogLikelihood())  # for `evaluate`
+    model.optimizer.build(model.trainable_variables)  # Keras cannot load a file whose optimizer was never built
+    model.candidates, model.histories, model.cut_by_clock = fit.results, fit.histories, fit.is_cut
+    model.columns, model.encoder = columns, encoder
+    return model
+
+
+def _fit_by_split(
+    rows: np.ndarray,
+    values: dict[int, np.ndarray],
+    validation: float,
+    seconds: float,
+    limit: float,
+    seed: int,
+    verbose: int,
+) -> _Fit:
+    """Fits candidates to one part of the rows, and stacks them on the other."""
     train, held_out = split_rows(rows, validation, seed)
     units = Units.of(rows[train], values)
     units = units._replace(has_missing=bool(np.isnan(rows).any()))
+    slopes = [units.log_slopes(rows[part]).sum(1).mean() for part in (train, held_out)]
     y: np.ndarray = units.to_y(rows[train]).astype(np.float32)
     y_held_out: np.ndarray = units.to_y(rows[held_out]).astype(np.float32)
     both = filled(y, y_held_out, seed=seed) if units.has_missing else (y, y_held_out)
     spread = dequantized(both[0], values, seed), dequantized(both[1], values, seed + 1)
     table = Table(y, y_held_out, values, units.has_missing, seed, spread)
-    contest = _Contest(rows[held_out], verbose)
+    contest = _Contest(verbose)
     parts = None
     if not (values and units.has_missing):
         simple, parts = baselines(table)
         for name, baseline in simple.items():
-            contest.add(name, units.model(baseline.network), units.model(baseline.of_all_rows))
+            log_prob = log_prob_of(units.model(baseline.network), rows[held_out])
+            contest.add(name, [units.model(baseline.of_all_rows)], log_prob)
         if len(parts.probs) > _MAX_PROPOSAL_COMPONENTS:
             parts = table.fit_parts(_MAX_PROPOSAL_COMPONENTS)
     is_cut = False
@@ -218,19 +263,48 @@ def fit_density(
                     "collinear columns."
                 )
             else:
-                contest.add(trained.name, units.model(trained.network))
+                own = units.model(trained.network)
+                contest.add(trained.name, [own], log_prob_of(own, rows[held_out]))
+                contest.histories[trained.name] = history_of([trained.training], *slopes)
     except KeyboardInterrupt:
         if not contest.models:
             raise
         is_cut = True
         warn(f"the fit was interrupted and keeps the {len(contest.models)} candidates that it has.")
-    model = contest.stack()
-    model.seed = seed
-    model.compile(loss=NegativeLogLikelihood())  # for `evaluate`
-    model.optimizer.build(model.trainable_variables)  # Keras cannot load a file whose optimizer was never built
-    model.candidates, model.columns, model.cut_by_clock = contest.results, columns, is_cut
-    model.encoder = encoder
-    return model
+    return _Fit(contest.stack(), contest.results, contest.histories, is_cut)
+
+
+def _fit_by_folds(
+    rows: np.ndarray, values: dict[int, np.ndarray], seconds: float, limit: float, seed: int, verbose: int
+) -> _Fit:
+    """Fits candidates by cross-validation, so that all rows judge them, and stacks them."""
+    units = Units.of(rows, values)
+    slopes = units.log_slopes(rows).sum(1)
+    y = units.to_y(rows).astype(np.float32)
+    both = filled(y, y, seed=seed)[0] if units.has_missing else y
+    spread = dequantized(both, values, seed)
+    table = Table(y, y[:0], values, units.has_missing, seed, (spread, spread[:0]))
+    contest = _Contest(verbose)
+    proposal = None
+    if not (values and units.has_missing):
+        judged, proposal = density_small.simple_densities(table)
+        for one in judged:
+            contest.add(one.name, [units.model(network) for network in one.networks], one.log_probs + slopes)
+    is_cut = False
+    try:
+        if len(rows) >= density_small.MIN_ROWS_OF_NETWORKS or not contest.models:
+            # the conditionals of a mixture need all coordinates
+            proposal = None if units.has_missing else proposal
+            for one, cut in density_small.train_by_folds(table, proposal, seconds, limit, verbose):
+                is_cut |= cut
+                contest.add(one.name, [units.model(network) for network in one.networks], one.log_probs + slopes)
+                contest.histories[one.name] = history_of(one.trainings, slopes.mean(), slopes.mean(), one.kept)
+    except KeyboardInterrupt:
+        if not contest.models:
+            raise
+        is_cut = True
+        warn(f"the fit was interrupted and keeps the {len(contest.models)} candidates that it has.")
+    return _Fit(contest.stack(fitted_parts), contest.results, contest.histories, is_cut)
 
 
 def settle_nodes(network: networks.AutoregressiveEnergy, y: np.ndarray) -> float:

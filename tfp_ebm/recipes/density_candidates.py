@@ -19,7 +19,7 @@ from tfp_ebm.energy.gaussian_mixture import (
 from tfp_ebm.energy.missing import fit_gaussian
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.normalized import NormalizedEnergy
-from tfp_ebm.recipes.density_training import Settings, Trainer, seconds_of, set_mixture, settings_for_rows
+from tfp_ebm.recipes.density_training import Settings, Trainer, Training, seconds_of, set_mixture, settings_for_rows
 from tfp_ebm.recipes.density_units import frequencies
 
 # Logistics of proposals that are free, and functions of each energy; in few columns, where they are cheap, and in more.
@@ -29,11 +29,11 @@ _MIN_NETWORKS, _MAX_NETWORKS = 3, 8
 # Values of a column that have an output of the network each.
 _MAX_FREE_VALUES = 128
 # Columns up to which a kernel density is a candidate.
-_MAX_KERNEL_COLUMNS = 64
+MAX_KERNEL_COLUMNS = 64
 # Added to the variances of a Gaussian fitted to rows with missing cells.
-_RIDGES = (0.0, 1e-3, 0.01, 0.03, 0.1)
+RIDGES = (0.0, 1e-3, 0.01, 0.03, 0.1)
 # Of the first training, on two processor cores.
-_SECONDS_TO_COMPILE = 10.0
+SECONDS_TO_COMPILE = 10.0
 
 
 class Table(NamedTuple):
@@ -95,8 +95,8 @@ def baselines(table: Table) -> tuple[dict[str, Baseline], MixtureParameters]:
         del mixtures["gaussian"]
     for name, (fitted, chosen) in mixtures.items():
         again = refit_mixture(everything, chosen, seed=table.seed)
-        found[name] = Baseline(_of_mixture(table, fitted), _of_mixture(table, again))
-    if size <= _MAX_KERNEL_COLUMNS and not table.has_missing and not table.supports:
+        found[name] = Baseline(of_mixture(table, fitted), of_mixture(table, again))
+    if size <= MAX_KERNEL_COLUMNS and not table.has_missing and not table.supports:
         kernels = fit_kernel_density(*table.spread, seed=table.seed)
         loc = np.concatenate([kernels.loc, table.spread[1]])
         again = MixtureParameters(np.full(len(loc), 1.0 / len(loc)), loc, kernels.scale_tril)
@@ -110,15 +110,15 @@ def _gaussian_of_gaps(table: Table) -> Baseline:
     def fitted(rows: np.ndarray, ridges: Sequence[float]) -> list[NormalizedEnergy]:
         mean, covariance = fit_gaussian(rows, seed=table.seed)
         factors = [np.linalg.cholesky(covariance + ridge * np.eye(len(mean))) for ridge in ridges]
-        return [_of_mixture(table, MixtureParameters(np.ones(1), mean[None], factor[None])) for factor in factors]
+        return [of_mixture(table, MixtureParameters(np.ones(1), mean[None], factor[None])) for factor in factors]
 
-    candidates = fitted(table.y, _RIDGES)
+    candidates = fitted(table.y, RIDGES)
     energies = [float(np.mean(network(table.y_held_out))) for network in candidates]
     best = int(np.argmin(energies))
-    return Baseline(candidates[best], fitted(np.concatenate([table.y, table.y_held_out]), [_RIDGES[best]])[0])
+    return Baseline(candidates[best], fitted(np.concatenate([table.y, table.y_held_out]), [RIDGES[best]])[0])
 
 
-def _of_mixture(table: Table, fitted: MixtureParameters) -> NormalizedEnergy:
+def of_mixture(table: Table, fitted: MixtureParameters) -> NormalizedEnergy:
     """Returns the energy of a mixture; columns of a few values have its conditional probabilities."""
     if not table.supports:
         return GaussianMixtureEnergy.of(fitted, allows_missing=table.has_missing)
@@ -127,20 +127,22 @@ def _of_mixture(table: Table, fitted: MixtureParameters) -> NormalizedEnergy:
         [size], [8], None, number, True, num_functions=1, num_nodes=(32, 32), supports=table.supports
     )
     set_mixture(network, fitted, list(range(size)))
-    network.set_frequencies(_frequencies(table))
+    network.set_frequencies(frequencies_of(table))
     return network
 
 
-def _frequencies(table: Table) -> dict[int, np.ndarray]:
+def frequencies_of(table: Table) -> dict[int, np.ndarray]:
+    """Returns the shares of the values of each column that has a support."""
     return {column: frequencies(table.y[:, column], support) for column, support in table.supports.items()}
 
 
 class Trained(NamedTuple):
-    """An autoregressive candidate, and whether time, or the user, ended its training."""
+    """An autoregressive candidate, whether time, or the user, ended its training, and the training."""
 
     name: str
     network: networks.AutoregressiveEnergy
     is_cut: bool
+    training: Training
 
 
 def train_networks(
@@ -168,14 +170,14 @@ def train_networks(
         start = time.monotonic()
         left = len(plan) - number
         if verbose:
-            about = min(limit - spent, left * (spent / number if number else each + _SECONDS_TO_COMPILE))
+            about = min(limit - spent, left * (spent / number if number else each + SECONDS_TO_COMPILE))
             print(f"training {name}, {number + 1} of {len(plan)}; about {max(about, 0.0):.0f} s left", flush=True)
-        own = _network(kind, table, settings, parts, order)
+        own = network_of(kind, table, settings, parts, order)
         if table.supports:
             trainer = Trainer(own, settings, seed)
         else:
             if kind not in trainers:
-                trainers[kind] = Trainer(_network(kind, table, settings, parts), settings, seed)
+                trainers[kind] = Trainer(network_of(kind, table, settings, parts), settings, seed)
             trainer = trainers[kind]
         columns = list(range(size)) if table.supports else order  # a network of its own orders the columns itself
         if kind == "mixture" and parts is not None:
@@ -187,12 +189,12 @@ def train_networks(
             raise KeyboardInterrupt
         own.set_weights(training.weights)
         spent += time.monotonic() - start
-        yield Trained(name, own, training.is_cut)
+        yield Trained(name, own, training.is_cut, training)
         if training.is_interrupted:
             raise KeyboardInterrupt
 
 
-def _network(
+def network_of(
     kind: str, table: Table, settings: Settings, parts: MixtureParameters | None, order: list[int] | None = None
 ) -> networks.AutoregressiveEnergy:
     """Returns an untrained network: with free proposals, or with the conditionals of a mixture of as many parts."""
@@ -214,7 +216,7 @@ def _network(
         seed=table.seed,
     )
     if table.supports:
-        network.set_frequencies(_frequencies(table))
+        network.set_frequencies(frequencies_of(table))
     return network
 
 

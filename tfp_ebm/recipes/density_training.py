@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -108,11 +108,19 @@ class _Schedule(keras.callbacks.Callback):
       held_out_loss: returns the loss of the rows held out with the network's current weights.
       learning_rate: at the start.
       seconds: time for the training, may be infinite; the first judgement, which compiles it, is not counted.
+      snapshot_every: judgements from one copy of the weights to the next; 0 keeps the best weights alone.
     """
 
-    def __init__(self, held_out_loss: Callable[[], float], learning_rate: float, seconds: float) -> None:
+    snapshots: dict[int, list[np.ndarray]]
+
+    def __init__(
+        self, held_out_loss: Callable[[], float], learning_rate: float, seconds: float, snapshot_every: int = 0
+    ) -> None:
         super().__init__()
         self.held_out_loss, self.learning_rate, self.seconds = held_out_loss, learning_rate, seconds
+        self.snapshot_every, self.snapshots = snapshot_every, {}
+        self.losses: list[float] = []
+        self.held_out_losses: list[float] = []
         self.best, self.weights, self.waited = math.inf, None, 0
         self.is_cut, self.progress, self.start = False, 0.0, 0.0
 
@@ -129,6 +137,10 @@ class _Schedule(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         loss = self.held_out_loss()
+        self.losses.append(float((logs or {}).get("loss", math.nan)))
+        self.held_out_losses.append(loss)
+        if self.snapshot_every and epoch % self.snapshot_every == 0:
+            self.snapshots[epoch] = self.model.network.get_weights()
         if loss < self.best:
             self.best, self.weights, self.waited = loss, self.model.network.get_weights(), 0
         else:
@@ -147,11 +159,40 @@ class Training(NamedTuple):
       weights: of the best judgement; None if an interrupt came before the first.
       is_cut: whether the deadline or an interrupt ended it.
       is_interrupted: whether an interrupt did.
+      losses, held_out_losses: mean energies of the rows at each judgement: in training, with dropout and the weights of
+        the moment, and held out, with averaged weights.
+      snapshots: copies of the weights by number of the judgement, if they were wanted.
     """
 
     weights: list[np.ndarray] | None
     is_cut: bool
     is_interrupted: bool
+    losses: list[float]
+    held_out_losses: list[float]
+    snapshots: dict[int, list[np.ndarray]]
+
+
+def history_of(
+    trainings: Sequence[Training], log_slope: float, held_out_log_slope: float, kept: int | None = None
+) -> dict[str, Any]:
+    """Returns the mean curve of trainings: log-likelihoods per judgement, and the judgement kept.
+
+    Args:
+      trainings: one, or those of several folds.
+      log_slope, held_out_log_slope: mean log |dy/dx| of the rows, which turns log densities of y into those of x.
+      kept: the judgement kept; default: the best.
+    """
+    length = min(len(training.losses) for training in trainings)
+
+    def mean(curves: Iterable[Sequence[float]], slope: float) -> list[float]:
+        return [float(slope - value) for value in np.mean([curve[:length] for curve in curves], 0)]
+
+    held_out = mean((training.held_out_losses for training in trainings), held_out_log_slope)
+    return {
+        "log_likelihood": mean((training.losses for training in trainings), log_slope),
+        "held_out_log_likelihood": held_out,
+        "kept": int(np.argmax(held_out)) if kept is None else kept,
+    }
 
 
 class Trainer:
@@ -188,12 +229,25 @@ class Trainer:
     def start_at(self, mixture: MixtureParameters, order: list[int]) -> None:
         """Makes the conditionals of a mixture, its columns in the given order, the proposals of the next training."""
         set_mixture(self.network, mixture, order)
-        fixed = {variable.path: np.array(variable) for variable in self.network.proposal.weights}
+        self._start_with(self.network.proposal.weights)
+
+    def start_with_frequencies(self, frequencies: Mapping[int, np.ndarray]) -> None:
+        """Makes the frequencies of the values of columns those from which the next training starts."""
+        if self.network.value_conditionals is not None:
+            self.network.set_frequencies(frequencies)
+            self._start_with(self.network.value_conditionals.weights)
+
+    def _start_with(self, variables: Iterable[Any]) -> None:
+        """Makes the present values of some variables initial ones."""
+        present = {variable.path: np.array(variable) for variable in variables}
         self._initial = [
-            fixed.get(variable.path, value) for variable, value in zip(self.network.weights, self._initial, strict=True)
+            present.get(variable.path, value)
+            for variable, value in zip(self.network.weights, self._initial, strict=True)
         ]
 
-    def train(self, z: np.ndarray, held_out: np.ndarray, seconds: float, seed: int) -> Training:
+    def train(
+        self, z: np.ndarray, held_out: np.ndarray, seconds: float, seed: int, snapshot_every: int = 0
+    ) -> Training:
         """Trains from the initial weights until the end, the deadline or an interrupt."""
         settings = self.settings
         optimizer = self._model.optimizer
@@ -206,7 +260,7 @@ class Trainer:
         else:
             for variable, value in zip(optimizer.variables, self._fresh, strict=True):
                 variable.assign(value)
-        schedule = _Schedule(lambda: self._mean_energy(held_out), settings.learning_rate, seconds)
+        schedule = _Schedule(lambda: self._mean_energy(held_out), settings.learning_rate, seconds, snapshot_every)
         rows = _GapsAsFlags.rows(z) if self.network.allows_missing else z
         is_interrupted = False
         with warnings.catch_warnings():
@@ -228,7 +282,14 @@ class Trainer:
             except KeyboardInterrupt:
                 is_interrupted = True
         weights = schedule.weights if is_interrupted else self.network.get_weights()
-        return Training(weights, schedule.is_cut or is_interrupted, is_interrupted)
+        return Training(
+            weights,
+            schedule.is_cut or is_interrupted,
+            is_interrupted,
+            schedule.losses,
+            schedule.held_out_losses,
+            schedule.snapshots,
+        )
 
     def _mean_energy(self, z: np.ndarray) -> float:
         """Returns the mean of the energies of at most 5000 rows, infinite where it is not a number."""

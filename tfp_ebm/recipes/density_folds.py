@@ -1,0 +1,229 @@
+"""Simple densities of small tables, chosen by cross-validation.
+
+On a few hundred rows, a tenth of them cannot choose the form of a density: their mean log-likelihood has a standard
+error of half a nat and more. Here each form is fitted to the rows outside of each fold and judged on the fold, so that
+all rows judge. Plug-in estimates are too narrow on few rows; so covariances are shrunk and made wider, and a mixture of
+Gaussians with one centre and several widths takes the place of Student's t, the predictive density of a Gaussian.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from tfp_ebm.energy.gaussian_mixture import (
+    MixtureParameters,
+    fit_components,
+    squared_distances,
+    with_ridge,
+)
+from tfp_ebm.energy.moments import DataMoments
+
+# Shares of the unit matrix in covariances of standardised rows, and factors of these covariances.
+_SHRINKAGES = (0.0, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+_WIDTHS = (0.6, 0.8, 1.0, 1.15, 1.35, 1.7)
+# Degrees of freedom of Student's t, and the Gaussians that stand for it.
+_FREEDOMS, _NUM_SCALES = (3.0, 6.0, 15.0), 8
+# Components of a mixture whose conditionals are proposals, at most.
+_MAX_PROPOSAL_COMPONENTS = 8
+# Components that are tried, and how often a larger number may fail to be better; rows for each component at least.
+_SIZES, _PATIENCE, _ROWS_PER_COMPONENT = (2, 3, 4, 6, 8, 12, 16, 24), 2, 6
+_NUM_STARTS = 2
+_RIDGES = (0.0, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 0.6)
+_BANDWIDTHS = np.geomspace(0.05, 2.0, 24)
+_KERNEL_SHRINKAGES = (1.0, 0.1, 0.5)
+
+# The fits of one form to rows in standardised units, by what distinguishes them.
+Variants = dict[tuple[float, ...], MixtureParameters]
+
+
+class Chosen(NamedTuple):
+    """A density whose form cross-validation chose.
+
+    Attributes:
+      of_folds: for each fold, the density fitted to all other rows.
+      of_all_rows: the density fitted to all rows.
+      log_probs: log density of each row by the fit without its fold, `[rows]`.
+      fit: fits a density of this form to rows.
+    """
+
+    of_folds: list[MixtureParameters]
+    of_all_rows: MixtureParameters
+    log_probs: np.ndarray
+    fit: Callable[[np.ndarray], MixtureParameters]
+
+
+def folds_of(x: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """Returns the number of the fold of each row; equal rows are in one fold, and the folds are of about equal size.
+
+    >>> fold = folds_of(np.array([[0.0], [1.0], [1.0], [2.0]]), 3, seed=0)
+    >>> bool(fold[1] == fold[2]), sorted(set(fold.tolist()))
+    (True, [0, 1, 2])
+    """
+    _, group = np.unique(np.ascontiguousarray(x) + 0.0, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    sizes = np.bincount(group)
+    order = np.random.default_rng([seed, 13]).permutation(len(sizes))
+    before = np.cumsum(sizes[order]) - sizes[order]
+    fold = np.empty(len(sizes), int)
+    fold[order] = np.minimum(before * number // len(x), number - 1)
+    _, dense = np.unique(fold[group], return_inverse=True)
+    return dense.reshape(-1)
+
+
+def _gaussians(z: np.ndarray, seed: int) -> Variants:
+    del seed
+    covariance = np.cov(z.T, bias=True).reshape(z.shape[1], -1) + 1e-6 * np.eye(z.shape[1])
+    found = {}
+    for share in _SHRINKAGES:
+        factor = np.linalg.cholesky((1.0 - share) * covariance + share * np.eye(z.shape[1]))
+        for width in _WIDTHS:
+            found[share, width] = MixtureParameters(
+                np.ones(1), z.mean(0, keepdims=True), math.sqrt(width) * factor[None]
+            )
+    return found
+
+
+def scales_of_t(freedom: float, number: int) -> np.ndarray:
+    """Returns standard deviations of `number` Gaussians of equal weight whose mixture is about Student's t.
+
+    >>> bool(abs(np.square(scales_of_t(6.0, 200)).mean() - 1.5) < 0.02)  # the variance of t is 6/4
+    True
+    """
+    middle = (np.arange(number) + 0.5) / number
+    return 1.0 / np.sqrt(scipy.stats.gamma.ppf(middle, 0.5 * freedom, scale=2.0 / freedom))
+
+
+def _scale_mixtures(z: np.ndarray, seed: int) -> Variants:
+    found = {}
+    for freedom in _FREEDOMS:
+        scales = scales_of_t(freedom, _NUM_SCALES)
+        for key, one in _gaussians(z, seed).items():
+            factor = scales[:, None, None] * one.scale_tril
+            found[(freedom, *key)] = MixtureParameters(
+                np.full(_NUM_SCALES, 1.0 / _NUM_SCALES), np.repeat(one.loc, _NUM_SCALES, 0), factor
+            )
+    return found
+
+
+def _mixtures(number: int, kind: str) -> Callable[[np.ndarray, int], Variants]:
+    def fit(z: np.ndarray, seed: int) -> Variants:
+        fitted = fit_components(z, min(number, len(z)), kind, seed, _NUM_STARTS)
+        return {(ridge,): with_ridge(fitted, ridge) for ridge in _RIDGES}
+
+    return fit
+
+
+def _kernels(z: np.ndarray, seed: int) -> Variants:
+    del seed
+    size = z.shape[1]
+    covariance = np.cov(z.T, bias=True).reshape(size, size)
+    probs = np.full(len(z), 1.0 / len(z))
+    found = {}
+    for share in _KERNEL_SHRINKAGES:
+        factor = np.linalg.cholesky((1.0 - share) * covariance + share * np.eye(size))
+        for bandwidth in _BANDWIDTHS:
+            found[share, bandwidth] = MixtureParameters(probs, z, bandwidth * factor)
+    return found
+
+
+def _kernel_scores(variants: Variants, rows: np.ndarray) -> dict[tuple[float, ...], np.ndarray]:
+    """Returns the log densities of all kernel densities; those of one shape share their distances."""
+    scores: dict[tuple[float, ...], np.ndarray] = {}
+    squares: dict[float, tuple[float, np.ndarray]] = {}
+    for (share, bandwidth), one in variants.items():
+        if share not in squares:
+            inverse = np.linalg.inv(one.scale_tril)
+            squares[share] = bandwidth, squared_distances(rows @ inverse.T, one.loc @ inverse.T)
+        first, distances = squares[share]
+        exponents = -0.5 * distances * (first / bandwidth) ** 2
+        largest = exponents.max(1, keepdims=True)
+        total = np.log(np.exp(exponents - largest).sum(1)) + largest[:, 0]
+        scores[share, bandwidth] = one.log_weights[0] + total
+    return scores
+
+
+def _scores(variants: Variants, rows: np.ndarray) -> dict[tuple[float, ...], np.ndarray]:
+    return {key: one.log_prob(rows) for key, one in variants.items()}
+
+
+def _judge(
+    fit: Callable[[np.ndarray, int], Variants],
+    x: np.ndarray,
+    fold: np.ndarray,
+    seed: int,
+    scores: Callable[[Variants, np.ndarray], dict[tuple[float, ...], np.ndarray]] = _scores,
+) -> Chosen:
+    """Returns the variant of a form whose log-likelihood of the rows, each by the fit without its fold, is largest."""
+    log_probs: dict[tuple[float, ...], np.ndarray] = {}
+    fits = []
+    for number in range(fold.max() + 1):
+        held_out = fold == number
+        moments = DataMoments.of([x[~held_out]])
+        variants = fit((x[~held_out] - moments.mean) / moments.scale, seed)
+        fits.append((variants, moments))
+        judged = scores(variants, (x[held_out] - moments.mean) / moments.scale)
+        for key, values in judged.items():
+            log_probs.setdefault(key, np.empty(len(x)))[held_out] = values - np.log(moments.scale).sum()
+    best = max(log_probs, key=lambda key: float(log_probs[key].mean()))
+
+    def again(rows: np.ndarray) -> MixtureParameters:
+        moments = DataMoments.of([rows])
+        return fit((rows - moments.mean) / moments.scale, seed)[best].in_units(moments.mean, moments.scale)
+
+    of_folds = [variants[best].in_units(moments.mean, moments.scale) for variants, moments in fits]
+    return Chosen(of_folds, again(x), log_probs[best], again)
+
+
+def cross_validated(
+    x: np.ndarray, fold: np.ndarray, *, seed: int, with_kernels: bool
+) -> tuple[dict[str, Chosen], Chosen]:
+    """Fits a Gaussian, Gaussians of several widths, a mixture and a kernel density; all rows choose their forms.
+
+    Also returns the best of those with few components, whose conditionals may be proposals of a network.
+
+    Args:
+      x: rows `[rows, columns]`, without missing cells.
+      fold: number of the fold of each row.
+      seed: of the starts of expectation maximisation.
+      with_kernels: whether a kernel density is fitted.
+
+    >>> x = np.random.default_rng(0).normal(size=(60, 2))
+    >>> list(cross_validated(x, folds_of(x, 5, seed=0), seed=0, with_kernels=False)[0])
+    ['gaussian', 'gaussian_scales', 'gaussian_mixture']
+    """
+    found = {
+        "gaussian": _judge(_gaussians, x, fold, seed),
+        "gaussian_scales": _judge(_scale_mixtures, x, fold, seed),
+    }
+    mixtures = list(_searched(x, fold, seed))
+    if mixtures:
+        found["gaussian_mixture"] = max(mixtures, key=_score)
+    few = [one for one in (*found.values(), *mixtures) if len(one.of_all_rows.probs) <= _MAX_PROPOSAL_COMPONENTS]
+    proposal = max(few, key=_score)
+    if with_kernels:
+        found["kernel_density"] = _judge(_kernels, x, fold, seed, _kernel_scores)
+    return found, proposal
+
+
+def _score(chosen: Chosen) -> float:
+    return float(chosen.log_probs.mean())
+
+
+def _searched(x: np.ndarray, fold: np.ndarray, seed: int) -> Iterator[Chosen]:
+    """Yields mixtures of more and more components, until more are no better."""
+    for kind in ("full", "tied", "diag"):
+        best, waited = -np.inf, 0
+        for number in _SIZES:
+            if number * _ROWS_PER_COMPONENT > len(x):
+                break
+            one = _judge(_mixtures(number, kind), x, fold, seed)
+            yield one
+            score = _score(one)
+            best, waited = (score, 0) if score > best else (best, waited + 1)
+            if waited == _PATIENCE:
+                break

@@ -1,0 +1,188 @@
+"""The density of a small table: every row judges the candidates, by cross-validation.
+
+The rows are dealt into folds. Each simple density is fitted without each fold, judged on it, and fitted again to all
+rows. Networks are as many as their folds: each is trained without its own fold, in an order of the columns of its own.
+All stop at the same judgement, the one with the best mean over the folds, so that no fold chooses its own, and their
+mixture with equal weights is one candidate. The weights of the candidates are found by expectation maximisation on the
+log densities of the rows that were left out (stacking; Smyth & Wolpert 1999).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from tfp_ebm import networks
+from tfp_ebm.energy.gaussian_mixture import MixtureParameters
+from tfp_ebm.energy.missing import fit_gaussian
+from tfp_ebm.networks.normalized import NormalizedEnergy
+from tfp_ebm.recipes import density_candidates as candidates
+from tfp_ebm.recipes.density_candidates import Table
+from tfp_ebm.recipes.density_folds import Chosen, cross_validated, folds_of
+from tfp_ebm.recipes.density_training import Trainer, Training, seconds_of, settings_for_rows
+
+# Rows up to which candidates are cross-validated, and below which no network is trained: none won there.
+MAX_ROWS, MIN_ROWS_OF_NETWORKS = 2000, 100
+# Folds of simple densities: many where rows are few.
+_NUM_FOLDS, _FEW_ROWS, _NUM_FOLDS_OF_FEW = 5, 200, 10
+# Folds of the networks, and how many numbers their copies may hold.
+_MIN_FOLDS, _MAX_FOLDS = 3, 4
+_MAX_COPIED = 4e7
+
+
+class Judged(NamedTuple):
+    """A candidate that is judged on all rows.
+
+    Attributes:
+      name: of the candidate.
+      log_probs: log density of each row, by a fit without it, in the units of the fit, `[rows]`.
+      networks: what takes its place in the end, with equal weights.
+      trainings: of its networks.
+      kept: the judgement at which they were kept.
+    """
+
+    name: str
+    log_probs: np.ndarray
+    networks: list[NormalizedEnergy]
+    trainings: list[Training]
+    kept: int
+
+
+def part_of(table: Table, fold: np.ndarray, number: int) -> Table:
+    """Returns the table with one fold held out."""
+    out = fold == number
+    spread = table.spread[0]
+    return table._replace(y=table.y[~out], y_held_out=table.y[out], spread=(spread[~out], spread[out]))
+
+
+def simple_densities(table: Table) -> tuple[list[Judged], Chosen]:
+    """Returns the simple densities, and the mixture whose conditionals are proposals.
+
+    Args:
+      table: all rows; `y_held_out` is not read.
+    """
+    number = _NUM_FOLDS_OF_FEW if len(table.y) <= _FEW_ROWS and not table.supports else _NUM_FOLDS
+    fold = folds_of(table.y, number, table.seed)
+    simple = not (table.has_missing or table.supports)
+    with_kernels = simple and table.y.shape[1] <= candidates.MAX_KERNEL_COLUMNS
+    found, proposal = cross_validated(table.spread[0], fold, seed=table.seed, with_kernels=with_kernels)
+    if table.has_missing and not table.supports:
+        found["gaussian"] = _gaussian_of_gaps(table, fold)
+    judged = []
+    for name, chosen in found.items():
+        network = candidates.of_mixture(table, chosen.of_all_rows)
+        log_probs = chosen.log_probs if simple else _log_probs(table, chosen.of_folds, fold)
+        judged.append(Judged(name, log_probs, [network], [], 0))
+    return judged, proposal
+
+
+def _log_probs(table: Table, of_folds: list[MixtureParameters], fold: np.ndarray) -> np.ndarray:
+    """Returns the log density of each row, with missing cells and values, by the mixture fitted without its fold."""
+    log_probs = np.empty(len(fold))
+    for number, fitted in enumerate(of_folds):
+        part = part_of(table, fold, number)
+        log_probs[fold == number] = -np.asarray(candidates.of_mixture(part, fitted)(part.y_held_out), np.float64)
+    return log_probs
+
+
+def _gaussian_of_gaps(table: Table, fold: np.ndarray) -> Chosen:
+    """Returns the Gaussian that is most likely where cells are missing; the rows choose its ridge."""
+
+    def fitted(rows: np.ndarray) -> list[MixtureParameters]:
+        mean, covariance = fit_gaussian(rows, seed=table.seed)
+        eye = np.eye(len(mean))
+        factors = [np.linalg.cholesky(covariance + ridge * eye) for ridge in candidates.RIDGES]
+        return [MixtureParameters(np.ones(1), mean[None], factor[None]) for factor in factors]
+
+    of_folds = list(zip(*(fitted(table.y[fold != number]) for number in range(fold.max() + 1)), strict=True))
+    log_probs = [_log_probs(table, list(mixtures), fold) for mixtures in of_folds]
+    best = int(np.argmax([values.mean() for values in log_probs]))
+    return Chosen(list(of_folds[best]), fitted(table.y)[best], log_probs[best], lambda rows: fitted(rows)[best])
+
+
+def train_by_folds(
+    table: Table, proposal: Chosen | None, seconds: float, limit: float, verbose: int
+) -> Iterator[tuple[Judged, bool]]:
+    """Trains the networks of each kind of proposals, and yields them with whether time ended a training.
+
+    Args:
+      table: all rows.
+      proposal: the mixture whose conditionals are proposals; None if there is none.
+      seconds: time for which the number of networks is chosen.
+      limit: time after which trainings are ended.
+      verbose: whether to print which candidate is trained, and about how long the rest takes.
+    """
+    size = table.y.shape[1]
+    settings = settings_for_rows(len(table.y), size)
+    each = seconds_of(settings, size)
+    kinds = ["free"] if proposal is None or size == 1 else ["mixture", "free"]
+    number = int(np.clip(seconds / each / len(kinds), _MIN_FOLDS, _MAX_FOLDS))
+    if seconds < _MIN_FOLDS * len(kinds) * each:
+        kinds = kinds[:1]
+    rng = np.random.default_rng([table.seed, 7])
+    natural = list(range(size))
+    orders = [natural, natural[::-1], *(rng.permutation(size).tolist() for _ in range(number))]
+    fold, total, spent = folds_of(table.y, number, table.seed + 1), 0, 0.0
+    number = int(fold.max()) + 1
+    for kind in kinds:
+        trainings: list[Training] = []
+        own: list[networks.AutoregressiveEnergy] = []
+        trainer: Trainer | None = None
+        for place in range(number):
+            start = time.monotonic()
+            name = f"autoregressive_{'mixture_' if kind == 'mixture' else ''}{place + 1}"
+            left = number * len(kinds) - total
+            if verbose:
+                about = min(limit - spent, left * (spent / total if total else each + candidates.SECONDS_TO_COMPILE))
+                print(f"training {name}, {total + 1} of {number * len(kinds)}; about {max(about, 0.0):.0f} s left")
+            # With supports, each order is compiled by itself; so all folds have one.
+            order = natural if table.supports else orders[place]
+            part = part_of(table, fold, place)
+            parts = None if proposal is None or kind == "free" else proposal.fit(part.spread[0])
+            own.append(candidates.network_of(kind, part, settings, parts, order))
+            if trainer is None:
+                of_trainer = natural if table.supports else None
+                trainer = Trainer(candidates.network_of(kind, part, settings, parts, of_trainer), settings, table.seed)
+            columns = natural if table.supports else order
+            if parts is not None:
+                trainer.start_at(parts, order)
+            if table.supports:
+                trainer.start_with_frequencies(candidates.frequencies_of(part))
+            every = _snapshot_every(own[0], number)
+            training = trainer.train(
+                part.y[:, columns], part.y_held_out[:, columns], (limit - spent) / left, table.seed + total, every
+            )
+            if training.is_interrupted:
+                raise KeyboardInterrupt
+            trainings.append(training)
+            spent, total = spent + time.monotonic() - start, total + 1
+        judged = _at_one_judgement("autoregressive" + "_mixture" * (kind == "mixture"), table, fold, own, trainings)
+        yield judged, any(training.is_cut for training in trainings)
+
+
+def _snapshot_every(network: NormalizedEnergy, number: int) -> int:
+    """Returns how many judgements lie between copies of the weights, so that they fit into memory."""
+    return max(1, math.ceil(40 * number * network.count_params() / _MAX_COPIED))
+
+
+def _at_one_judgement(
+    name: str,
+    table: Table,
+    fold: np.ndarray,
+    own: list[networks.AutoregressiveEnergy],
+    trainings: list[Training],
+) -> Judged:
+    """Returns the networks as they were at the judgement with the smallest mean energy over all folds."""
+    shares = np.bincount(fold) / len(fold)
+    common = sorted(set.intersection(*(set(training.snapshots) for training in trainings)))
+    means = [sum(shares[k] * training.held_out_losses[i] for k, training in enumerate(trainings)) for i in common]
+    kept = common[int(np.argmin(means))]
+    log_probs = np.empty(len(fold))
+    for number, (network, training) in enumerate(zip(own, trainings, strict=True)):
+        network.set_weights(training.snapshots[kept])
+        log_probs[fold == number] = -np.asarray(network(table.y[fold == number]), np.float64)
+    return Judged(name, log_probs, list(own), trainings, kept)
