@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.mcmc.clusters import Shares, find_clusters
+from tfp_ebm.mcmc.modes import Missed
 from tfp_ebm.types import Estimate
 
 # Limits of the verdict.
@@ -144,6 +145,7 @@ def verdict(
     num_faults: int,
     num_bad_gradients: int,
     imbalance: float,
+    missed: Sequence[Missed] = (),
 ) -> tuple[str, ...]:
     """Returns the sentences of `Draws.trouble`.
 
@@ -156,6 +158,7 @@ def verdict(
       num_faults: number of evaluations of the target that gave NaN or +∞.
       num_bad_gradients: number of particles where the gradient is NaN or infinite.
       imbalance: as from the function of this name.
+      missed: modes that the draws have missed, those of the largest shares first.
     """
     sentences: list[str] = []
 
@@ -165,6 +168,11 @@ def verdict(
 
     cure = "a base closer to the target, such as fit_base(x, kind='gaussian_mixture', broad_share=0.1), helps"
     worst = int(np.argmin(shares.ess))
+    for one in missed[:1]:
+        sentences.append(
+            f"The draws miss a mode, or most of it: a search from the base found a region that has a share of about "
+            f"{one.share:.2g}, but {one.share_of_draws:.2g} of the draws lie there; {cure}."
+        )
     add(
         not share_ess >= _MIN_SHARE_ESS,
         f"The shares of the modes are not known: independent groups of particles disagree on them as if there were "

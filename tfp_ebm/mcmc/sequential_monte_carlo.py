@@ -18,8 +18,10 @@ from tfp_ebm import random, serialization
 from tfp_ebm.arguments import check_count, check_jit_compile, check_probability
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.signs import check_target
-from tfp_ebm.mcmc.clusters import MAX_POINTS, find_clusters
+from tfp_ebm.mcmc.clusters import find_clusters
 from tfp_ebm.mcmc.draws import Draws, imbalance, nested_r_hat, verdict
+from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, find_missed, find_regions
+from tfp_ebm.mcmc.running.climb import climb
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
 from tfp_ebm.mcmc.running.particles import (
     Particles,
@@ -46,11 +48,13 @@ _CONDITIONAL_ESS, _SMALL = (0.9, 0.95), 20
 _FULL_COVARIANCE = 30
 # Largest number of coordinates for which XLA is faster, as in `running/compiled.py`.
 _XLA_MAX_EVENT_SIZE = 512
+# Largest number of coordinates in which modes are searched.
+_MAX_SEARCH = 50
 # Share of draws from the base at density zero above which the density may end at a boundary. The identities of the
 # gradient then do not hold.
 _MAX_ZEROS = 0.01
 # Purposes of random numbers, folded into the seed.
-_PILOT, _BASE, _RESAMPLING, _FIRST_DRAWS, _FIRST, _SECOND_DRAWS, _SECOND, _ORDER, _CLUSTERS = range(9)
+_PILOT, _BASE, _RESAMPLING, _FIRST_DRAWS, _FIRST, _SECOND_DRAWS, _SECOND, _ORDER, _CLUSTERS, _SEARCH = range(10)
 
 
 def sequential_monte_carlo(
@@ -244,6 +248,7 @@ class _Sampler:
             num_faults=self._num_faults + int(passed.num_faults),
             num_bad_gradients=int((~np.isfinite(gradient)).any(1).sum()),
             imbalance=0.0 if self._has_boundary else imbalance(x, gradient, groups, num_groups),
+            missed=self._missed(x, log_normalizer, share_ess),
         )
         event_shape = tuple(self._base.event_shape)
         return Draws(
@@ -257,6 +262,21 @@ class _Sampler:
             nested_r_hat=r_hat,
             trouble=trouble,
         )
+
+    def _missed(self, x: np.ndarray, log_normalizer: Estimate, share_ess: float) -> list[Missed]:
+        """Returns the modes that draws `[n, d]` have missed, as far as climbs from the base find them."""
+        if self._size > _MAX_SEARCH or not np.isfinite(log_normalizer.value):
+            return []
+        start = self._from_base(NUM_STARTS, _SEARCH)[0]
+        unit = self._from_base(_DRAWS_PER_PARTICLE * self._num, _PILOT)[0].numpy().astype(np.float64).std(0)
+        unit[~(unit > 0)] = 1.0
+        base = self._base
+        make = functools.partial(Compiled, climb)
+        found = find_compiled(self._target, ("climb", self._key), lambda resolve: make(resolve, base))(start, unit)
+        rng = np.random.default_rng(self._fold(_SEARCH).numpy().astype(np.uint32))
+        ends = (part.numpy() for part in found)
+        regions = find_regions(*ends, unit, log_normalizer.value, self._at_any, rng)
+        return find_missed(regions, x, log_normalizer.value, log_normalizer.standard_error, max(share_ess, 100.0))
 
     def _thinned(self, x: tf.Tensor, num_samples: int) -> tf.Tensor:
         """Returns `num_samples` of the particles, at equal distances, in random order."""
@@ -299,10 +319,17 @@ class _Sampler:
         return log_density.numpy(), gradient.numpy()
 
     def _log_density(self, x: np.ndarray) -> np.ndarray:
-        """Returns log f of at most `MAX_POINTS` points."""
-        filled = np.concatenate([x, np.repeat(x[:1], self._num - len(x), 0)])  # a shape that is compiled anyway
-        assert len(x) <= MAX_POINTS <= _MIN_PARTICLES
-        return self._at(tf.constant(filled, self._base.dtype))[0][: len(x)]
+        """Returns log f of points."""
+        return self._at_any(x)[0]
+
+    def _at_any(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns log f and its gradient at any number of points, by the function that is compiled for all particles."""
+        count, parts = -(-len(x) // self._num), []
+        filled = np.concatenate([x, np.repeat(x[:1], count * self._num - len(x), 0)])
+        for part in np.split(filled, count):
+            parts.append(self._at(tf.constant(part, self._base.dtype)))
+        log_density, gradient = (np.concatenate(each)[: len(x)] for each in zip(*parts, strict=True))
+        return log_density, gradient
 
     def _pass(
         self, particles: Particles, plan: Plan | None, log_step_size: float, purpose: int, pays: bool = True

@@ -1,0 +1,189 @@
+"""Modes that draws may have missed: a search from the base, with an estimate of the mass at each mode.
+
+Points climb from draws of the base to maxima of log f. Around each maximum m, with A = −∇² log f there, lies the
+ellipsoid R = {(x − m)ᵀ A (x − m) ≤ r²}. Its mass is estimated by importance sampling from a Gaussian q around m:
+
+    Z_R = ∫_R f dx = E_q [f(x)/q(x); x ∈ R].
+
+By Markov's inequality, such an estimate exceeds c times the mass with probability at most 1/c, whatever the shape of f
+(heavy tails, ridges, many small maxima): what is found is there. Draws from f/Z lie in R with probability Z_R/Z. Where
+their share is much smaller, they have missed a mode. This is a test of the draws that does not use the path from the
+base to the target; but it finds only modes from whose basins the base draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import scipy.special
+
+# Points that climb.
+NUM_STARTS = 256
+# Largest numbers of maxima whose Hessian is computed, and around which the mass is estimated.
+_MAX_MAXIMA, _MAX_REGIONS = 64, 24
+# Maxima nearer than this, in standard deviations of the base per coordinate, are one.
+_MIN_DISTANCE = 0.02
+# Step of the differences that give the Hessian, in standard deviations of the mode.
+_STEP = 0.1
+# Largest standard deviation of a mode, in those of the base.
+_MAX_DEVIATION = 3.0
+# Probability of R and draws from q in each region, whose standard deviations are those of the mode times a factor.
+_PROBABILITY, _NUM_DRAWS, _WIDTH = 0.9, 256, 1.1
+# Least share, by Laplace's formula, of a region that is examined; and least share that draws must not miss.
+_MIN_LAPLACE, _MIN_SHARE = 1e-3, 0.02
+# Draws miss a region if their share is smaller than the estimate by this factor, and by so many standard errors.
+_FACTOR, _NUM_ERRORS = 2.0, 4.0
+
+
+class Region(NamedTuple):
+    """A part of space around a maximum of the density.
+
+    Attributes:
+      loc: the maximum, `[d]`.
+      scale_tril: factor of A⁻¹, `[d, d]`.
+      log_mass: log of the estimate of Z_R.
+      error: relative standard error of the estimate.
+    """
+
+    loc: np.ndarray
+    scale_tril: np.ndarray
+    log_mass: float
+    error: float
+
+    def contains(self, x: np.ndarray) -> np.ndarray:
+        """Returns whether points `[n, d]` lie in the region."""
+        return _squared_radius(self.loc, self.scale_tril, x) <= _radius(len(self.loc)) ** 2
+
+
+class Missed(NamedTuple):
+    """A region that draws have missed.
+
+    Attributes:
+      region: the region.
+      share: the share that the region should have, by the estimate.
+      share_of_draws: the share that it has.
+    """
+
+    region: Region
+    share: float
+    share_of_draws: float
+
+
+def find_regions(
+    x: np.ndarray,
+    values: np.ndarray,
+    inverses: np.ndarray,
+    unit: np.ndarray,
+    log_normalizer: float,
+    at: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    rng: np.random.Generator,
+) -> list[Region]:
+    """Returns the regions around the maxima that matter.
+
+    Args:
+      x, values, inverses: what `running.climb.climb` returns.
+      unit: the unit of each coordinate, `[d]`.
+      log_normalizer: an estimate of log Z.
+      at: maps points `[n, d]` to log f and its gradient.
+      rng: for draws from q.
+    """
+    x, values, inverses = (part[np.isfinite(values)] for part in (x, values, inverses))
+    y = x / unit
+    size = y.shape[1]
+    kept: list[int] = []
+    for i in np.argsort(-values, kind="stable"):
+        near = np.square(y[kept] - y[i]).sum(1) < _MIN_DISTANCE**2 * size
+        if not near.any() and len(kept) < _MAX_MAXIMA:
+            kept.append(int(i))
+    if not kept:
+        return []
+    locs, values = y[kept], values[kept]
+    factors = _factors(locs, inverses[kept], lambda y: at(y * unit)[1] * unit)
+    log_det_unit = float(np.log(unit).sum())
+    log_masses = values + np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(1) + log_det_unit
+    log_masses += 0.5 * size * np.log(2 * np.pi)
+    regions: list[Region] = []
+    for i in np.argsort(-log_masses, kind="stable"):
+        if log_masses[i] < log_normalizer + np.log(_MIN_LAPLACE) or len(regions) == _MAX_REGIONS:
+            break
+        if any(region.contains(unit * locs[i : i + 1])[0] for region in regions):
+            continue
+        loc, factor = unit * locs[i], unit[:, None] * factors[i]
+        log_mass, error = _mass(loc, factor, lambda x: at(x)[0], rng)
+        regions.append(Region(loc, factor, log_mass, error))
+    return regions
+
+
+def find_missed(
+    regions: list[Region], x: np.ndarray, log_normalizer: float, error: float, share_ess: float
+) -> list[Missed]:
+    """Returns the regions that draws have missed, those of the largest shares first.
+
+    Args:
+      regions: the regions.
+      x: draws, `[n, d]`.
+      log_normalizer, error: estimate of log Z that belongs to the draws, and its standard error.
+      share_ess: effective number of draws by which the error of their shares is judged.
+    """
+    missed = []
+    for region in regions:
+        mass = np.exp(min(region.log_mass - log_normalizer, 700.0))  # in units of Z
+        found = float(region.contains(x).mean())
+        share = mass / (1.0 + max(mass - found, 0.0))
+        if not (np.isfinite(mass) and share > _MIN_SHARE and mass > _FACTOR * found):
+            continue
+        binomial = np.sqrt(max(found, share / _FACTOR) / max(share_ess, 1.0))
+        doubt = np.hypot(mass * min(region.error, 1.0), found * (error if np.isfinite(error) else 1.0))
+        if mass - found > _NUM_ERRORS * np.hypot(binomial, doubt):
+            missed.append(Missed(region, float(share), found))
+    return sorted(missed, key=lambda one: -one.share)
+
+
+def _radius(size: int) -> float:
+    """Returns the radius that contains a probability of `_PROBABILITY` of a standard normal vector."""
+    return float(np.sqrt(scipy.special.chdtri(size, 1.0 - _PROBABILITY)))
+
+
+def _squared_radius(loc: np.ndarray, scale_tril: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return np.square(np.linalg.solve(scale_tril, (x - loc).T)).sum(0)
+
+
+def _factors(
+    locs: np.ndarray, inverses: np.ndarray, gradient: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Returns factors of A⁻¹ at points, from differences of the gradient.
+
+    Where A has a negative or a small eigenvalue, that of the base takes its place.
+    """
+    num, size = locs.shape
+    steps = _STEP * np.sqrt(np.clip(np.diagonal(inverses, axis1=1, axis2=2), 1e-12, _MAX_DEVIATION**2))
+    offsets = steps[:, :, None] * np.eye(size)
+    both = np.stack([locs[:, None] + offsets, locs[:, None] - offsets])
+    gradients = gradient(both.reshape(-1, size)).reshape(2, num, size, size)
+    hessian = (gradients[1] - gradients[0]) / (2 * steps[:, :, None])
+    hessian = np.where(np.isfinite(hessian), 0.5 * (hessian + np.swapaxes(hessian, 1, 2)), 0.0)
+    eigenvalues, vectors = np.linalg.eigh(hessian)
+    eigenvalues = np.where(eigenvalues > 0, np.clip(eigenvalues, _MAX_DEVIATION**-2, 1e12), 1.0)
+    covariance = (vectors / eigenvalues[:, None, :]) @ np.swapaxes(vectors, 1, 2)
+    return np.linalg.cholesky(covariance)
+
+
+def _mass(
+    loc: np.ndarray, factor: np.ndarray, log_density: Callable[[np.ndarray], np.ndarray], rng: np.random.Generator
+) -> tuple[float, float]:
+    """Returns log Z_R and its relative standard error; infinity for the latter if no draw has weight."""
+    size = len(loc)
+    z = rng.standard_normal([_NUM_DRAWS, size]) * _WIDTH
+    radius = np.square(z).sum(1)
+    log_q = -0.5 * radius / _WIDTH**2 - size * np.log(_WIDTH) - 0.5 * size * np.log(2 * np.pi)
+    log_q -= np.log(np.diag(factor)).sum()
+    values = log_density(loc + z @ factor.T)
+    log_weights = np.where((radius <= _radius(size) ** 2) & ~np.isnan(values), values - log_q, -np.inf)
+    largest = float(log_weights.max())
+    if not np.isfinite(largest):
+        return -np.inf, np.inf
+    weights = np.exp(log_weights - largest)
+    mean = float(weights.mean())
+    return largest + float(np.log(mean)), float(weights.std(ddof=1) / np.sqrt(_NUM_DRAWS) / mean)
