@@ -233,12 +233,28 @@ def _figure(
         if len(data) > _MAX_DRAWN_ROWS:
             chosen = np.random.default_rng(0).permutation(len(data))[:_MAX_DRAWN_ROWS]
             data = data[chosen] if rows.frame is None else rows.frame.iloc[chosen]
-        return table_figure(data, judgement.samples, judgement.kinds, judgement.report, {"loss": by_epoch or []})
+        return table_figure(data, judgement.samples, judgement.kinds, judgement.report, _curve(model, by_epoch))
     image_shape = (8, 8) if options.data == "digits" else shape if len(shape) in (2, 3) else None
     names = rows.columns
     if names is None and options.data not in TOYS and len(shape) == 1:
         names = tuple(f"column {i + 1}" for i in range(shape[0]))
     return run_figure(model.energy, held_out, samples, names, image_shape)
+
+
+def _curve(model: EnergyModel, by_epoch: list[float] | None) -> dict[str, Any]:
+    """Returns the curve of the training for the picture; of several networks, that of the best."""
+    histories = getattr(model, "histories", None)
+    if not histories:
+        return {"loss": by_epoch or []}
+    name = max(histories, key=lambda name: max(histories[name]["held_out_log_likelihood"]))
+    curve = histories[name]
+    return {
+        "loss": [-value for value in curve["log_likelihood"]],
+        "val_loss": [-value for value in curve["held_out_log_likelihood"]],
+        "epoch_kept": curve["kept"] + 1,
+        "name": name,
+        "step": "part of the training",
+    }
 
 
 def _write(

@@ -70,7 +70,7 @@ def table_figure(
       kinds: the kind of each column, as for `evaluation.column_distances`.
       report: `table_report` of the fit.
       history: lists `loss` and `val_loss` with a number for each epoch, and, unless the lowest `val_loss` was kept, the
-        number `epoch_kept`, from 1.
+        number `epoch_kept`, from 1. Optional: `name`, of what was trained, and `step`, what is counted if not epochs.
 
     >>> import matplotlib; matplotlib.use("Agg")
     >>> from tfp_ebm.cli.table_report import table_report
@@ -230,17 +230,19 @@ def _training(ax: Axes, history: Mapping[str, Any]) -> None:
     for label, (values, color) in curves.items():
         if len(values):
             ax.plot(np.arange(1, len(values) + 1), values, color=color, label=label, marker="o" * (len(values) < 3))
-    held_out = np.asarray(history.get("val_loss") or [], np.float64)
+    held_out, step = np.asarray(history.get("val_loss") or [], np.float64), history.get("step", "epoch")
     kept = history.get("epoch_kept") or (int(np.nanargmin(held_out)) + 1 if np.isfinite(held_out).any() else None)
     if kept is not None:
-        ax.axvline(kept, color=MODEL_COLOR, linestyle=":", label=f"kept: epoch {kept}")
+        ax.axvline(kept, color=MODEL_COLOR, linestyle=":", label=f"kept: {step} {kept}")
     numbers = np.concatenate([np.asarray(values, np.float64) for values, _ in curves.values()])
     numbers = numbers[np.isfinite(numbers)]
     if len(numbers) > 10:  # the first epochs are far above the rest
         top, bottom = np.quantile(numbers, 0.95), numbers.min()
         ax.set_ylim(bottom - 0.05 * (top - bottom) - 1e-6, top + 0.1 * (top - bottom) + 1e-6)
-    ax.set_xlabel("epoch", fontsize=9)
-    ax.set_title("loss", fontsize=10, loc="left", fontweight="bold")
+    ax.set_xlabel(step, fontsize=9)
+    ax.set_title(
+        f"loss of {history['name']}" if "name" in history else "loss", fontsize=10, loc="left", fontweight="bold"
+    )
     ax.legend(frameon=False, fontsize=9)
 
 

@@ -150,9 +150,7 @@ def _squared_radius(loc: np.ndarray, scale_tril: np.ndarray, x: np.ndarray) -> n
     return np.square(np.linalg.solve(scale_tril, (x - loc).T)).sum(0)
 
 
-def _factors(
-    locs: np.ndarray, inverses: np.ndarray, gradient: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
+def _factors(locs: np.ndarray, inverses: np.ndarray, gradient: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Returns factors of A⁻¹ at points, from differences of the gradient.
 
     Where A has a negative or a small eigenvalue, that of the base takes its place.
