@@ -233,7 +233,7 @@ def _training(ax: Axes, history: Mapping[str, Any]) -> None:
     held_out, step = np.asarray(history.get("val_loss") or [], np.float64), history.get("step", "epoch")
     kept = history.get("epoch_kept") or (int(np.nanargmin(held_out)) + 1 if np.isfinite(held_out).any() else None)
     if kept is not None:
-        ax.axvline(kept, color=MODEL_COLOR, linestyle=":", label=f"kept: {step} {kept}")
+        ax.axvline(kept, color=MODEL_COLOR, linestyle=":", label=f"kept: {step.split()[0]} {kept}")
     numbers = np.concatenate([np.asarray(values, np.float64) for values, _ in curves.values()])
     numbers = numbers[np.isfinite(numbers)]
     if len(numbers) > 10:  # the first epochs are far above the rest
