@@ -23,7 +23,7 @@ from tfp_ebm.networks.normalized import NormalizedEnergy
 from tfp_ebm.recipes import density_candidates as candidates
 from tfp_ebm.recipes.density_candidates import Table
 from tfp_ebm.recipes.density_folds import Chosen, cross_validated, folds_of
-from tfp_ebm.recipes.density_training import Trainer, Training, seconds_of, settings_for_rows
+from tfp_ebm.recipes.density_training import Trainer, Training, is_settled, seconds_of, settings_for_rows, settle_nodes
 
 # Rows up to which candidates are cross-validated, and below which no network is trained: none won there.
 MAX_ROWS, MIN_ROWS_OF_NETWORKS = 2000, 100
@@ -160,8 +160,12 @@ def train_by_folds(
                 raise KeyboardInterrupt
             trainings.append(training)
             spent, total = spent + time.monotonic() - start, total + 1
-        judged = _at_one_judgement("autoregressive" + "_mixture" * (kind == "mixture"), table, fold, own, trainings)
-        yield judged, any(training.is_cut for training in trainings)
+        name = "autoregressive" + "_mixture" * (kind == "mixture")
+        kept = _to_one_judgement(fold, own, trainings)
+        error = max(settle_nodes(network, table.y[fold == k]) for k, network in enumerate(own))
+        if is_settled(name, error):
+            is_cut = any(training.is_cut for training in trainings)
+            yield Judged(name, _left_out(table, fold, own), list(own), trainings, kept), is_cut
 
 
 def _snapshot_every(network: NormalizedEnergy, number: int) -> int:
@@ -169,20 +173,20 @@ def _snapshot_every(network: NormalizedEnergy, number: int) -> int:
     return max(1, math.ceil(40 * number * network.count_params() / _MAX_COPIED))
 
 
-def _at_one_judgement(
-    name: str,
-    table: Table,
-    fold: np.ndarray,
-    own: list[networks.AutoregressiveEnergy],
-    trainings: list[Training],
-) -> Judged:
-    """Returns the networks as they were at the judgement with the smallest mean energy over all folds."""
+def _to_one_judgement(fold: np.ndarray, own: list[networks.AutoregressiveEnergy], trainings: list[Training]) -> int:
+    """Gives networks their weights at the judgement with the smallest mean energy over all folds; returns its number."""
     shares = np.bincount(fold) / len(fold)
     common = sorted(set.intersection(*(set(training.snapshots) for training in trainings)))
     means = [sum(shares[k] * training.held_out_losses[i] for k, training in enumerate(trainings)) for i in common]
     kept = common[int(np.argmin(means))]
-    log_probs = np.empty(len(fold))
-    for number, (network, training) in enumerate(zip(own, trainings, strict=True)):
+    for network, training in zip(own, trainings, strict=True):
         network.set_weights(training.snapshots[kept])
+    return kept
+
+
+def _left_out(table: Table, fold: np.ndarray, own: list[networks.AutoregressiveEnergy]) -> np.ndarray:
+    """Returns the log density of each row by the network of its fold."""
+    log_probs = np.empty(len(fold))
+    for number, network in enumerate(own):
         log_probs[fold == number] = -np.asarray(network(table.y[fold == number]), np.float64)
-    return Judged(name, log_probs, list(own), trainings, kept)
+    return log_probs
