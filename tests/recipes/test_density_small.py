@@ -39,18 +39,19 @@ def test_log_densities_are_of_fits_without_the_row():
         normal = stats.multivariate_normal(rest.mean(0), np.cov(rest.T, bias=True))
         naive[fold == number] = normal.logpdf(x[fold == number])
     np.testing.assert_allclose(chosen.log_probs, naive, atol=1e-4)
-    np.testing.assert_allclose(chosen.of_folds[2].log_prob(x)[fold == 2], naive[fold == 2], atol=1e-4)
+    np.testing.assert_allclose(chosen.fit(x[fold != 2]).log_prob(x)[fold == 2], naive[fold == 2], atol=1e-4)
     assert np.abs(leaking - naive).max() > 0.02
-    np.testing.assert_allclose(chosen.of_all_rows.log_prob(x), leaking, atol=1e-4)
+    np.testing.assert_allclose(chosen.fit(x).log_prob(x), leaking, atol=1e-4)
 
 
-def test_kernel_densities_share_their_distances():
+def test_variants_of_one_shape_share_their_distances():
     z = np.random.default_rng(0).normal(size=(30, 3))
-    variants = density_folds._kernels(z, 0)
     rows = np.random.default_rng(1).normal(size=(5, 3))
-    scores = density_folds._kernel_scores(variants, rows)
-    for key, naive in density_folds._scores(variants, rows).items():
-        np.testing.assert_allclose(scores[key], naive, rtol=1e-9)
+    for fit in (density_folds._gaussians, density_folds._scale_mixtures, density_folds._kernels):
+        variants = fit(z, 0)
+        scores = density_folds._scores_of_scaled(variants, rows)
+        for key, naive in density_folds._scores(variants, rows).items():
+            np.testing.assert_allclose(scores[key], naive, rtol=1e-6)
 
 
 def peers(x):
@@ -84,7 +85,7 @@ def test_a_small_table_beats_gaussian_mixture_and_kernel_density():
                 x, density_folds.folds_of(x, 10, seed), seed=seed, with_kernels=True
             )
             kept, probs = fitted_parts(np.stack([one.log_probs for one in chosen.values()], 1))
-            parts = np.stack([one.of_all_rows.log_prob(new) for one in chosen.values()], 1)
+            parts = np.stack([one.fit(x).log_prob(new) for one in chosen.values()], 1)
             best = max(float(log_prob(new.T if i == 2 else new).mean()) for i, log_prob in enumerate(peers(x)))
             gains.append(np.logaddexp.reduce(parts[:, kept] + np.log(probs), axis=1).mean() - best)
             planted.append(parts[:, list(chosen).index("kernel_density")].mean() - best)

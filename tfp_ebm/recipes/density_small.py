@@ -70,27 +70,30 @@ def simple_densities(table: Table) -> tuple[list[Judged], Chosen]:
     simple = not (table.has_missing or table.supports)
     with_kernels = simple and table.y.shape[1] <= candidates.MAX_KERNEL_COLUMNS
     found, proposal = cross_validated(table.spread[0], fold, seed=table.seed, with_kernels=with_kernels)
-    if table.has_missing and not table.supports:
-        found["gaussian"] = _gaussian_of_gaps(table, fold)
     judged = []
+    if table.has_missing and not table.supports:
+        mixture, log_probs = _gaussian_of_gaps(table, fold)
+        judged.append(Judged("gaussian", log_probs, [candidates.of_mixture(table, mixture)], [], 0))
+        del found["gaussian"]
     for name, chosen in found.items():
-        network = candidates.of_mixture(table, chosen.of_all_rows)
-        log_probs = chosen.log_probs if simple else _log_probs(table, chosen.of_folds, fold)
+        network = candidates.of_mixture(table, chosen.fit(table.spread[0]))
+        log_probs = chosen.log_probs if simple else _log_probs(table, chosen, fold)
         judged.append(Judged(name, log_probs, [network], [], 0))
     return judged, proposal
 
 
-def _log_probs(table: Table, of_folds: list[MixtureParameters], fold: np.ndarray) -> np.ndarray:
+def _log_probs(table: Table, chosen: Chosen, fold: np.ndarray) -> np.ndarray:
     """Returns the log density of each row, with missing cells and values, by the mixture fitted without its fold."""
     log_probs = np.empty(len(fold))
-    for number, fitted in enumerate(of_folds):
+    for number in range(fold.max() + 1):
         part = part_of(table, fold, number)
-        log_probs[fold == number] = -np.asarray(candidates.of_mixture(part, fitted)(part.y_held_out), np.float64)
+        network = candidates.of_mixture(part, chosen.fit(part.spread[0]))
+        log_probs[fold == number] = -np.asarray(network(part.y_held_out), np.float64)
     return log_probs
 
 
-def _gaussian_of_gaps(table: Table, fold: np.ndarray) -> Chosen:
-    """Returns the Gaussian that is most likely where cells are missing; the rows choose its ridge."""
+def _gaussian_of_gaps(table: Table, fold: np.ndarray) -> tuple[MixtureParameters, np.ndarray]:
+    """Returns the Gaussian that is most likely where cells are missing, and its log densities; the rows choose its ridge."""
 
     def fitted(rows: np.ndarray) -> list[MixtureParameters]:
         mean, covariance = fit_gaussian(rows, seed=table.seed)
@@ -98,10 +101,14 @@ def _gaussian_of_gaps(table: Table, fold: np.ndarray) -> Chosen:
         factors = [np.linalg.cholesky(covariance + ridge * eye) for ridge in candidates.RIDGES]
         return [MixtureParameters(np.ones(1), mean[None], factor[None]) for factor in factors]
 
-    of_folds = list(zip(*(fitted(table.y[fold != number]) for number in range(fold.max() + 1)), strict=True))
-    log_probs = [_log_probs(table, list(mixtures), fold) for mixtures in of_folds]
-    best = int(np.argmax([values.mean() for values in log_probs]))
-    return Chosen(list(of_folds[best]), fitted(table.y)[best], log_probs[best], lambda rows: fitted(rows)[best])
+    log_probs = np.empty((len(candidates.RIDGES), len(fold)))
+    for number in range(fold.max() + 1):
+        part = part_of(table, fold, number)
+        for place, mixture in enumerate(fitted(part.y)):
+            energies = np.asarray(candidates.of_mixture(part, mixture)(part.y_held_out), np.float64)
+            log_probs[place, fold == number] = -energies
+    best = int(np.argmax(log_probs.mean(1)))
+    return fitted(table.y)[best], log_probs[best]
 
 
 def train_by_folds(
@@ -174,7 +181,7 @@ def _snapshot_every(network: NormalizedEnergy, number: int) -> int:
 
 
 def _to_one_judgement(fold: np.ndarray, own: list[networks.AutoregressiveEnergy], trainings: list[Training]) -> int:
-    """Gives networks their weights at the judgement with the smallest mean energy over all folds; returns its number."""
+    """Gives networks their weights at the judgement with the smallest mean energy over the folds; returns its number."""
     shares = np.bincount(fold) / len(fold)
     common = sorted(set.intersection(*(set(training.snapshots) for training in trainings)))
     means = [sum(shares[k] * training.held_out_losses[i] for k, training in enumerate(trainings)) for i in common]
