@@ -93,7 +93,7 @@ def _log_probs(table: Table, chosen: Chosen, fold: np.ndarray) -> np.ndarray:
 
 
 def _gaussian_of_gaps(table: Table, fold: np.ndarray) -> tuple[MixtureParameters, np.ndarray]:
-    """Returns the Gaussian that is most likely where cells are missing, and its log densities; the rows choose its ridge."""
+    """Returns the Gaussian that is most likely where cells are missing, and its log densities; rows choose its ridge."""
 
     def fitted(rows: np.ndarray) -> list[MixtureParameters]:
         mean, covariance = fit_gaussian(rows, seed=table.seed)
@@ -181,7 +181,7 @@ def _snapshot_every(network: NormalizedEnergy, number: int) -> int:
 
 
 def _to_one_judgement(fold: np.ndarray, own: list[networks.AutoregressiveEnergy], trainings: list[Training]) -> int:
-    """Gives networks their weights at the judgement with the smallest mean energy over the folds; returns its number."""
+    """Gives networks their weights at the judgement with the smallest mean energy over the folds; returns it."""
     shares = np.bincount(fold) / len(fold)
     common = sorted(set.intersection(*(set(training.snapshots) for training in trainings)))
     means = [sum(shares[k] * training.held_out_losses[i] for k, training in enumerate(trainings)) for i in common]
