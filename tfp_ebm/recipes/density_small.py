@@ -93,7 +93,7 @@ def _log_probs(table: Table, chosen: Chosen, fold: np.ndarray) -> np.ndarray:
 
 
 def _gaussian_of_gaps(table: Table, fold: np.ndarray) -> tuple[MixtureParameters, np.ndarray]:
-    """Returns the Gaussian that is most likely where cells are missing, and its log densities; rows choose its ridge."""
+    """Returns the Gaussian that is most likely where cells are missing, and its log densities of the rows."""
 
     def fitted(rows: np.ndarray) -> list[MixtureParameters]:
         mean, covariance = fit_gaussian(rows, seed=table.seed)
