@@ -14,13 +14,14 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm.arguments import check_data
+from tfp_ebm.arguments import check_data, numbers_of
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.exact_draws import draws_exactly
+from tfp_ebm.networks.cumulative import cumulative
 from tfp_ebm.networks.normalized import AffineEnergy, DistributionEnergy, MixtureEnergy, NormalizedEnergy
 
-__all__ = ["mixture", "stack"]
+__all__ = ["cdf", "mixture", "stack"]
 
 # Parts with smaller weights are left out of a stack.
 _LEAST_WEIGHT = 0.01
@@ -130,6 +131,56 @@ def stack(parts: Sequence[Any], x_held_out: Any) -> EnergyModel:
     x = check_data("x_held_out", x_held_out, tuple(parts[0].event_shape) if parts else None)
     kept, probs = stacked_parts(np.stack([log_prob_of(part, x) for part in parts], 1))
     return mixture([parts[i] for i in kept], probs)
+
+
+def cdf(density: EnergyModel, x: Any, coordinate: int | str) -> np.ndarray:
+    """Computes the distribution function P(Xᵢ ≤ xᵢ | the other given coordinates) of one coordinate of a density.
+
+    With all other coordinates NaN it is that of the marginal. Gaussian mixtures and kernel densities take any cells as
+    given. Autoregressive energies need exactly the coordinates that come before i in their `order`. A mixture, such as
+    a stack, needs what its parts need, and weighs them by their density of the given cells.
+
+    Args:
+      density: an `EnergyModel` with log Z = 0, such as one of `networks.autoregressive`, `mixture` or `fit_density`.
+      x: array `[rows, size]`. NaN marks the coordinates that are not given. Coordinate i holds the point xᵢ.
+      coordinate: i, the number of the coordinate, or its name in `density.columns`.
+
+    Returns:
+      float64 `[rows]`, from 0 to 1.
+
+    Raises:
+      TypeError, ValueError: if the density is none of these, the shapes differ, xᵢ is NaN, or other coordinates are
+        given than an autoregressive energy needs.
+
+    >>> import tfp_ebm as ebm
+    >>> normal = tfp.distributions.MultivariateNormalTriL([0.0, 0.0], [[1.0, 0.0], [0.6, 0.8]])
+    >>> model = ebm.EnergyModel(ebm.networks.autoregressive([2], units=[8], proposal=normal))
+    >>> cdf(model, [[0.0, np.nan]], 0).round(3), cdf(model, [[1.0, 0.6]], 1).round(3)
+    (array([0.5]), array([0.5]))
+    """
+    if not isinstance(density, EnergyModel) or not draws_exactly(density):
+        raise TypeError(f"`density` must be an EnergyModel with a known log Z, got {density!r}.")
+    (size,) = density.event_shape if len(density.event_shape) == 1 else (-1,)
+    names = list(density.columns or [])
+    i = names.index(coordinate) if coordinate in names else coordinate
+    if not isinstance(i, int | np.integer) or not 0 <= i < size:
+        raise ValueError(
+            f"`coordinate` must be a number from 0 to {size - 1} or a name in {names}, got {coordinate!r}."
+        )
+    rows: np.ndarray = np.asarray(numbers_of("x", x), np.float64)
+    if rows.shape[1:] != (size,) or np.isinf(rows).any():
+        raise ValueError(f"`x` must hold finite numbers or NaN, of shape [rows, {size}], got {rows.shape}.")
+    if np.isnan(rows[:, i]).any():
+        raise ValueError(
+            f"`x` must have a point in column {i}, but it is NaN in {int(np.isnan(rows[:, i]).sum())} rows."
+        )
+    z = (rows - np.asarray(density.standardization.loc)) / np.asarray(density.standardization.scale)
+    values = np.empty(len(rows))
+    patterns, group = np.unique(np.isnan(rows), axis=0, return_inverse=True)
+    for number in range(len(patterns)):
+        chosen = group.reshape(-1) == number
+        values[chosen] = cumulative(density.network, z[chosen], int(i)).cdf
+    return values
 
 
 def stacked_parts(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -108,7 +108,7 @@ class AutoregressiveEnergy(NormalizedEnergy):
             raise ValueError("`allows_missing` must be False with a mixture as proposal: it needs all coordinates.")
         self._num_outputs = num_components * num_functions
         in_order = [values.get(number) for number in order]
-        self._lines = np.array([place for place, support in enumerate(in_order) if support is None], int)
+        self.lines = np.array([place for place, support in enumerate(in_order) if support is None], int)
         self.features = Features(in_order, allows_missing)
         self.value_conditionals: Any = (
             ValueConditionals(in_order, self._num_outputs, dtype=self.dtype) if values else None
@@ -163,7 +163,7 @@ class AutoregressiveEnergy(NormalizedEnergy):
         width = 2.0 * reach / max(1, self.num_functions - 1)
         return tf.tanh((tf.asinh(t / STRETCH)[..., None] - tf.constant(steps, t.dtype)) / width)
 
-    def _coefficients(self, outputs: tf.Tensor) -> tf.Tensor:
+    def coefficients(self, outputs: tf.Tensor) -> tf.Tensor:
         """Returns aⱼ `[..., num_components, num_functions]` of outputs `[..., number]`."""
         parts = [self.proposal.num_components, self.num_functions]
         return tf.reshape(outputs, tf.concat([tf.shape(outputs)[:-1], parts], 0))
@@ -189,9 +189,9 @@ class AutoregressiveEnergy(NormalizedEnergy):
             states, masses, rest = at(places)
             of_values = self.value_conditionals.log_probs(rest, masses if self.is_proposal_fixed else None)
             columns = [self.value_conditionals.at_states(of_values, states)]
-            if len(self._lines):
-                columns.append(self._log_densities(*at(self._lines), num_nodes, shift))
-            log_probs = tf.gather(tf.concat(columns, 1), np.argsort(np.concatenate([places, self._lines])), axis=1)
+            if len(self.lines):
+                columns.append(self._log_densities(*at(self.lines), num_nodes, shift))
+            log_probs = tf.gather(tf.concat(columns, 1), np.argsort(np.concatenate([places, self.lines])), axis=1)
         return tf.where(tf.math.is_nan(y), tf.zeros_like(y), log_probs) if self.allows_missing else log_probs
 
     def _log_densities(
@@ -200,11 +200,11 @@ class AutoregressiveEnergy(NormalizedEnergy):
         """Returns log p(yᵢ | y_<i) of coordinates on the line, to which all arguments belong."""
         if self.allows_missing:
             y = tf.where(tf.math.is_nan(y), tf.zeros_like(y), y)  # else gradients would be NaN
-        coefficients = self._coefficients(outputs)
+        coefficients = self.coefficients(outputs)
         grid = lattice(self.proposal.family, num_nodes, shift)
         t = (y[..., None] - proposal.loc) * tf.exp(-proposal.log_scale)
-        at_state = _bounded(tf.reduce_sum(coefficients * self.functions(t), -1))
-        at_nodes = _bounded(tf.tensordot(coefficients, self.functions(grid.nodes), [[-1], [-1]]))
+        at_state = bounded(tf.reduce_sum(coefficients * self.functions(t), -1))
+        at_nodes = bounded(tf.tensordot(coefficients, self.functions(grid.nodes), [[-1], [-1]]))
         log_mass = tf.reduce_logsumexp(grid.log_weights - at_nodes, -1)
         log_q = log_density(self.proposal.family, t) - proposal.log_scale
         return tf.reduce_logsumexp(proposal.log_probs + log_q - at_state, -1) - tf.reduce_logsumexp(
@@ -230,8 +230,6 @@ class AutoregressiveEnergy(NormalizedEnergy):
     def _rows_per_block(self, num_nodes: int) -> int:
         numbers = max(num_nodes, self.num_functions) * len(self.order) * self.proposal.num_components
         return max(1, _MAX_NUMBERS // (4 * numbers))
-
-    # --- samples -------------------------------------------------------------------------------------------------
 
     def at_coordinate(self, y: tf.Tensor, i: tf.Tensor) -> tuple[Conditionals, tf.Tensor]:
         """Returns the proposal and the outputs of one coordinate, `[batch, …]`, as `conditionals` returns all."""
@@ -264,17 +262,17 @@ class AutoregressiveEnergy(NormalizedEnergy):
     def invert(self, proposal: Conditionals, outputs: tf.Tensor, i: tf.Tensor, u: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
         """Returns samples `[batch]` of coordinate i: u chooses the value or the component, v the place within it."""
         drawn = tf.zeros_like(u)
-        if len(self._lines):
-            drawn = self._invert_density(proposal, self._coefficients(outputs), u, v, 2 * self.num_nodes[1])
+        if len(self.lines):
+            drawn = self._invert_density(proposal, self.coefficients(outputs), u, v, 2 * self.num_nodes[1])
         if self.value_conditionals is not None:
-            of_values, at = self._log_probs_at(proposal, outputs, i)
+            of_values, at = self.log_probs_at(proposal, outputs, i)
             drawn = tf.where(self._is_line(i), drawn, self.value_conditionals.invert(of_values, u, at))
         return drawn
 
     def _is_line(self, i: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_any(tf.equal(tf.constant(self._lines, tf.int32), i))
+        return tf.reduce_any(tf.equal(tf.constant(self.lines, tf.int32), i))
 
-    def _log_probs_at(self, proposal: Conditionals, outputs: tf.Tensor, i: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def log_probs_at(self, proposal: Conditionals, outputs: tf.Tensor, i: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the log probabilities `[batch, values]` of coordinate i, and its number among those with supports."""
         at = tf.gather(tf.constant(self.value_conditionals.number_of), i)
         one = Conditionals(*(value[:, None] for value in proposal)) if self.is_proposal_fixed else None
@@ -284,12 +282,12 @@ class AutoregressiveEnergy(NormalizedEnergy):
         """Returns log p(yᵢ | y_<i), `[batch]`, of one coordinate."""
         own = y[:, i, None]
         log_prob = tf.zeros_like(own)
-        if len(self._lines):
+        if len(self.lines):
             one = Conditionals(*(value[:, None] for value in proposal))
             shift = tf.constant(0.5, y.dtype)
             log_prob = self._log_densities(own, one, outputs[:, None], self.num_nodes[1], shift)
         if self.value_conditionals is not None:
-            of_values, at = self._log_probs_at(proposal, outputs, i)
+            of_values, at = self.log_probs_at(proposal, outputs, i)
             at_state = self.value_conditionals.at_states(of_values[:, None], own, at)
             log_prob = tf.where(self._is_line(i), log_prob, at_state)
         return log_prob[:, 0]
@@ -299,7 +297,7 @@ class AutoregressiveEnergy(NormalizedEnergy):
     ) -> tf.Tensor:
         """Returns x `[batch]` with p(x | x_<i): u chooses the component, v the quantile within it."""
         grid = lattice(self.proposal.family, num_nodes, tf.constant(0.5, u.dtype))
-        energies = _bounded(tf.tensordot(coefficients, self.functions(grid.nodes), [[-1], [-1]]))
+        energies = bounded(tf.tensordot(coefficients, self.functions(grid.nodes), [[-1], [-1]]))
         mass = tf.exp(proposal.log_probs[..., None] + grid.log_weights - energies)
         totals = tf.cumsum(tf.reduce_sum(mass, -1), axis=-1)
         last = self.proposal.num_components - 1
@@ -322,7 +320,8 @@ class AutoregressiveEnergy(NormalizedEnergy):
         return cls(**config)
 
 
-def _bounded(energy: tf.Tensor) -> tf.Tensor:
+def bounded(energy: tf.Tensor) -> tf.Tensor:
+    """Returns an energy within the limits that each has."""
     return _MAX_ENERGY * tf.tanh(energy / _MAX_ENERGY)
 
 

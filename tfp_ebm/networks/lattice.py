@@ -9,6 +9,7 @@ by a random share of the spacing the rule is unbiased: the mean over all shifts 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -83,3 +84,43 @@ def invert_trapezoid(nodes: tf.Tensor, density: tf.Tensor, v: tf.Tensor) -> tf.T
     share = 2.0 * rest / tf.maximum(low + tf.sqrt(tf.maximum(low**2 + 2.0 * (high - low) * rest, 0.0)), tiny)
     share = tf.clip_by_value(share, 0.0, 1.0)
     return at(nodes) + share * (at(nodes, 1) - at(nodes))
+
+
+def integrals_below(
+    family: str, num_nodes: int, t: tf.Tensor, log_factor: Callable[[tf.Tensor], tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns E[exp(f(T)); T ≤ t] and E exp(f(T)), of the shape of t.
+
+    The sum up to a node has the end correction of Euler and Maclaurin, and the rest of the cell is integrated by four
+    Gauss-Legendre points; so the error falls with the fourth power of the spacing.
+
+    Args:
+      family: "logistic" or "normal".
+      num_nodes: number of nodes.
+      t: upper limits, `[batch, components]`.
+      log_factor: returns f, `[batch, components, n]`, at places `[n]` or `[batch, components, n]`.
+
+    >>> t = tf.constant([[0.0, 1.0]], tf.float64)
+    >>> below, total = integrals_below("normal", 64, t, lambda t: tf.zeros([1, 2, 1], t.dtype))
+    >>> below.numpy().round(5).tolist(), total.numpy().round(5).tolist()
+    ([[0.5, 0.84134]], [[1.0, 1.0]])
+    """
+    grid = lattice(family, num_nodes, tf.constant(0.5, t.dtype))
+    values = tf.exp(grid.log_weights + log_factor(grid.nodes))
+    width = math.asinh(_REACH[family] / STRETCH)
+    spacing = 2.0 * width / num_nodes
+    place = tf.clip_by_value((tf.asinh(t / STRETCH) + width) / spacing - 0.5, 0.0, num_nodes - 1.0)
+    node = tf.cast(place, tf.int32)
+
+    def at(array: tf.Tensor, offset: int) -> tf.Tensor:
+        padded = tf.pad(array, [[0, 0], [0, 0], [1, 1]])
+        return tf.gather(padded, (node + 1 + offset)[..., None], batch_dims=2)[..., 0]
+
+    sums = at(tf.cumsum(values, axis=-1), 0) - 0.5 * at(values, 0) - (at(values, 1) - at(values, -1)) / 24.0
+    points, shares = (tf.constant(array, t.dtype) for array in np.polynomial.legendre.leggauss(4))
+    start = tf.cast(node, t.dtype)
+    rest = (place - start) * spacing
+    v = ((start + 0.5) * spacing - width)[..., None] + rest[..., None] * 0.5 * (points + 1.0)
+    inside = STRETCH * tf.sinh(v)
+    density = tf.exp(log_density(family, inside) + tf.math.log(STRETCH * tf.cosh(v)) + log_factor(inside))
+    return sums + rest * tf.reduce_sum(0.5 * shares * density, -1), tf.reduce_sum(values, -1)

@@ -164,6 +164,12 @@ class ValueConditionals(keras.layers.Layer):
         total = tf.reduce_sum(tf.where(is_there, log_probs, tf.zeros_like(log_probs)), -1)
         return tf.where(tf.reduce_any(is_there, -1), total, tf.fill(tf.shape(total), tf.constant(-np.inf, y.dtype)))
 
+    def below(self, log_probs: tf.Tensor, y: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
+        """Returns P(Yᵢ ≤ y), `[batch]`, of one coordinate, given log probabilities `[batch, values]`."""
+        values, reach = tf.gather(tf.constant(self.values), at), tf.gather(tf.constant(self.reach), at)
+        is_below = tf.cast(values - reach, y.dtype) <= y[:, None]
+        return tf.reduce_sum(tf.where(is_below, tf.exp(log_probs), tf.zeros_like(log_probs)), -1)
+
     def invert(self, log_probs: tf.Tensor, u: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
         """Returns the values `[batch]` at quantiles u of one coordinate, given log probabilities `[batch, values]`."""
         totals = tf.cumsum(tf.exp(log_probs), axis=-1)

@@ -14,9 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from tfp_ebm import networks
 from tfp_ebm.arguments import check_count, check_data, check_positive, is_frame, numbers_of
 from tfp_ebm.caller import warn
 from tfp_ebm.composition import fitted_parts, log_prob_of, mixture, stacked_parts
@@ -26,14 +24,12 @@ from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.supports import check_supports
 from tfp_ebm.recipes import density_small
 from tfp_ebm.recipes.density_candidates import Table, baselines, train_networks
-from tfp_ebm.recipes.density_training import history_of
+from tfp_ebm.recipes.density_training import history_of, is_settled, settle_nodes
 from tfp_ebm.recipes.density_units import Units, dequantized, filled
 
 _MIN_ROWS = 10
 # Components of a mixture whose conditionals are proposals, at most.
 _MAX_PROPOSAL_COMPONENTS = 8
-# Nodes of the lattices that are tried, and their error at most, in nats a row.
-_NUM_NODES, _MAX_QUADRATURE_ERROR = (128, 512), 1e-3
 
 
 def split_rows(x: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +206,8 @@ def fit_density(
     else:
         seconds = 60.0 * check_positive("minutes", minutes)
     limit = math.inf if minutes is None else seconds
-    if num_rows <= density_small.MAX_ROWS:
+    has_baselines = not (values and np.isnan(rows).any())
+    if num_rows <= density_small.MAX_ROWS and has_baselines:
         fit = _fit_by_folds(rows, values, seconds, limit, seed, verbose)
     else:
         fit = _fit_by_split(rows, values, validation, seconds, limit, seed, verbose)
@@ -257,12 +254,7 @@ def _fit_by_split(
         for trained in train_networks(table, None if units.has_missing else parts, seconds, limit, verbose):
             is_cut |= trained.is_cut
             error = settle_nodes(trained.network, table.y_held_out[:1000])
-            if error > _MAX_QUADRATURE_ERROR:
-                warn(
-                    f"{trained.name} is left out: its quadrature has an error of {error:.2g} nat a row, as for "
-                    "collinear columns."
-                )
-            else:
+            if is_settled(trained.name, error):
                 own = units.model(trained.network)
                 contest.add(trained.name, [own], log_prob_of(own, rows[held_out]))
                 contest.histories[trained.name] = history_of([trained.training], *slopes)
@@ -285,34 +277,19 @@ def _fit_by_folds(
     spread = dequantized(both, values, seed)
     table = Table(y, y[:0], values, units.has_missing, seed, (spread, spread[:0]))
     contest = _Contest(verbose)
-    proposal = None
-    if not (values and units.has_missing):
-        judged, proposal = density_small.simple_densities(table)
-        for one in judged:
-            contest.add(one.name, [units.model(network) for network in one.networks], one.log_probs + slopes)
+    judged, proposal = density_small.simple_densities(table)
+    for one in judged:
+        contest.add(one.name, [units.model(network) for network in one.networks], one.log_probs + slopes)
     is_cut = False
     try:
-        if len(rows) >= density_small.MIN_ROWS_OF_NETWORKS or not contest.models:
+        if len(rows) >= density_small.MIN_ROWS_OF_NETWORKS:
             # the conditionals of a mixture need all coordinates
-            proposal = None if units.has_missing else proposal
-            for one, cut in density_small.train_by_folds(table, proposal, seconds, limit, verbose):
+            of_networks = None if units.has_missing else proposal
+            for one, cut in density_small.train_by_folds(table, of_networks, seconds, limit, verbose):
                 is_cut |= cut
                 contest.add(one.name, [units.model(network) for network in one.networks], one.log_probs + slopes)
                 contest.histories[one.name] = history_of(one.trainings, slopes.mean(), slopes.mean(), one.kept)
     except KeyboardInterrupt:
-        if not contest.models:
-            raise
         is_cut = True
         warn(f"the fit was interrupted and keeps the {len(contest.models)} candidates that it has.")
     return _Fit(contest.stack(fitted_parts), contest.results, contest.histories, is_cut)
-
-
-def settle_nodes(network: networks.AutoregressiveEnergy, y: np.ndarray) -> float:
-    """Makes the lattice finer until its error is small; returns the error of the mean log density of rows, in nats."""
-    error = math.inf
-    for number in _NUM_NODES:
-        network.num_nodes = (network.num_nodes[0], number)
-        error = float(tf.abs(tf.reduce_mean(network(y, num_nodes=4 * number) - network(y))))
-        if error <= _MAX_QUADRATURE_ERROR:
-            break
-    return error

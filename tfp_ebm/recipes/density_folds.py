@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
+import threadpoolctl
 
 from tfp_ebm.energy.gaussian_mixture import (
     MixtureParameters,
@@ -45,15 +46,13 @@ class Chosen(NamedTuple):
     """A density whose form cross-validation chose.
 
     Attributes:
-      of_folds: for each fold, the density fitted to all other rows.
-      of_all_rows: the density fitted to all rows.
       log_probs: log density of each row by the fit without its fold, `[rows]`.
+      num_components: number of Gaussians.
       fit: fits a density of this form to rows.
     """
 
-    of_folds: list[MixtureParameters]
-    of_all_rows: MixtureParameters
     log_probs: np.ndarray
+    num_components: int
     fit: Callable[[np.ndarray], MixtureParameters]
 
 
@@ -131,19 +130,24 @@ def _kernels(z: np.ndarray, seed: int) -> Variants:
     return found
 
 
-def _kernel_scores(variants: Variants, rows: np.ndarray) -> dict[tuple[float, ...], np.ndarray]:
-    """Returns the log densities of all kernel densities; those of one shape share their distances."""
+def _scores_of_scaled(variants: Variants, rows: np.ndarray) -> dict[tuple[float, ...], np.ndarray]:
+    """Returns the log densities of variants whose covariances are multiples of a few matrices.
+
+    The last two numbers of a key are the share of the unit matrix and the multiple. Those of one share have the same
+    distances, up to a factor.
+    """
     scores: dict[tuple[float, ...], np.ndarray] = {}
-    squares: dict[float, tuple[float, np.ndarray]] = {}
-    for (share, bandwidth), one in variants.items():
-        if share not in squares:
-            inverse = np.linalg.inv(one.scale_tril)
-            squares[share] = bandwidth, squared_distances(rows @ inverse.T, one.loc @ inverse.T)
-        first, distances = squares[share]
-        exponents = -0.5 * distances * (first / bandwidth) ** 2
+    known: dict[float, tuple[float, np.ndarray]] = {}
+    for key, one in variants.items():
+        factors = one.scale_tril if one.scale_tril.ndim == 3 else one.scale_tril[None]
+        if key[-2] not in known:
+            inverse = np.linalg.inv(factors[0])
+            centres = one.loc if one.scale_tril.ndim == 2 else one.loc[:1]
+            known[key[-2]] = factors[0, 0, 0], squared_distances(rows @ inverse.T, centres @ inverse.T)
+        first, distances = known[key[-2]]
+        exponents = one.log_weights - 0.5 * distances * (first / factors[:, 0, 0]) ** 2
         largest = exponents.max(1, keepdims=True)
-        total = np.log(np.exp(exponents - largest).sum(1)) + largest[:, 0]
-        scores[share, bandwidth] = one.log_weights[0] + total
+        scores[key] = np.log(np.exp(exponents - largest).sum(1)) + largest[:, 0]
     return scores
 
 
@@ -160,23 +164,24 @@ def _judge(
 ) -> Chosen:
     """Returns the variant of a form whose log-likelihood of the rows, each by the fit without its fold, is largest."""
     log_probs: dict[tuple[float, ...], np.ndarray] = {}
-    fits = []
-    for number in range(fold.max() + 1):
-        held_out = fold == number
+    number = 0
+    for one in range(fold.max() + 1):
+        held_out = fold == one
         moments = DataMoments.of([x[~held_out]])
         variants = fit((x[~held_out] - moments.mean) / moments.scale, seed)
-        fits.append((variants, moments))
         judged = scores(variants, (x[held_out] - moments.mean) / moments.scale)
         for key, values in judged.items():
             log_probs.setdefault(key, np.empty(len(x)))[held_out] = values - np.log(moments.scale).sum()
+            number = len(variants[key].probs)
     best = max(log_probs, key=lambda key: float(log_probs[key].mean()))
 
     def again(rows: np.ndarray) -> MixtureParameters:
         moments = DataMoments.of([rows])
-        return fit((rows - moments.mean) / moments.scale, seed)[best].in_units(moments.mean, moments.scale)
+        with threadpoolctl.threadpool_limits(1):
+            variants = fit((rows - moments.mean) / moments.scale, seed)
+        return variants[best].in_units(moments.mean, moments.scale)
 
-    of_folds = [variants[best].in_units(moments.mean, moments.scale) for variants, moments in fits]
-    return Chosen(of_folds, again(x), log_probs[best], again)
+    return Chosen(log_probs[best], number, again)
 
 
 def cross_validated(
@@ -196,17 +201,19 @@ def cross_validated(
     >>> list(cross_validated(x, folds_of(x, 5, seed=0), seed=0, with_kernels=False)[0])
     ['gaussian', 'gaussian_scales', 'gaussian_mixture']
     """
-    found = {
-        "gaussian": _judge(_gaussians, x, fold, seed),
-        "gaussian_scales": _judge(_scale_mixtures, x, fold, seed),
-    }
-    mixtures = list(_searched(x, fold, seed))
+    with threadpoolctl.threadpool_limits(1):  # the matrices are small: more threads wait for each other
+        found = {
+            "gaussian": _judge(_gaussians, x, fold, seed, _scores_of_scaled),
+            "gaussian_scales": _judge(_scale_mixtures, x, fold, seed, _scores_of_scaled),
+        }
+        mixtures = list(_searched(x, fold, seed))
+        kernels = _judge(_kernels, x, fold, seed, _scores_of_scaled) if with_kernels else None
     if mixtures:
         found["gaussian_mixture"] = max(mixtures, key=_score)
-    few = [one for one in (*found.values(), *mixtures) if len(one.of_all_rows.probs) <= _MAX_PROPOSAL_COMPONENTS]
+    few = [one for one in (*found.values(), *mixtures) if one.num_components <= _MAX_PROPOSAL_COMPONENTS]
     proposal = max(few, key=_score)
-    if with_kernels:
-        found["kernel_density"] = _judge(_kernels, x, fold, seed, _kernel_scores)
+    if kernels is not None:
+        found["kernel_density"] = kernels
     return found, proposal
 
 

@@ -23,7 +23,7 @@ from tfp_ebm.networks.normalized import NormalizedEnergy
 from tfp_ebm.recipes import density_candidates as candidates
 from tfp_ebm.recipes.density_candidates import Table
 from tfp_ebm.recipes.density_folds import Chosen, cross_validated, folds_of
-from tfp_ebm.recipes.density_training import Trainer, Training, seconds_of, settings_for_rows
+from tfp_ebm.recipes.density_training import Trainer, Training, is_settled, seconds_of, settings_for_rows, settle_nodes
 
 # Rows up to which candidates are cross-validated, and below which no network is trained: none won there.
 MAX_ROWS, MIN_ROWS_OF_NETWORKS = 2000, 100
@@ -70,27 +70,30 @@ def simple_densities(table: Table) -> tuple[list[Judged], Chosen]:
     simple = not (table.has_missing or table.supports)
     with_kernels = simple and table.y.shape[1] <= candidates.MAX_KERNEL_COLUMNS
     found, proposal = cross_validated(table.spread[0], fold, seed=table.seed, with_kernels=with_kernels)
-    if table.has_missing and not table.supports:
-        found["gaussian"] = _gaussian_of_gaps(table, fold)
     judged = []
+    if table.has_missing and not table.supports:
+        mixture, log_probs = _gaussian_of_gaps(table, fold)
+        judged.append(Judged("gaussian", log_probs, [candidates.of_mixture(table, mixture)], [], 0))
+        del found["gaussian"]
     for name, chosen in found.items():
-        network = candidates.of_mixture(table, chosen.of_all_rows)
-        log_probs = chosen.log_probs if simple else _log_probs(table, chosen.of_folds, fold)
+        network = candidates.of_mixture(table, chosen.fit(table.spread[0]))
+        log_probs = chosen.log_probs if simple else _log_probs(table, chosen, fold)
         judged.append(Judged(name, log_probs, [network], [], 0))
     return judged, proposal
 
 
-def _log_probs(table: Table, of_folds: list[MixtureParameters], fold: np.ndarray) -> np.ndarray:
+def _log_probs(table: Table, chosen: Chosen, fold: np.ndarray) -> np.ndarray:
     """Returns the log density of each row, with missing cells and values, by the mixture fitted without its fold."""
     log_probs = np.empty(len(fold))
-    for number, fitted in enumerate(of_folds):
+    for number in range(fold.max() + 1):
         part = part_of(table, fold, number)
-        log_probs[fold == number] = -np.asarray(candidates.of_mixture(part, fitted)(part.y_held_out), np.float64)
+        network = candidates.of_mixture(part, chosen.fit(part.spread[0]))
+        log_probs[fold == number] = -np.asarray(network(part.y_held_out), np.float64)
     return log_probs
 
 
-def _gaussian_of_gaps(table: Table, fold: np.ndarray) -> Chosen:
-    """Returns the Gaussian that is most likely where cells are missing; the rows choose its ridge."""
+def _gaussian_of_gaps(table: Table, fold: np.ndarray) -> tuple[MixtureParameters, np.ndarray]:
+    """Returns the Gaussian that is most likely where cells are missing, and its log densities of the rows."""
 
     def fitted(rows: np.ndarray) -> list[MixtureParameters]:
         mean, covariance = fit_gaussian(rows, seed=table.seed)
@@ -98,10 +101,14 @@ def _gaussian_of_gaps(table: Table, fold: np.ndarray) -> Chosen:
         factors = [np.linalg.cholesky(covariance + ridge * eye) for ridge in candidates.RIDGES]
         return [MixtureParameters(np.ones(1), mean[None], factor[None]) for factor in factors]
 
-    of_folds = list(zip(*(fitted(table.y[fold != number]) for number in range(fold.max() + 1)), strict=True))
-    log_probs = [_log_probs(table, list(mixtures), fold) for mixtures in of_folds]
-    best = int(np.argmax([values.mean() for values in log_probs]))
-    return Chosen(list(of_folds[best]), fitted(table.y)[best], log_probs[best], lambda rows: fitted(rows)[best])
+    log_probs = np.empty((len(candidates.RIDGES), len(fold)))
+    for number in range(fold.max() + 1):
+        part = part_of(table, fold, number)
+        for place, mixture in enumerate(fitted(part.y)):
+            energies = np.asarray(candidates.of_mixture(part, mixture)(part.y_held_out), np.float64)
+            log_probs[place, fold == number] = -energies
+    best = int(np.argmax(log_probs.mean(1)))
+    return fitted(table.y)[best], log_probs[best]
 
 
 def train_by_folds(
@@ -160,8 +167,12 @@ def train_by_folds(
                 raise KeyboardInterrupt
             trainings.append(training)
             spent, total = spent + time.monotonic() - start, total + 1
-        judged = _at_one_judgement("autoregressive" + "_mixture" * (kind == "mixture"), table, fold, own, trainings)
-        yield judged, any(training.is_cut for training in trainings)
+        name = "autoregressive" + "_mixture" * (kind == "mixture")
+        kept = _to_one_judgement(fold, own, trainings)
+        error = max(settle_nodes(network, table.y[fold == k]) for k, network in enumerate(own))
+        if is_settled(name, error):
+            is_cut = any(training.is_cut for training in trainings)
+            yield Judged(name, _left_out(table, fold, own), list(own), trainings, kept), is_cut
 
 
 def _snapshot_every(network: NormalizedEnergy, number: int) -> int:
@@ -169,20 +180,20 @@ def _snapshot_every(network: NormalizedEnergy, number: int) -> int:
     return max(1, math.ceil(40 * number * network.count_params() / _MAX_COPIED))
 
 
-def _at_one_judgement(
-    name: str,
-    table: Table,
-    fold: np.ndarray,
-    own: list[networks.AutoregressiveEnergy],
-    trainings: list[Training],
-) -> Judged:
-    """Returns the networks as they were at the judgement with the smallest mean energy over all folds."""
+def _to_one_judgement(fold: np.ndarray, own: list[networks.AutoregressiveEnergy], trainings: list[Training]) -> int:
+    """Gives networks their weights at the judgement with the smallest mean energy over the folds; returns it."""
     shares = np.bincount(fold) / len(fold)
     common = sorted(set.intersection(*(set(training.snapshots) for training in trainings)))
     means = [sum(shares[k] * training.held_out_losses[i] for k, training in enumerate(trainings)) for i in common]
     kept = common[int(np.argmin(means))]
-    log_probs = np.empty(len(fold))
-    for number, (network, training) in enumerate(zip(own, trainings, strict=True)):
+    for network, training in zip(own, trainings, strict=True):
         network.set_weights(training.snapshots[kept])
+    return kept
+
+
+def _left_out(table: Table, fold: np.ndarray, own: list[networks.AutoregressiveEnergy]) -> np.ndarray:
+    """Returns the log density of each row by the network of its fold."""
+    log_probs = np.empty(len(fold))
+    for number, network in enumerate(own):
         log_probs[fold == number] = -np.asarray(network(table.y[fold == number]), np.float64)
-    return Judged(name, log_probs, list(own), trainings, kept)
+    return log_probs

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm import losses
+from tfp_ebm.caller import warn
 from tfp_ebm.energy.data import shuffled_batches
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters
 from tfp_ebm.model.energy_model import EnergyModel
@@ -23,6 +24,9 @@ NUM_JUDGEMENTS, _PATIENCE = 40, 12
 _MAX_JUDGED_ROWS = 5000
 # Seconds of a training step on two processor cores, and for each number in its batch.
 _SECONDS_PER_STEP, _SECONDS_PER_NUMBER = 1.5e-3, 1.4e-6
+
+# Nodes of the lattices that are tried, and their error at most, in nats a row.
+_NUM_NODES, _MAX_QUADRATURE_ERROR = (128, 512), 1e-3
 
 
 class Settings(NamedTuple):
@@ -295,3 +299,21 @@ class Trainer:
         """Returns the mean of the energies of at most 5000 rows, infinite where it is not a number."""
         mean = float(np.mean(self._energy(z[:_MAX_JUDGED_ROWS]), dtype=np.float64))
         return mean if math.isfinite(mean) else math.inf
+
+
+def settle_nodes(network: Any, y: np.ndarray) -> float:
+    """Makes the lattice finer until its error is small; returns the error of the mean log density of rows, in nats."""
+    error = math.inf
+    for number in _NUM_NODES:
+        network.num_nodes = (network.num_nodes[0], number)
+        error = float(tf.abs(tf.reduce_mean(network(y, num_nodes=4 * number) - network(y))))
+        if error <= _MAX_QUADRATURE_ERROR:
+            break
+    return error
+
+
+def is_settled(name: str, error: float) -> bool:
+    """Returns whether the error of a quadrature is small, and warns if it is not."""
+    if error > _MAX_QUADRATURE_ERROR:
+        warn(f"{name} is left out: its quadrature has an error of {error:.2g} nat a row, as for collinear columns.")
+    return error <= _MAX_QUADRATURE_ERROR
