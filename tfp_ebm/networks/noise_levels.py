@@ -23,8 +23,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_ebm.arguments import check_count, check_event_shape, check_positive
+from tfp_ebm.energy.base import gaussian
 from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT, DataMoments
 from tfp_ebm.networks.conditional import FixedCondition
 from tfp_ebm.networks.normalized import is_normalized
@@ -149,6 +151,13 @@ class NoiseLevelEnergy(keras.Model):
 
     Reference: F. Guth, Z. Kadkhodaie, E. Simoncelli, Learning normalized image densities via dual score matching, 2025,
     arXiv:2506.05310.
+
+    >>> y, sigma = keras.Input((2,)), keras.Input(())
+    >>> h = NoiseLevelFeatures(4, seed=0)(y, sigma)
+    >>> network = NoiseLevelEnergy(keras.Model([y, sigma], keras.layers.Dense(1)(h)), sigma_max=10.0)
+    >>> energy = network(tf.zeros([1, 2]), tf.constant([10.0]))  # log 2π(1 + 10²)
+    >>> abs(float(energy[0]) - math.log(2.0 * math.pi * 101.0)) < NoiseLevelEnergy.ANCHOR_ERROR
+    True
     """
 
     # Bound of |log Z| at the largest level: the softplus adds at most exp(−c) where the Gaussian has its mass.
@@ -214,6 +223,19 @@ class NoiseLevelEnergy(keras.Model):
         volume = 0.5 * tf.reduce_sum(tf.math.log(2.0 * math.pi * widths), 1)
         return square, volume, 0.5 * tf.reduce_sum(tf.math.log1p(self.variances.value / t), 1)
 
+    def gaussian(self, sigma: float) -> tfp.distributions.Distribution:
+        """Returns the Gaussian N(m, Σ + σ²I) over states `[*event]`, which is p_σ at the largest level."""
+        variances = self.variances.value + tf.constant(sigma, self.dtype) ** 2
+        if self.axes is None:
+            return gaussian(self.loc.value, tf.sqrt(variances), self.event_shape)
+        axes = self.axes.value
+        factor = tf.linalg.cholesky(tf.matmul(axes * variances, axes, transpose_b=True))
+        return gaussian(self.loc.value, factor, self.event_shape)
+
+    def unnormalized_log_prob(self, y: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+        """Returns −E(y, σ), `[batch]`: a target of `mcmc.anneal_noise_levels`."""
+        return -self(y, sigma)
+
     def gate(self, sigma: tf.Tensor) -> tf.Tensor:
         """Returns g(t), from 1 at t = 0 to 0 at T and beyond."""
         last = 1.0 / (1.0 + self.sigma_max**2)
@@ -255,14 +277,20 @@ def adapt_noise_levels(network: Any, blocks: Iterable[np.ndarray], to_z: Any) ->
     network.adapt_to(np.concatenate(rows), DataMoments.of(rows))
 
 
+def level_of(model: Any) -> tuple[NoiseLevelEnergy, float] | None:
+    """Returns the `NoiseLevelEnergy` of a model whose noise scale is fixed, at most σ_max, and this scale; else None."""
+    fixed = getattr(model, "network", None)
+    if getattr(model, "base_measure", None) is not None or not isinstance(fixed, FixedCondition):
+        return None
+    network, sigma = fixed.network, fixed.condition
+    return (network, sigma) if isinstance(network, NoiseLevelEnergy) and 0.0 < sigma <= network.sigma_max else None
+
+
 def has_log_normalizer_zero(model: Any) -> bool:
     """Returns whether log Z of a model is 0: by construction, or at a fixed noise level whose constant was learned."""
-    if is_normalized(model):
-        return True
-    if getattr(model, "base_measure", None) is not None or not isinstance(model.network, FixedCondition):
-        return False
-    network = model.network.network
-    if not isinstance(network, NoiseLevelEnergy) or not model.network.condition <= network.sigma_max:
-        return False
+    found = level_of(model)
+    if found is None:
+        return is_normalized(model)
+    network, _ = found
     with tf.init_scope():  # a fact, not a tensor, also while a function is traced
         return bool(network.levels_matched.value.numpy())
