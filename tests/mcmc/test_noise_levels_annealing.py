@@ -35,8 +35,8 @@ def run(target=two_modes, seed=0, **kwargs):
 
 
 def test_shares_and_log_z():
-    """Ten runs: the mean of Ẑ/Z and the mean share within 4 of their standard errors (twenty of their own errors would
-    be a bias of .2), each run within 5 of the error that it reports, no trouble, and the same bits for the same seed."""
+    """Ten runs: the mean of Ẑ/Z and the mean share within 4 of their standard errors (a bias of .2 would be over twenty),
+    each run within 5 of the error that it reports, no trouble, and the same bits for the same seed."""
     runs = [run(seed=i) for i in range(10)]
     assert all(draws.trouble == () for draws in runs)
     ratios = np.exp([draws.log_normalizer.value - LOG_Z for draws in runs])
@@ -78,8 +78,8 @@ def test_a_hole_shows_in_log_z():
         extra = -0.5 * tf.reduce_sum((x - 0.3) ** 2, -1) / 0.09 - math.log(2 * math.pi * 0.09)
         return tf.reduce_logsumexp([two_modes(x, sigma), tf.where(sigma < 0.3, extra, extra - 50.0)], 0)
 
-    value = run(with_hole, num_samples=4096).log_normalizer.value
-    assert abs(value - LOG_Z - math.log1p(math.exp(-1.5))) < 0.1
+    value = run(with_hole).log_normalizer.value
+    assert abs(value - LOG_Z - math.log1p(math.exp(-1.5))) < 0.15
 
 
 def test_draws_of_a_model_at_one_level():
@@ -87,14 +87,14 @@ def test_draws_of_a_model_at_one_level():
     data = np.random.default_rng(0).normal(size=(3000, 2)) @ [[2.0, 1.0], [0.0, 0.5]] + [3.0, -1.0]
     model = ebm.EnergyModel(ebm.networks.noise_level_mlp([2], units=[8], sigma_max=5.0))
     model.adapt(data.astype("float32"))
-    draws = ebm.EnergyDistribution(model.given(0.3)).draw(2000, seed=0)
+    draws = ebm.EnergyDistribution(model.given(0.3)).draw(1024, seed=0, num_last_moves=5)
     assert draws.trouble == () and abs(draws.log_normalizer.value) < 4 * draws.log_normalizer.standard_error < 0.2
     covariance = np.cov(data.T) + 0.09 * np.diag(data.var(0))
     states = draws.states.numpy()
     np.testing.assert_allclose(states.mean(0), data.mean(0), atol=5 * np.sqrt(covariance.max() / 1000))
-    np.testing.assert_allclose(np.cov(states.T), covariance, rtol=0.2, atol=0.1)
-    direct = ebm.mcmc.anneal_noise_levels(model, sigma_min=0.3, num_samples=2000, seed=0)
-    np.testing.assert_allclose(direct.states.numpy().mean(0), states.mean(0), atol=0.3)
+    np.testing.assert_allclose(np.cov(states.T), covariance, rtol=0.25, atol=0.15)
+    direct = ebm.mcmc.anneal_noise_levels(model, sigma_min=0.3, num_samples=1024, seed=0, num_last_moves=5)
+    np.testing.assert_array_equal(direct.states, draws.states)
 
 
 def test_refusals():

@@ -97,6 +97,7 @@ def anneal_noise_levels(
         target = energy_function.unnormalized_log_prob
         network = energy_function.network
         if isinstance(network, NoiseLevelEnergy) and energy_function.tilt is None:
+            target = network.unnormalized_log_prob  # as for a model at one level, so that compiled passes are shared
             sigma_max = network.sigma_max if sigma_max is None else sigma_max
             base = network.gaussian(check_positive("sigma_max", sigma_max)) if base is None else base
     if base is None or sigma_max is None:

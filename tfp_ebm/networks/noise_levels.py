@@ -278,7 +278,7 @@ def adapt_noise_levels(network: Any, blocks: Iterable[np.ndarray], to_z: Any) ->
 
 
 def level_of(model: Any) -> tuple[NoiseLevelEnergy, float] | None:
-    """Returns the `NoiseLevelEnergy` of a model whose noise scale is fixed, at most σ_max, and this scale; else None."""
+    """Returns the `NoiseLevelEnergy` of a model at one noise scale up to σ_max, and this scale; else None."""
     fixed = getattr(model, "network", None)
     if getattr(model, "base_measure", None) is not None or not isinstance(fixed, FixedCondition):
         return None
