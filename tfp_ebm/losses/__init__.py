@@ -19,6 +19,7 @@ from tfp_ebm.losses.denoising import (
     MultiscaleDenoisingScoreMatching,
     NoiseConditionalDenoisingScoreMatching,
 )
+from tfp_ebm.losses.dual_score_matching import DualScoreMatching
 from tfp_ebm.losses.maximum_likelihood import MaximumLikelihood
 from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
 from tfp_ebm.losses.noise_contrastive import NoiseContrastiveEstimation
@@ -28,6 +29,7 @@ from tfp_ebm.losses.sliced import SlicedScoreMatching
 __all__ = [
     "ContrastiveDivergence",
     "DenoisingScoreMatching",
+    "DualScoreMatching",
     "ImprovedContrastiveDivergence",
     "Loss",
     "LossOutput",
@@ -48,6 +50,7 @@ _CLASSES: dict[str, type[Loss]] = {
     for loss in (
         ContrastiveDivergence,
         DenoisingScoreMatching,
+        DualScoreMatching,
         ImprovedContrastiveDivergence,
         MaximumLikelihood,
         MultiscaleDenoisingScoreMatching,

@@ -6,7 +6,7 @@ size. `IndependenceMetropolis` and `ReplicaExchange` move chains between modes, 
 `Transformed` restricts chains to a subset of space. `sample` runs any TFP kernel, `summarize` computes statistics
 without keeping the draws, and `diagnose` checks whether the chains have converged. `sequential_monte_carlo` draws from
 densities with several modes, with log Z and a verdict (`Draws`). `annealed_langevin` runs chains through the decreasing
-noise scales of a noise-conditional model.
+noise scales of a noise-conditional model, and `anneal_noise_levels` weighted particles, with log Z.
 """
 
 from tfp_ebm.mcmc.annealing import annealed_langevin
@@ -30,6 +30,7 @@ from tfp_ebm.mcmc.kernels import (
     UncalibratedProposal,
     default_kernel,
 )
+from tfp_ebm.mcmc.noise_levels import anneal_noise_levels
 from tfp_ebm.mcmc.sampling import Samples, sample
 from tfp_ebm.mcmc.sequential_monte_carlo import sequential_monte_carlo
 from tfp_ebm.mcmc.starts import ChainStart, FromBase, FromData, ReplayBuffer
@@ -59,6 +60,7 @@ __all__ = [
     "Transformed",
     "UncalibratedLangevin",
     "UncalibratedProposal",
+    "anneal_noise_levels",
     "annealed_langevin",
     "default_kernel",
     "diagnose",

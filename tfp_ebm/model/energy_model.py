@@ -33,6 +33,7 @@ from tfp_ebm.files import written_atomically
 from tfp_ebm.model.export import export_energy, exported_samplers, replaceable_directory, write_saved_model
 from tfp_ebm.model.trainer import EnergyTrainer
 from tfp_ebm.networks.conditional import FixedCondition, serialized, takes_condition
+from tfp_ebm.networks.noise_levels import adapt_noise_levels
 from tfp_ebm.types import KernelLike, Seed
 
 Function: TypeAlias = tf.types.experimental.PolymorphicFunction
@@ -288,12 +289,12 @@ class EnergyModel(EnergyTrainer):
         moments = None
         for block in row_blocks(x, shape):
             self.build((None, *block.shape[1:]))
-            shape = self.event_shape
             part = DataMoments.of([block])
             moments = part if moments is None else moments.merged(part)
         if moments is None:
             raise ValueError("`x` must not be empty, got no rows.")
         self.standardization.assign(moments)
+        adapt_noise_levels(self.network, row_blocks(x, self.event_shape), self.standardization.to_z)
         if self._fitted_base is not None:
             self._fitted_base.assign(moments)
 

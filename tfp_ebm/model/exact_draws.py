@@ -16,6 +16,7 @@ from tfp_ebm.mcmc.draws import of_exact
 from tfp_ebm.mcmc.running.compiled import find_compiled
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.export import exact_sampler
+from tfp_ebm.networks.noise_levels import level_of
 from tfp_ebm.networks.normalized import is_normalized
 from tfp_ebm.random import stateless_seed
 
@@ -51,7 +52,8 @@ def trusted_draws(
       base: a distribution over x; None for a model that draws exactly.
       num_samples: number of draws.
       seed: int or int32[2].
-      settings: further arguments of `mcmc.sequential_monte_carlo`.
+      settings: further arguments of `mcmc.sequential_monte_carlo`, or of `mcmc.anneal_noise_levels` for a model of
+        `networks.NoiseLevelEnergy` at one noise level, whose draws come from its largest level instead of `base`.
     """
     num_samples = check_count("num_samples", num_samples)
     if not tf.executing_eagerly():
@@ -63,13 +65,22 @@ def trusted_draws(
         return mcmc.sequential_monte_carlo(negative_energy, base, num_samples=num_samples, seed=seed, **settings)
     function = energy.energy_function
     coordinates = Coordinates.of(function)
-    drawn = mcmc.sequential_monte_carlo(
-        function.unnormalized_log_prob,
-        coordinates.distribution_in_chain(base),
-        num_samples=num_samples,
-        seed=seed,
-        **settings,
-    )
+    level = level_of(energy)
+    if level is not None and level[1] < level[0].sigma_max:
+        network, sigma = level
+        start = network.gaussian(network.sigma_max)
+        scales = {"sigma_min": sigma, "sigma_max": network.sigma_max, **settings}
+        drawn = mcmc.anneal_noise_levels(
+            network.unnormalized_log_prob, start, num_samples=num_samples, seed=seed, **scales
+        )
+    else:
+        drawn = mcmc.sequential_monte_carlo(
+            function.unnormalized_log_prob,
+            coordinates.distribution_in_chain(base),
+            num_samples=num_samples,
+            seed=seed,
+            **settings,
+        )
     centers = coordinates.from_chain(tf.constant(drawn.shares.centers, energy.dtype)).numpy()
     return dataclasses.replace(
         drawn, states=coordinates.from_chain(drawn.states), shares=drawn.shares._replace(centers=centers)

@@ -29,7 +29,7 @@ from tfp_ebm.energy.shapes import as_state
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.model import monitoring
 from tfp_ebm.model.layer_losses import adds_losses, losses_of_call, regularization
-from tfp_ebm.networks.normalized import is_normalized
+from tfp_ebm.networks.noise_levels import has_log_normalizer_zero
 from tfp_ebm.random import fold_in, stateless_seed
 
 # Numbers folded into the seeds of a training step and of an evaluation, so that the two never share noise.
@@ -93,7 +93,7 @@ class EnergyTrainer(keras.Model):
     @property
     def log_normalizer(self) -> tf.Tensor | None:
         """log Z (eq. 2) if the loss learns it, as noise contrastive estimation does; None if it is unknown."""
-        if is_normalized(self):
+        if has_log_normalizer_zero(self):
             return tf.zeros([], self.dtype)
         return None if self.loss is None else self.loss.known_log_normalizer
 

@@ -68,11 +68,11 @@ def mlp(
     >>> network(np.zeros([5, 2], "float32")).shape
     TensorShape([5, 1])
     """
-    event_shape = _check_shape("event_shape", event_shape)
-    units = _check_shape("units", units)
-    activation = _check_activation(activation)
+    event_shape = check_sizes("event_shape", event_shape)
+    units = check_sizes("units", units)
+    activation = check_activation(activation)
     check_count("fourier_features", fourier_features, minimum=0)
-    policy, seeds = _policy(dtype), _layer_seeds(seed)
+    policy, seeds = checked_policy(dtype), layer_seeds(seed)
 
     inputs = keras.Input(event_shape, dtype=policy.variable_dtype)
     x = inputs if len(event_shape) == 1 else keras.layers.Flatten(dtype=policy)(inputs)
@@ -80,9 +80,9 @@ def mlp(
         x = FourierFeatures(fourier_features, seed=next(seeds), dtype=policy, name="fourier_features")(x)
     gain = 1.0 if fourier_features else _FIRST_LAYER_GAIN
     for i, width in enumerate(units):
-        weights = _uniform(x.shape[-1], seeds, gain if i == 0 else 1.0)
+        weights = uniform_weights(x.shape[-1], seeds, gain if i == 0 else 1.0)
         x = keras.layers.Dense(width, activation, dtype=policy, name=f"hidden_{i}", **weights)(x)
-    return _model(inputs, _energy_head(x, policy, seeds), policy)
+    return functional_model(inputs, energy_head(x, policy, seeds), policy)
 
 
 def convnet(
@@ -127,17 +127,17 @@ def convnet(
     >>> network(np.zeros([2, 5, 7, 3], "float32")).shape
     TensorShape([2, 1])
     """
-    event_shape = _check_shape("event_shape", event_shape)
+    event_shape = check_sizes("event_shape", event_shape)
     if len(event_shape) != 3:
         raise ValueError(f"`event_shape` must be [height, width, channels], got {list(event_shape)}.")
-    filters = _check_shape("filters", filters)
+    filters = check_sizes("filters", filters)
     if not filters:
         raise ValueError("`filters` must have an entry for at least one convolution, got an empty list.")
-    units = _check_shape("units", units)
+    units = check_sizes("units", units)
     check_count("kernel_size", kernel_size)
-    strides = _check_strides(strides, len(filters))
-    activation = _check_activation(activation)
-    policy, seeds = _policy(dtype), _layer_seeds(seed)
+    strides = check_strides(strides, len(filters))
+    activation = check_activation(activation)
+    policy, seeds = checked_policy(dtype), layer_seeds(seed)
 
     x = inputs = keras.Input(event_shape, dtype=policy.variable_dtype)
     for i, (channels, stride) in enumerate(zip(filters, strides, strict=True)):
@@ -149,23 +149,23 @@ def convnet(
             activation=activation,
             dtype=policy,
             name=f"convolution_{i}",
-            **_uniform(kernel_size**2 * x.shape[-1], seeds),
+            **uniform_weights(kernel_size**2 * x.shape[-1], seeds),
         )(x)
     x = keras.layers.Flatten(dtype=policy)(x)
     for i, width in enumerate(units):
-        weights = _uniform(x.shape[-1], seeds)
+        weights = uniform_weights(x.shape[-1], seeds)
         x = keras.layers.Dense(width, activation, dtype=policy, name=f"hidden_{i}", **weights)(x)
-    return _model(inputs, _energy_head(x, policy, seeds), policy)
+    return functional_model(inputs, energy_head(x, policy, seeds), policy)
 
 
-def _energy_head(x: Any, policy: Any, seeds: Iterator[int | None]) -> Any:
+def energy_head(x: Any, policy: Any, seeds: Iterator[int | None]) -> Any:
     """Returns the last sum, without a bias (E + c has the same score) and never in half precision."""
-    kernel = _uniform(x.shape[-1], seeds)["kernel_initializer"]
+    kernel = uniform_weights(x.shape[-1], seeds)["kernel_initializer"]
     dtype = "float64" if policy.compute_dtype == "float64" else "float32"
     return keras.layers.Dense(1, use_bias=False, kernel_initializer=kernel, dtype=dtype, name="energy")(x)
 
 
-def _uniform(fan_in: int, seeds: Iterator[int | None], gain: float = 1.0) -> dict[str, Any]:
+def uniform_weights(fan_in: int, seeds: Iterator[int | None], gain: float = 1.0) -> dict[str, Any]:
     """Returns the initialisers of kernel and bias: uniform on ±gain/√fan_in."""
     limit = gain / math.sqrt(fan_in)
     return {
@@ -174,7 +174,7 @@ def _uniform(fan_in: int, seeds: Iterator[int | None], gain: float = 1.0) -> dic
     }
 
 
-def _layer_seeds(seed: Any) -> Iterator[int | None]:
+def layer_seeds(seed: Any) -> Iterator[int | None]:
     """Yields a different seed for each initialiser (a Keras initialiser with a seed always draws the same numbers)."""
     if seed is None:
         return itertools.repeat(None)
@@ -182,7 +182,7 @@ def _layer_seeds(seed: Any) -> Iterator[int | None]:
     return (int(np.random.SeedSequence([*words, i]).generate_state(1)[0]) for i in itertools.count())
 
 
-def _policy(dtype: Any) -> Any:
+def checked_policy(dtype: Any) -> Any:
     """Returns the Keras policy for `dtype`; the global one if None."""
     try:
         policy = keras.config.dtype_policy() if dtype is None else keras.dtype_policies.get(dtype)
@@ -193,25 +193,25 @@ def _policy(dtype: Any) -> Any:
     return policy
 
 
-def _model(inputs: Any, outputs: Any, policy: Any) -> keras.Model:
+def functional_model(inputs: Any, outputs: Any, policy: Any) -> keras.Model:
     """Returns a functional model with `policy` (Keras ignores the `dtype` argument of a functional model)."""
     model = keras.Model(inputs, outputs)
     model.dtype_policy = policy
     return model
 
 
-def _check_shape(name: str, value: Any) -> tuple[int, ...]:
+def check_sizes(name: str, value: Any) -> tuple[int, ...]:
     """Returns `value` as a tuple of counts, or raises an error that names the argument."""
     if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
         raise TypeError(f"`{name}` must be a list of whole numbers, got {value!r}.")
     return tuple(check_count(f"{name}[{i}]", entry) for i, entry in enumerate(value))
 
 
-def _check_strides(strides: Any, num_convolutions: int) -> tuple[int, ...]:
+def check_strides(strides: Any, num_convolutions: int) -> tuple[int, ...]:
     """Returns the stride of each convolution, or raises an error that names the argument."""
     if not hasattr(strides, "__iter__"):
         return (1, *[check_count("strides", strides)] * (num_convolutions - 1))
-    strides = _check_shape("strides", strides)
+    strides = check_sizes("strides", strides)
     if len(strides) != num_convolutions:
         raise ValueError(
             f"`strides` must have one entry for each of the {num_convolutions} convolutions, got {list(strides)}."
@@ -219,7 +219,7 @@ def _check_strides(strides: Any, num_convolutions: int) -> tuple[int, ...]:
     return strides
 
 
-def _check_activation(activation: Any) -> Any:
+def check_activation(activation: Any) -> Any:
     """Returns `activation` as a Keras activation function, or raises an error that names the argument."""
     try:
         return keras.activations.get(activation)

@@ -1,0 +1,228 @@
+"""Draws from a density of noisy data at a small noise level, by particles that start at the largest level.
+
+At the largest level the density is a known Gaussian. Each level is the density of the level below plus noise, so the
+path keeps the mass of every region, unlike powers of a density. The particles of an energy at all levels therefore end
+in separate modes in the right shares, and the product of their weights estimates log Z, independently of the log Z that
+the energy has by its training. `running/noise_levels.py` describes a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import random, serialization
+from tfp_ebm.arguments import check_count, check_jit_compile, check_positive
+from tfp_ebm.energy.base import check_base
+from tfp_ebm.energy.signs import check_target
+from tfp_ebm.energy.standardization import Coordinates
+from tfp_ebm.mcmc.clusters import MAX_POINTS, find_clusters
+from tfp_ebm.mcmc.draws import Draws, imbalance, nested_r_hat, verdict
+from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
+from tfp_ebm.mcmc.running.noise_levels import Descended, LevelSettings, descend, value_and_gradient
+from tfp_ebm.mcmc.weights import jackknife_of_log_mean
+from tfp_ebm.networks.noise_levels import NoiseLevelEnergy
+from tfp_ebm.types import Estimate, Seed
+
+_MIN_PARTICLES = 1024
+# Levels per factor of e in σ, for each √d.
+_LEVELS_PER_E = 8.0
+_NUM_LEAPFROG_STEPS = (2, 6)
+# Moves at each level of the adaptive pass and of the pass that follows it.
+_ADAPTIVE_MOVES, _MOVES = 3, 1
+# Purposes of random numbers, folded into the seed.
+_FIRST, _SECOND, _ORDER, _CLUSTERS = range(4)
+
+
+def anneal_noise_levels(
+    target_log_prob_fn: Any,
+    base: tfp.distributions.Distribution | None = None,
+    *,
+    sigma_min: float,
+    sigma_max: float | None = None,
+    num_samples: int,
+    seed: Seed,
+    num_levels: int | None = None,
+    num_groups: int = 8,
+    num_last_moves: int = 20,
+    jit_compile: bool | str = "auto",
+) -> Draws:
+    """Draws from a density of noisy data at the scale `sigma_min`, and estimates its log Z, from the scale `sigma_max`.
+
+    A first pass through the levels adapts the step sizes of the moves; a second, with other random numbers, gives the
+    draws and log Z, whose estimate Ẑ has exactly the mean Z. A region that has mass at the smallest level but none at
+    the levels above is missed, as by any method that starts at the largest level.
+
+    Args:
+      target_log_prob_fn: log p(x; σ) up to a constant, `(x [n, *event], sigma [n]) -> [n]`, differentiable; or an
+        `EnergyModel` of such a network. With a model, the draws are in x, and scales are in standardised units, as in
+        its loss.
+      base: a distribution near p(·; σ_max), with normalised `log_prob`, in the coordinates of the target (standardised
+        for a model). Not needed for a model of a `networks.NoiseLevelEnergy`, whose Gaussian it is.
+      sigma_min: the noise scale of the draws.
+      sigma_max: the noise scale at which particles start; default: that of the `NoiseLevelEnergy`.
+      num_samples: number of draws. At least 1024 particles run in any case.
+      seed: int, or int32[2]. The same seed gives the same draws.
+      num_levels: number of noise scales, in geometric sequence; None means 8√d for each factor of e.
+      num_groups: number of groups of particles that never interact; their agreement is the basis of `Draws.trouble`.
+      num_last_moves: number of moves after the last resampling.
+      jit_compile: True: XLA, which takes a minute to compile two passes. False or "auto": graph mode.
+
+    Returns:
+      A `Draws`; its `temperatures` are the shares of the way from σ_max to σ_min, in log σ.
+
+    Raises:
+      TypeError, ValueError: if an argument is not of the form above.
+
+    Reference: A. Doucet, W. Grathwohl, A. Matthews, H. Strathmann, Score-based diffusion meets annealed importance
+    sampling, 2022, arXiv:2208.07698.
+
+    >>> blurred = lambda x, sigma: -0.5 * tf.reduce_sum(x**2, -1) / (1 + sigma**2)  # N(0, I) blurred by sigma
+    >>> base = tfp.distributions.MultivariateNormalDiag([0.0, 0.0], [5.0, 5.0])
+    >>> draws = anneal_noise_levels(blurred, base, sigma_min=0.1, sigma_max=5.0, num_samples=100, seed=0)
+    >>> draws.states.shape, abs(draws.log_normalizer.value - math.log(2 * math.pi * 1.01)) < 0.1
+    (TensorShape([100, 2]), True)
+    """
+    energy_function = getattr(target_log_prob_fn, "energy_function", None)
+    if energy_function is None:
+        target = check_target(target_log_prob_fn)
+    else:
+        if not energy_function.is_conditional:
+            raise ValueError("`target_log_prob_fn` must be a model of (x, sigma), got one whose network takes x alone.")
+        target = energy_function.unnormalized_log_prob
+        network = energy_function.network
+        if isinstance(network, NoiseLevelEnergy) and energy_function.tilt is None:
+            target = network.unnormalized_log_prob  # as for a model at one level, so that compiled passes are shared
+            sigma_max = network.sigma_max if sigma_max is None else sigma_max
+            base = network.gaussian(check_positive("sigma_max", sigma_max)) if base is None else base
+    if base is None or sigma_max is None:
+        raise ValueError("`base` and `sigma_max` must be given, unless the network is a NoiseLevelEnergy.")
+    check_base("base", base)
+    low, high = check_positive("sigma_min", sigma_min), check_positive("sigma_max", sigma_max)
+    if not low < high:
+        raise ValueError(f"`sigma_min` must be below `sigma_max`, got {sigma_min} and {sigma_max}.")
+    num_samples, num_groups = check_count("num_samples", num_samples), check_count("num_groups", num_groups, 2)
+    size = math.prod(base.event_shape)
+    if num_levels is None:
+        num_levels = 2 + math.ceil(_LEVELS_PER_E * math.sqrt(size) * math.log(high / low))
+    run = _Run(
+        target,
+        base,
+        np.geomspace(high, low, check_count("num_levels", num_levels, 2)),
+        LevelSettings(num_groups * -(-max(_MIN_PARTICLES, num_samples) // num_groups), num_groups, _NUM_LEAPFROG_STEPS),
+        check_count("num_last_moves", num_last_moves),
+        random.stateless_seed(seed),
+        check_jit_compile(jit_compile),
+    )
+    return run.draws(num_samples, Coordinates.of(energy_function))
+
+
+class _Run:
+    """One run; the arguments are those of `anneal_noise_levels`, checked."""
+
+    def __init__(
+        self,
+        target: Any,
+        base: tfp.distributions.Distribution,
+        sigmas: np.ndarray,
+        settings: LevelSettings,
+        num_last_moves: int,
+        seed: tf.Tensor,
+        jit_compile: bool | str,
+    ) -> None:
+        self._target, self._base, self._settings, self._seed = target, base, settings, seed
+        self._sigmas, self._num_last_moves, self._jit_compile = sigmas, num_last_moves, jit_compile
+        self._event_shape, self._key = tuple(base.event_shape), serialization.fingerprint(base)
+
+    def draws(self, num_samples: int, coordinates: Coordinates) -> Draws:
+        """Returns draws in x."""
+        settings, levels = self._settings, len(self._sigmas)
+        drawn = self._base.sample(256, seed=self._seed)
+        total = float(np.mean(np.var(drawn.numpy().reshape(256, -1), 0)))
+        size = math.prod(self._event_shape)
+        first = math.log(0.8 * math.sqrt(total) * size**-0.25)
+        # noise that hides the data also hides from which particle another one descends
+        of_data = max(total - self._sigmas[0] ** 2, 1e-3 * total)
+        refreshed = int(np.sum(self._sigmas**2 > of_data)) - 1
+        pilot = settings._replace(num=min(settings.num, settings.num_groups * (_MIN_PARTICLES // settings.num_groups)))
+        plan = self._pass(pilot, tf.fill([levels], tf.constant(first, tf.float64)), False, refreshed, _FIRST)
+        passed = self._pass(settings, plan.log_step_sizes, True, refreshed, _SECOND)
+        x, groups = passed.x.numpy().astype(np.float64), passed.groups.numpy()
+        log_normalizers = passed.log_normalizers.numpy()
+        value, error = jackknife_of_log_mean(log_normalizers)
+        clusters_seed = int(random.fold_in(self._seed, _CLUSTERS).numpy()[0]) % 2**31
+        shares, share_ess = find_clusters(x, groups, settings.num_groups, self._log_density, clusters_seed)
+        log_density, gradient = self._at(passed.x)
+        r_hat = nested_r_hat(np.concatenate([x, log_density[:, None]], 1), groups, settings.num_groups)
+        temperatures, rates = np.linspace(0.0, 1.0, levels), passed.accept.numpy()[1:]
+        ancestors = len(np.unique(passed.ancestors.numpy()))
+        trouble = verdict(
+            shares=shares,
+            share_ess=share_ess,
+            num_particles=settings.num,
+            num_ancestors=ancestors,
+            acceptance_rates=rates,
+            temperatures=temperatures,
+            max_temperatures=levels,
+            r_hat=r_hat,
+            log_normalizers=log_normalizers,
+            num_faults=int(passed.num_faults),
+            num_bad_gradients=int((~np.isfinite(gradient)).any(1).sum()),
+            imbalance=imbalance(x, gradient, groups, settings.num_groups),
+        )
+        u = random.uniform([1 + num_samples], random.fold_in(self._seed, _ORDER), tf.float64).numpy()
+        index = np.floor((np.arange(num_samples) + u[0]) * settings.num / num_samples).astype(np.int32)
+        states = tf.reshape(tf.gather(passed.x, index[np.argsort(u[1:], kind="stable")]), [-1, *self._event_shape])
+        centers = tf.constant(shares.centers.reshape(-1, *self._event_shape), self._base.dtype)
+        return Draws(
+            states=coordinates.from_chain(states),
+            log_normalizer=Estimate(value, error, float(passed.ess), log_normalizers),
+            temperatures=temperatures,
+            acceptance_rates=rates,
+            num_particles=settings.num,
+            num_ancestors=ancestors,
+            shares=shares._replace(centers=coordinates.from_chain(centers).numpy()),
+            nested_r_hat=r_hat,
+            trouble=trouble,
+        )
+
+    def _pass(
+        self, settings: LevelSettings, log_step_sizes: tf.Tensor, is_planned: bool, refreshed: int, purpose: int
+    ) -> Descended:
+        """Runs a compiled pass."""
+        base = self._base
+        moves = (_MOVES, self._num_last_moves) if is_planned else (_ADAPTIVE_MOVES, 1)
+
+        def find(is_xla: bool) -> Compiled:
+            key: Hashable = ("noise_levels", self._key, settings, len(self._sigmas), is_xla)
+            return find_compiled(
+                self._target, key, lambda resolve: Compiled(descend, resolve, base, settings, jit_compile=is_xla)
+            )
+
+        return XlaOrGraph(find, self._jit_compile, False).run(
+            Compiled.__call__,
+            tf.constant(self._sigmas, base.dtype),
+            log_step_sizes,
+            tuple(tf.constant(number) for number in moves),
+            tf.constant(is_planned),
+            tf.constant(refreshed),
+            random.fold_in(self._seed, purpose),
+        )
+
+    def _at(self, x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Returns log f at the smallest level and its gradient."""
+        event_shape = self._event_shape
+        key: Hashable = ("noise_levels_at", event_shape)
+        function = find_compiled(self._target, key, lambda resolve: Compiled(value_and_gradient, resolve, event_shape))
+        log_density, gradient = function(x, tf.constant(self._sigmas[-1], x.dtype))
+        return log_density.numpy(), gradient.numpy()
+
+    def _log_density(self, x: np.ndarray) -> np.ndarray:
+        """Returns log f at the smallest level of at most `MAX_POINTS` points."""
+        filled = np.concatenate([x, np.repeat(x[:1], MAX_POINTS - len(x), 0)])  # one shape for all calls
+        return self._at(tf.constant(filled, self._base.dtype))[0][: len(x)]

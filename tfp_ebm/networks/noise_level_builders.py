@@ -1,0 +1,140 @@
+"""Ready-made networks of (y, σ) for `losses.DualScoreMatching`, which are Gaussian at the largest noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tfp_ebm.arguments import check_count, check_positive
+from tfp_ebm.networks.builders import (
+    Activation,
+    check_activation,
+    check_sizes,
+    check_strides,
+    checked_policy,
+    functional_model,
+    layer_seeds,
+    uniform_weights,
+)
+from tfp_ebm.networks.noise_levels import NoiseLevelEnergy, NoiseLevelFeatures, NoiseLevelImages
+
+
+def noise_level_mlp(
+    event_shape: Sequence[int],
+    units: Sequence[int] = (192, 192, 192),
+    activation: Activation = "silu",
+    sigma_max: float = 30.0,
+    fourier_features: int = 64,
+    dtype: Any = None,
+    seed: Any = 0,
+) -> NoiseLevelEnergy:
+    """A dense network of (y, σ): the Gaussian of the noisy data plus a residual that vanishes at `sigma_max`.
+
+    E(y, σ) = −log p_t(y), t = σ², if trained by `losses.DualScoreMatching`; see `NoiseLevelEnergy` for its form. Its
+    initial energy is that of the Gaussian N(m, Σ + tI), once `EnergyModel.adapt` has set m and Σ.
+
+    Args:
+      event_shape: shape of one data point, of any rank; points are flattened.
+      units: width of each hidden layer.
+      activation: name of a smooth Keras activation, or a callable.
+      sigma_max: the largest noise scale, in standard deviations of the data; the loss should have the same.
+      fourier_features: number of plane waves among the inputs, which fade with the noise; 0 for none.
+      dtype: Keras dtype or policy of the layers; None for Keras's global policy. The energy is computed in float32 at
+        least.
+      seed: an int or a pair of ints that determines the initial weights; None uses `keras.utils.set_random_seed`.
+
+    Returns:
+      A `NoiseLevelEnergy`, `[batch, *event]` and `[batch]` -> `[batch]`.
+
+    Raises:
+      TypeError, ValueError: if an argument is not of the form above.
+
+    >>> import numpy as np
+    >>> network = noise_level_mlp([2], units=[16], seed=0)
+    >>> network(np.zeros([5, 2], "float32"), np.ones([5], "float32")).shape
+    TensorShape([5])
+    """
+    event_shape, units = check_sizes("event_shape", event_shape), check_sizes("units", units)
+    activation = check_activation(activation)
+    check_count("fourier_features", fourier_features, minimum=0)
+    sigma_max = check_positive("sigma_max", sigma_max)
+    policy, seeds = checked_policy(dtype), layer_seeds(seed)
+    y, sigma = keras.Input(event_shape, dtype=policy.variable_dtype), keras.Input((), dtype=policy.variable_dtype)
+    flat = y if len(event_shape) == 1 else keras.layers.Flatten(dtype=policy.variable_dtype)(y)
+    h = NoiseLevelFeatures(fourier_features, seed=next(seeds), dtype=policy, name="features")(flat, sigma)
+    h = _dense(h, units, activation, policy, seeds)
+    return NoiseLevelEnergy(functional_model([y, sigma], _head(h, policy), policy), sigma_max)
+
+
+def noise_level_convnet(
+    event_shape: Sequence[int],
+    filters: Sequence[int] = (32, 64, 64),
+    kernel_size: int = 3,
+    strides: int | Sequence[int] = 2,
+    units: Sequence[int] = (128,),
+    activation: Activation = "silu",
+    sigma_max: float = 30.0,
+    dtype: Any = None,
+    seed: Any = 0,
+) -> NoiseLevelEnergy:
+    """A convolutional network of noisy images and their noise scale; see `noise_level_mlp` and `convnet`.
+
+    Args:
+      event_shape: `[height, width, channels]`.
+      filters, kernel_size, strides, units, activation: as for `convnet`.
+      sigma_max, dtype, seed: as for `noise_level_mlp`.
+
+    Returns:
+      A `NoiseLevelEnergy`, `[batch, height, width, channels]` and `[batch]` -> `[batch]`.
+
+    Raises:
+      TypeError, ValueError: if an argument is not of the form above.
+
+    >>> import numpy as np
+    >>> network = noise_level_convnet([5, 7, 1], filters=[4, 8], units=[8], seed=0)
+    >>> network(np.zeros([2, 5, 7, 1], "float32"), np.ones([2], "float32")).shape
+    TensorShape([2])
+    """
+    event_shape = check_sizes("event_shape", event_shape)
+    if len(event_shape) != 3:
+        raise ValueError(f"`event_shape` must be [height, width, channels], got {list(event_shape)}.")
+    filters, units = check_sizes("filters", filters), check_sizes("units", units)
+    if not filters:
+        raise ValueError("`filters` must have an entry for at least one convolution, got an empty list.")
+    check_count("kernel_size", kernel_size)
+    strides = check_strides(strides, len(filters))
+    activation = check_activation(activation)
+    sigma_max = check_positive("sigma_max", sigma_max)
+    policy, seeds = checked_policy(dtype), layer_seeds(seed)
+    y, sigma = keras.Input(event_shape, dtype=policy.variable_dtype), keras.Input((), dtype=policy.variable_dtype)
+    h = NoiseLevelImages(dtype=policy, name="channels")(y, sigma)
+    for i, (channels, stride) in enumerate(zip(filters, strides, strict=True)):
+        h = keras.layers.Conv2D(
+            channels,
+            kernel_size,
+            strides=stride,
+            padding="same",
+            activation=activation,
+            dtype=policy,
+            name=f"convolution_{i}",
+            **uniform_weights(kernel_size**2 * h.shape[-1], seeds),
+        )(h)
+    h = keras.layers.Flatten(dtype=policy)(h)
+    h = _dense(h, units, activation, policy, seeds)
+    return NoiseLevelEnergy(functional_model([y, sigma], _head(h, policy), policy), sigma_max)
+
+
+def _dense(h: Any, units: Sequence[int], activation: Any, policy: Any, seeds: Any) -> Any:
+    """Returns the output of the hidden dense layers."""
+    for i, width in enumerate(units):
+        weights = uniform_weights(h.shape[-1], seeds)
+        h = keras.layers.Dense(width, activation, dtype=policy, name=f"hidden_{i}", **weights)(h)
+    return h
+
+
+def _head(h: Any, policy: Any) -> Any:
+    """Returns the last sum, which starts at 0 and is never in half precision."""
+    dtype = "float64" if policy.compute_dtype == "float64" else "float32"
+    return keras.layers.Dense(1, kernel_initializer="zeros", dtype=dtype, name="residual")(h)
