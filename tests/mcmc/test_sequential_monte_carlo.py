@@ -1,6 +1,7 @@
 """Sequential Monte Carlo: unbiased Ẑ, right shares, no noise used twice, and a verdict that warns where it must."""
 
 import functools
+import sys
 
 import numpy as np
 import pytest
@@ -222,8 +223,10 @@ def test_systematic_resampling(jit_compile):
     assert np.abs(total / 200 - 25 * share).max() < 0.011
 
 
-def test_unequal_widths_that_annealing_gets_wrong_are_reported():
-    # a width of ¼ in 20 coordinates: of 16 seeds, 15 have a verdict that is not empty (share .68 ± .07)
+def test_unequal_widths_that_annealing_gets_wrong_are_reported(monkeypatch):
+    # a width of ¼ in 20 coordinates, without the search for modes: of 16 seeds, 15 have a verdict that is not empty
+    # (share .68 ± .07)
+    monkeypatch.setattr(sys.modules[run.__module__], "find_regions", lambda *args: [])
     target = targets.two_widths(20, 10.0, 0.25)
     base = tfd.MultivariateNormalTriL(target.mean(), tf.linalg.cholesky(target.covariance()))
     draws = run(target.log_prob, base, num_samples=100, seed=1, jit_compile=False)

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.special
+import tensorflow as tf
+import tensorflow_probability as tfp
 
 # Points that climb.
 NUM_STARTS = 256
@@ -33,6 +35,8 @@ _MAX_DEVIATION = 3.0
 _PROBABILITY, _NUM_DRAWS, _WIDTH = 0.9, 256, 1.1
 # Least share, by Laplace's formula, of a region that is examined; and least share that draws must not miss.
 _MIN_LAPLACE, _MIN_SHARE = 1e-3, 0.02
+# Weight of the modes in a base, and their standard deviations there in terms of those of the modes.
+_MODES_WEIGHT, _MODES_WIDTH = 0.5, 1.3
 # Draws miss a region if their share is smaller than the estimate by this factor, and by so many standard errors.
 _FACTOR, _NUM_ERRORS = 2.0, 4.0
 
@@ -139,6 +143,30 @@ def find_missed(
         if mass - found > _NUM_ERRORS * np.hypot(binomial, doubt):
             missed.append(Missed(region, float(share), found))
     return sorted(missed, key=lambda one: -one.share)
+
+
+def with_modes(base: tfp.distributions.Distribution, regions: list[Region]) -> tfp.distributions.Distribution:
+    """Returns the equal mixture of a base and of Gaussians in all regions, weighted by the masses of these.
+
+    Args:
+      base: a distribution over `[*event]`.
+      regions: at least one region with positive mass.
+    """
+    tfd, tfb, dtype = tfp.distributions, tfp.bijectors, base.dtype.as_numpy_dtype
+    log_masses = np.array([region.log_mass for region in regions])
+    masses = np.exp(log_masses - log_masses.max())
+    modes = tfd.MixtureSameFamily(
+        tfd.Categorical(probs=(masses / masses.sum()).astype(dtype)),
+        tfd.MultivariateNormalTriL(
+            np.stack([region.loc for region in regions]).astype(dtype),
+            (_MODES_WIDTH * np.stack([region.scale_tril for region in regions])).astype(dtype),
+        ),
+    )
+    event_shape = tuple(base.event_shape)
+    if len(event_shape) != 1:
+        modes = tfd.TransformedDistribution(modes, tfb.Reshape(event_shape))
+    weights = tf.constant([1 - _MODES_WEIGHT, _MODES_WEIGHT], base.dtype)
+    return tfd.Mixture(tfd.Categorical(probs=weights), [base, modes])
 
 
 def _radius(size: int) -> float:

@@ -20,7 +20,7 @@ from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.signs import check_target
 from tfp_ebm.mcmc.clusters import find_clusters
 from tfp_ebm.mcmc.draws import Draws, imbalance, nested_r_hat, verdict
-from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, find_missed, find_regions
+from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, find_missed, find_regions, with_modes
 from tfp_ebm.mcmc.running.climb import climb
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
 from tfp_ebm.mcmc.running.particles import (
@@ -54,7 +54,7 @@ _MAX_SEARCH = 50
 # gradient then do not hold.
 _MAX_ZEROS = 0.01
 # Purposes of random numbers, folded into the seed.
-_PILOT, _BASE, _RESAMPLING, _FIRST_DRAWS, _FIRST, _SECOND_DRAWS, _SECOND, _ORDER, _CLUSTERS, _SEARCH = range(10)
+_PILOT, _BASE, _RESAMPLING, _FIRST_DRAWS, _FIRST, _SECOND_DRAWS, _SECOND, _ORDER, _CLUSTERS, _SEARCH, _AGAIN = range(11)
 
 
 def sequential_monte_carlo(
@@ -79,8 +79,12 @@ def sequential_monte_carlo(
     is exactly Z. The draws and log Z are those of the second pass.
 
     The groups of particles never interact until the end. Their agreement on the shares of clusters, on log Z and on the
-    means of all coordinates is the basis of `Draws.trouble`. A mode that the base misses entirely is missed in all
-    groups, and nothing shows it; the base must cover the target.
+    means of all coordinates is the basis of `Draws.trouble`.
+
+    All groups may miss the same mode. Up to 50 coordinates, points therefore climb from the base to the modes, where
+    importance sampling estimates the mass. If the draws miss a mode found in this way, or are in doubt for other
+    reasons and these modes have most of the mass, a Gaussian at each mode is added to the base, and the particles run
+    once more. A mode that no climb reaches remains unnoticed: the base must cover the target.
 
     Args:
       target_log_prob_fn: log f, the log density up to a constant, `[n, *event] -> [n]`, differentiable.
@@ -141,7 +145,14 @@ def sequential_monte_carlo(
     )
     jit_compile = check_jit_compile(jit_compile)
     group_size = -(-max(_MIN_PARTICLES, num_samples) // num_groups)
-    return _Sampler(target, base, settings, group_size, random.stateless_seed(seed), jit_compile).run(num_samples)
+    words = random.stateless_seed(seed)
+    sampler = _Sampler(target, base, settings, group_size, words, jit_compile)
+    draws = sampler.run(num_samples)
+    if not sampler.missed and not (draws.trouble and sampler.modes_have_most):
+        return draws
+    base = with_modes(base, sampler.regions)
+    again = _Sampler(target, base, settings, group_size, random.fold_in(words, _AGAIN), jit_compile).run(num_samples)
+    return again if sampler.missed or len(again.trouble) <= len(draws.trouble) else draws
 
 
 class _Sampler:
@@ -154,6 +165,11 @@ class _Sampler:
       group_size: number of particles per group.
       seed: int32[2].
       jit_compile: as for `sequential_monte_carlo`.
+
+    Attributes:
+      regions: the regions around modes that a search from the base has found after the run.
+      missed: those that the draws have missed.
+      modes_have_most: whether the regions have at least half of the mass.
     """
 
     def __init__(
@@ -171,6 +187,9 @@ class _Sampler:
         self._key = serialization.fingerprint(base)
         self._num_faults = 0
         self._has_boundary = False
+        self.regions: list[Region] = []
+        self.missed: list[Missed] = []
+        self.modes_have_most = False
 
     def run(self, num_samples: int) -> Draws:
         """Returns the draws."""
@@ -235,6 +254,7 @@ class _Sampler:
             betas, rates = betas[:-1], np.append(rates[:-2], both)
         temperatures: np.ndarray = np.append(0.0, betas)
         ancestors = len(np.unique(particles.ancestors.numpy()))
+        self._search(x, log_normalizer, share_ess)
         trouble = verdict(
             shares=shares,
             share_ess=share_ess,
@@ -248,7 +268,7 @@ class _Sampler:
             num_faults=self._num_faults + int(passed.num_faults),
             num_bad_gradients=int((~np.isfinite(gradient)).any(1).sum()),
             imbalance=0.0 if self._has_boundary else imbalance(x, gradient, groups, num_groups),
-            missed=self._missed(x, log_normalizer, share_ess),
+            missed=self.missed,
         )
         event_shape = tuple(self._base.event_shape)
         return Draws(
@@ -263,10 +283,10 @@ class _Sampler:
             trouble=trouble,
         )
 
-    def _missed(self, x: np.ndarray, log_normalizer: Estimate, share_ess: float) -> list[Missed]:
-        """Returns the modes that draws `[n, d]` have missed, as far as climbs from the base find them."""
+    def _search(self, x: np.ndarray, log_normalizer: Estimate, share_ess: float) -> None:
+        """Finds modes that draws `[n, d]` have missed, as far as climbs from the base reach them."""
         if self._size > _MAX_SEARCH or not np.isfinite(log_normalizer.value):
-            return []
+            return
         start = self._from_base(NUM_STARTS, _SEARCH)[0]
         unit = self._from_base(_DRAWS_PER_PARTICLE * self._num, _PILOT)[0].numpy().astype(np.float64).std(0)
         unit[~(unit > 0)] = 1.0
@@ -274,9 +294,12 @@ class _Sampler:
         make = functools.partial(Compiled, climb)
         found = find_compiled(self._target, ("climb", self._key), lambda resolve: make(resolve, base))(start, unit)
         rng = np.random.default_rng(self._fold(_SEARCH).numpy().astype(np.uint32))
-        ends = (part.numpy() for part in found)
-        regions = find_regions(*ends, unit, log_normalizer.value, self._at_any, rng)
-        return find_missed(regions, x, log_normalizer.value, log_normalizer.standard_error, max(share_ess, 100.0))
+        ends = [part.numpy() for part in found]
+        value, error = log_normalizer.value, log_normalizer.standard_error
+        self.regions = find_regions(*ends, unit, value, self._at_any, rng)
+        self.missed = find_missed(self.regions, x, value, error, max(share_ess, 100.0))
+        mass = np.exp(np.logaddexp.reduce([region.log_mass for region in self.regions], initial=-np.inf) - value)
+        self.modes_have_most = bool(mass > 0.5)
 
     def _thinned(self, x: tf.Tensor, num_samples: int) -> tf.Tensor:
         """Returns `num_samples` of the particles, at equal distances, in random order."""
@@ -323,7 +346,7 @@ class _Sampler:
         return self._at_any(x)[0]
 
     def _at_any(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns log f and its gradient at any number of points, by the function that is compiled for all particles."""
+        """Returns log f and its gradient at any number of points, by the function compiled for all particles."""
         count, parts = -(-len(x) // self._num), []
         filled = np.concatenate([x, np.repeat(x[:1], count * self._num - len(x), 0)])
         for part in np.split(filled, count):
