@@ -289,8 +289,7 @@ class EnergyModel(EnergyTrainer):
         moments = None
         for block in row_blocks(x, shape):
             self.build((None, *block.shape[1:]))
-            part = DataMoments.of([block])
-            moments = part if moments is None else moments.merged(part)
+            moments = DataMoments.of([block]) if moments is None else moments.merged(DataMoments.of([block]))
         if moments is None:
             raise ValueError("`x` must not be empty, got no rows.")
         self.standardization.assign(moments)
