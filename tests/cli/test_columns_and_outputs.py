@@ -194,6 +194,7 @@ def test_the_global_move_is_in_the_coordinates_of_the_chain():
     assert np.mean(acceptance(3.0)) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["hmc", "mala"])
 def test_chains_cross_between_modes_by_default(kernel):
     """R-hat of a hundred chains of 50 states: 1.00 where they cross, 5 where, without proposals from the base, not."""
@@ -206,6 +207,7 @@ def test_chains_cross_between_modes_by_default(kernel):
     assert alone["max_rhat"] > 2
 
 
+@pytest.mark.slow
 def test_the_advice_on_chains_that_have_not_mixed_works():
     """Modes two hundred deviations apart, into which few proposals fall."""
     model, options = modes(0.01), options_of()

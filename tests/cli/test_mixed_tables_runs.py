@@ -9,6 +9,7 @@ import pytest
 from tfp_ebm.cli import main
 from tfp_ebm.recipes import density_candidates
 
+pytestmark = pytest.mark.slow  # each test needs one of three runs
 COLOURS, MEANS = np.array(["red", "green", "blue"]), np.array([-20.0, 0.0, 30.0])
 
 

@@ -121,6 +121,7 @@ def test_grouped_convolutions():
     assert error([*right[2:4], *right[:2], *right[4:]]) > 1e-2
 
 
+@pytest.mark.slow
 def test_every_rule_lives_in_the_zoo(monkeypatch):
     """A rule that no network of the zoo passes through is a rule that nothing tests."""
     recorder = _Recorder(engine.RULES)

@@ -322,6 +322,7 @@ def test_gradient_of_a_step_with_compiled_chains():
     assert abs(others - explicit) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_a_whole", [False, True])
 def test_fit_with_compiled_chains(as_a_whole):
     """Batches of two sizes, the last one of 3 rows, are traced in the first epoch only, and the same seed gives the
