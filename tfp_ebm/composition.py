@@ -202,7 +202,7 @@ def stacked_parts(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def fitted_parts(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns which parts have weights that count, by number, and these weights; `log_probs` as in `stacking_weights`.
 
-    >>> rows = np.log([[1.0, 0.9, 0.1], [0.1, 1.0, 0.1]])
+    >>> rows = np.log([[1.0, 0.1, 0.1], [0.1, 1.0, 0.1]])
     >>> fitted_parts(np.repeat(rows, 100, 0))[0].tolist()
     [0, 1]
     """
