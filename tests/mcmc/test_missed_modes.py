@@ -12,7 +12,6 @@ Measured with one seed more than the tests have, 100 to 1000 draws each, in grap
 """
 
 import functools
-import sys
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc, targets
-from tfp_ebm.mcmc import modes
+from tfp_ebm.mcmc import modes, particle_sampler
 from tfp_ebm.mcmc.running.climb import climb
 
 tfd = tfp.distributions
@@ -104,7 +103,7 @@ def test_a_lost_mode_is_found_and_cured(monkeypatch):
         verdicts.append(original(**kwargs))
         return verdicts[-1]
 
-    module = sys.modules["tfp_ebm.mcmc.sequential_monte_carlo"]  # the package has a function of this name
+    module = particle_sampler
     original = module.verdict
     monkeypatch.setattr(module, "verdict", recorded)
     target = targets.two_widths(10, 10.0, 0.1)

@@ -143,6 +143,16 @@ def draw_and_weigh(
     return x, log_ratio, tf.reduce_sum(tf.cast(is_bad, tf.int32))
 
 
+def initial_particles(x: tf.Tensor, log_ratio: tf.Tensor, num_groups: int, beta: float = 0.0) -> Particles:
+    """Returns particles of equal weights in groups of equal size, each its own ancestor."""
+    num = x.shape[0]
+    own = tf.range(num)
+    zeros = tf.zeros([num], tf.float64)
+    log_normalizers = tf.zeros([num_groups], tf.float64)
+    groups = own // (num // num_groups)
+    return Particles(x, log_ratio, zeros, log_normalizers, groups, own, tf.constant(beta, tf.float64))
+
+
 def run_pass(
     resolve: Callable[[], TargetLogProbFn],
     base: tfp.distributions.Distribution,
