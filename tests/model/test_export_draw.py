@@ -1,4 +1,4 @@
-"""The exported endpoint `draw`: right shares, an unbiased Ẑ, and checks of shapes, in a process without this package."""
+"""The exported endpoint `draw`: right shares, unbiased Ẑ and checks of shapes, in a process without this package."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ for name, wrong in (
     except tf.errors.InvalidArgumentError:
         refused += 1
 one = loaded.draw(tf.constant(1), tf.constant([0, 3])).shape.as_list()
-result = {"share": float(np.mean(x[:, 0, 0] > 0)), "mean": x.mean(0).tolist(), "shape": x.shape, "one": one}
+result = {"share": float(np.mean(x[:, 0, 0] > 5)), "mean": x.mean(0).tolist(), "shape": x.shape, "one": one}
 print(json.dumps({**result, "log_z": z, "refused": refused, "distinct": len(np.unique(x[:, 0, 0]))}))
 """
 
