@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Hashable
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -21,10 +23,11 @@ from tfp_ebm.mcmc.running.particles import (
     Passed,
     Plan,
     Settings,
+    begun_pass,
+    continue_pass,
     draw_and_weigh,
     initial_particles,
     log_density_and_gradient,
-    run_pass,
 )
 from tfp_ebm.mcmc.weights import jackknife_of_log_mean, pareto_shape, resample
 from tfp_ebm.types import Estimate, TargetLogProbFn
@@ -38,6 +41,8 @@ _DRAWS_PER_PARTICLE, _MAX_SHAPE, _MIN_BASE_ESS = 4, 0.5, 0.1
 _MOVES_AFTER_BASE = 8
 # Largest number of coordinates for which XLA is faster, as in `running/compiled.py`.
 _XLA_MAX_EVENT_SIZE = 512
+# Intended seconds of a call, and what a progress bar counts to.
+_SECONDS, _PERCENT = 0.5, 100
 # Largest number of coordinates in which modes are searched.
 _MAX_SEARCH = 50
 # The least part of the mass that modes have if they are added to a base because the shares are not known.
@@ -58,19 +63,20 @@ def run_sampler(
     jit_compile: bool | str,
     num_samples: int,
     anneals: bool = False,
+    progress: bool = False,
 ) -> tuple[Draws, Sampler]:
     """Returns draws and the sampler that made them, whose base has Gaussians at modes if a first run missed some.
 
     Args:
-      target, base, settings, group_size, seed, jit_compile, anneals: as for `Sampler`.
+      target, base, settings, group_size, seed, jit_compile, anneals, progress: as for `Sampler`.
       num_samples: number of draws.
     """
-    first = Sampler(target, base, settings, group_size, seed, jit_compile, anneals)
+    first = Sampler(target, base, settings, group_size, seed, jit_compile, anneals, progress)
     draws = first.run(num_samples)
     if not first.missed and not first.modes_may_help:
         return draws, first
     base, seed = with_modes(base, first.regions), random.fold_in(seed, _AGAIN)
-    second = Sampler(target, base, settings, group_size, seed, jit_compile, anneals)
+    second = Sampler(target, base, settings, group_size, seed, jit_compile, anneals, progress)
     again = second.run(num_samples)
     return (again, second) if first.missed or len(again.trouble) <= len(draws.trouble) else (draws, first)
 
@@ -86,10 +92,10 @@ class Sampler:
       seed: int32[2].
       jit_compile: as for `sequential_monte_carlo`.
       anneals: whether particles are annealed even if importance resampling suffices.
+      progress: whether to show a progress bar.
 
     Attributes:
       base, settings: as given.
-      plan: the plan of annealed particles, after the run; None if there was none.
       regions: the regions around modes that a search from the base has found after the run.
       missed: those that the draws have missed.
       modes_may_help: whether the shares are not known, but the regions have at least half of the mass.
@@ -104,10 +110,12 @@ class Sampler:
         seed: tf.Tensor,
         jit_compile: bool | str,
         anneals: bool = False,
+        progress: bool = False,
     ) -> None:
         self._target, self.base, self.settings, self._seed = target, base, settings, seed
         self._anneals = anneals
-        self.plan: Plan | None = None
+        self._bar = keras.utils.Progbar(_PERCENT, unit_name="percent") if progress else None
+        self._plan: Plan | None = None
         self._num, self._jit_compile = group_size * settings.num_groups, jit_compile
         self._size = int(np.prod(base.event_shape))
         self._key = serialization.fingerprint(base)
@@ -135,6 +143,12 @@ class Sampler:
             return self._resampled_from_base(number, num_samples)
         return self._annealed(num_samples)
 
+    def annealing_plan(self) -> Plan:
+        """Returns the plan that the particles followed in the run, of as many stages as it had."""
+        if self._plan is None:
+            raise ValueError("the particles were not annealed.")
+        return self._plan
+
     def _resampled_from_base(self, number: int, num_samples: int) -> Draws:
         """Draws by importance resampling of draws from the base, other than those by which the base was judged."""
         x, log_ratio = self._from_base(number, _BASE)
@@ -160,7 +174,7 @@ class Sampler:
         plan = self._pass(particles, None, np.log(_first_step_size(self._size)), _FIRST).plan
         particles = self._start(*self._from_base(self._num, _SECOND_DRAWS), beta=0.0)
         passed = self._pass(particles, plan, 0.0, _SECOND)
-        self.plan = Plan(*(part[: passed.num_stages] for part in plan))
+        self._plan = Plan(*(part[: passed.num_stages] for part in plan))
         log_normalizers = passed.particles.log_normalizers.numpy()
         value, error = jackknife_of_log_mean(log_normalizers)
         return self._draws(passed, Estimate(value, error, float(passed.ess), log_normalizers), num_samples)
@@ -222,9 +236,9 @@ class Sampler:
         make = functools.partial(Compiled, climb)
         found = find_compiled(self._target, ("climb", self._key), lambda resolve: make(resolve, base))(start, unit)
         rng = np.random.default_rng(self._fold(_SEARCH).numpy().astype(np.uint32))
-        ends = [part.numpy() for part in found]
+        ends, values, inverses = (part.numpy() for part in found)
         value, error = log_normalizer.value, log_normalizer.standard_error
-        self.regions = find_regions(*ends, unit, value, self._at_any, rng)
+        self.regions = find_regions(ends, values, inverses, unit, value, self._at_any, rng)
         self.missed = find_missed(self.regions, x, value, error, max(share_ess, MIN_SHARE_ESS))
         mass = np.exp(np.logaddexp.reduce([region.log_mass for region in self.regions], initial=-np.inf) - value)
         self.modes_may_help = bool(share_ess < MIN_SHARE_ESS and mass > _MIN_MASS)
@@ -284,8 +298,19 @@ class Sampler:
             tf.zeros(shape, self.base.dtype),
         )
         loop = XlaOrGraph(self._find_pass, self._jit_compile, pays and self._size <= _XLA_MAX_EVENT_SIZE)
-        args = (particles, given, tf.constant(plan is not None), tf.constant(log_step_size, tf.float64))
-        return loop.run(Compiled.__call__, *args, self._fold(purpose))
+        passed = begun_pass(self.settings, particles, given, tf.constant(log_step_size, tf.float64))
+        args = (given, tf.constant(plan is not None), self._fold(purpose))
+        stop, num = 1, 1
+        while True:  # a call runs for about half a second, so that an interrupt takes effect between calls
+            started = time.perf_counter()
+            passed = loop.run(Compiled.__call__, passed, *args, tf.constant(stop))
+            if self._bar is not None:
+                done = float(passed.particles.beta) if pays else float(passed.is_done)
+                self._bar.update(int(_PERCENT * (done + (plan is not None)) / (2 if pays else 1)))
+            if passed.is_done:
+                return passed
+            num = max(1, min(8 * num, int(num * _SECONDS / (time.perf_counter() - started))))
+            stop += num
 
     def _find_pass(self, is_xla: bool) -> Compiled:
         # To compile the pass takes XLA three times as long as to compile its moves, where most of its time goes.
@@ -293,7 +318,7 @@ class Sampler:
         base, settings = self.base, self.settings._replace(jit_moves=jit_moves)
         key: Hashable = ("sequential_monte_carlo", self._key, settings, jit_compile)
         found = find_compiled(
-            self._target, key, lambda resolve: Compiled(run_pass, resolve, base, settings, jit_compile=jit_compile)
+            self._target, key, lambda resolve: Compiled(continue_pass, resolve, base, settings, jit_compile=jit_compile)
         )
         found.is_xla = is_xla
         return found

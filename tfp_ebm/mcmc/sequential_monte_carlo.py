@@ -40,8 +40,9 @@ def frozen_run(target: TargetLogProbFn, base: tfp.distributions.Distribution) ->
     group_size = _MIN_PARTICLES // settings.num_groups
     seed = random.stateless_seed(0)
     draws, sampler = run_sampler(target, base, settings, group_size, seed, False, _MIN_PARTICLES, anneals=True)
-    settings = settings._replace(max_temperatures=len(sampler.plan.betas) - 1)
-    return Frozen(sampler.base, settings, sampler.plan, _MIN_PARTICLES), draws
+    plan = sampler.annealing_plan()
+    settings = settings._replace(max_temperatures=plan.betas.shape[0] - 1)
+    return Frozen(sampler.base, settings, plan, _MIN_PARTICLES), draws
 
 
 def sequential_monte_carlo(
@@ -57,6 +58,7 @@ def sequential_monte_carlo(
     num_last_moves: int = 20,
     max_temperatures: int = 200,
     jit_compile: bool | str = "auto",
+    progress: bool = False,
 ) -> Draws:
     """Draws from a density with several modes, and estimates its log Z, by annealing particles from a base.
 
@@ -89,6 +91,8 @@ def sequential_monte_carlo(
       max_temperatures: largest number of temperatures.
       jit_compile: True: XLA. False: graph mode. "auto": XLA for the moves of annealed particles of up to
         512 coordinates, and graph mode elsewhere or if XLA fails.
+      progress: whether to show a progress bar, of 100 percent for each run: half for each of two passes, in proportion
+        to β. The draws are the same to the last bit.
 
     Returns:
       A `Draws`.
@@ -97,6 +101,9 @@ def sequential_monte_carlo(
       TypeError: if the target is an energy, `base` is not a distribution, or their dtypes differ.
       ValueError: if an argument is out of range, or the target's density is zero or not a number at all draws from the
         base.
+      KeyboardInterrupt: at an interrupt, within about half a second, or after a stage that takes longer. Nothing is
+        returned: all groups take each step in β together, so before the end no group has draws from the target, and
+        without a later group's agreement no verdict would be possible. The compiled functions are kept.
 
     >>> from tfp_ebm import mcmc, targets
     >>> target = targets.two_gaussians()  # a share of .7 at (2, 0), .3 at (-2, 0)
@@ -133,4 +140,4 @@ def sequential_monte_carlo(
     jit_compile = check_jit_compile(jit_compile)
     group_size = -(-max(_MIN_PARTICLES, num_samples) // num_groups)
     words = random.stateless_seed(seed)
-    return run_sampler(target, base, settings, group_size, words, jit_compile, num_samples)[0]
+    return run_sampler(target, base, settings, group_size, words, jit_compile, num_samples, progress=progress)[0]

@@ -15,6 +15,7 @@ The implementation is `tfp.mcmc.ReplicaExchangeMC`. The step size of the replica
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Hashable
 from typing import Any
 
@@ -117,7 +118,7 @@ class ReplicaExchange(Wrapper):
     @property
     def evaluations_per_step(self) -> int:
         """Number of evaluations: for each replica those of the kernel, and one after the swap."""
-        return len(self.inverse_temperatures) * (self.kernel.evaluations_per_step + 1)
+        return len(self.inverse_temperatures or ()) * (self.kernel.evaluations_per_step + 1)
 
     def step_size_after(self, results: Any, step_size: Any) -> Any:
         """Returns the step size of the cold replica."""
@@ -171,7 +172,8 @@ def _ladder_to_zero(betas: Any) -> tuple[float, ...]:
     if betas is None:
         return tuple((1.0 - k / (_NUM_REPLICAS - 1)) ** 3 for k in range(_NUM_REPLICAS))
     given = [float(beta) for beta in np.ravel(betas)]
-    if len(given) < 2 or given[0] != 1 or given[-1] != 0 or not (np.diff(given) < 0).all():
+    falls = all(first > second for first, second in itertools.pairwise(given))
+    if len(given) < 2 or given[0] != 1 or given[-1] != 0 or not falls:
         raise ValueError(f"`inverse_temperatures` must decrease from 1 to 0 with a `reference`, got {betas!r}.")
     return tuple(given)
 
