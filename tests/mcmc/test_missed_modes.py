@@ -1,18 +1,21 @@
 """Modes that all particles miss are found by climbs from the base, reported, and cured; nothing else is reported.
 
-Measured with one seed more than the tests have, 100 to 1000 draws each, in graph mode:
+Measured, all in graph mode, 100 draws each unless another number is given:
 
-- 21 kinds of targets (banana, rings, checkerboard, funnels in 2 and 10 coordinates, Student t, Laplace, a rugged
-  Gaussian, a ring in 10 coordinates, GMM-40, Many Well 8, mixtures, correlated Gaussians in 30): no mode is reported as
-  missed; other sentences of the verdict appear for the checkerboard and funnel-10 only, where they are right.
-- `two_widths(10, 10, ratio=0.1)` from a Gaussian of the same moments: the search finds the narrow mode where the draws'
-  share of it is .03 and 0 instead of .7; the second run has .72 and .72.
-- `two_widths(d, 10, ratio=0.5)` from `fit_base` of 5000 rows, d = 10 and 20, 20 seeds each: shares of .70 ± .05 of 100
-  draws, and no verdict. From N(0, 6 I), d = 10: a verdict in 20 of 20 before the second run.
+- Healthy runs, 5 seeds each of 19 kinds of targets (banana, eight Gaussians, pinwheel, rings, swiss roll, two
+  Gaussians, two moons, GMM-40, funnel and Rosenbrock in 2 coordinates from a Gaussian; mixtures from a mixture; Many
+  Well 8, Student t, Laplace, a ring, a rugged density and correlated Gaussians in 5 to 30): the verdict is empty in 92
+  of 95 (97 %); the others are Rosenbrock (2) and funnel (1). In none of them is a mode reported as missed.
+- A checkerboard (no gradient) and funnel-10 (log Z wrong by .4) have a verdict in 5 of 5, and no missed mode either.
+- `two_widths(10, 10, ratio=0.1)` from a Gaussian of the same moments, 1000 draws: a first run with a share of .03 and 0
+  instead of .7 is found by the search, and the second run has .72 and .72. Of 8 seeds, all have a verdict before the
+  second run.
+- `two_widths(d, 10, ratio=0.5)` from `fit_base` of 5000 rows, d = 10 and 20, 20 seeds each: shares between .58 and .77
+  (standard error of 100 draws: .046), so that there is nothing to report, and no verdict. From N(0, 6 I), d = 10:
+  shares between .36 and .86 and a verdict in 20 of 20 before the second run.
 """
 
 import functools
-import sys
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc, targets
-from tfp_ebm.mcmc import modes
+from tfp_ebm.mcmc import modes, particle_sampler
 from tfp_ebm.mcmc.running.climb import climb
 
 tfd = tfp.distributions
@@ -104,7 +107,7 @@ def test_a_lost_mode_is_found_and_cured(monkeypatch):
         verdicts.append(original(**kwargs))
         return verdicts[-1]
 
-    module = sys.modules["tfp_ebm.mcmc.sequential_monte_carlo"]  # the package has a function of this name
+    module = particle_sampler
     original = module.verdict
     monkeypatch.setattr(module, "verdict", recorded)
     target = targets.two_widths(10, 10.0, 0.1)

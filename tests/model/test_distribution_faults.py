@@ -503,7 +503,7 @@ def test_deep_copies_of_closures_share_their_function():
 def test_a_served_model_checks_shapes_at_each_call(tmp_path):
     model = ebm.EnergyModel(network())
     model.adapt(DATA)
-    model.export(tmp_path / "m", verbose=False)
+    model.export(tmp_path / "m", verbose=False, kernel=ebm.mcmc.HMC(0.1, 2))
     signatures = tf.saved_model.load(str(tmp_path / "m")).signatures
     good = tf.constant(DATA[:5])
     served = next(iter(signatures["serving_default"](x=good).values()))

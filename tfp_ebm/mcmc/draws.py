@@ -14,7 +14,7 @@ from tfp_ebm.mcmc.modes import Missed
 from tfp_ebm.types import Estimate
 
 # Limits of the verdict.
-_MIN_SHARE_ESS = 100.0
+MIN_SHARE_ESS = 100.0
 _MIN_ANCESTORS = 0.2
 # Rates of acceptance, of few moves each, vary: a low rate counts at the target, or at so many of the temperatures.
 _MIN_ACCEPT, _MAX_LOW_RATES = 0.4, 0.2
@@ -174,7 +174,7 @@ def verdict(
             f"{one.share:.2g}, but {one.share_of_draws:.2g} of the draws lie there; {cure}."
         )
     add(
-        not share_ess >= _MIN_SHARE_ESS,
+        not share_ess >= MIN_SHARE_ESS,
         f"The shares of the modes are not known: independent groups of particles disagree on them as if there were "
         f"{share_ess:.0f} independent draws (share of the most uncertain cluster: {shares.values[worst]:.2g} ± "
         f"{shares.standard_errors[worst]:.1g}); {cure}.",

@@ -6,55 +6,43 @@ that do not interact (Del Moral, Doucet & Jasra 2006). `running/particles.py` de
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Hashable
-from typing import Any
-
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm import random, serialization
+from tfp_ebm import random
 from tfp_ebm.arguments import check_count, check_jit_compile, check_probability
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.signs import check_target
-from tfp_ebm.mcmc.clusters import find_clusters
-from tfp_ebm.mcmc.draws import Draws, imbalance, nested_r_hat, verdict
-from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, find_missed, find_regions, with_modes
-from tfp_ebm.mcmc.running.climb import climb
-from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
-from tfp_ebm.mcmc.running.particles import (
-    Particles,
-    Passed,
-    Plan,
-    Settings,
-    draw_and_weigh,
-    log_density_and_gradient,
-    run_pass,
-)
-from tfp_ebm.mcmc.weights import jackknife_of_log_mean, pareto_shape, resample
-from tfp_ebm.types import Estimate, Seed, TargetLogProbFn
+from tfp_ebm.mcmc.draws import Draws
+from tfp_ebm.mcmc.particle_sampler import run_sampler
+from tfp_ebm.mcmc.running.frozen import Frozen
+from tfp_ebm.mcmc.running.particles import Settings
+from tfp_ebm.types import Seed, TargetLogProbFn
 
-# Particles at least, and at most in the pass that chooses the plan.
-_MIN_PARTICLES, _MAX_PILOT = 1024, 4096
-# Draws from the base per particle, and when importance resampling of them suffices: the shape of the tail of their
-# weights, and their effective share.
-_DRAWS_PER_PARTICLE, _MAX_SHAPE, _MIN_BASE_ESS = 4, 0.5, 0.1
-# Moves after importance resampling, at most.
-_MOVES_AFTER_BASE = 8
+# Particles at least.
+_MIN_PARTICLES = 1024
 # Conditional effective sample size up to this number of coordinates, and above.
 _CONDITIONAL_ESS, _SMALL = (0.9, 0.95), 20
 # Largest number of coordinates with a full covariance.
 _FULL_COVARIANCE = 30
-# Largest number of coordinates for which XLA is faster, as in `running/compiled.py`.
-_XLA_MAX_EVENT_SIZE = 512
-# Largest number of coordinates in which modes are searched.
-_MAX_SEARCH = 50
-# Share of draws from the base at density zero above which the density may end at a boundary. The identities of the
-# gradient then do not hold.
-_MAX_ZEROS = 0.01
-# Purposes of random numbers, folded into the seed.
-_PILOT, _BASE, _RESAMPLING, _FIRST_DRAWS, _FIRST, _SECOND_DRAWS, _SECOND, _ORDER, _CLUSTERS, _SEARCH, _AGAIN = range(11)
+
+
+def frozen_run(target: TargetLogProbFn, base: tfp.distributions.Distribution) -> tuple[Frozen, Draws]:
+    """Runs the sampler once with 1024 particles, and returns its plan, for later passes in graphs, and its draws.
+
+    Args:
+      target: log f.
+      base: the base.
+    """
+    size = int(np.prod(base.event_shape))
+    settings = Settings(8, _CONDITIONAL_ESS[size > _SMALL], (4, 8), 20, 20, 200, size <= _FULL_COVARIANCE)
+    group_size = _MIN_PARTICLES // settings.num_groups
+    seed = random.stateless_seed(0)
+    draws, sampler = run_sampler(target, base, settings, group_size, seed, False, _MIN_PARTICLES, anneals=True)
+    plan = sampler.annealing_plan()
+    settings = settings._replace(max_temperatures=plan.betas.shape[0] - 1)
+    return Frozen(sampler.base, settings, plan, _MIN_PARTICLES), draws
 
 
 def sequential_monte_carlo(
@@ -70,6 +58,7 @@ def sequential_monte_carlo(
     num_last_moves: int = 20,
     max_temperatures: int = 200,
     jit_compile: bool | str = "auto",
+    progress: bool = False,
 ) -> Draws:
     """Draws from a density with several modes, and estimates its log Z, by annealing particles from a base.
 
@@ -82,8 +71,8 @@ def sequential_monte_carlo(
     means of all coordinates is the basis of `Draws.trouble`.
 
     All groups may miss the same mode. Up to 50 coordinates, points therefore climb from the base to the modes, where
-    importance sampling estimates the mass. If the draws miss a mode found in this way, or are in doubt for other
-    reasons and these modes have most of the mass, a Gaussian at each mode is added to the base, and the particles run
+    importance sampling estimates the mass. If the draws miss a mode found in this way, or their shares are not known
+    and these modes have most of the mass, a Gaussian at each mode is added to the base, and the particles run
     once more. A mode that no climb reaches remains unnoticed: the base must cover the target.
 
     Args:
@@ -102,6 +91,8 @@ def sequential_monte_carlo(
       max_temperatures: largest number of temperatures.
       jit_compile: True: XLA. False: graph mode. "auto": XLA for the moves of annealed particles of up to
         512 coordinates, and graph mode elsewhere or if XLA fails.
+      progress: whether to show a progress bar, of 100 percent for each run: half for each of two passes, in proportion
+        to β. The draws are the same to the last bit.
 
     Returns:
       A `Draws`.
@@ -110,6 +101,9 @@ def sequential_monte_carlo(
       TypeError: if the target is an energy, `base` is not a distribution, or their dtypes differ.
       ValueError: if an argument is out of range, or the target's density is zero or not a number at all draws from the
         base.
+      KeyboardInterrupt: at an interrupt, within about half a second, or after a stage that takes longer. Nothing is
+        returned: all groups take each step in β together, so before the end no group has draws from the target, and
+        without a later group's agreement no verdict would be possible. The compiled functions are kept.
 
     >>> from tfp_ebm import mcmc, targets
     >>> target = targets.two_gaussians()  # a share of .7 at (2, 0), .3 at (-2, 0)
@@ -146,242 +140,4 @@ def sequential_monte_carlo(
     jit_compile = check_jit_compile(jit_compile)
     group_size = -(-max(_MIN_PARTICLES, num_samples) // num_groups)
     words = random.stateless_seed(seed)
-    sampler = _Sampler(target, base, settings, group_size, words, jit_compile)
-    draws = sampler.run(num_samples)
-    if not sampler.missed and not (draws.trouble and sampler.modes_have_most):
-        return draws
-    base = with_modes(base, sampler.regions)
-    again = _Sampler(target, base, settings, group_size, random.fold_in(words, _AGAIN), jit_compile).run(num_samples)
-    return again if sampler.missed or len(again.trouble) <= len(draws.trouble) else draws
-
-
-class _Sampler:
-    """One run.
-
-    Args:
-      target: log f.
-      base: b.
-      settings: the settings.
-      group_size: number of particles per group.
-      seed: int32[2].
-      jit_compile: as for `sequential_monte_carlo`.
-
-    Attributes:
-      regions: the regions around modes that a search from the base has found after the run.
-      missed: those that the draws have missed.
-      modes_have_most: whether the regions have at least half of the mass.
-    """
-
-    def __init__(
-        self,
-        target: TargetLogProbFn,
-        base: tfp.distributions.Distribution,
-        settings: Settings,
-        group_size: int,
-        seed: tf.Tensor,
-        jit_compile: bool | str,
-    ) -> None:
-        self._target, self._base, self._settings, self._seed = target, base, settings, seed
-        self._num, self._jit_compile = group_size * settings.num_groups, jit_compile
-        self._size = int(np.prod(base.event_shape))
-        self._key = serialization.fingerprint(base)
-        self._num_faults = 0
-        self._has_boundary = False
-        self.regions: list[Region] = []
-        self.missed: list[Missed] = []
-        self.modes_have_most = False
-
-    def run(self, num_samples: int) -> Draws:
-        """Returns the draws."""
-        number = _DRAWS_PER_PARTICLE * self._num
-        _, log_ratio = self._from_base(number, _PILOT)
-        if not np.isfinite(log_ratio).any():
-            raise ValueError(
-                f"`target_log_prob_fn` must be finite where `base` has its mass, but the density is zero or not a "
-                f"number at all of {number} draws."
-            )
-        self._has_boundary = bool(np.mean(~np.isfinite(log_ratio)) > _MAX_ZEROS)
-        weights = np.exp(log_ratio - log_ratio.max())
-        shape = pareto_shape(weights)
-        ess = np.sum(weights) ** 2 / np.sum(weights**2)
-        if not shape >= _MAX_SHAPE and ess >= _MIN_BASE_ESS * number:  # the shape is NaN for equal weights
-            return self._resampled_from_base(number, num_samples)
-        return self._annealed(num_samples)
-
-    def _resampled_from_base(self, number: int, num_samples: int) -> Draws:
-        """Draws by importance resampling of draws from the base, other than those by which the base was judged."""
-        x, log_ratio = self._from_base(number, _BASE)
-        num_groups = self._settings.num_groups
-        value, error = jackknife_of_log_mean(log_ratio)
-        weights = np.exp(log_ratio - log_ratio.max())
-        ess = float(np.sum(weights) ** 2 / np.sum(weights**2))
-        grouped = np.logaddexp.reduce(log_ratio.reshape(num_groups, -1), 1) - np.log(number // num_groups)
-        u = random.uniform([1], self._fold(_RESAMPLING), tf.float64)
-        index = resample(tf.constant(log_ratio)[None], u, self._num)[0]
-        particles = self._start(tf.gather(x, index), log_ratio[index.numpy()], beta=1.0)
-        particles = particles._replace(groups=index // (number // num_groups), ancestors=index)
-        moves = min(_MOVES_AFTER_BASE, self._settings.num_last_moves)
-        self._settings = self._settings._replace(num_last_moves=moves)
-        passed = self._pass(particles, None, np.log(_first_step_size(self._size)), _SECOND, pays=False)
-        return self._draws(passed, Estimate(value, error, ess, grouped), num_samples)
-
-    def _annealed(self, num_samples: int) -> Draws:
-        """Draws by two passes from base to target."""
-        groups = self._settings.num_groups
-        pilot = min(self._num, -(-_MAX_PILOT // groups) * groups)
-        particles = self._start(*self._from_base(pilot, _FIRST_DRAWS), beta=0.0)
-        plan = self._pass(particles, None, np.log(_first_step_size(self._size)), _FIRST).plan
-        particles = self._start(*self._from_base(self._num, _SECOND_DRAWS), beta=0.0)
-        passed = self._pass(particles, plan, 0.0, _SECOND)
-        log_normalizers = passed.particles.log_normalizers.numpy()
-        value, error = jackknife_of_log_mean(log_normalizers)
-        return self._draws(passed, Estimate(value, error, float(passed.ess), log_normalizers), num_samples)
-
-    def _draws(self, passed: Passed, log_normalizer: Estimate, num_samples: int) -> Draws:
-        """Returns the draws of a pass, and judges them."""
-        particles, num_groups = passed.particles, self._settings.num_groups
-        x, groups = particles.x.numpy().astype(np.float64), particles.groups.numpy()
-        clusters_seed = int(random.fold_in(self._seed, _CLUSTERS).numpy()[0]) % 2**31
-        shares, share_ess = find_clusters(x, groups, num_groups, self._log_density, clusters_seed)
-        log_density, gradient = self._at(particles.x)
-        r_hat = nested_r_hat(np.concatenate([x, log_density[:, None]], 1), groups, num_groups)
-        stages = int(passed.num_stages)
-        betas, rates, moves = (
-            part.numpy()[:stages] for part in (passed.plan.betas, passed.accept, passed.plan.num_moves)
-        )
-        if stages > 1:  # the last two stages are both at β = 1
-            both = np.average(rates[-2:], weights=moves[-2:])
-            betas, rates = betas[:-1], np.append(rates[:-2], both)
-        temperatures: np.ndarray = np.append(0.0, betas)
-        ancestors = len(np.unique(particles.ancestors.numpy()))
-        self._search(x, log_normalizer, share_ess)
-        trouble = verdict(
-            shares=shares,
-            share_ess=share_ess,
-            num_particles=self._num,
-            num_ancestors=ancestors,
-            acceptance_rates=rates,
-            temperatures=temperatures,
-            max_temperatures=self._settings.max_temperatures,
-            r_hat=r_hat,
-            log_normalizers=np.asarray(log_normalizer.log_weights),
-            num_faults=self._num_faults + int(passed.num_faults),
-            num_bad_gradients=int((~np.isfinite(gradient)).any(1).sum()),
-            imbalance=0.0 if self._has_boundary else imbalance(x, gradient, groups, num_groups),
-            missed=self.missed,
-        )
-        event_shape = tuple(self._base.event_shape)
-        return Draws(
-            states=tf.reshape(self._thinned(particles.x, num_samples), [num_samples, *event_shape]),
-            log_normalizer=log_normalizer,
-            temperatures=temperatures,
-            acceptance_rates=rates,
-            num_particles=self._num,
-            num_ancestors=ancestors,
-            shares=shares._replace(centers=shares.centers.reshape(-1, *event_shape)),
-            nested_r_hat=r_hat,
-            trouble=trouble,
-        )
-
-    def _search(self, x: np.ndarray, log_normalizer: Estimate, share_ess: float) -> None:
-        """Finds modes that draws `[n, d]` have missed, as far as climbs from the base reach them."""
-        if self._size > _MAX_SEARCH or not np.isfinite(log_normalizer.value):
-            return
-        start = self._from_base(NUM_STARTS, _SEARCH)[0]
-        unit = self._from_base(_DRAWS_PER_PARTICLE * self._num, _PILOT)[0].numpy().astype(np.float64).std(0)
-        unit[~(unit > 0)] = 1.0
-        base = self._base
-        make = functools.partial(Compiled, climb)
-        found = find_compiled(self._target, ("climb", self._key), lambda resolve: make(resolve, base))(start, unit)
-        rng = np.random.default_rng(self._fold(_SEARCH).numpy().astype(np.uint32))
-        ends = [part.numpy() for part in found]
-        value, error = log_normalizer.value, log_normalizer.standard_error
-        self.regions = find_regions(*ends, unit, value, self._at_any, rng)
-        self.missed = find_missed(self.regions, x, value, error, max(share_ess, 100.0))
-        mass = np.exp(np.logaddexp.reduce([region.log_mass for region in self.regions], initial=-np.inf) - value)
-        self.modes_have_most = bool(mass > 0.5)
-
-    def _thinned(self, x: tf.Tensor, num_samples: int) -> tf.Tensor:
-        """Returns `num_samples` of the particles, at equal distances, in random order."""
-        u = random.uniform([1 + num_samples], self._fold(_ORDER), tf.float64).numpy()
-        index = np.floor((np.arange(num_samples) + u[0]) * self._num / num_samples).astype(np.int32)
-        return tf.gather(x, index[np.argsort(u[1:], kind="stable")])
-
-    def _fold(self, purpose: int) -> tf.Tensor:
-        return random.fold_in(self._seed, purpose)
-
-    def _start(self, x: tf.Tensor, log_ratio: Any, beta: float) -> Particles:
-        """Returns particles of equal weights in groups of equal size."""
-        num = x.shape[0]
-        own = tf.range(num)
-        return Particles(
-            x,
-            tf.constant(log_ratio, tf.float64),
-            tf.zeros([num], tf.float64),
-            tf.zeros([self._settings.num_groups], tf.float64),
-            own // (num // self._settings.num_groups),
-            own,
-            tf.constant(beta, tf.float64),
-        )
-
-    def _from_base(self, num: int, purpose: int) -> tuple[tf.Tensor, np.ndarray]:
-        """Returns draws from the base, and their h."""
-        base = self._base
-        key: Hashable = ("draw_and_weigh", self._key, num)
-        function = find_compiled(self._target, key, lambda resolve: Compiled(draw_and_weigh, resolve, base, num))
-        x, log_ratio, num_faults = function(self._fold(purpose))
-        self._num_faults += int(num_faults)
-        return x, log_ratio.numpy()
-
-    def _at(self, x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Returns log f and its gradient."""
-        base = self._base
-        key: Hashable = ("log_density_and_gradient", self._key)
-        make = functools.partial(Compiled, log_density_and_gradient)
-        log_density, gradient = find_compiled(self._target, key, lambda resolve: make(resolve, base))(x)
-        return log_density.numpy(), gradient.numpy()
-
-    def _log_density(self, x: np.ndarray) -> np.ndarray:
-        """Returns log f of points."""
-        return self._at_any(x)[0]
-
-    def _at_any(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns log f and its gradient at any number of points, by the function compiled for all particles."""
-        count, parts = -(-len(x) // self._num), []
-        filled = np.concatenate([x, np.repeat(x[:1], count * self._num - len(x), 0)])
-        for part in np.split(filled, count):
-            parts.append(self._at(tf.constant(part, self._base.dtype)))
-        log_density, gradient = (np.concatenate(each)[: len(x)] for each in zip(*parts, strict=True))
-        return log_density, gradient
-
-    def _pass(
-        self, particles: Particles, plan: Plan | None, log_step_size: float, purpose: int, pays: bool = True
-    ) -> Passed:
-        """Runs a compiled pass; `pays` is whether XLA saves more time than its compilation takes."""
-        count = self._settings.max_temperatures + 1
-        shape = (count, self._size, self._size) if self._settings.has_covariance else (count, self._size)
-        given = plan or Plan(
-            tf.zeros([count], tf.float64),
-            tf.zeros([count], tf.int32),
-            tf.zeros([count], tf.float64),
-            tf.zeros(shape, self._base.dtype),
-        )
-        loop = XlaOrGraph(self._find_pass, self._jit_compile, pays and self._size <= _XLA_MAX_EVENT_SIZE)
-        args = (particles, given, tf.constant(plan is not None), tf.constant(log_step_size, tf.float64))
-        return loop.run(Compiled.__call__, *args, self._fold(purpose))
-
-    def _find_pass(self, is_xla: bool) -> Compiled:
-        # To compile the pass takes XLA three times as long as to compile its moves, where most of its time goes.
-        jit_moves, jit_compile = is_xla and self._jit_compile == "auto", is_xla and self._jit_compile != "auto"
-        base, settings = self._base, self._settings._replace(jit_moves=jit_moves)
-        key: Hashable = ("sequential_monte_carlo", self._key, settings, jit_compile)
-        found = find_compiled(
-            self._target, key, lambda resolve: Compiled(run_pass, resolve, base, settings, jit_compile=jit_compile)
-        )
-        found.is_xla = is_xla
-        return found
-
-
-def _first_step_size(size: int) -> float:
-    """Returns a step size for a Gaussian in units of its standard deviations."""
-    return 0.8 * float(size) ** -0.25
+    return run_sampler(target, base, settings, group_size, words, jit_compile, num_samples, progress=progress)[0]

@@ -21,14 +21,15 @@ MAX_COORDINATES = 50
 _STRUCTURE = "_get_single_sample_distributions"
 
 
-def has_density(base: tfp.distributions.Distribution | None) -> bool:
-    """Returns whether a base has a density of its own, which may be unnormalised."""
-    return any(hasattr(base, name) for name in ("_log_prob", "_prob", "_unnormalized_log_prob"))
+def has_density(base: tfp.distributions.Distribution | None, is_normalized: bool = False) -> bool:
+    """Returns whether a base has a density of its own; unless `is_normalized`, it may be an unnormalised one."""
+    names = ("_log_prob", "_prob") if is_normalized else ("_log_prob", "_prob", "_unnormalized_log_prob")
+    return any(hasattr(base, name) for name in names)
 
 
 def suits_sequential_monte_carlo(base: tfp.distributions.Distribution | None) -> bool:
     """Returns whether sequential Monte Carlo can start from a base: it has a normalised density over few numbers."""
-    if base is None or not any(hasattr(base, name) for name in ("_log_prob", "_prob")):
+    if base is None or not has_density(base, is_normalized=True):
         return False
     return base.dtype in (tf.float32, tf.float64) and math.prod(base.event_shape) <= MAX_COORDINATES
 

@@ -21,10 +21,13 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc
+from tfp_ebm.caller import warn
 from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
 from tfp_ebm.mcmc.running.steps import last_state
+from tfp_ebm.mcmc.sequential_monte_carlo import frozen_run
+from tfp_ebm.model.default_draws import suits_sequential_monte_carlo
 from tfp_ebm.networks.normalized import is_normalized
 
 # Numbers of chains and steps of the run that adapts the step size of an adaptive kernel.
@@ -152,14 +155,54 @@ def exported_samplers(
     Args:
       model: the `EnergyModel`.
       energy_function, base: see `exported_sampler`.
-      kernel: see `exported_sampler`; None: the default, or exact samples if the network draws them.
+      kernel: see `exported_sampler`; None: the default, and sequential Monte Carlo where the base allows it, or exact
+        samples if the network draws them.
       jit_compile: see `exported_sampler`.
     """
     if kernel is None and is_normalized(model):
         draw = exact_sampler(model)
         return {"log_prob": model._endpoints.unnormalized_log_prob, "sample": draw, "draw": draw}
-    kernel = DEFAULT_KERNEL if kernel is None else kernel
-    return {"sample": exported_sampler(energy_function, base, kernel, jit_compile)}
+    if kernel is not None:
+        return {"sample": exported_sampler(energy_function, base, kernel, jit_compile)}
+    samplers = {"sample": exported_sampler(energy_function, base, DEFAULT_KERNEL, jit_compile)}
+    if suits_sequential_monte_carlo(base):
+        samplers |= particle_samplers(energy_function, base)
+    return samplers
+
+
+def particle_samplers(
+    energy_function: EnergyFunction, base: tfp.distributions.Distribution
+) -> dict[str, tf.types.experimental.PolymorphicFunction]:
+    """Returns the endpoints `draw` and `log_normalizer`: sequential Monte Carlo with the plan of a run made here.
+
+    `draw(num_samples, seed)` returns states `[num_samples, *event]`, in passes of 1024 particles.
+    `log_normalizer(seed)` returns an estimate of log Z, a float64 scalar; its exponential has the mean Z. Base,
+    temperatures and step sizes are those of the run. A warning gives its verdict, unless that is empty.
+
+    Args:
+      energy_function: E_z, with its standardisation.
+      base: a distribution over x with a normalised density.
+    """
+    coordinates, target = Coordinates.of(energy_function), energy_function.unnormalized_log_prob
+    frozen, drawn = frozen_run(target, coordinates.distribution_in_chain(base))
+    if drawn.trouble:
+        warn(f"The endpoint `draw` may not have the distribution of the energy. {' '.join(drawn.trouble)}")
+    count, words = tf.TensorSpec((), tf.int32, name="num_samples"), tf.TensorSpec((2,), tf.int32, name="seed")
+
+    def draw(num_samples: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        check = tf.debugging.assert_positive(num_samples, "`num_samples` must be at least 1.")
+        with tf.control_dependencies([] if check is None else [check]):
+            num_samples = tf.identity(num_samples)
+        states = frozen.draw(target, num_samples, seed)
+        return coordinates.from_chain(tf.reshape(states, [-1, *energy_function.event_shape]))
+
+    def log_normalizer(seed: tf.Tensor) -> tf.Tensor:
+        return frozen.log_normalizer(target, seed)
+
+    return {
+        "draw": tf.function(draw, input_signature=[count, words], autograph=False),
+        "log_normalizer": tf.function(log_normalizer, input_signature=[words], autograph=False),
+    }
 
 
 def exported_sampler(

@@ -111,6 +111,8 @@ class Passed(NamedTuple):
       accept: mean acceptance of the trajectories in each stage, float64 `[max_temperatures + 1]`.
       accept_base: mean acceptance of the proposals from the base, likewise.
       num_faults: number of values of h that were NaN or +∞ at particles.
+      log_step_size: log ε of the next stage, float64.
+      is_done: whether the pass is complete; else the particles are those after `num_stages` stages.
     """
 
     particles: Particles
@@ -120,6 +122,16 @@ class Passed(NamedTuple):
     accept: tf.Tensor
     accept_base: tf.Tensor
     num_faults: tf.Tensor
+    log_step_size: tf.Tensor
+    is_done: tf.Tensor
+
+
+def begun_pass(settings: Settings, particles: Particles, plan: Plan, log_step_size: tf.Tensor) -> Passed:
+    """Returns a pass of no stages, for `continue_pass`; of the plan only the shapes matter."""
+    zero, zeros = tf.zeros([], tf.float64), tf.zeros([settings.max_temperatures + 1], tf.float64)
+    nothing = tf.constant(0)
+    plan = Plan(*map(tf.zeros_like, plan))
+    return Passed(particles, zero, nothing, plan, zeros, zeros, nothing, log_step_size, tf.constant(False))
 
 
 def log_density_and_gradient(
@@ -143,6 +155,16 @@ def draw_and_weigh(
     return x, log_ratio, tf.reduce_sum(tf.cast(is_bad, tf.int32))
 
 
+def initial_particles(x: tf.Tensor, log_ratio: tf.Tensor, num_groups: int, beta: float = 0.0) -> Particles:
+    """Returns particles of equal weights in groups of equal size, each its own ancestor."""
+    num = x.shape[0]
+    own = tf.range(num)
+    zeros = tf.zeros([num], tf.float64)
+    log_normalizers = tf.zeros([num_groups], tf.float64)
+    groups = own // (num // num_groups)
+    return Particles(x, log_ratio, zeros, log_normalizers, groups, own, tf.constant(beta, tf.float64))
+
+
 def run_pass(
     resolve: Callable[[], TargetLogProbFn],
     base: tfp.distributions.Distribution,
@@ -163,6 +185,28 @@ def run_pass(
       is_planned: whether to follow the plan, bool scalar.
       log_step_size: log ε at the start if there is no plan, float64 scalar.
       seed: int32[2].
+    """
+    begun = begun_pass(settings, particles, plan, log_step_size)
+    stop = tf.constant(settings.max_temperatures + 1)
+    return continue_pass(resolve, base, settings, begun, plan, is_planned, seed, stop)
+
+
+def continue_pass(
+    resolve: Callable[[], TargetLogProbFn],
+    base: tfp.distributions.Distribution,
+    settings: Settings,
+    begun: Passed,
+    plan: Plan,
+    is_planned: tf.Tensor,
+    seed: tf.Tensor,
+    stop: tf.Tensor,
+) -> Passed:
+    """Continues a pass until it is done or has `stop` stages; the division into calls changes no number.
+
+    Args:
+      resolve, base, settings, plan, is_planned, seed: as for `run_pass`.
+      begun: the pass so far.
+      stop: int32 scalar.
     """
     bridge = Bridge(resolve(), base)
     last = settings.max_temperatures - 1
@@ -190,20 +234,25 @@ def run_pass(
         notes = tuple(note.write(k, value) for note, value in zip(notes, values, strict=True))
         return k + 1, now, log_step_size, is_last, ess, notes, num_faults + faults
 
-    like = (tf.float64, tf.int32, tf.float64, particles.x.dtype, tf.float64, tf.float64)
-    shapes: tuple[list[int], ...] = ([], [], [], list(plan.scales.shape[1:]), [], [])
+    noted = (*begun.plan, begun.accept, begun.accept_base)
     notes = tuple(
-        tf.TensorArray(dtype, settings.max_temperatures + 1, element_shape=shape)
-        for dtype, shape in zip(like, shapes, strict=True)
+        tf.TensorArray(part.dtype, part.shape[0], element_shape=part.shape[1:]).unstack(part) for part in noted
     )
-    zero = tf.zeros([], tf.float64)
-    start = (tf.constant(0), particles, log_step_size, tf.constant(False), zero, notes, tf.constant(0))
-    num_stages, particles, _, _, ess, notes, num_faults = tf.while_loop(
-        lambda k, now, log_step_size, is_done, *_: ~is_done, stage, start, parallel_iterations=1
+    start = (
+        begun.num_stages,
+        begun.particles,
+        begun.log_step_size,
+        begun.is_done,
+        begun.ess,
+        notes,
+        begun.num_faults,
+    )
+    num_stages, particles, log_step_size, is_done, ess, notes, num_faults = tf.while_loop(
+        lambda k, now, log_step_size, is_done, *_: ~is_done & (k < stop), stage, start, parallel_iterations=1
     )
     betas, num_moves, log_step_sizes, scales, accept, accept_base = (note.stack() for note in notes)
     plan = Plan(betas, num_moves, log_step_sizes, scales)
-    return Passed(particles, ess, num_stages, plan, accept, accept_base, num_faults)
+    return Passed(particles, ess, num_stages, plan, accept, accept_base, num_faults, log_step_size, is_done)
 
 
 def _next_beta(settings: Settings, now: Particles) -> tf.Tensor:

@@ -1,0 +1,329 @@
+"""Runs of a sequential Monte Carlo sampler: passes, draws, their verdict, and a second run where a mode is missed."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Hashable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm import random, serialization
+from tfp_ebm.mcmc.clusters import find_clusters
+from tfp_ebm.mcmc.draws import MIN_SHARE_ESS, Draws, imbalance, nested_r_hat, verdict
+from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, find_missed, find_regions, with_modes
+from tfp_ebm.mcmc.running.climb import climb
+from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
+from tfp_ebm.mcmc.running.particles import (
+    Particles,
+    Passed,
+    Plan,
+    Settings,
+    begun_pass,
+    continue_pass,
+    draw_and_weigh,
+    initial_particles,
+    log_density_and_gradient,
+)
+from tfp_ebm.mcmc.weights import jackknife_of_log_mean, pareto_shape, resample
+from tfp_ebm.types import Estimate, TargetLogProbFn
+
+# Particles at most in the pass that chooses the plan.
+_MAX_PILOT = 4096
+# Draws from the base per particle, and when importance resampling of them suffices: the shape of the tail of their
+# weights, and their effective share.
+_DRAWS_PER_PARTICLE, _MAX_SHAPE, _MIN_BASE_ESS = 4, 0.5, 0.1
+# Moves after importance resampling, at most.
+_MOVES_AFTER_BASE = 8
+# Largest number of coordinates for which XLA is faster, as in `running/compiled.py`.
+_XLA_MAX_EVENT_SIZE = 512
+# Intended seconds of a call, and what a progress bar counts to.
+_SECONDS, _PERCENT = 0.5, 100
+# Largest number of coordinates in which modes are searched.
+_MAX_SEARCH = 50
+# The least part of the mass that modes have if they are added to a base because the shares are not known.
+_MIN_MASS = 0.5
+# Share of draws from the base at density zero above which the density may end at a boundary. The identities of the
+# gradient then do not hold.
+_MAX_ZEROS = 0.01
+# Purposes of random numbers, folded into the seed.
+_PILOT, _BASE, _RESAMPLING, _FIRST_DRAWS, _FIRST, _SECOND_DRAWS, _SECOND, _ORDER, _CLUSTERS, _SEARCH, _AGAIN = range(11)
+
+
+def run_sampler(
+    target: TargetLogProbFn,
+    base: tfp.distributions.Distribution,
+    settings: Settings,
+    group_size: int,
+    seed: tf.Tensor,
+    jit_compile: bool | str,
+    num_samples: int,
+    anneals: bool = False,
+    progress: bool = False,
+) -> tuple[Draws, Sampler]:
+    """Returns draws and the sampler that made them, whose base has Gaussians at modes if a first run missed some.
+
+    Args:
+      target, base, settings, group_size, seed, jit_compile, anneals, progress: as for `Sampler`.
+      num_samples: number of draws.
+    """
+    first = Sampler(target, base, settings, group_size, seed, jit_compile, anneals, progress)
+    draws = first.run(num_samples)
+    if not first.missed and not first.modes_may_help:
+        return draws, first
+    base, seed = with_modes(base, first.regions), random.fold_in(seed, _AGAIN)
+    second = Sampler(target, base, settings, group_size, seed, jit_compile, anneals, progress)
+    again = second.run(num_samples)
+    return (again, second) if first.missed or len(again.trouble) <= len(draws.trouble) else (draws, first)
+
+
+class Sampler:
+    """One run.
+
+    Args:
+      target: log f.
+      base: b.
+      settings: the settings.
+      group_size: number of particles per group.
+      seed: int32[2].
+      jit_compile: as for `sequential_monte_carlo`.
+      anneals: whether particles are annealed even if importance resampling suffices.
+      progress: whether to show a progress bar.
+
+    Attributes:
+      base, settings: as given.
+      regions: the regions around modes that a search from the base has found after the run.
+      missed: those that the draws have missed.
+      modes_may_help: whether the shares are not known, but the regions have at least half of the mass.
+    """
+
+    def __init__(
+        self,
+        target: TargetLogProbFn,
+        base: tfp.distributions.Distribution,
+        settings: Settings,
+        group_size: int,
+        seed: tf.Tensor,
+        jit_compile: bool | str,
+        anneals: bool = False,
+        progress: bool = False,
+    ) -> None:
+        self._target, self.base, self.settings, self._seed = target, base, settings, seed
+        self._anneals = anneals
+        self._bar = keras.utils.Progbar(_PERCENT, unit_name="percent") if progress else None
+        self._plan: Plan | None = None
+        self._num, self._jit_compile = group_size * settings.num_groups, jit_compile
+        self._size = int(np.prod(base.event_shape))
+        self._key = serialization.fingerprint(base)
+        self._num_faults = 0
+        self._has_boundary = False
+        self.regions: list[Region] = []
+        self.missed: list[Missed] = []
+        self.modes_may_help = False
+
+    def run(self, num_samples: int) -> Draws:
+        """Returns the draws."""
+        number = _DRAWS_PER_PARTICLE * self._num
+        _, log_ratio = self._from_base(number, _PILOT)
+        if not np.isfinite(log_ratio).any():
+            raise ValueError(
+                f"`target_log_prob_fn` must be finite where `base` has its mass, but the density is zero or not a "
+                f"number at all of {number} draws."
+            )
+        self._has_boundary = bool(np.mean(~np.isfinite(log_ratio)) > _MAX_ZEROS)
+        weights = np.exp(log_ratio - log_ratio.max())
+        shape = pareto_shape(weights)
+        ess = np.sum(weights) ** 2 / np.sum(weights**2)
+        is_near = not shape >= _MAX_SHAPE and ess >= _MIN_BASE_ESS * number  # NaN for equal weights
+        if is_near and not self._anneals:
+            return self._resampled_from_base(number, num_samples)
+        return self._annealed(num_samples)
+
+    def annealing_plan(self) -> Plan:
+        """Returns the plan that the particles followed in the run, of as many stages as it had."""
+        if self._plan is None:
+            raise ValueError("the particles were not annealed.")
+        return self._plan
+
+    def _resampled_from_base(self, number: int, num_samples: int) -> Draws:
+        """Draws by importance resampling of draws from the base, other than those by which the base was judged."""
+        x, log_ratio = self._from_base(number, _BASE)
+        num_groups = self.settings.num_groups
+        value, error = jackknife_of_log_mean(log_ratio)
+        weights = np.exp(log_ratio - log_ratio.max())
+        ess = float(np.sum(weights) ** 2 / np.sum(weights**2))
+        grouped = np.logaddexp.reduce(log_ratio.reshape(num_groups, -1), 1) - np.log(number // num_groups)
+        u = random.uniform([1], self._fold(_RESAMPLING), tf.float64)
+        index = resample(tf.constant(log_ratio)[None], u, self._num)[0]
+        particles = self._start(tf.gather(x, index), log_ratio[index.numpy()], beta=1.0)
+        particles = particles._replace(groups=index // (number // num_groups), ancestors=index)
+        moves = min(_MOVES_AFTER_BASE, self.settings.num_last_moves)
+        self.settings = self.settings._replace(num_last_moves=moves)
+        passed = self._pass(particles, None, np.log(_first_step_size(self._size)), _SECOND, pays=False)
+        return self._draws(passed, Estimate(value, error, ess, grouped), num_samples)
+
+    def _annealed(self, num_samples: int) -> Draws:
+        """Draws by two passes from base to target."""
+        groups = self.settings.num_groups
+        pilot = min(self._num, -(-_MAX_PILOT // groups) * groups)
+        particles = self._start(*self._from_base(pilot, _FIRST_DRAWS), beta=0.0)
+        plan = self._pass(particles, None, np.log(_first_step_size(self._size)), _FIRST).plan
+        particles = self._start(*self._from_base(self._num, _SECOND_DRAWS), beta=0.0)
+        passed = self._pass(particles, plan, 0.0, _SECOND)
+        self._plan = Plan(*(part[: passed.num_stages] for part in plan))
+        log_normalizers = passed.particles.log_normalizers.numpy()
+        value, error = jackknife_of_log_mean(log_normalizers)
+        return self._draws(passed, Estimate(value, error, float(passed.ess), log_normalizers), num_samples)
+
+    def _draws(self, passed: Passed, log_normalizer: Estimate, num_samples: int) -> Draws:
+        """Returns the draws of a pass, and judges them."""
+        particles, num_groups = passed.particles, self.settings.num_groups
+        x, groups = particles.x.numpy().astype(np.float64), particles.groups.numpy()
+        clusters_seed = int(random.fold_in(self._seed, _CLUSTERS).numpy()[0]) % 2**31
+        shares, share_ess = find_clusters(x, groups, num_groups, self._log_density, clusters_seed)
+        log_density, gradient = self._at(particles.x)
+        r_hat = nested_r_hat(np.concatenate([x, log_density[:, None]], 1), groups, num_groups)
+        stages = int(passed.num_stages)
+        betas, rates, moves = (
+            part.numpy()[:stages] for part in (passed.plan.betas, passed.accept, passed.plan.num_moves)
+        )
+        if stages > 1:  # the last two stages are both at β = 1
+            both = np.average(rates[-2:], weights=moves[-2:])
+            betas, rates = betas[:-1], np.append(rates[:-2], both)
+        temperatures: np.ndarray = np.append(0.0, betas)
+        ancestors = len(np.unique(particles.ancestors.numpy()))
+        self._search(x, log_normalizer, share_ess)
+        trouble = verdict(
+            shares=shares,
+            share_ess=share_ess,
+            num_particles=self._num,
+            num_ancestors=ancestors,
+            acceptance_rates=rates,
+            temperatures=temperatures,
+            max_temperatures=self.settings.max_temperatures,
+            r_hat=r_hat,
+            log_normalizers=np.asarray(log_normalizer.log_weights),
+            num_faults=self._num_faults + int(passed.num_faults),
+            num_bad_gradients=int((~np.isfinite(gradient)).any(1).sum()),
+            imbalance=0.0 if self._has_boundary else imbalance(x, gradient, groups, num_groups),
+            missed=self.missed,
+        )
+        event_shape = tuple(self.base.event_shape)
+        return Draws(
+            states=tf.reshape(self._thinned(particles.x, num_samples), [num_samples, *event_shape]),
+            log_normalizer=log_normalizer,
+            temperatures=temperatures,
+            acceptance_rates=rates,
+            num_particles=self._num,
+            num_ancestors=ancestors,
+            shares=shares._replace(centers=shares.centers.reshape(-1, *event_shape)),
+            nested_r_hat=r_hat,
+            trouble=trouble,
+        )
+
+    def _search(self, x: np.ndarray, log_normalizer: Estimate, share_ess: float) -> None:
+        """Finds modes that draws `[n, d]` have missed, as far as climbs from the base reach them."""
+        if self._size > _MAX_SEARCH or not np.isfinite(log_normalizer.value):
+            return
+        start = self._from_base(NUM_STARTS, _SEARCH)[0]
+        unit = self._from_base(_DRAWS_PER_PARTICLE * self._num, _PILOT)[0].numpy().astype(np.float64).std(0)
+        unit[~(unit > 0)] = 1.0
+        base = self.base
+        make = functools.partial(Compiled, climb)
+        found = find_compiled(self._target, ("climb", self._key), lambda resolve: make(resolve, base))(start, unit)
+        rng = np.random.default_rng(self._fold(_SEARCH).numpy().astype(np.uint32))
+        ends, values, inverses = (part.numpy() for part in found)
+        value, error = log_normalizer.value, log_normalizer.standard_error
+        self.regions = find_regions(ends, values, inverses, unit, value, self._at_any, rng)
+        self.missed = find_missed(self.regions, x, value, error, max(share_ess, MIN_SHARE_ESS))
+        mass = np.exp(np.logaddexp.reduce([region.log_mass for region in self.regions], initial=-np.inf) - value)
+        self.modes_may_help = bool(share_ess < MIN_SHARE_ESS and mass > _MIN_MASS)
+
+    def _thinned(self, x: tf.Tensor, num_samples: int) -> tf.Tensor:
+        """Returns `num_samples` of the particles, at equal distances, in random order."""
+        u = random.uniform([1 + num_samples], self._fold(_ORDER), tf.float64).numpy()
+        index = np.floor((np.arange(num_samples) + u[0]) * self._num / num_samples).astype(np.int32)
+        return tf.gather(x, index[np.argsort(u[1:], kind="stable")])
+
+    def _fold(self, purpose: int) -> tf.Tensor:
+        return random.fold_in(self._seed, purpose)
+
+    def _start(self, x: tf.Tensor, log_ratio: Any, beta: float) -> Particles:
+        return initial_particles(x, tf.constant(log_ratio, tf.float64), self.settings.num_groups, beta)
+
+    def _from_base(self, num: int, purpose: int) -> tuple[tf.Tensor, np.ndarray]:
+        """Returns draws from the base, and their h."""
+        base = self.base
+        key: Hashable = ("draw_and_weigh", self._key, num)
+        function = find_compiled(self._target, key, lambda resolve: Compiled(draw_and_weigh, resolve, base, num))
+        x, log_ratio, num_faults = function(self._fold(purpose))
+        self._num_faults += int(num_faults)
+        return x, log_ratio.numpy()
+
+    def _at(self, x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Returns log f and its gradient."""
+        base = self.base
+        key: Hashable = ("log_density_and_gradient", self._key)
+        make = functools.partial(Compiled, log_density_and_gradient)
+        log_density, gradient = find_compiled(self._target, key, lambda resolve: make(resolve, base))(x)
+        return log_density.numpy(), gradient.numpy()
+
+    def _log_density(self, x: np.ndarray) -> np.ndarray:
+        """Returns log f of points."""
+        return self._at_any(x)[0]
+
+    def _at_any(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns log f and its gradient at any number of points, by the function compiled for all particles."""
+        count, parts = -(-len(x) // self._num), []
+        filled = np.concatenate([x, np.repeat(x[:1], count * self._num - len(x), 0)])
+        for part in np.split(filled, count):
+            parts.append(self._at(tf.constant(part, self.base.dtype)))
+        log_density, gradient = (np.concatenate(each)[: len(x)] for each in zip(*parts, strict=True))
+        return log_density, gradient
+
+    def _pass(
+        self, particles: Particles, plan: Plan | None, log_step_size: float, purpose: int, pays: bool = True
+    ) -> Passed:
+        """Runs a compiled pass; `pays` is whether XLA saves more time than its compilation takes."""
+        count = self.settings.max_temperatures + 1
+        shape = (count, self._size, self._size) if self.settings.has_covariance else (count, self._size)
+        given = plan or Plan(
+            tf.zeros([count], tf.float64),
+            tf.zeros([count], tf.int32),
+            tf.zeros([count], tf.float64),
+            tf.zeros(shape, self.base.dtype),
+        )
+        loop = XlaOrGraph(self._find_pass, self._jit_compile, pays and self._size <= _XLA_MAX_EVENT_SIZE)
+        passed = begun_pass(self.settings, particles, given, tf.constant(log_step_size, tf.float64))
+        args = (given, tf.constant(plan is not None), self._fold(purpose))
+        stop, num = 1, 1
+        while True:  # a call runs for about half a second, so that an interrupt takes effect between calls
+            started = time.perf_counter()
+            passed = loop.run(Compiled.__call__, passed, *args, tf.constant(stop))
+            if self._bar is not None:
+                done = float(passed.particles.beta) if pays else float(passed.is_done)
+                self._bar.update(int(_PERCENT * (done + (plan is not None)) / (2 if pays else 1)))
+            if passed.is_done:
+                return passed
+            num = max(1, min(8 * num, int(num * _SECONDS / (time.perf_counter() - started))))
+            stop += num
+
+    def _find_pass(self, is_xla: bool) -> Compiled:
+        # To compile the pass takes XLA three times as long as to compile its moves, where most of its time goes.
+        jit_moves, jit_compile = is_xla and self._jit_compile == "auto", is_xla and self._jit_compile != "auto"
+        base, settings = self.base, self.settings._replace(jit_moves=jit_moves)
+        key: Hashable = ("sequential_monte_carlo", self._key, settings, jit_compile)
+        found = find_compiled(
+            self._target, key, lambda resolve: Compiled(continue_pass, resolve, base, settings, jit_compile=jit_compile)
+        )
+        found.is_xla = is_xla
+        return found
+
+
+def _first_step_size(size: int) -> float:
+    """Returns a step size for a Gaussian in units of its standard deviations."""
+    return 0.8 * float(size) ** -0.25
