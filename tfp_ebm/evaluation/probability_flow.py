@@ -83,7 +83,7 @@ def probability_flow_log_likelihood(
         rows = check_data("x", x, function.event_shape)
         if isinstance(function.network, NoiseLevelEnergy) and function.tilt is None:
             sigma_max = function.network.sigma_max if sigma_max is None else sigma_max
-            base = function.network.gaussian(check_positive("sigma_max", sigma_max)) if base is None else base
+            base = function.network.reference(check_positive("sigma_max", sigma_max)) if base is None else base
         rows = energy_fn.standardization.to_z(tf.constant(rows, energy_fn.dtype)).numpy()
         shift, energy = -float(energy_fn.standardization.log_scale_sum()), function
     else:
