@@ -35,7 +35,7 @@ def run(target=two_modes, seed=0, **kwargs):
 
 
 def test_shares_and_log_z():
-    """Ten runs: the mean of Ẑ/Z and the mean share within 4 of their standard errors (a bias of .2 would be over twenty),
+    """Ten runs: the mean of Ẑ/Z and the mean share within 4 of their standard errors (a bias of .2 is over twenty),
     each run within 5 of the error that it reports, no trouble, and the same bits for the same seed."""
     runs = [run(seed=i) for i in range(10)]
     assert all(draws.trouble == () for draws in runs)

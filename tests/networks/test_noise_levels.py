@@ -18,7 +18,9 @@ def data(rows=4000, seed=0):
 
 
 def adapted(dtype="float64", **kwargs):
-    network = ebm.networks.noise_level_mlp([2], units=[16, 16], sigma_max=SIGMA_MAX, dtype=dtype, **kwargs)
+    network = ebm.networks.noise_level_mlp(
+        [2], units=[16, 16], sigma_max=SIGMA_MAX, dtype=dtype, **({"num_components": 1} | kwargs)
+    )
     model = ebm.EnergyModel(network)
     model.adapt(data())
     return model
@@ -92,6 +94,31 @@ def test_floor_never_forbids_a_density_of_noisy_data():
         head.bias.assign([-1e6])
         floor = network(z, tf.fill([500], tf.constant(sigma, tf.float64))).numpy()
         assert (floor < np.log(2 * np.pi * sigma**2) - 4.0).all()
+
+
+def test_mixture_of_several_components():
+    """Before training the energy is that of the mixture plus noise: log Z = 0 at every level on a grid, the same as
+    `reference` as a distribution, growth in the gap, files, and fewer components for few rows."""
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(3000, 2)) * 0.2 + np.array([[-2.0, 0.0], [2.0, 1.0], [0.0, -2.0]])[rng.integers(3, size=3000)]
+    network = ebm.networks.noise_level_mlp([2], units=[8], num_components=6, sigma_max=SIGMA_MAX, dtype="float64")
+    model = ebm.EnergyModel(network)
+    model.adapt(x)
+    z = tf.constant(model.standardization.to_z(rng.normal(size=(100, 2)) * 2))
+    for sigma in (0.05, 0.5, SIGMA_MAX):
+        exact = network.reference(sigma).log_prob(z)
+        np.testing.assert_allclose(
+            network.unnormalized_log_prob(z, tf.fill([100], tf.constant(sigma, z.dtype))), exact, atol=0.02
+        )
+    log_z = ebm.evaluation.grid_log_normalizer(model.given(0.05), [-6, -6], [6, 6], num=300)
+    assert abs(log_z.value) < 1e-3
+    assert float(tf.reduce_mean(network(z * 0 + 0.1, tf.fill([100], tf.constant(0.02, z.dtype))))) > 5  # in the gap
+    few = ebm.networks.noise_level_mlp([2], units=[8], num_components=6, sigma_max=SIGMA_MAX)
+    small = ebm.EnergyModel(few)
+    small.adapt(x[:40])
+    assert len(np.unique(few.locs.numpy().round(4), axis=0)) == 1
+    with pytest.raises(ValueError, match="`num_components` must be 1"):
+        ebm.networks.noise_level_convnet([24, 24, 1], num_components=2)
 
 
 def test_precision_xla_images_and_unknown_statistics():

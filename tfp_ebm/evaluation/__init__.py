@@ -3,9 +3,10 @@
 An energy does not determine log Z. For one or two coordinates, `grid_log_normalizer` computes it by quadrature. For
 more, `annealed_importance_sampling` estimates it by chains of this package's kernels, from below, and
 `reverse_annealed_importance_sampling` from above. `log_likelihood`, `bits_per_dimension` and `kl_divergence` need
-log Z. The other measures do not need it: `fisher_divergence` and `kernel_stein_discrepancy` use the score, `mmd` uses
-samples, and `ood_auroc` the order of rows. `two_sample_auc`, `column_distances` and `worst_pairs` compare samples with
-held-out rows of a table, and `reference_log_likelihoods` gives the log-likelihoods of simple densities of the table.
+log Z; `probability_flow_log_likelihood` needs the scores of all noise levels instead. The other measures need neither:
+`fisher_divergence` and `kernel_stein_discrepancy` use the score, `mmd` uses samples, and `ood_auroc` the order of rows.
+`two_sample_auc`, `column_distances` and `worst_pairs` compare samples with held-out rows of a table, and
+`reference_log_likelihoods` gives the log-likelihoods of simple densities of the table.
 
 Every result has a `value` and a `standard_error`, and unreliable results come with a warning.
 """
@@ -19,6 +20,7 @@ from tfp_ebm.evaluation.importance import (
 )
 from tfp_ebm.evaluation.likelihood import bits_per_dimension, fisher_divergence, kl_divergence, log_likelihood
 from tfp_ebm.evaluation.out_of_distribution import ood_auroc, ood_statistic
+from tfp_ebm.evaluation.probability_flow import probability_flow_log_likelihood
 from tfp_ebm.evaluation.references import reference_log_likelihoods
 from tfp_ebm.evaluation.two_sample import PairDistance, column_distances, two_sample_auc, worst_pairs
 from tfp_ebm.types import Estimate
@@ -41,6 +43,7 @@ __all__ = [
     "mmd",
     "ood_auroc",
     "ood_statistic",
+    "probability_flow_log_likelihood",
     "reference_log_likelihoods",
     "reverse_annealed_importance_sampling",
     "two_sample_auc",

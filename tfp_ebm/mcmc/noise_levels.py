@@ -63,7 +63,7 @@ def anneal_noise_levels(
         `EnergyModel` of such a network. With a model, the draws are in x, and scales are in standardised units, as in
         its loss.
       base: a distribution near p(·; σ_max), with normalised `log_prob`, in the coordinates of the target (standardised
-        for a model). Not needed for a model of a `networks.NoiseLevelEnergy`, whose Gaussian it is.
+        for a model). Not needed for a model of a `networks.NoiseLevelEnergy`, which has it.
       sigma_min: the noise scale of the draws.
       sigma_max: the noise scale at which particles start; default: that of the `NoiseLevelEnergy`.
       num_samples: number of draws. At least 1024 particles run in any case.
@@ -99,7 +99,7 @@ def anneal_noise_levels(
         if isinstance(network, NoiseLevelEnergy) and energy_function.tilt is None:
             target = network.unnormalized_log_prob  # as for a model at one level, so that compiled passes are shared
             sigma_max = network.sigma_max if sigma_max is None else sigma_max
-            base = network.gaussian(check_positive("sigma_max", sigma_max)) if base is None else base
+            base = network.reference(check_positive("sigma_max", sigma_max)) if base is None else base
     if base is None or sigma_max is None:
         raise ValueError("`base` and `sigma_max` must be given, unless the network is a NoiseLevelEnergy.")
     check_base("base", base)

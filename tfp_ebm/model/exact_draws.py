@@ -68,7 +68,7 @@ def trusted_draws(
     level = level_of(energy)
     if level is not None and level[1] < level[0].sigma_max:
         network, sigma = level
-        start = network.gaussian(network.sigma_max)
+        start = network.reference(network.sigma_max)
         scales = {"sigma_min": sigma, "sigma_max": network.sigma_max, **settings}
         drawn = mcmc.anneal_noise_levels(
             network.unnormalized_log_prob, start, num_samples=num_samples, seed=seed, **scales

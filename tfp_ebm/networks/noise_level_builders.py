@@ -1,4 +1,4 @@
-"""Ready-made networks of (y, σ) for `losses.DualScoreMatching`, which are Gaussian at the largest noise level."""
+"""Ready-made networks of (y, σ) for `losses.DualScoreMatching`, which are known at the largest noise level."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ def noise_level_mlp(
     event_shape: Sequence[int],
     units: Sequence[int] = (192, 192, 192),
     activation: Activation = "silu",
-    sigma_max: float = 30.0,
+    sigma_max: float = 10.0,
     fourier_features: int = 64,
+    num_components: int = 16,
     dtype: Any = None,
     seed: Any = 0,
 ) -> NoiseLevelEnergy:
-    """A dense network of (y, σ): the Gaussian of the noisy data plus a residual that vanishes at `sigma_max`.
+    """A dense network of (y, σ): a mixture of the noisy data plus a residual that vanishes at `sigma_max`.
 
     E(y, σ) = −log p_t(y), t = σ², if trained by `losses.DualScoreMatching`; see `NoiseLevelEnergy` for its form. Its
-    initial energy is that of the Gaussian N(m, Σ + tI), once `EnergyModel.adapt` has set m and Σ.
+    initial energy is that of a Gaussian mixture with noise, once `EnergyModel.adapt` has fitted it.
 
     Args:
       event_shape: shape of one data point, of any rank; points are flattened.
@@ -41,6 +42,7 @@ def noise_level_mlp(
       activation: name of a smooth Keras activation, or a callable.
       sigma_max: the largest noise scale, in standard deviations of the data; the loss should have the same.
       fourier_features: number of plane waves among the inputs, which fade with the noise; 0 for none.
+      num_components: number of Gaussians in the mixture; small data get fewer.
       dtype: Keras dtype or policy of the layers; None for Keras's global policy. The energy is computed in float32 at
         least.
       seed: an int or a pair of ints that determines the initial weights; None uses `keras.utils.set_random_seed`.
@@ -65,7 +67,7 @@ def noise_level_mlp(
     flat = y if len(event_shape) == 1 else keras.layers.Flatten(dtype=policy.variable_dtype)(y)
     h = NoiseLevelFeatures(fourier_features, seed=next(seeds), dtype=policy, name="features")(flat, sigma)
     h = _dense(h, units, activation, policy, seeds)
-    return NoiseLevelEnergy(functional_model([y, sigma], _head(h, policy), policy), sigma_max)
+    return NoiseLevelEnergy(functional_model([y, sigma], _head(h, policy), policy), sigma_max, num_components)
 
 
 def noise_level_convnet(
@@ -75,7 +77,8 @@ def noise_level_convnet(
     strides: int | Sequence[int] = 2,
     units: Sequence[int] = (128,),
     activation: Activation = "silu",
-    sigma_max: float = 30.0,
+    sigma_max: float = 10.0,
+    num_components: int = 1,
     dtype: Any = None,
     seed: Any = 0,
 ) -> NoiseLevelEnergy:
@@ -84,7 +87,7 @@ def noise_level_convnet(
     Args:
       event_shape: `[height, width, channels]`.
       filters, kernel_size, strides, units, activation: as for `convnet`.
-      sigma_max, dtype, seed: as for `noise_level_mlp`.
+      sigma_max, num_components, dtype, seed: as for `noise_level_mlp`.
 
     Returns:
       A `NoiseLevelEnergy`, `[batch, height, width, channels]` and `[batch]` -> `[batch]`.
@@ -123,7 +126,7 @@ def noise_level_convnet(
         )(h)
     h = keras.layers.Flatten(dtype=policy)(h)
     h = _dense(h, units, activation, policy, seeds)
-    return NoiseLevelEnergy(functional_model([y, sigma], _head(h, policy), policy), sigma_max)
+    return NoiseLevelEnergy(functional_model([y, sigma], _head(h, policy), policy), sigma_max, num_components)
 
 
 def _dense(h: Any, units: Sequence[int], activation: Any, policy: Any, seeds: Any) -> Any:

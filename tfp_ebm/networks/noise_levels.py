@@ -1,17 +1,16 @@
-"""Energies of noisy data at all levels, which are a known Gaussian at the largest level: E(y, σ) = −log p_t(y), t = σ².
+"""Energies of noisy data at all levels, which are known at the largest level: E(y, σ) = −log p_t(y), t = σ².
 
-Let the data have mean m and covariance Σ, and q = ½(y−m)ᵀ(Σ + tI)⁻¹(y−m). The Gaussian of the noisy data has the energy
-G = q + ½ log det 2π(Σ + tI). With a network r and the largest level T,
+Let a Gaussian mixture fitted to the data have weights wₖ, means mₖ and covariances Σₖ. Noise makes it the mixture of
+N(mₖ, Σₖ + tI), with energy G(y, t) = −log Σₖ wₖ N(y; mₖ, Σₖ + tI). With a network r and the largest level T,
 
     E = F + softplus(G + g(t) r − F),      g(t) = (1/(1+t) − 1/(1+T)) / (1 − 1/(1+T)) for t < T, else 0.
 
-At t = T the energy is that of the Gaussian, so log Z = 0 there (up to `NoiseLevelEnergy.ANCHOR_ERROR`). F is a floor:
-
-    F = ½ log det 2π(Σ + tI) + αq − w(q) (αq + ½ log det (Σ + tI)/t + c).
-
-Where the data are, w = 1 and F = ½d log 2πt − c. No density of noisy data, E_x N(y; x, tI), exceeds that level by the
-factor exp(c). Farther out than the data, w = 0 and F keeps the share α of the Gaussian's growth at every level, so
-whatever the network returns, the mass far from the data is small, and Z is finite.
+At t = T the energy is that of the mixture, almost a Gaussian, so log Z = 0 there (up to
+`NoiseLevelEnergy.ANCHOR_ERROR`). F is a floor: where the data are, F = ½d log 2πt − c, and no density of noisy data,
+E_x N(y; x, tI), exceeds that level, even without the c. Farther out than the data, F = αG + (1 − α)v with the mean v of
+½ log det 2π(Σₖ + tI), so that E keeps the share α of the mixture's growth at every level. Whatever the network returns,
+the mass far from the data is then small, and Z is finite. How far out y is, is measured by its distance
+from the nearest component, qₖ = ½(y−mₖ)ᵀ(Σₖ + tI)⁻¹(y−mₖ), compared with the largest such distance of the data.
 """
 
 from __future__ import annotations
@@ -26,14 +25,17 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm.arguments import check_count, check_event_shape, check_positive
-from tfp_ebm.energy.base import gaussian
+from tfp_ebm.energy.base import gaussian, mixture_distribution
+from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_mixture
 from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT, DataMoments
 from tfp_ebm.networks.conditional import FixedCondition
 from tfp_ebm.networks.normalized import is_normalized
 from tfp_ebm.networks.precision import at_least_float32
 
-# α, c, and where w falls from 1 to 0: at this multiple of the largest q of the data, over this share of that value.
+# α, c, and where w falls from 1 to 0: at this multiple of the data's largest distance, over this share of that value.
 _GROWTH, _MARGIN, _REACH, _STEEPNESS = 0.8, 8.0, 1.5, 8.0
+# Rows for each coordinate of a component, at least; rows to which a mixture is fitted; rows evaluated at once.
+_ROWS_PER_COORDINATE, _MAX_FITTED_ROWS, _BLOCK = 10, 20_000, 8192
 # Angular frequencies of the features of log σ.
 _LEVEL_FREQUENCIES = (0.5, 1.0, 2.0)
 
@@ -137,13 +139,15 @@ class NoiseLevelImages(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfp_ebm")
 class NoiseLevelEnergy(keras.Model):
-    """A network of (y, σ) that is the Gaussian of the noisy data at the largest level, and grows far from the data.
+    """A network of (y, σ) that is a known mixture at the largest level, and grows far from the data.
 
-    `EnergyModel.adapt` sets the mean, the covariance and the range of the data. Until then they are those of N(0, I).
+    `EnergyModel.adapt` fits the mixture to the data. Until then it is N(0, I). With one component it is the Gaussian of
+    the data's mean and covariance, which is diagonal for more than 512 coordinates.
 
     Args:
       network: the residual r: a Keras model of [y, σ], `[batch, *event]` and `[batch]`, to `[batch, 1]`.
-      sigma_max: √T, the noise scale at which the energy is Gaussian.
+      sigma_max: √T, the noise scale at which the energy is that of the mixture.
+      num_components: number of Gaussians in the mixture; small data get fewer.
       **kwargs: passed to `keras.Model`.
 
     Raises:
@@ -163,23 +167,26 @@ class NoiseLevelEnergy(keras.Model):
     # Bound of |log Z| at the largest level: the softplus adds at most exp(−c) where the Gaussian has its mass.
     ANCHOR_ERROR = 1e-3
 
-    def __init__(self, network: keras.Model, sigma_max: float, **kwargs: Any) -> None:
+    def __init__(self, network: keras.Model, sigma_max: float, num_components: int = 1, **kwargs: Any) -> None:
         kwargs.setdefault("dtype", "float64" if network.compute_dtype == "float64" else "float32")
         super().__init__(**kwargs)
         self.network = network
         self.sigma_max = check_positive("sigma_max", sigma_max)
+        self.num_components = count = check_count("num_components", num_components)
         self.event_shape = check_event_shape(network.inputs[0].shape[1:])
         size = math.prod(self.event_shape)
-        self._is_full = size <= FULL_COVARIANCE_LIMIT
+        is_full = size <= FULL_COVARIANCE_LIMIT
+        if count > 1 and not is_full:
+            raise ValueError(f"`num_components` must be 1 for more than {FULL_COVARIANCE_LIMIT} coordinates.")
 
         def weight(name: str, shape: tuple[int, ...], initializer: Any = "zeros", **others: Any) -> keras.Variable:
             return self.add_weight(shape=shape, initializer=initializer, trainable=False, name=name, **others)
 
-        self.loc = weight("loc", (size,))
-        self.variances = weight("variances", (size,), "ones")
-        self.axes = weight("axes", (size, size), "identity") if self._is_full else None
-        spread = keras.initializers.Constant(0.5 * size + 4.0 * math.sqrt(0.5 * size) + 4.0)
-        self.largest_square = weight("largest_square", (), spread)
+        self.log_weights = weight("log_weights", (count,), keras.initializers.Constant(-math.log(count)))
+        self.locs = weight("locs", (count, size))
+        self.variances = weight("variances", (count, size), "ones")
+        self.axes = weight("axes", (count, size, size), _identities) if is_full else None
+        self.reach = weight("reach", (), keras.initializers.Constant(_smallest_reach(size)))
         self.levels_matched = weight("levels_matched", (), dtype="int32")
         self.built = True
 
@@ -188,49 +195,63 @@ class NoiseLevelEnergy(keras.Model):
         """The shapes of a batch and its noise scales."""
         return [(None, *self.event_shape), (None,)]
 
-    def adapt_to(self, rows: np.ndarray, moments: DataMoments) -> None:
-        """Sets mean, covariance and range of the data.
-
-        Args:
-          rows: rows `[rows, *event]` in the network's coordinates, which decide the range.
-          moments: moments in the same coordinates.
-        """
+    def adapt_to(self, rows: np.ndarray) -> None:
+        """Fits the mixture to rows `[rows, *event]` in the network's coordinates, and finds how far out they are."""
+        flat = np.asarray(rows, np.float64).reshape(len(rows), -1)
+        moments, (count, size) = DataMoments.of([flat]), self.locs.shape
+        fitted = min(count, max(1, len(flat) // (_ROWS_PER_COORDINATE * (size + 1))))
         if self.axes is None:
-            values, along = np.square(moments.cholesky()), np.asarray(rows, np.float64).reshape(len(rows), -1)
-            along = along - moments.mean
+            self.locs.assign(moments.mean[None])
+            self.variances.assign(np.square(moments.cholesky())[None])
         else:
-            factor = moments.cholesky()
-            values, axes = np.linalg.eigh(factor @ factor.T)
+            mixture = MixtureParameters(np.ones(1), moments.mean[None], moments.cholesky()[None])
+            if fitted > 1:
+                mixture = fit_mixture(flat[:_MAX_FITTED_ROWS], fitted, seed=0)
+            index = np.arange(count) % fitted  # further components repeat the first ones, which share their weight
+            factors = mixture.scale_tril[index]
+            variances, axes = np.linalg.eigh(factors @ factors.transpose(0, 2, 1))
+            self.log_weights.assign(np.log(mixture.probs[index] / np.bincount(index)[index]))
+            self.locs.assign(mixture.loc[index])
+            self.variances.assign(variances)
             self.axes.assign(axes)
-            along = (np.asarray(rows, np.float64).reshape(len(rows), -1) - moments.mean) @ axes
-        self.loc.assign(moments.mean)
-        self.variances.assign(values)
-        size = len(values)
-        floor = 0.5 * size + 4.0 * math.sqrt(0.5 * size) + 4.0
-        self.largest_square.assign(max(floor, float(np.max(0.5 * np.sum(np.square(along) / values, 1)))))
+        far = 0.0
+        for part in np.array_split(flat, -(-len(flat) // _BLOCK)):
+            y, sigma = (tf.constant(value, self.dtype) for value in (part, np.full(len(part), 1e-6)))
+            far = max(far, float(tf.reduce_max(self.mixture_terms(y, sigma)[1])))
+        self.reach.assign(max(_smallest_reach(size), far))
 
     def mark_levels_as_matched(self) -> None:
         """Notes that a loss learns the constants of all levels, so that log Z = 0 at each."""
         self.levels_matched.assign(1)
 
-    def gaussian_terms(self, y: tf.Tensor, sigma: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns q, ½ log det 2π(Σ + tI) and ½ log det (Σ + tI)/t, `[batch]` each."""
-        centred = tf.reshape(y, [-1, self.loc.shape[0]]) - self.loc.value
-        along = centred if self.axes is None else tf.matmul(centred, self.axes.value)
-        t = tf.square(sigma)[:, None]
-        widths = self.variances.value + t
-        square = 0.5 * tf.reduce_sum(tf.square(along) / widths, 1)
-        volume = 0.5 * tf.reduce_sum(tf.math.log(2.0 * math.pi * widths), 1)
-        return square, volume, 0.5 * tf.reduce_sum(tf.math.log1p(self.variances.value / t), 1)
+    def mixture_terms(self, y: tf.Tensor, sigma: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns G, the distance −log Σₖ exp(−qₖ), and v, `[batch]` each, at states and noise scales `[batch]`."""
+        count, size = self.locs.shape
+        centred = tf.reshape(y, [-1, 1, size]) - self.locs.value
+        along = centred
+        if self.axes is not None and count == 1:
+            along = tf.matmul(centred[:, 0], self.axes.value[0])[:, None]
+        elif self.axes is not None:
+            along = tf.einsum("bki,kij->bkj", centred, self.axes.value)
+        widths = self.variances.value + tf.square(sigma)[:, None, None]
+        squares = 0.5 * tf.reduce_sum(tf.square(along) / widths, 2)
+        volumes = 0.5 * tf.reduce_sum(tf.math.log(2.0 * math.pi * widths), 2)
+        log_weights = self.log_weights.value
+        energy = -tf.reduce_logsumexp(log_weights - squares - volumes, 1)
+        return energy, -tf.reduce_logsumexp(-squares, 1), tf.reduce_sum(tf.exp(log_weights) * volumes, 1)
 
-    def gaussian(self, sigma: float) -> tfp.distributions.Distribution:
-        """Returns the Gaussian N(m, Σ + σ²I) over states `[*event]`, which is p_σ at the largest level."""
+    def reference(self, sigma: float) -> tfp.distributions.Distribution:
+        """Returns the mixture plus noise of scale σ, over states `[*event]`, which is p_σ at the largest level."""
         variances = self.variances.value + tf.constant(sigma, self.dtype) ** 2
         if self.axes is None:
-            return gaussian(self.loc.value, tf.sqrt(variances), self.event_shape)
+            return gaussian(self.locs.value[0], tf.sqrt(variances[0]), self.event_shape)
         axes = self.axes.value
-        factor = tf.linalg.cholesky(tf.matmul(axes * variances, axes, transpose_b=True))
-        return gaussian(self.loc.value, factor, self.event_shape)
+        factors = tf.linalg.cholesky(tf.matmul(axes * variances[:, None, :], axes, transpose_b=True))
+        if self.num_components == 1:
+            return gaussian(self.locs.value[0], factors[0], self.event_shape)
+        probs = tf.nn.softmax(self.log_weights.value)
+        parts = MixtureParameters(*(np.asarray(part, np.float64) for part in (probs, self.locs.value, factors)))
+        return mixture_distribution(parts, self.dtype, self.event_shape)
 
     def unnormalized_log_prob(self, y: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
         """Returns −E(y, σ), `[batch]`: a target of `mcmc.anneal_noise_levels`."""
@@ -246,16 +267,19 @@ class NoiseLevelEnergy(keras.Model):
         sigma = tf.reshape(sigma, [-1])
         residual = self.network([y, sigma], training=training)
         residual = tf.cast(tf.reshape(residual, [-1]), y.dtype) * self.gate(sigma)
-        square, volume, sharpening = self.gaussian_terms(y, sigma)
-        near = tf.sigmoid(_STEEPNESS * (1.0 - square / (_REACH * self.largest_square.value)))
-        above = residual + (1.0 - _GROWTH) * square + near * (_GROWTH * square + sharpening + _MARGIN)
-        floor = volume + _GROWTH * square - near * (_GROWTH * square + sharpening + _MARGIN)
-        return floor + tf.nn.softplus(above)
+        energy, distance, volume = self.mixture_terms(y, sigma)
+        size = self.locs.shape[1]
+        lowest = 0.5 * size * tf.math.log(2.0 * math.pi * tf.square(sigma)) - _MARGIN
+        near = tf.sigmoid(_STEEPNESS * (1.0 - distance / (_REACH * self.reach.value)))
+        floor = near * lowest + (1.0 - near) * (_GROWTH * energy + (1.0 - _GROWTH) * volume)
+        above = near * (energy - lowest) + (1.0 - near) * (1.0 - _GROWTH) * (energy - volume)
+        return floor + tf.nn.softplus(above + residual)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
         network = keras.saving.serialize_keras_object(self.network)
-        return {"name": self.name, "dtype": self.dtype, "network": network, "sigma_max": self.sigma_max}
+        arguments = {"network": network, "sigma_max": self.sigma_max, "num_components": self.num_components}
+        return {"name": self.name, "dtype": self.dtype, **arguments}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> NoiseLevelEnergy:
@@ -263,8 +287,18 @@ class NoiseLevelEnergy(keras.Model):
         return cls(**{**config, "network": keras.saving.deserialize_keras_object(config["network"], custom_objects)})
 
 
+def _identities(shape: tuple[int, ...], dtype: Any = None) -> Any:
+    """Returns identity matrices `[count, size, size]`."""
+    return keras.ops.broadcast_to(keras.ops.eye(shape[-1], dtype=dtype), shape)
+
+
+def _smallest_reach(size: int) -> float:
+    """Returns the distance ½‖z‖² that a normal z of that many coordinates hardly exceeds: four deviations and 4."""
+    return 0.5 * size + 4.0 * math.sqrt(0.5 * size) + 4.0
+
+
 def adapt_noise_levels(network: Any, blocks: Iterable[np.ndarray], to_z: Any) -> None:
-    """Sets the moments of a `NoiseLevelEnergy` from rows of x, which `to_z` standardises; other networks stay as is.
+    """Fits the mixture of a `NoiseLevelEnergy` to rows of x, which `to_z` standardises; other networks stay as is.
 
     Raises:
       ValueError: if there are no rows, because the source could be read only once.
@@ -274,7 +308,7 @@ def adapt_noise_levels(network: Any, blocks: Iterable[np.ndarray], to_z: Any) ->
     rows = [np.asarray(to_z(tf.cast(block, network.dtype)), np.float64) for block in blocks]
     if not rows:
         raise ValueError("`x` must be data that can be read twice for this network, such as an array or a dataset.")
-    network.adapt_to(np.concatenate(rows), DataMoments.of(rows))
+    network.adapt_to(np.concatenate(rows))
 
 
 def level_of(model: Any) -> tuple[NoiseLevelEnergy, float] | None:
