@@ -276,8 +276,7 @@ class EnergyModel(EnergyTrainer):
     def adapt(self, x: Any) -> None:
         """Computes the location and scale of each coordinate of the data, and fits the base distribution to the data.
 
-        Constant coordinates keep scale 1; a single warning names them. A base measure, if there is one, remains the
-        base.
+        Constant coordinates keep scale 1; a single warning names them. A base measure remains the base.
 
         Args:
           x: array `[rows, *event]`, or anything that yields batches of it, such as a `tf.data.Dataset`.
