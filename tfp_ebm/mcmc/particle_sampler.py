@@ -15,7 +15,7 @@ import tensorflow_probability as tfp
 from tfp_ebm import random, serialization
 from tfp_ebm.mcmc.clusters import find_clusters
 from tfp_ebm.mcmc.draws import MIN_SHARE_ESS, Draws, imbalance, nested_r_hat, verdict
-from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, find_missed, find_regions, with_modes
+from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, contracted, find_missed, find_regions, with_modes
 from tfp_ebm.mcmc.running.climb import climb
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
 from tfp_ebm.mcmc.running.particles import (
@@ -230,8 +230,10 @@ class Sampler:
         if self._size > _MAX_SEARCH or not np.isfinite(log_normalizer.value):
             return
         start = self._from_base(NUM_STARTS, _SEARCH)[0]
-        unit = self._from_base(_DRAWS_PER_PARTICLE * self._num, _PILOT)[0].numpy().astype(np.float64).std(0)
+        spread = self._from_base(_DRAWS_PER_PARTICLE * self._num, _PILOT)[0].numpy().astype(np.float64)
+        unit = spread.std(0)
         unit[~(unit > 0)] = 1.0
+        start = tf.constant(contracted(start.numpy(), spread.mean(0)), self.base.dtype)
         base = self.base
         make = functools.partial(Compiled, climb)
         found = find_compiled(self._target, ("climb", self._key), lambda resolve: make(resolve, base))(start, unit)
