@@ -45,8 +45,8 @@ _XLA_MAX_EVENT_SIZE = 512
 _SECONDS, _PERCENT = 0.5, 100
 # Largest number of coordinates in which modes are searched.
 _MAX_SEARCH = 50
-# The least part of the mass that modes have if they are added to a base because the shares are not known.
-_MIN_MASS = 0.5
+# The least part of the mass, by an estimate of Z that may be too large, that modes have if they are added to a base because the shares are not known.
+_MIN_MASS = 0.2
 # Share of draws from the base at density zero above which the density may end at a boundary. The identities of the
 # gradient then do not hold.
 _MAX_ZEROS = 0.01
@@ -98,7 +98,7 @@ class Sampler:
       base, settings: as given.
       regions: the regions around modes that a search from the base has found after the run.
       missed: those that the draws have missed.
-      modes_may_help: whether the shares are not known, but the regions have at least half of the mass.
+      modes_may_help: whether the shares are not known, but the regions have a good part of the mass.
     """
 
     def __init__(
