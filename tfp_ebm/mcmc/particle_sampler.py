@@ -45,7 +45,8 @@ _XLA_MAX_EVENT_SIZE = 512
 _SECONDS, _PERCENT = 0.5, 100
 # Largest number of coordinates in which modes are searched.
 _MAX_SEARCH = 50
-# The least part of the mass, by an estimate of Z that may be too large, that modes have if they are added to a base because the shares are not known.
+# The least part of the mass that modes have if they are added to a base because the shares are not known. It is
+# measured by an estimate of Z that may be too large.
 _MIN_MASS = 0.2
 # Share of draws from the base at density zero above which the density may end at a boundary. The identities of the
 # gradient then do not hold.
