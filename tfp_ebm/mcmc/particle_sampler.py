@@ -15,7 +15,7 @@ import tensorflow_probability as tfp
 from tfp_ebm import random, serialization
 from tfp_ebm.mcmc.clusters import find_clusters
 from tfp_ebm.mcmc.draws import MIN_SHARE_ESS, Draws, imbalance, nested_r_hat, verdict
-from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, find_missed, find_regions, with_modes
+from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, contracted, find_missed, find_regions, with_modes
 from tfp_ebm.mcmc.running.climb import climb
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
 from tfp_ebm.mcmc.running.particles import (
@@ -45,8 +45,9 @@ _XLA_MAX_EVENT_SIZE = 512
 _SECONDS, _PERCENT = 0.5, 100
 # Largest number of coordinates in which modes are searched.
 _MAX_SEARCH = 50
-# The least part of the mass that modes have if they are added to a base because the shares are not known.
-_MIN_MASS = 0.5
+# The least part of the mass that modes have if they are added to a base because the shares are not known. It is
+# measured by an estimate of Z that may be too large.
+_MIN_MASS = 0.2
 # Share of draws from the base at density zero above which the density may end at a boundary. The identities of the
 # gradient then do not hold.
 _MAX_ZEROS = 0.01
@@ -98,7 +99,7 @@ class Sampler:
       base, settings: as given.
       regions: the regions around modes that a search from the base has found after the run.
       missed: those that the draws have missed.
-      modes_may_help: whether the shares are not known, but the regions have at least half of the mass.
+      modes_may_help: whether the shares are not known, but the regions have a good part of the mass.
     """
 
     def __init__(
@@ -230,8 +231,10 @@ class Sampler:
         if self._size > _MAX_SEARCH or not np.isfinite(log_normalizer.value):
             return
         start = self._from_base(NUM_STARTS, _SEARCH)[0]
-        unit = self._from_base(_DRAWS_PER_PARTICLE * self._num, _PILOT)[0].numpy().astype(np.float64).std(0)
+        spread = self._from_base(_DRAWS_PER_PARTICLE * self._num, _PILOT)[0].numpy().astype(np.float64)
+        unit = spread.std(0)
         unit[~(unit > 0)] = 1.0
+        start = tf.constant(contracted(start.numpy(), spread.mean(0)), self.base.dtype)
         base = self.base
         make = functools.partial(Compiled, climb)
         found = find_compiled(self._target, ("climb", self._key), lambda resolve: make(resolve, base))(start, unit)

@@ -72,7 +72,7 @@ def sequential_monte_carlo(
 
     All groups may miss the same mode. Up to 50 coordinates, points therefore climb from the base to the modes, where
     importance sampling estimates the mass. If the draws miss a mode found in this way, or their shares are not known
-    and these modes have most of the mass, a Gaussian at each mode is added to the base, and the particles run
+    and these modes have a good part of the mass, a Gaussian at each mode is added to the base, and the particles run
     once more. A mode that no climb reaches remains unnoticed: the base must cover the target.
 
     Args:
