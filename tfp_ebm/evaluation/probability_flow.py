@@ -68,7 +68,7 @@ def probability_flow_log_likelihood(
     >>> x = np.random.default_rng(0).normal(size=(50, 2))
     >>> base = tfp.distributions.MultivariateNormalDiag(np.zeros(2), np.full(2, math.sqrt(26.0)))
     >>> found = probability_flow_log_likelihood(blurred, x, base, sigma_min=1e-3, sigma_max=5.0, num_steps=32)
-    >>> abs(found.value + 0.5 * np.mean(np.sum(x**2, -1)) + math.log(2 * math.pi)) < 1e-3
+    >>> bool(abs(found.value + 0.5 * np.mean(np.sum(x**2, -1)) + math.log(2 * math.pi)) < 1e-3)
     True
     """
     num_steps = check_count("num_steps", num_steps, 2)

@@ -22,6 +22,7 @@ def noise_levels(
     sigma_min: float = 0.02,
     sigma_max: float = 10.0,
     units: Sequence[int] = (192, 192, 192),
+    fourier_features: int = 64,
     num_components: int = 16,
     learning_rate: float = 2e-3,
     average_targets: bool = True,
@@ -44,6 +45,7 @@ def noise_levels(
         need a smaller one, .01 for a checkerboard.
       sigma_max: the largest noise scale.
       units: widths of the hidden layers.
+      fourier_features: number of plane waves among the inputs; they help in eight coordinates too.
       num_components: number of Gaussians in the mixture at which the model starts.
       learning_rate: the learning rate at the start.
       average_targets: as for `losses.DualScoreMatching`; False for rows with sample weights.
@@ -66,7 +68,12 @@ def noise_levels(
     num_steps = check_count("num_steps", num_steps)
     loss = losses.DualScoreMatching(sigma_min, sigma_max, average_targets=average_targets)
     network = networks.noise_level_mlp(
-        x.shape[1:], units, sigma_max=sigma_max, num_components=num_components, seed=seed
+        x.shape[1:],
+        units,
+        sigma_max=sigma_max,
+        fourier_features=fourier_features,
+        num_components=num_components,
+        seed=seed,
     )
     model = EnergyModel(network, seed=seed)
     model.adapt(x)
