@@ -272,7 +272,7 @@ def _fit_by_folds(
     """Fits candidates by cross-validation, so that all rows judge them, and stacks them."""
     units = Units.of(rows, values)
     slopes = units.log_slopes(rows).sum(1)
-    y = units.to_y(rows).astype(np.float32)
+    y: np.ndarray = units.to_y(rows).astype(np.float32)
     both = filled(y, y, seed=seed)[0] if units.has_missing else y
     spread = dequantized(both, values, seed)
     table = Table(y, y[:0], values, units.has_missing, seed, (spread, spread[:0]))
