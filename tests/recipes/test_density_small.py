@@ -11,7 +11,7 @@ from sklearn.mixture import GaussianMixture
 
 import tfp_ebm as ebm
 from tfp_ebm.composition import fitted_parts
-from tfp_ebm.recipes import density_folds, density_small
+from tfp_ebm.recipes import density_folds, density_small, density_training
 from tfp_ebm.recipes.density_training import history_of
 
 
@@ -164,3 +164,13 @@ def test_files_keep_candidates_and_curves(fitted, tmp_path):
     assert loaded.candidates == fitted.candidates and loaded.histories == dict(fitted.histories)
     assert loaded.cut_by_clock == fitted.cut_by_clock
     assert loaded.get_config()["report"] == fitted.get_config()["report"]
+
+
+def test_no_time_left_ends_a_training_at_once():
+    """Two judgements after the first, which compiles. Planted: a negative number of seconds, which ends nothing."""
+    x = np.random.default_rng(0).normal(size=(64, 1)).astype("float32")
+    network = ebm.networks.autoregressive([1], units=[8], seed=0)
+    settings = density_training.settings_for_rows(64, 1)._replace(num_steps=400)
+    trainer = density_training.Trainer(network, settings, 0)
+    assert len(trainer.train(x, x, 0.01, 0).losses) <= 3
+    assert len(trainer.train(x, x, -1.0, 0).losses) > 3

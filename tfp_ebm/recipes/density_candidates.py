@@ -193,7 +193,7 @@ def train_networks(
         if kind == "mixture" and parts is not None:
             trainer.start_at(parts, order)
         training = trainer.train(
-            table.y[:, columns], table.y_held_out[:, columns], (limit - spent) / left, seed + number
+            table.y[:, columns], table.y_held_out[:, columns], max(limit - spent, 0.01) / left, seed + number
         )
         if training.weights is None:
             raise KeyboardInterrupt

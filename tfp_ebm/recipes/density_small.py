@@ -161,7 +161,11 @@ def train_by_folds(
                 trainer.start_with_frequencies(candidates.frequencies_of(part))
             every = _snapshot_every(own[0], number)
             training = trainer.train(
-                part.y[:, columns], part.y_held_out[:, columns], (limit - spent) / left, table.seed + total, every
+                part.y[:, columns],
+                part.y_held_out[:, columns],
+                max(limit - spent, 0.01) / left,
+                table.seed + total,
+                every,
             )
             if training.is_interrupted:
                 raise KeyboardInterrupt
