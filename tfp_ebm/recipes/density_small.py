@@ -124,8 +124,7 @@ def train_by_folds(
       verbose: whether to print which candidate is trained, and about how long the rest takes.
     """
     size = table.y.shape[1]
-    settings = settings_for_rows(len(table.y), size)
-    each = seconds_of(settings, size)
+    each = seconds_of(settings_for_rows(len(table.y), size), size)
     kinds = ["free"] if proposal is None or size == 1 else ["mixture", "free"]
     number = int(np.clip(seconds / each / len(kinds), _MIN_FOLDS, _MAX_FOLDS))
     if seconds < _MIN_FOLDS * len(kinds) * each:
@@ -135,6 +134,7 @@ def train_by_folds(
     orders = [natural, natural[::-1], *(rng.permutation(size).tolist() for _ in range(number))]
     fold, total, spent = folds_of(table.y, number, table.seed + 1), 0, 0.0
     number = int(fold.max()) + 1
+    settings = settings_for_rows(len(fold) - int(np.bincount(fold).max()), size)  # equal rows make uneven folds
     for kind in kinds:
         trainings: list[Training] = []
         own: list[networks.AutoregressiveEnergy] = []
