@@ -288,7 +288,9 @@ def _fit_by_folds(
             for one, cut in density_small.train_by_folds(table, of_networks, seconds, limit, verbose):
                 is_cut |= cut
                 contest.add(one.name, [units.model(network) for network in one.networks], one.log_probs + slopes)
-                contest.histories[one.name] = history_of(one.trainings, slopes.mean(), slopes.mean(), one.kept)
+                contest.histories[one.name] = history_of(
+                    one.trainings, slopes.mean(), slopes.mean(), one.kept, one.shares
+                )
     except KeyboardInterrupt:
         is_cut = True
         warn(f"the fit was interrupted and keeps the {len(contest.models)} candidates that it has.")

@@ -179,7 +179,11 @@ class Training(NamedTuple):
 
 
 def history_of(
-    trainings: Sequence[Training], log_slope: float, held_out_log_slope: float, kept: int | None = None
+    trainings: Sequence[Training],
+    log_slope: float,
+    held_out_log_slope: float,
+    kept: int | None = None,
+    shares: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Returns the mean curve of trainings: log-likelihoods per judgement, and the judgement kept.
 
@@ -187,13 +191,14 @@ def history_of(
       trainings: one, or those of several folds.
       log_slope, held_out_log_slope: mean log |dy/dx| of the rows, which turns log densities of y into those of x.
       kept: the judgement kept; default: the best.
+      shares: of the rows in each fold, by which held-out curves are weighed; default: equal.
     """
     length = min(len(training.losses) for training in trainings)
 
-    def mean(curves: Iterable[Sequence[float]], slope: float) -> list[float]:
-        return [float(slope - value) for value in np.mean([curve[:length] for curve in curves], 0)]
+    def mean(curves: Iterable[Sequence[float]], slope: float, weights: np.ndarray | None = None) -> list[float]:
+        return [float(slope - value) for value in np.average([curve[:length] for curve in curves], 0, weights)]
 
-    held_out = mean((training.held_out_losses for training in trainings), held_out_log_slope)
+    held_out = mean((training.held_out_losses for training in trainings), held_out_log_slope, shares)
     return {
         "log_likelihood": mean((training.losses for training in trainings), log_slope),
         "held_out_log_likelihood": held_out,
