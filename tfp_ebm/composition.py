@@ -193,10 +193,11 @@ def stacked_parts(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     >>> stacked_parts(rows)[0].tolist()
     [0]
     """
+    fitted = fitted_parts(log_probs)
     best = int(log_probs.mean(0).argmax())
     if len(log_probs) <= _MAX_CROSS_VALIDATED and _cross_validated(log_probs) <= log_probs[:, best].mean():
         return np.array([best]), np.ones(1)
-    return fitted_parts(log_probs)
+    return fitted
 
 
 def fitted_parts(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from sklearn.mixture import GaussianMixture
 
 import tfp_ebm as ebm
 from tfp_ebm.composition import fitted_parts
-from tfp_ebm.recipes import density_folds, density_small
+from tfp_ebm.recipes import density_folds, density_small, density_training
 from tfp_ebm.recipes.density_training import history_of
 
 
@@ -148,8 +148,10 @@ def test_networks_stop_at_the_judgement_with_the_best_mean():
 
 @pytest.fixture(scope="module")
 def fitted():
+    """A table of 120 rows, 70 of them equal."""
     x = np.random.default_rng(0).normal(size=(120, 2))
     x[:, 1] = 100.0 * (x[:, 0] ** 2 + 0.2 * x[:, 1])
+    x[:70] = x[0]  # one fold has all of these, and the networks of the others fewer rows than a batch
     return ebm.fit_density(x, minutes=0.02, seed=1, verbose=0)
 
 
@@ -164,3 +166,13 @@ def test_files_keep_candidates_and_curves(fitted, tmp_path):
     assert loaded.candidates == fitted.candidates and loaded.histories == dict(fitted.histories)
     assert loaded.cut_by_clock == fitted.cut_by_clock
     assert loaded.get_config()["report"] == fitted.get_config()["report"]
+
+
+def test_no_time_left_ends_a_training_at_once():
+    """Two judgements after the first, which compiles. Planted: a negative number of seconds, which ends nothing."""
+    x = np.random.default_rng(0).normal(size=(64, 1)).astype("float32")
+    network = ebm.networks.autoregressive([1], units=[8], seed=0)
+    settings = density_training.settings_for_rows(64, 1)._replace(num_steps=400)
+    trainer = density_training.Trainer(network, settings, 0)
+    assert len(trainer.train(x, x, 0.01, 0).losses) <= 3
+    assert len(trainer.train(x, x, -1.0, 0).losses) > 3

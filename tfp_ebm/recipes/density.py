@@ -272,7 +272,7 @@ def _fit_by_folds(
     """Fits candidates by cross-validation, so that all rows judge them, and stacks them."""
     units = Units.of(rows, values)
     slopes = units.log_slopes(rows).sum(1)
-    y = units.to_y(rows).astype(np.float32)
+    y: np.ndarray = units.to_y(rows).astype(np.float32)
     both = filled(y, y, seed=seed)[0] if units.has_missing else y
     spread = dequantized(both, values, seed)
     table = Table(y, y[:0], values, units.has_missing, seed, (spread, spread[:0]))
@@ -288,7 +288,9 @@ def _fit_by_folds(
             for one, cut in density_small.train_by_folds(table, of_networks, seconds, limit, verbose):
                 is_cut |= cut
                 contest.add(one.name, [units.model(network) for network in one.networks], one.log_probs + slopes)
-                contest.histories[one.name] = history_of(one.trainings, slopes.mean(), slopes.mean(), one.kept)
+                contest.histories[one.name] = history_of(
+                    one.trainings, slopes.mean(), slopes.mean(), one.kept, one.shares
+                )
     except KeyboardInterrupt:
         is_cut = True
         warn(f"the fit was interrupted and keeps the {len(contest.models)} candidates that it has.")

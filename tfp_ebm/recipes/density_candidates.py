@@ -19,11 +19,21 @@ from tfp_ebm.energy.gaussian_mixture import (
 from tfp_ebm.energy.missing import fit_gaussian
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.normalized import NormalizedEnergy
-from tfp_ebm.recipes.density_training import Settings, Trainer, Training, seconds_of, set_mixture, settings_for_rows
+from tfp_ebm.recipes.density_training import (
+    MANY_ROWS,
+    Settings,
+    Trainer,
+    Training,
+    seconds_of,
+    set_mixture,
+    settings_for_rows,
+)
 from tfp_ebm.recipes.density_units import frequencies
 
 # Logistics of proposals that are free, and functions of each energy; in few columns, where they are cheap, and in more.
 _FEW_COLUMNS, _NUM_LOGISTICS, _NUM_FUNCTIONS = 4, (8, 4), (32, 16)
+# Many rows of few columns show edges that more functions resolve; these need more nodes in training.
+_NUM_FINE_FUNCTIONS, _NUM_FINE_NODES = 64, 96
 # The number of orders of the columns is as many as the time allows, within these bounds.
 _MIN_NETWORKS, _MAX_NETWORKS = 3, 8
 # Values of a column that have an output of the network each.
@@ -183,7 +193,7 @@ def train_networks(
         if kind == "mixture" and parts is not None:
             trainer.start_at(parts, order)
         training = trainer.train(
-            table.y[:, columns], table.y_held_out[:, columns], (limit - spent) / left, seed + number
+            table.y[:, columns], table.y_held_out[:, columns], max(limit - spent, 0.01) / left, seed + number
         )
         if training.weights is None:
             raise KeyboardInterrupt
@@ -202,6 +212,8 @@ def network_of(
     more = int(size > _FEW_COLUMNS)
     of_mixture = kind == "mixture" and parts is not None
     number = len(parts.probs) if kind == "mixture" and parts is not None else _NUM_LOGISTICS[more]
+    is_fine = not more and len(table.y) >= MANY_ROWS
+    functions = _NUM_FINE_FUNCTIONS if is_fine else _NUM_FUNCTIONS[more]
     longest = min(_MAX_FREE_VALUES, max((len(support) for support in table.supports.values()), default=0))
     network = networks.AutoregressiveEnergy(
         [size],
@@ -209,8 +221,9 @@ def network_of(
         order,
         num_components=number,
         fixed_proposal=of_mixture,
-        num_functions=max(_NUM_FUNCTIONS[more], -(-longest // number)),
+        num_functions=max(functions, -(-longest // number)),
         dropout=settings.dropout,
+        num_nodes=(_NUM_FINE_NODES if is_fine else 64, 128),
         supports=table.supports,
         allows_missing=table.has_missing,
         seed=table.seed,

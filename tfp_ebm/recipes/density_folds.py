@@ -68,7 +68,7 @@ def folds_of(x: np.ndarray, number: int, seed: int) -> np.ndarray:
     sizes = np.bincount(group)
     order = np.random.default_rng([seed, 13]).permutation(len(sizes))
     before = np.cumsum(sizes[order]) - sizes[order]
-    fold = np.empty(len(sizes), int)
+    fold: np.ndarray = np.empty(len(sizes), int)
     fold[order] = np.minimum(before * number // len(x), number - 1)
     _, dense = np.unique(fold[group], return_inverse=True)
     return dense.reshape(-1)
@@ -77,7 +77,7 @@ def folds_of(x: np.ndarray, number: int, seed: int) -> np.ndarray:
 def _gaussians(z: np.ndarray, seed: int) -> Variants:
     del seed
     covariance = np.cov(z.T, bias=True).reshape(z.shape[1], -1) + 1e-6 * np.eye(z.shape[1])
-    found = {}
+    found: Variants = {}
     for share in _SHRINKAGES:
         factor = np.linalg.cholesky((1.0 - share) * covariance + share * np.eye(z.shape[1]))
         for width in _WIDTHS:
@@ -98,7 +98,7 @@ def scales_of_t(freedom: float, number: int) -> np.ndarray:
 
 
 def _scale_mixtures(z: np.ndarray, seed: int) -> Variants:
-    found = {}
+    found: Variants = {}
     for freedom in _FREEDOMS:
         scales = scales_of_t(freedom, _NUM_SCALES)
         for key, one in _gaussians(z, seed).items():
@@ -122,7 +122,7 @@ def _kernels(z: np.ndarray, seed: int) -> Variants:
     size = z.shape[1]
     covariance = np.cov(z.T, bias=True).reshape(size, size)
     probs = np.full(len(z), 1.0 / len(z))
-    found = {}
+    found: Variants = {}
     for share in _KERNEL_SHRINKAGES:
         factor = np.linalg.cholesky((1.0 - share) * covariance + share * np.eye(size))
         for bandwidth in _BANDWIDTHS:
@@ -143,7 +143,7 @@ def _scores_of_scaled(variants: Variants, rows: np.ndarray) -> dict[tuple[float,
         if key[-2] not in known:
             inverse = np.linalg.inv(factors[0])
             centres = one.loc if one.scale_tril.ndim == 2 else one.loc[:1]
-            known[key[-2]] = factors[0, 0, 0], squared_distances(rows @ inverse.T, centres @ inverse.T)
+            known[key[-2]] = float(factors[0, 0, 0]), squared_distances(rows @ inverse.T, centres @ inverse.T)
         first, distances = known[key[-2]]
         exponents = one.log_weights - 0.5 * distances * (first / factors[:, 0, 0]) ** 2
         largest = exponents.max(1, keepdims=True)

@@ -22,6 +22,8 @@ from tfp_ebm.networks.normalized import NormalizedEnergy
 # How often a training is judged on the held-out rows, and after how many judgements without a better one it ends.
 NUM_JUDGEMENTS, _PATIENCE = 40, 12
 _MAX_JUDGED_ROWS = 5000
+# Rows from which two columns are trained for longer, since they do not overfit.
+MANY_ROWS = 10_000
 # Seconds of a training step on two processor cores, and for each number in its batch.
 _SECONDS_PER_STEP, _SECONDS_PER_NUMBER = 1.5e-3, 1.4e-6
 
@@ -60,7 +62,7 @@ def settings_for_rows(num_rows: int, size: int) -> Settings:
     dropout = float(np.interp(logarithm, [2.3, 3.0, 4.0, 5.0], [0.4, 0.3, 0.1, 0.0]))
     decay = 10.0 ** float(np.interp(logarithm, [3.0, 5.0], [-1.5, -4.0]))
     passes = num_rows // batch_size
-    num_steps = min(500 + 100 * passes, 4000 if num_rows < 100_000 else 8000)
+    num_steps = min(500 + 100 * passes, 4000 if num_rows < (MANY_ROWS if size <= 2 else 100_000) else 8000)
     return Settings(num_steps - num_steps % NUM_JUDGEMENTS, batch_size, 128, dropout, decay, 4e-3)
 
 
@@ -177,7 +179,11 @@ class Training(NamedTuple):
 
 
 def history_of(
-    trainings: Sequence[Training], log_slope: float, held_out_log_slope: float, kept: int | None = None
+    trainings: Sequence[Training],
+    log_slope: float,
+    held_out_log_slope: float,
+    kept: int | None = None,
+    shares: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Returns the mean curve of trainings: log-likelihoods per judgement, and the judgement kept.
 
@@ -185,13 +191,14 @@ def history_of(
       trainings: one, or those of several folds.
       log_slope, held_out_log_slope: mean log |dy/dx| of the rows, which turns log densities of y into those of x.
       kept: the judgement kept; default: the best.
+      shares: of the rows in each fold, by which held-out curves are weighed; default: equal.
     """
     length = min(len(training.losses) for training in trainings)
 
-    def mean(curves: Iterable[Sequence[float]], slope: float) -> list[float]:
-        return [float(slope - value) for value in np.mean([curve[:length] for curve in curves], 0)]
+    def mean(curves: Iterable[Sequence[float]], slope: float, weights: np.ndarray | None = None) -> list[float]:
+        return [float(slope - value) for value in np.average([curve[:length] for curve in curves], 0, weights)]
 
-    held_out = mean((training.held_out_losses for training in trainings), held_out_log_slope)
+    held_out = mean((training.held_out_losses for training in trainings), held_out_log_slope, shares)
     return {
         "log_likelihood": mean((training.losses for training in trainings), log_slope),
         "held_out_log_likelihood": held_out,
