@@ -159,7 +159,7 @@ def fit_density(
         networks and of their steps depends on the size of the table alone, for about .4 to 2.5 minutes on two processor
         cores, so that the same seed gives the same result.
       validation: share of the rows that stop trainings and choose weights. Tables of up to 2000 rows without
-        supports do not need it: all their rows do both, by cross-validation, and tables of fewer than 100 rows train no networks.
+        supports do not need it: all their rows do both, by cross-validation. Below 100 rows these train no networks.
       supports: for columns of an array that take a few values, such as ratings or codes of categories, these values: a
         mapping from column numbers to lists. Such columns have probabilities, and p is a density in the other columns.
       seed: of the split, all weights and all batches.
