@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tfp_ebm.cli import main
-from tfp_ebm.recipes import density_candidates, density_small
+from tfp_ebm.recipes import density_candidates
 
 pytestmark = pytest.mark.slow  # each test needs one of three runs
 COLOURS, MEANS = np.array(["red", "green", "blue"]), np.array([-20.0, 0.0, 30.0])
@@ -36,10 +36,9 @@ def table(rows, seed, missing=0.0):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_network():
-    """One autoregressive energy, since each takes seconds to compile, or two where they are cross-validated."""
+    """One autoregressive energy, since each takes seconds to compile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(density_candidates, "_MIN_NETWORKS", 1)
-        patch.setattr(density_small, "_MIN_FOLDS", 2)
         yield
 
 

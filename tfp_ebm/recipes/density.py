@@ -158,8 +158,8 @@ def fit_density(
       minutes: time for the training of the networks, about, after which the clock ends it. Default: the number of
         networks and of their steps depends on the size of the table alone, for about .4 to 2.5 minutes on two processor
         cores, so that the same seed gives the same result.
-      validation: share of the rows that stop trainings and choose weights. Tables of up to 2000 rows do without: all
-        their rows do both, by cross-validation, and tables of fewer than 100 rows train no networks.
+      validation: share of the rows that stop trainings and choose weights. Tables of up to 2000 rows without
+        supports do not need it: all their rows do both, by cross-validation. Below 100 rows these train no networks.
       supports: for columns of an array that take a few values, such as ratings or codes of categories, these values: a
         mapping from column numbers to lists. Such columns have probabilities, and p is a density in the other columns.
       seed: of the split, all weights and all batches.
@@ -206,8 +206,8 @@ def fit_density(
     else:
         seconds = 60.0 * check_positive("minutes", minutes)
     limit = math.inf if minutes is None else seconds
-    has_baselines = not (values and np.isnan(rows).any())
-    if num_rows <= density_small.MAX_ROWS and has_baselines:
+    # with supports, networks trained without a fold filled empty cells less well than those of one split
+    if num_rows <= density_small.MAX_ROWS and not values:
         fit = _fit_by_folds(rows, values, seconds, limit, seed, verbose)
     else:
         fit = _fit_by_split(rows, values, validation, seconds, limit, seed, verbose)
