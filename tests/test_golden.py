@@ -9,6 +9,7 @@ decisions, and all runs together make less than 2e4 of them.
 
 import golden
 import numpy as np
+import pytest
 
 STORED = golden.stored()
 
@@ -17,6 +18,7 @@ def is_close(run, stored):
     return (run.dtype, run.shape) == (stored.dtype, stored.shape) and np.allclose(run, stored, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_runs_are_those_of_the_file():
     """One test for all: they share compiled functions."""
     runs = golden.runs()

@@ -103,6 +103,7 @@ def test_denoising_is_given_its_noise(table, tmp_path, capsys):
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.slow
 def test_noise_contrastive_estimation_reports_itself(table, tmp_path):
     """It is the default of larger tables, and needs no noise to be named."""
     assert fit(table, tmp_path / "run", "--loss", "noise_contrastive_estimation") == 0
@@ -185,6 +186,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(run, table, t
     assert sorted(path.name for path in (tmp_path / "same").iterdir()) == sorted(path.name for path in run.iterdir())
 
 
+@pytest.mark.slow
 def test_data_of_any_scale_train_alike_and_speak_their_own_units(run, table, tmp_path):
     """x·2ᵏ is the same data in other units: losses to the last bits; samples scale; E shifts by Σ log scale.
 

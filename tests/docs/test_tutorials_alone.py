@@ -40,6 +40,7 @@ def test_no_notebook_needs_a_file_beside_it(path):
     assert imported("from build import size\n" + code_of(path)) & beside == {"build"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", ["", "import build\n"])
 def test_a_notebook_copied_alone_into_an_empty_folder_runs(tmp_path, planted):
     """The package is importable, as if installed; the folder of the tutorials is not."""

@@ -173,6 +173,7 @@ def test_equality_of_bases():
     assert serialization.fingerprint(tfd.Normal(0.0, 1.0)) != serialization.fingerprint(tfd.Laplace(0.0, 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_several_proposals_are_single_ones_in_a_row(jit_compile):
     """Twin: the kernel of one proposal, stepped in a plain loop; accepted if any proposal was."""

@@ -101,6 +101,7 @@ def test_ridges_heavy_tails_and_rugged_energies_are_not_reported():
             assert np.exp(region.log_mass - log_z) < share + 5 * (region.error + 0.02) * share + 0.01
 
 
+@pytest.mark.slow
 def test_a_lost_mode_is_found_and_cured(monkeypatch):
     verdicts = []
 

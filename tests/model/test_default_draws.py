@@ -41,6 +41,7 @@ def share(x):
     return np.mean(np.asarray(x)[..., 0] > 0)
 
 
+@pytest.mark.slow
 def test_few_draws_are_as_right_as_many():
     """60 runs of 5 draws: the share of .7 within 4 standard errors √(.21/300) = .026 of 300 independent draws, 1 false
     alarm in 16 000; the groups of 5 differ from each other. Control: chains that begin in the mode of .3 stay there."""

@@ -80,6 +80,7 @@ def test_two_modes_have_their_shares_by_default():
     assert abs(np.mean(x[:, 0] < 0) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 2000) < 0.2
 
 
+@pytest.mark.slow
 def test_counts_may_be_tensors():
     p = make(num_burnin_steps=3)
     traced = tf.function(lambda n: p.sample(n, seed=1))

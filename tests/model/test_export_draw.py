@@ -6,6 +6,7 @@ import sys
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -53,6 +54,7 @@ class TwoModes(keras.layers.Layer):
         return -tf.reduce_logsumexp(tf.stack(parts), 0)
 
 
+@pytest.mark.slow
 def test_a_process_with_tensorflow_alone_draws_the_right_shares(tmp_path, capsys):
     model = ebm.EnergyModel(TwoModes(), event_shape=(1, 2))
     model.adapt(np.random.default_rng(0).normal(5.0, [3.0, 1.0], size=(1000, 1, 2)).astype("float32"))
@@ -91,12 +93,14 @@ def skewed_z():
     return (z.mean() - 1) / error, error
 
 
+@pytest.mark.slow
 def test_the_mean_of_exported_z_is_z():
     # |t₁₉₉| < 4 has a false alarm rate of 10⁻⁴; the standard error is about .2 %
     score, error = skewed_z()
     assert abs(score) < 4 and error < 0.01
 
 
+@pytest.mark.slow
 def test_a_wrong_weight_biases_exported_z(monkeypatch):
     def wrong(settings, now, beta):
         return now._replace(log_weights=now.log_weights + 1.02 * now.log_ratio * (beta - now.beta), beta=beta)

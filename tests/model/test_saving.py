@@ -149,6 +149,7 @@ print("whole")
 """
 
 
+@pytest.mark.slow
 def test_exported_models_run_with_tensorflow_alone(tmp_path):
     """Energies and scores bit-equal in a process that imports nothing but TensorFlow, at any batch size."""
     kernels = {"hmc": ebm.mcmc.HMC(0.3, 3), "adaptive_default": None}

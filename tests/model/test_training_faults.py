@@ -438,6 +438,7 @@ EMPTY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", EMPTY)
 def test_batches_of_no_row_and_of_one_row(loss):
     """A filtered batch may be empty: it has no effect on the weights or the metrics.

@@ -128,6 +128,7 @@ def quadrature_error_after_training(num_nodes):
     return trained - float(tf.reduce_mean(-network(x, num_nodes=4096)))
 
 
+@pytest.mark.slow
 def test_training_hides_no_mass_between_the_nodes(monkeypatch):
     """The gradient of the energies reaches the proposals, and yet the normaliser stays exact, also on spikes.
 

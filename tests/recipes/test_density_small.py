@@ -63,6 +63,7 @@ def peers(x):
     return mixtures[0].score_samples, best.score_samples, stats.gaussian_kde(x.T).logpdf
 
 
+@pytest.mark.slow
 def test_a_small_table_beats_gaussian_mixture_and_kernel_density():
     """At 61 rows of 12 columns and 40 of three: mean of three tables, 2000 new rows each, against the best peer.
 
@@ -105,6 +106,7 @@ def hard_tables():
     yield rng.normal(size=(15, 40))  # more columns than rows
 
 
+@pytest.mark.slow
 def test_no_table_of_few_rows_fails():
     """Finite energies of the rows, and a result of each candidate."""
     for x in hard_tables():
