@@ -16,6 +16,8 @@ from tfp_ebm.types import Estimate
 # Limits of the verdict.
 MIN_SHARE_ESS = 100.0
 _MIN_ANCESTORS = 0.2
+# Share of distinct draws from the base from which these need no moves to be independent.
+_ENOUGH_ANCESTORS = 0.7
 # Rates of acceptance, of few moves each, vary: a low rate counts at the target, or at so many of the temperatures.
 _MIN_ACCEPT, _MAX_LOW_RATES = 0.4, 0.2
 _MAX_NESTED_R_HAT = 1.03
@@ -190,8 +192,10 @@ def verdict(
     )
     is_low = ~(acceptance_rates >= _MIN_ACCEPT)
     rates = acceptance_rates[is_low]
+    # draws that were weighted alone are independent without moves, unless many are copies
+    needs_moves = len(acceptance_rates) > 1 or num_ancestors < _ENOUGH_ANCESTORS * num_particles
     add(
-        is_low[-1:].any() or len(rates) > _MAX_LOW_RATES * len(acceptance_rates),
+        needs_moves and (is_low[-1:].any() or len(rates) > _MAX_LOW_RATES * len(acceptance_rates)),
         f"The moves of the particles were accepted at a rate of {rates.min() if len(rates) else 0:.2f} at "
         f"{len(rates)} of {len(acceptance_rates)} temperatures, less than {_MIN_ACCEPT}: the density may have parts of "
         "very different widths, or no gradient in places.",
