@@ -79,9 +79,7 @@ def mlp(
     if fourier_features:
         x = FourierFeatures(fourier_features, seed=next(seeds), dtype=policy, name="fourier_features")(x)
     gain = 1.0 if fourier_features else _FIRST_LAYER_GAIN
-    for i, width in enumerate(units):
-        weights = uniform_weights(x.shape[-1], seeds, gain if i == 0 else 1.0)
-        x = keras.layers.Dense(width, activation, dtype=policy, name=f"hidden_{i}", **weights)(x)
+    x = dense_layers(x, units, activation, policy, seeds, gain)
     return functional_model(inputs, energy_head(x, policy, seeds), policy)
 
 
@@ -127,19 +125,41 @@ def convnet(
     >>> network(np.zeros([2, 5, 7, 3], "float32")).shape
     TensorShape([2, 1])
     """
-    event_shape = check_sizes("event_shape", event_shape)
-    if len(event_shape) != 3:
-        raise ValueError(f"`event_shape` must be [height, width, channels], got {list(event_shape)}.")
-    filters = check_sizes("filters", filters)
-    if not filters:
-        raise ValueError("`filters` must have an entry for at least one convolution, got an empty list.")
+    event_shape, filters = check_image_sizes(event_shape, filters, kernel_size)
     units = check_sizes("units", units)
-    check_count("kernel_size", kernel_size)
     strides = check_strides(strides, len(filters))
     activation = check_activation(activation)
     policy, seeds = checked_policy(dtype), layer_seeds(seed)
 
-    x = inputs = keras.Input(event_shape, dtype=policy.variable_dtype)
+    inputs = keras.Input(event_shape, dtype=policy.variable_dtype)
+    x = convolution_layers(inputs, filters, kernel_size, strides, activation, policy, seeds)
+    x = dense_layers(x, units, activation, policy, seeds)
+    return functional_model(inputs, energy_head(x, policy, seeds), policy)
+
+
+def check_image_sizes(
+    event_shape: Sequence[int], filters: Sequence[int], kernel_size: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the checked `event_shape` and `filters` of a convolutional network, whose kernel size is checked too."""
+    event_shape, filters = check_sizes("event_shape", event_shape), check_sizes("filters", filters)
+    if len(event_shape) != 3:
+        raise ValueError(f"`event_shape` must be [height, width, channels], got {list(event_shape)}.")
+    if not filters:
+        raise ValueError("`filters` must have an entry for at least one convolution, got an empty list.")
+    check_count("kernel_size", kernel_size)
+    return event_shape, filters
+
+
+def convolution_layers(
+    x: Any,
+    filters: Sequence[int],
+    kernel_size: int,
+    strides: Sequence[int],
+    activation: Any,
+    policy: Any,
+    seeds: Iterator[int | None],
+) -> Any:
+    """Returns the flattened output of convolutions."""
     for i, (channels, stride) in enumerate(zip(filters, strides, strict=True)):
         x = keras.layers.Conv2D(
             channels,
@@ -151,11 +171,17 @@ def convnet(
             name=f"convolution_{i}",
             **uniform_weights(kernel_size**2 * x.shape[-1], seeds),
         )(x)
-    x = keras.layers.Flatten(dtype=policy)(x)
+    return keras.layers.Flatten(dtype=policy)(x)
+
+
+def dense_layers(
+    x: Any, units: Sequence[int], activation: Any, policy: Any, seeds: Iterator[int | None], first_gain: float = 1.0
+) -> Any:
+    """Returns the output of hidden dense layers; `first_gain` is that of the weights of the first."""
     for i, width in enumerate(units):
-        weights = uniform_weights(x.shape[-1], seeds)
+        weights = uniform_weights(x.shape[-1], seeds, first_gain if i == 0 else 1.0)
         x = keras.layers.Dense(width, activation, dtype=policy, name=f"hidden_{i}", **weights)(x)
-    return functional_model(inputs, energy_head(x, policy, seeds), policy)
+    return x
 
 
 def energy_head(x: Any, policy: Any, seeds: Iterator[int | None]) -> Any:

@@ -11,12 +11,14 @@ from tfp_ebm.arguments import check_count, check_positive
 from tfp_ebm.networks.builders import (
     Activation,
     check_activation,
+    check_image_sizes,
     check_sizes,
     check_strides,
     checked_policy,
+    convolution_layers,
+    dense_layers,
     functional_model,
     layer_seeds,
-    uniform_weights,
 )
 from tfp_ebm.networks.noise_levels import NoiseLevelEnergy, NoiseLevelFeatures, NoiseLevelImages
 
@@ -66,7 +68,7 @@ def noise_level_mlp(
     y, sigma = keras.Input(event_shape, dtype=policy.variable_dtype), keras.Input((), dtype=policy.variable_dtype)
     flat = y if len(event_shape) == 1 else keras.layers.Flatten(dtype=policy.variable_dtype)(y)
     h = NoiseLevelFeatures(fourier_features, seed=next(seeds), dtype=policy, name="features")(flat, sigma)
-    h = _dense(h, units, activation, policy, seeds)
+    h = dense_layers(h, units, activation, policy, seeds)
     return NoiseLevelEnergy(functional_model([y, sigma], _head(h, policy), policy), sigma_max, num_components)
 
 
@@ -100,41 +102,17 @@ def noise_level_convnet(
     >>> network(np.zeros([2, 5, 7, 1], "float32"), np.ones([2], "float32")).shape
     TensorShape([2])
     """
-    event_shape = check_sizes("event_shape", event_shape)
-    if len(event_shape) != 3:
-        raise ValueError(f"`event_shape` must be [height, width, channels], got {list(event_shape)}.")
-    filters, units = check_sizes("filters", filters), check_sizes("units", units)
-    if not filters:
-        raise ValueError("`filters` must have an entry for at least one convolution, got an empty list.")
-    check_count("kernel_size", kernel_size)
+    event_shape, filters = check_image_sizes(event_shape, filters, kernel_size)
+    units = check_sizes("units", units)
     strides = check_strides(strides, len(filters))
     activation = check_activation(activation)
     sigma_max = check_positive("sigma_max", sigma_max)
     policy, seeds = checked_policy(dtype), layer_seeds(seed)
     y, sigma = keras.Input(event_shape, dtype=policy.variable_dtype), keras.Input((), dtype=policy.variable_dtype)
     h = NoiseLevelImages(dtype=policy, name="channels")(y, sigma)
-    for i, (channels, stride) in enumerate(zip(filters, strides, strict=True)):
-        h = keras.layers.Conv2D(
-            channels,
-            kernel_size,
-            strides=stride,
-            padding="same",
-            activation=activation,
-            dtype=policy,
-            name=f"convolution_{i}",
-            **uniform_weights(kernel_size**2 * h.shape[-1], seeds),
-        )(h)
-    h = keras.layers.Flatten(dtype=policy)(h)
-    h = _dense(h, units, activation, policy, seeds)
+    h = convolution_layers(h, filters, kernel_size, strides, activation, policy, seeds)
+    h = dense_layers(h, units, activation, policy, seeds)
     return NoiseLevelEnergy(functional_model([y, sigma], _head(h, policy), policy), sigma_max, num_components)
-
-
-def _dense(h: Any, units: Sequence[int], activation: Any, policy: Any, seeds: Any) -> Any:
-    """Returns the output of the hidden dense layers."""
-    for i, width in enumerate(units):
-        weights = uniform_weights(h.shape[-1], seeds)
-        h = keras.layers.Dense(width, activation, dtype=policy, name=f"hidden_{i}", **weights)(h)
-    return h
 
 
 def _head(h: Any, policy: Any) -> Any:
