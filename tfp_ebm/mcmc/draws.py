@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfp_ebm import random
 from tfp_ebm.mcmc.clusters import Shares, find_clusters
 from tfp_ebm.mcmc.modes import Missed
 from tfp_ebm.types import Estimate
@@ -245,3 +246,72 @@ def of_exact(
     none: np.ndarray = np.zeros([0])
     log_normalizer = Estimate(0.0, 0.0, float(num))
     return Draws(states[:num_samples], log_normalizer, np.ones([1]), none, num, num, shares, 1.0, ())
+
+
+def judged_draws(
+    x: tf.Tensor,
+    groups: np.ndarray,
+    ancestors: np.ndarray,
+    *,
+    num_samples: int,
+    event_shape: tuple[int, ...],
+    order_seed: tf.Tensor,
+    shares: Shares,
+    share_ess: float,
+    log_density: np.ndarray,
+    gradient: np.ndarray,
+    num_groups: int,
+    log_normalizer: Estimate,
+    temperatures: np.ndarray,
+    acceptance_rates: np.ndarray,
+    max_temperatures: int,
+    num_faults: int,
+    has_boundary: bool = False,
+    missed: Sequence[Missed] = (),
+) -> Draws:
+    """Returns draws from particles of equal weight, with the verdict on them.
+
+    Args:
+      x: the particles, `[n, d]`.
+      groups, ancestors: group of each particle, and number of the draw from the base it descends from, `[n]`.
+      num_samples: number of draws.
+      event_shape: shape of one draw.
+      order_seed: int32[2], of the choice and the order of the draws.
+      log_density, gradient: log f at the particles, `[n]`, and its gradient, `[n, d]`.
+      num_groups: number of groups.
+      log_normalizer: as in `Draws`.
+      has_boundary: whether the density may end at a boundary, where the identities of the gradient do not hold.
+      shares, share_ess, temperatures, acceptance_rates, max_temperatures, num_faults, missed: as for `verdict`.
+    """
+    points, num = x.numpy().astype(np.float64), len(groups)
+    r_hat = nested_r_hat(np.concatenate([points, log_density[:, None]], 1), groups, num_groups)
+    num_ancestors = len(np.unique(ancestors))
+    trouble = verdict(
+        shares=shares,
+        share_ess=share_ess,
+        num_particles=num,
+        num_ancestors=num_ancestors,
+        acceptance_rates=acceptance_rates,
+        temperatures=temperatures,
+        max_temperatures=max_temperatures,
+        r_hat=r_hat,
+        log_normalizers=np.asarray(log_normalizer.log_weights),
+        num_faults=num_faults,
+        num_bad_gradients=int((~np.isfinite(gradient)).any(1).sum()),
+        imbalance=0.0 if has_boundary else imbalance(points, gradient, groups, num_groups),
+        missed=missed,
+    )
+    # particles at equal distances, in random order
+    u = random.uniform([1 + num_samples], order_seed, tf.float64).numpy()
+    index = np.floor((np.arange(num_samples) + u[0]) * num / num_samples).astype(np.int32)
+    return Draws(
+        states=tf.reshape(tf.gather(x, index[np.argsort(u[1:], kind="stable")]), [num_samples, *event_shape]),
+        log_normalizer=log_normalizer,
+        temperatures=temperatures,
+        acceptance_rates=acceptance_rates,
+        num_particles=num,
+        num_ancestors=num_ancestors,
+        shares=shares._replace(centers=shares.centers.reshape(-1, *event_shape)),
+        nested_r_hat=r_hat,
+        trouble=trouble,
+    )

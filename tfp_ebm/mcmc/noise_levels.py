@@ -8,6 +8,7 @@ the energy has by its training. `running/noise_levels.py` describes a pass.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Hashable
 from typing import Any
@@ -22,7 +23,7 @@ from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.signs import check_target
 from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.clusters import MAX_POINTS, find_clusters
-from tfp_ebm.mcmc.draws import Draws, imbalance, nested_r_hat, verdict
+from tfp_ebm.mcmc.draws import Draws, judged_draws
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
 from tfp_ebm.mcmc.running.noise_levels import Descended, LevelSettings, descend, value_and_gradient
 from tfp_ebm.mcmc.weights import jackknife_of_log_mean
@@ -158,37 +159,29 @@ class _Run:
         clusters_seed = int(random.fold_in(self._seed, _CLUSTERS).numpy()[0]) % 2**31
         shares, share_ess = find_clusters(x, groups, settings.num_groups, self._log_density, clusters_seed)
         log_density, gradient = self._at(passed.x)
-        r_hat = nested_r_hat(np.concatenate([x, log_density[:, None]], 1), groups, settings.num_groups)
-        temperatures, rates = np.linspace(0.0, 1.0, levels), passed.accept.numpy()[1:]
-        ancestors = len(np.unique(passed.ancestors.numpy()))
-        trouble = verdict(
+        draws = judged_draws(
+            passed.x,
+            groups,
+            passed.ancestors.numpy(),
+            num_samples=num_samples,
+            event_shape=self._event_shape,
+            order_seed=random.fold_in(self._seed, _ORDER),
             shares=shares,
             share_ess=share_ess,
-            num_particles=settings.num,
-            num_ancestors=ancestors,
-            acceptance_rates=rates,
-            temperatures=temperatures,
-            max_temperatures=levels,
-            r_hat=r_hat,
-            log_normalizers=log_normalizers,
-            num_faults=int(passed.num_faults),
-            num_bad_gradients=int((~np.isfinite(gradient)).any(1).sum()),
-            imbalance=imbalance(x, gradient, groups, settings.num_groups),
-        )
-        u = random.uniform([1 + num_samples], random.fold_in(self._seed, _ORDER), tf.float64).numpy()
-        index = np.floor((np.arange(num_samples) + u[0]) * settings.num / num_samples).astype(np.int32)
-        states = tf.reshape(tf.gather(passed.x, index[np.argsort(u[1:], kind="stable")]), [-1, *self._event_shape])
-        centers = tf.constant(shares.centers.reshape(-1, *self._event_shape), self._base.dtype)
-        return Draws(
-            states=coordinates.from_chain(states),
+            log_density=log_density,
+            gradient=gradient,
+            num_groups=settings.num_groups,
             log_normalizer=Estimate(value, error, float(passed.ess), log_normalizers),
-            temperatures=temperatures,
-            acceptance_rates=rates,
-            num_particles=settings.num,
-            num_ancestors=ancestors,
-            shares=shares._replace(centers=coordinates.from_chain(centers).numpy()),
-            nested_r_hat=r_hat,
-            trouble=trouble,
+            temperatures=np.linspace(0.0, 1.0, levels),
+            acceptance_rates=passed.accept.numpy()[1:],
+            max_temperatures=levels,
+            num_faults=int(passed.num_faults),
+        )
+        centers = tf.constant(draws.shares.centers, self._base.dtype)
+        return dataclasses.replace(
+            draws,
+            states=coordinates.from_chain(draws.states),
+            shares=draws.shares._replace(centers=coordinates.from_chain(centers).numpy()),
         )
 
     def _pass(

@@ -14,7 +14,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import random, serialization
 from tfp_ebm.mcmc.clusters import find_clusters
-from tfp_ebm.mcmc.draws import MIN_SHARE_ESS, Draws, imbalance, nested_r_hat, verdict
+from tfp_ebm.mcmc.draws import MIN_SHARE_ESS, Draws, judged_draws
 from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, contracted, find_missed, find_regions, with_modes
 from tfp_ebm.mcmc.running.climb import climb
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
@@ -187,7 +187,6 @@ class Sampler:
         clusters_seed = int(random.fold_in(self._seed, _CLUSTERS).numpy()[0]) % 2**31
         shares, share_ess = find_clusters(x, groups, num_groups, self._log_density, clusters_seed)
         log_density, gradient = self._at(particles.x)
-        r_hat = nested_r_hat(np.concatenate([x, log_density[:, None]], 1), groups, num_groups)
         stages = int(passed.num_stages)
         betas, rates, moves = (
             part.numpy()[:stages] for part in (passed.plan.betas, passed.accept, passed.plan.num_moves)
@@ -196,34 +195,26 @@ class Sampler:
             both = np.average(rates[-2:], weights=moves[-2:])
             betas, rates = betas[:-1], np.append(rates[:-2], both)
         temperatures: np.ndarray = np.append(0.0, betas)
-        ancestors = len(np.unique(particles.ancestors.numpy()))
         self._search(x, log_normalizer, share_ess)
-        trouble = verdict(
+        return judged_draws(
+            particles.x,
+            groups,
+            particles.ancestors.numpy(),
+            num_samples=num_samples,
+            event_shape=tuple(self.base.event_shape),
+            order_seed=self._fold(_ORDER),
             shares=shares,
             share_ess=share_ess,
-            num_particles=self._num,
-            num_ancestors=ancestors,
-            acceptance_rates=rates,
-            temperatures=temperatures,
-            max_temperatures=self.settings.max_temperatures,
-            r_hat=r_hat,
-            log_normalizers=np.asarray(log_normalizer.log_weights),
-            num_faults=self._num_faults + int(passed.num_faults),
-            num_bad_gradients=int((~np.isfinite(gradient)).any(1).sum()),
-            imbalance=0.0 if self._has_boundary else imbalance(x, gradient, groups, num_groups),
-            missed=self.missed,
-        )
-        event_shape = tuple(self.base.event_shape)
-        return Draws(
-            states=tf.reshape(self._thinned(particles.x, num_samples), [num_samples, *event_shape]),
+            log_density=log_density,
+            gradient=gradient,
+            num_groups=num_groups,
             log_normalizer=log_normalizer,
             temperatures=temperatures,
             acceptance_rates=rates,
-            num_particles=self._num,
-            num_ancestors=ancestors,
-            shares=shares._replace(centers=shares.centers.reshape(-1, *event_shape)),
-            nested_r_hat=r_hat,
-            trouble=trouble,
+            max_temperatures=self.settings.max_temperatures,
+            num_faults=self._num_faults + int(passed.num_faults),
+            has_boundary=self._has_boundary,
+            missed=self.missed,
         )
 
     def _search(self, x: np.ndarray, log_normalizer: Estimate, share_ess: float) -> None:
@@ -245,12 +236,6 @@ class Sampler:
         self.missed = find_missed(self.regions, x, value, error, max(share_ess, MIN_SHARE_ESS))
         mass = np.exp(np.logaddexp.reduce([region.log_mass for region in self.regions], initial=-np.inf) - value)
         self.modes_may_help = bool(share_ess < MIN_SHARE_ESS and mass > _MIN_MASS)
-
-    def _thinned(self, x: tf.Tensor, num_samples: int) -> tf.Tensor:
-        """Returns `num_samples` of the particles, at equal distances, in random order."""
-        u = random.uniform([1 + num_samples], self._fold(_ORDER), tf.float64).numpy()
-        index = np.floor((np.arange(num_samples) + u[0]) * self._num / num_samples).astype(np.int32)
-        return tf.gather(x, index[np.argsort(u[1:], kind="stable")])
 
     def _fold(self, purpose: int) -> tf.Tensor:
         return random.fold_in(self._seed, purpose)
