@@ -208,7 +208,7 @@ def fit_density(
     limit = math.inf if minutes is None else seconds
     # with supports, networks trained without a fold filled empty cells less well than those of one split
     if num_rows <= density_small.MAX_ROWS and not values:
-        fit = _fit_by_folds(rows, values, seconds, limit, seed, verbose)
+        fit = _fit_by_folds(rows, seconds, limit, seed, verbose)
     else:
         fit = _fit_by_split(rows, values, validation, seconds, limit, seed, verbose)
     model = fit.model
@@ -266,16 +266,14 @@ def _fit_by_split(
     return _Fit(contest.stack(), contest.results, contest.histories, is_cut)
 
 
-def _fit_by_folds(
-    rows: np.ndarray, values: dict[int, np.ndarray], seconds: float, limit: float, seed: int, verbose: int
-) -> _Fit:
+def _fit_by_folds(rows: np.ndarray, seconds: float, limit: float, seed: int, verbose: int) -> _Fit:
     """Fits candidates by cross-validation, so that all rows judge them, and stacks them."""
-    units = Units.of(rows, values)
+    units = Units.of(rows)
     slopes = units.log_slopes(rows).sum(1)
     y: np.ndarray = units.to_y(rows).astype(np.float32)
-    both = filled(y, y, seed=seed)[0] if units.has_missing else y
-    spread = dequantized(both, values, seed)
-    table = Table(y, y[:0], values, units.has_missing, seed, (spread, spread[:0]))
+    complete: np.ndarray = filled(y, y, seed=seed)[0] if units.has_missing else y
+    spread: np.ndarray = complete.astype(np.float64)
+    table = Table(y, y[:0], {}, units.has_missing, seed, (spread, spread[:0]))
     contest = _Contest(verbose)
     judged, proposal = density_small.simple_densities(table)
     for one in judged:

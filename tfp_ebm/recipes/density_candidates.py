@@ -114,13 +114,18 @@ def baselines(table: Table) -> tuple[dict[str, Baseline], MixtureParameters]:
     return found, parts
 
 
+def gaussians_of_gaps(rows: np.ndarray, ridges: Sequence[float], seed: int) -> list[MixtureParameters]:
+    """Returns the Gaussian that is most likely for rows with missing cells, once for each ridge."""
+    mean, covariance = fit_gaussian(rows, seed=seed)
+    factors = [np.linalg.cholesky(covariance + ridge * np.eye(len(mean))) for ridge in ridges]
+    return [MixtureParameters(np.ones(1), mean[None], factor[None]) for factor in factors]
+
+
 def _gaussian_of_gaps(table: Table) -> Baseline:
     """Returns the Gaussian that is most likely where cells are missing; held-out rows choose its ridge."""
 
     def fitted(rows: np.ndarray, ridges: Sequence[float]) -> list[NormalizedEnergy]:
-        mean, covariance = fit_gaussian(rows, seed=table.seed)
-        factors = [np.linalg.cholesky(covariance + ridge * np.eye(len(mean))) for ridge in ridges]
-        return [of_mixture(table, MixtureParameters(np.ones(1), mean[None], factor[None])) for factor in factors]
+        return [of_mixture(table, one) for one in gaussians_of_gaps(rows, ridges, table.seed)]
 
     candidates = fitted(table.y, RIDGES)
     energies = [float(np.mean(network(table.y_held_out))) for network in candidates]

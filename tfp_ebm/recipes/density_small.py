@@ -18,7 +18,6 @@ import numpy as np
 
 from tfp_ebm import networks
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters
-from tfp_ebm.energy.missing import fit_gaussian
 from tfp_ebm.networks.normalized import NormalizedEnergy
 from tfp_ebm.recipes import density_candidates as candidates
 from tfp_ebm.recipes.density_candidates import Table
@@ -68,25 +67,24 @@ def simple_densities(table: Table) -> tuple[list[Judged], Chosen]:
     Args:
       table: all rows; `y_held_out` is not read.
     """
-    number = _NUM_FOLDS_OF_FEW if len(table.y) <= _FEW_ROWS and not table.supports else _NUM_FOLDS
+    number = _NUM_FOLDS_OF_FEW if len(table.y) <= _FEW_ROWS else _NUM_FOLDS
     fold = folds_of(table.y, number, table.seed)
-    simple = not (table.has_missing or table.supports)
-    with_kernels = simple and table.y.shape[1] <= candidates.MAX_KERNEL_COLUMNS
+    with_kernels = not table.has_missing and table.y.shape[1] <= candidates.MAX_KERNEL_COLUMNS
     found, proposal = cross_validated(table.spread[0], fold, seed=table.seed, with_kernels=with_kernels)
     judged = []
-    if table.has_missing and not table.supports:
+    if table.has_missing:
         mixture, log_probs = _gaussian_of_gaps(table, fold)
         judged.append(Judged("gaussian", log_probs, [candidates.of_mixture(table, mixture)], [], 0))
         del found["gaussian"]
     for name, chosen in found.items():
         network = candidates.of_mixture(table, chosen.fit(table.spread[0]))
-        log_probs = chosen.log_probs if simple else _log_probs(table, chosen, fold)
+        log_probs = _log_probs(table, chosen, fold) if table.has_missing else chosen.log_probs
         judged.append(Judged(name, log_probs, [network], [], 0))
     return judged, proposal
 
 
 def _log_probs(table: Table, chosen: Chosen, fold: np.ndarray) -> np.ndarray:
-    """Returns the log density of each row, with missing cells and values, by the mixture fitted without its fold."""
+    """Returns the log density of each row, with missing cells, by the mixture fitted without its fold."""
     log_probs = np.empty(len(fold))
     for number in range(fold.max() + 1):
         part = part_of(table, fold, number)
@@ -98,20 +96,14 @@ def _log_probs(table: Table, chosen: Chosen, fold: np.ndarray) -> np.ndarray:
 def _gaussian_of_gaps(table: Table, fold: np.ndarray) -> tuple[MixtureParameters, np.ndarray]:
     """Returns the Gaussian that is most likely where cells are missing, and its log densities of the rows."""
 
-    def fitted(rows: np.ndarray) -> list[MixtureParameters]:
-        mean, covariance = fit_gaussian(rows, seed=table.seed)
-        eye = np.eye(len(mean))
-        factors = [np.linalg.cholesky(covariance + ridge * eye) for ridge in candidates.RIDGES]
-        return [MixtureParameters(np.ones(1), mean[None], factor[None]) for factor in factors]
-
     log_probs = np.empty((len(candidates.RIDGES), len(fold)))
     for number in range(fold.max() + 1):
         part = part_of(table, fold, number)
-        for place, mixture in enumerate(fitted(part.y)):
+        for place, mixture in enumerate(candidates.gaussians_of_gaps(part.y, candidates.RIDGES, table.seed)):
             energies = np.asarray(candidates.of_mixture(part, mixture)(part.y_held_out), np.float64)
             log_probs[place, fold == number] = -energies
     best = int(np.argmax(log_probs.mean(1)))
-    return fitted(table.y)[best], log_probs[best]
+    return candidates.gaussians_of_gaps(table.y, [candidates.RIDGES[best]], table.seed)[0], log_probs[best]
 
 
 def train_by_folds(
@@ -149,23 +141,18 @@ def train_by_folds(
             if verbose:
                 about = min(limit - spent, left * (spent / total if total else each + candidates.SECONDS_TO_COMPILE))
                 print(f"training {name}, {total + 1} of {number * len(kinds)}; about {max(about, 0.0):.0f} s left")
-            # With supports, each order is compiled by itself; so all folds have one.
-            order = natural if table.supports else orders[place]
+            order = orders[place]
             part = part_of(table, fold, place)
             parts = None if proposal is None or kind == "free" else proposal.fit(part.spread[0])
             own.append(candidates.network_of(kind, part, settings, parts, order))
             if trainer is None:
-                of_trainer = natural if table.supports else None
-                trainer = Trainer(candidates.network_of(kind, part, settings, parts, of_trainer), settings, table.seed)
-            columns = natural if table.supports else order
+                trainer = Trainer(candidates.network_of(kind, part, settings, parts, None), settings, table.seed)
             if parts is not None:
                 trainer.start_at(parts, order)
-            if table.supports:
-                trainer.start_with_frequencies(candidates.frequencies_of(part))
             every = _snapshot_every(own[0], number)
             training = trainer.train(
-                part.y[:, columns],
-                part.y_held_out[:, columns],
+                part.y[:, order],
+                part.y_held_out[:, order],
                 max(limit - spent, 0.01) / left,
                 table.seed + total,
                 every,

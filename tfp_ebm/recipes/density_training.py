@@ -240,17 +240,7 @@ class Trainer:
     def start_at(self, mixture: MixtureParameters, order: list[int]) -> None:
         """Makes the conditionals of a mixture, its columns in the given order, the proposals of the next training."""
         set_mixture(self.network, mixture, order)
-        self._start_with(self.network.proposal.weights)
-
-    def start_with_frequencies(self, frequencies: Mapping[int, np.ndarray]) -> None:
-        """Makes the frequencies of the values of columns those from which the next training starts."""
-        if self.network.value_conditionals is not None:
-            self.network.set_frequencies(frequencies)
-            self._start_with(self.network.value_conditionals.weights)
-
-    def _start_with(self, variables: Iterable[Any]) -> None:
-        """Makes the present values of some variables initial ones."""
-        present = {variable.path: np.array(variable) for variable in variables}
+        present = {variable.path: np.array(variable) for variable in self.network.proposal.weights}
         self._initial = [
             present.get(variable.path, value)
             for variable, value in zip(self.network.weights, self._initial, strict=True)
