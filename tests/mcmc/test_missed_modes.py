@@ -111,9 +111,8 @@ def test_a_lost_mode_is_found_and_cured(monkeypatch):
         verdicts.append(original(**kwargs))
         return verdicts[-1]
 
-    module = particle_sampler
-    original = module.verdict
-    monkeypatch.setattr(module, "verdict", recorded)
+    original = draws_module.verdict
+    monkeypatch.setattr(draws_module, "verdict", recorded)
     target = targets.two_widths(10, 10.0, 0.1)
     run = functools.partial(
         mcmc.sequential_monte_carlo, target, matched(target), num_samples=1000, seed=7, jit_compile=False
@@ -125,7 +124,7 @@ def test_a_lost_mode_is_found_and_cured(monkeypatch):
     assert abs(draws.log_normalizer.value) < 4 * draws.log_normalizer.standard_error < 0.2
     np.testing.assert_array_equal(draws.states, run().states)
     # the negative control: without the search, nearly all draws are in one mode, and the sentence is not there
-    monkeypatch.setattr(module, "find_regions", lambda *args: [])
+    monkeypatch.setattr(particle_sampler, "find_regions", lambda *args: [])
     draws = run()
     assert np.mean(target.modes(draws.states)) < 0.1 and not any("miss a mode" in s for s in draws.trouble)
 
