@@ -1,8 +1,8 @@
-"""Timing contestants fairly: each in a process of its own on the same cores, in turns, in a new order each round.
+"""Times contestants fairly: each in a process of its own on the same cores, in turns, in a new order each round.
 
-So a drift of the machine hits all alike: read the minimum first, the quartiles tell how disturbed the machine was. Peak
-memory is that of the process, less what it had after its imports. A peer that is not installed, fails, or takes longer
-or more memory than the limits is listed with the reason.
+A drift of the machine then affects all alike: read the minimum first; the quartiles show how disturbed the machine
+was. Peak memory is that of the process, less what it had after its imports. A peer that is not installed, fails, or
+takes longer or more memory than the limits is listed with the reason.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ PRODUCT = Case("matrix product", (256,), 16384, (256,))
 
 
 def peak_mebibytes():
-    """The most that this process ever held."""
+    """Returns the peak resident memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def serve(connection, contestant, case, objective, threads, memory_limit):
-    """A contestant's process: imports, builds, then runs as many steps as it is asked for, and says how long it took.
+    """Serves in a contestant's process: imports, builds, then runs the requested steps and returns the seconds.
 
-    `threads` cores are all it sees, whatever its framework would take. What frameworks tell the terminal is dropped;
-    failures go through the connection. What `run` returns is sent back; asked for the end, a `run` that has a `report`
-    sends that too.
+    The process sees `threads` cores, whatever its framework would take. What frameworks print is dropped;
+    failures go through the connection. What `run` returns is sent back; at the end, the result of
+    `run.report()` is sent too, if there is one.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
@@ -60,7 +60,7 @@ def serve(connection, contestant, case, objective, threads, memory_limit):
 
 @dataclasses.dataclass
 class Runner:
-    """A contestant from outside: its process, and what became of it."""
+    """The parent's side of a contestant: its process and its results."""
 
     name: str
     objective: str
@@ -96,7 +96,7 @@ class Runner:
         return answer
 
     def begin(self, seconds_per_round):
-        """First call, warm-up, and how many steps make a round."""
+        """Makes the first call, warms up, and sets the number of steps in a round."""
         if answer := self.ask(self.unit, seconds=2 * self.limit):
             self.first_call, self.first_loss = answer["seconds"], answer["loss"]
             for _ in range(2):
@@ -105,13 +105,13 @@ class Runner:
                     self.num_steps = self.unit * max(1, min(units, 1000))
 
     def time(self):
-        """One round."""
+        """Times one round."""
         if answer := self.ask(self.num_steps, seconds=10 * self.limit):
             self.spent += answer["seconds"]
             self.milliseconds.append(1e3 * answer["seconds"] / self.num_steps)
 
     def end(self):
-        """Peak memory, what else the contestant has to say, and the end of the process."""
+        """Fetches peak memory and the report, and ends the process."""
         if not self.reason and (answer := self.ask(None, seconds=2 * self.limit)):
             self.peak_mib, self.report = answer["peak_mib"], answer["report"]
         self.process.join()
@@ -121,7 +121,7 @@ def measure(case, entries, contestants, options):
     """Times all entries (contestant, objective) of a case, and matrix products, in interleaved rounds; a row for each.
 
     Args:
-      case: what they run.
+      case: the network and batch that they run.
       entries: pairs of names.
       contestants: by name.
       options: `contestants` (only these, if any), `threads`, `memory_limit`, `limit`, `seconds`, `rounds`, `budget`.
@@ -152,12 +152,12 @@ def measure(case, entries, contestants, options):
 
 
 def of_entry(case, name):
-    """The case that a contestant runs: matrix products have their own."""
+    """Returns the case that a contestant runs: matrix products have their own."""
     return PRODUCT if name in PRODUCTS else case
 
 
 def row(runner, case):
-    """What is reported of a contestant."""
+    """Returns what is reported of a contestant."""
     result = {"case": case.name, "contestant": runner.name, "loss": runner.objective, "reason": runner.reason}
     if runner.reason:
         return result
@@ -182,7 +182,7 @@ def row(runner, case):
 
 
 def fastest(rows, case, loss, names):
-    """The least time of those contestants, or None if none of them ran."""
+    """Returns the least time of those contestants, or None if none of them ran."""
     times = [
         r["ms_min"]
         for r in rows
@@ -192,12 +192,12 @@ def fastest(rows, case, loss, names):
 
 
 def product_rate(rows):
-    """The better rate of a large matrix product, in GFLOP/s, measured in the same rounds."""
+    """Returns the better rate of a large matrix product, in GFLOP/s, measured in the same rounds."""
     return max((r["gflops"] for r in rows if r["loss"] == "product" and not r["reason"]), default=float("nan"))
 
 
 def add_options(parser, seconds, rounds=30):
-    """How to measure, for all benchmarks of this kind."""
+    """Adds the options of measuring, for all benchmarks of this kind."""
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--seconds", type=float, default=seconds, help="length of a round of one contestant")
     parser.add_argument("--budget", type=float, default=8.0, help="seconds after which it gets no more than 3 rounds")
@@ -208,7 +208,7 @@ def add_options(parser, seconds, rounds=30):
 
 
 def prepare(options, packages):
-    """Settings that all processes inherit; prints and returns the versions of what is compared."""
+    """Makes the settings that all processes inherit; prints and returns the versions of what is compared."""
     os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu", OMP_NUM_THREADS=str(options.threads))
     versions = {}
     for package in ("tfp_ebm", "tensorflow", "keras", *packages):

@@ -7,8 +7,8 @@ compilation included.
 
 They are judged by classifiers trained on the real digits as scikit-learn gives them: the share of which a classifier is
 at least 90 % sure, and how many of each class are among those; beside held-out digits, digits with their pixels
-shuffled, and uniform noise, which tell how much a classifier's confidence means. The distance to the nearest digit that
-was trained on, beside that of digits to the nearest other digit, tells whether samples are copies.
+shuffled, and uniform noise, which show how much a classifier's confidence means. The distance to the nearest digit that
+was trained on, beside that of digits to the nearest other digit, shows whether samples are copies.
 
     python benchmarks/digits.py [--seeds 0 1 2 3 4] [--num-steps 3000] [--json out.json] [--figure out.png]
 """

@@ -28,7 +28,7 @@ BATCH = 256
 
 
 def compiled_model(steps_per_execution):
-    """The model that every road trains."""
+    """Returns the model that every variant trains."""
     model = ebm.EnergyModel(ebm.networks.mlp([2], units=[128, 128], seed=0))
     model.compile(
         keras.optimizers.Adam(1e-3), ebm.losses.DenoisingScoreMatching(), steps_per_execution=steps_per_execution
@@ -77,7 +77,7 @@ def fit(batches, steps_per_execution):
 
 
 def main():
-    """Times all roads and prints the table."""
+    """Times all variants and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=7)
@@ -99,7 +99,7 @@ def main():
             roads[name](options.steps)
             times[name].append(1e3 * (time.perf_counter() - start) / options.steps)
     reference = statistics.median(times["bare step, called from Python"])
-    print(f"{'road':34s} {'ms a step':>10s} {'min':>7s} {'max':>7s} {'/ bare':>7s}")
+    print(f"{'variant':34s} {'ms a step':>10s} {'min':>7s} {'max':>7s} {'/ bare':>7s}")
     for name, values in times.items():
         median = statistics.median(values)
         print(f"{name:34s} {median:10.3f} {min(values):7.3f} {max(values):7.3f} {median / reference:7.2f}")

@@ -1,7 +1,7 @@
 """Full training steps of persistent contrastive divergence (chains, parameter gradient, Adam), beside the peers'.
 
 The same network, batches, number of chains (one for each row), Langevin steps of the same size, and a buffer of 10 000
-chains for all; how they are timed tells `contest.py`. "calibrated" is what this package does by default instead: MALA
+chains for all; `contest.py` describes how they are timed. "calibrated" is this package's default instead: MALA
 with an adapted step and a global move. "x floor" is the time over that of the step's matrix products at the better rate
 at which TensorFlow or PyTorch multiplied large matrices in the same rounds.
 
@@ -52,7 +52,7 @@ CASES = [
 
 
 def tfp_ebm(case, objective, mode):
-    """The road of a user: the model's own train step, as a graph, with XLA for the chains or for all, or `fit`."""
+    """Runs what a user runs: the model's own train step, as a graph, with XLA for the chains or for all, or `fit`."""
     import keras
     import tensorflow as tf
     import tensorflow_probability as tfp
@@ -161,7 +161,7 @@ def judge(rows, cases):
 
 
 def main():
-    """Measures what is asked for, prints the tables, and writes JSON."""
+    """Measures the chosen cases, prints the tables, and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = sorted({case.name.split(",")[0] for case in CASES})
     parser.add_argument("--cases", nargs="*", choices=names, default=names)

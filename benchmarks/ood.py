@@ -1,6 +1,6 @@
-"""Which energy knows a digit from what is none: AUROC of −E for held-out digits, beside ebmkit's on the same data.
+"""Measures which energy separates digits from other images: AUROC of −E, beside ebmkit's on the same data.
 
-Seven of ten digits of scikit-learn train, the other three are told from uniform noise, from themselves inverted
+Seven of ten digits of scikit-learn train, the other three are compared with uniform noise, with themselves inverted
 (1 − x), with their pixels shuffled (each image in an order of its own), turned by 90°, and from chimeras, the left half
 of one digit with the right half of a digit of another class. All pixels are dequantised, (n + u)/17.
 
@@ -113,7 +113,7 @@ def classifier(train, labels, options, seed):
 
 
 def torch_network(seed):
-    """The same network in PyTorch, of flat rows, with the same law of initial weights, which is PyTorch's own."""
+    """The same network in PyTorch, of flat rows, with the same distribution of initial weights: PyTorch's own."""
     import torch
 
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Networks, data and the peers' training steps of `score_matching.py`: the same function, the same numbers, their road.
+"""Networks, data and the peers' training steps of `score_matching.py`: the same function and numbers in their code.
 
 All contestants start from the same weights and see the same batches. A step is loss, parameter gradient and Adam; a
 builder returns `run(num_steps) -> last loss`, which blocks until the last step is done. ebmkit and torchebm are used as
@@ -40,7 +40,7 @@ class Case:
             side = shape[0] if i == 0 else -(-shape[0] // 2)
             layers.append(((3, 3, shape[-1], channels), side**2))
             shape = (side, side, channels)
-        widths = [math.prod(shape), *self.standardization, 1]
+        widths = [math.prod(shape), *self.units, 1]
         return layers + [((m, n), 1) for m, n in itertools.pairwise(widths)]
 
     def weights(self):
@@ -68,7 +68,7 @@ class Case:
 
         Energy and score pass every kernel once forwards and once backwards, and the parameter gradient of each such
         product is two more: 6 passes. A direction is carried forwards only, and not through the last layer: 3 passes;
-        unit vectors pass the first layer for nothing. Recomputation, where a contestant does any, is not counted.
+        unit vectors pass the first layer at no cost. Recomputation, where a contestant does any, is not counted.
         "product" is the first layer's matrix product alone.
         """
         passes = [math.prod(kernel) * places for kernel, places in self.layers()]
@@ -106,7 +106,7 @@ def repeated(step, batches):
 def torch_network(case):
     """The network as a module of flat rows.
 
-    PyTorch pads strided convolutions on the other side than Keras, so it is given mirrored kernels for mirrored images.
+    PyTorch pads strided convolutions on the other side than Keras, so it gets mirrored kernels for mirrored images.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""How good is a trained energy: every method of the note's Table 1, and the peers' same methods, on known densities.
+"""Measures trained energies on known densities: every method of the note's Table 1, and the peers' same methods.
 
 Persistent contrastive divergence (PCD), exact, sliced and denoising score matching (SM, SSM, DSM), multi-scale
 denoising (MDSM) and noise contrastive estimation (NCE), on six distributions of the plane. All contestants have the
@@ -9,9 +9,9 @@ the recipe with the network that it chooses itself.
 A model is judged by its density exp(−E)/Z on a grid of ±12, four times as wide as the data, which is finer within ±3:
 a good model of the checkerboard rises in a hundredth of a unit at its edges, where much of its KL is. KL in nats,
 total variation, and the squared MMD (bandwidth .3) of 2000 draws of that gridded density, by its inverse distribution
-function, from 2000 of the target. So nobody's sampler is judged. A figure is a lower bound ("≥") where more than a
+function, from 2000 of the target. So no sampler is judged. A figure is a lower bound ("≥") where more than a
 thousandth of the mass is at the rim of the grid: that model may have no normaliser at all. Of our models of the first
-seed annealed importance sampling tells log Z too, and z is its distance from the grid's in its standard errors.
+seed annealed importance sampling estimates log Z too, and z is its distance from the grid's in its standard errors.
 `seconds` are those of the processor, since the machine may be shared, tracing and compilation included.
 
 Each run is written down when it is done, and is not repeated: stop and start again as you like.

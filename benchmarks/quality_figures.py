@@ -5,7 +5,7 @@
 One figure for each target goes to the folder, contestants by methods: the energy above its minimum, up to `DEEPEST`
 nats, and draws of the density, beside the truth's energy and the data. The overview has all targets, with the columns
 that `OVERVIEW` names; its panels show the square root of the density up to the truth's highest, so that a density too
-sharp, too blurred or in the wrong place looks it. Beneath stands the median KL of seeds.
+sharp, too blurred or in the wrong place is seen. The median KL of the seeds is below.
 """
 
 import argparse
@@ -30,7 +30,7 @@ OVERVIEW = (
 )
 # What is drawn of the plane; the densities that are kept reach a little further.
 SIDE = 3.4
-# The highest energy that is told from higher ones, and draws shown.
+# The highest energy that is distinguished from higher ones, and draws shown.
 DEEPEST, NUM_DRAWN = 10.0, 1500
 # A panel's side and the space for its text, inches.
 PANEL, TEXT = 1.05, 0.2

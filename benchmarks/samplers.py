@@ -1,8 +1,8 @@
-"""The contestants of `sampling.py`: the same chains on the same energy, each by its own road.
+"""The contestants of `sampling.py`: the same chains on the same energy, each in its own code.
 
 The energy is ½‖x‖² plus a network, so that it has tails; all start from the same standard normal draws, at the same
 step size ε of the leapfrog step, and keep every state. A builder returns `run(num_steps)`, which goes on from where it
-was and blocks until it is done; `run.report()` tells the effective sample size per step of all
+was and blocks until it is done; `run.report()` returns the effective sample size per step of all
 chains together, by the same estimator for all.
 """
 
@@ -80,7 +80,7 @@ def ess_per_draw(x):
 
 
 def tfp_ebm(case, sampler, jit_compile):
-    """The road of a user: `ebm.mcmc.sample` of a target."""
+    """Runs what a user runs: `ebm.mcmc.sample` of a target."""
     import tensorflow as tf
 
     import tfp_ebm as ebm
@@ -256,7 +256,7 @@ def numpyro(case, sampler):
 
 
 def contestants(sampler):
-    """Who takes part with this sampler, by name; steps come in multiples of a call."""
+    """Returns who takes part with this sampler, by name; steps come in multiples of a call."""
     every = {
         "tfp_ebm graph": (("tfp_ebm",), functools.partial(tfp_ebm, jit_compile=False)),
         "tfp_ebm XLA": (("tfp_ebm",), functools.partial(tfp_ebm, jit_compile=True)),

@@ -1,9 +1,9 @@
 """Langevin (ULA), MALA, HMC and NUTS on a network's energy, beside the peers': steps and effective draws per second.
 
-The same network, starts, step sizes and number of chains for all (`samplers.py`); how they are timed tells
-`contest.py`. A step is one transition of all chains. "ESS/s" is steps per second times the effective draws per step of
-all chains, of the coordinate that mixes worst. "x floor" is the time of a step over that of its matrix products at the
-better rate at which TensorFlow or PyTorch multiplied large matrices in the same rounds.
+The same network, starts, step sizes and number of chains for all (`samplers.py`); `contest.py` describes
+how they are timed. A step is one transition of all chains. "ESS/s" is steps per second times the effective draws per
+step of all chains, of the coordinate that mixes worst. "x floor" is the time of a step over that of its matrix products
+at the better rate at which TensorFlow or PyTorch multiplied large matrices in the same rounds.
 
     python benchmarks/sampling.py [--cases 2-128] [--samplers HMC NUTS] [--json out.json]
 
@@ -86,7 +86,7 @@ def judge(rows):
 
 
 def main():
-    """Measures what is asked for, prints the tables, and writes JSON."""
+    """Measures the chosen cases, prints the tables, and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     samplers = ("ULA", "MALA", "HMC", "NUTS")
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))

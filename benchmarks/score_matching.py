@@ -1,9 +1,9 @@
 """Full training steps (loss, parameter gradient, Adam) of the score-matching losses, beside the peers'.
 
-Every contestant has the same initial weights and the same batches, a different one in every step; how they are timed
-tells `contest.py`. Exact losses must agree on the first batch, or the run says so. "x floor" is the time over that of
-the step's matrix products (`Case.flops`) at the better rate at which TensorFlow or PyTorch multiplied large matrices in
-the same rounds.
+Every contestant has the same initial weights and the same batches, a different one in every step; `contest.py` describes
+how they are timed. Exact losses must agree on the first batch, or the run reports it. "x floor" is the time over that
+of the step's matrix products (`Case.flops`) at the better rate at which TensorFlow or PyTorch multiplied large matrices
+in the same rounds.
 
     python benchmarks/score_matching.py [--cases mlp64 convolution] [--losses exact] [--json out.json] [--figure d.png]
 
@@ -32,7 +32,7 @@ GROWTH = [Case(f"d={d}", (d,), 128, (256, 256), chunk_size=16) for d in (2, 4, 1
 
 
 def tfp_ebm(case, objective, mode):
-    """The road of a user: the model's own train step, compiled as a graph or by XLA, or Keras's `fit`."""
+    """Runs what a user runs: the model's own train step, compiled as a graph or by XLA, or Keras's `fit`."""
     import keras
     import tensorflow as tf
 
@@ -83,7 +83,7 @@ LOSSES = {
         *((name, "exact") for name in ("ebmkit", "torchebm", "JAX folx", "JAX hessian", "JAX jet")),
     ],
 }
-# What is aimed at: case, loss, who is to be faster by which factor than whom (the fastest of those named).
+# The aims: case, loss, who is to be faster by which factor than whom (the fastest of those named).
 TARGETS = [
     *(("mlp64", "exact", [peer], 5.0) for peer in ("ebmkit", "torchebm", "JAX folx")),
     *((case, "sliced", ["ebmkit", "torchebm"], 1.8) for case in ("mlp2", "mlp64")),
@@ -166,7 +166,7 @@ def draw(rows, path):
 
 
 def main():
-    """Measures what is asked for, prints the tables, and writes JSON and figure."""
+    """Measures the chosen cases, prints the tables, and writes JSON and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--losses", nargs="*", choices=LOSSES, default=list(LOSSES))
