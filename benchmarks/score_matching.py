@@ -1,6 +1,6 @@
 """Full training steps (loss, parameter gradient, Adam) of the score-matching losses, beside the peers'.
 
-Every contestant has the same initial weights and the same batches, a different one in every step; `contest.py` describes
+Every contestant has the same initial weights and batches, a different one in every step; `contest.py` describes
 how they are timed. Exact losses must agree on the first batch, or the run reports it. "x floor" is the time over that
 of the step's matrix products (`Case.flops`) at the better rate at which TensorFlow or PyTorch multiplied large matrices
 in the same rounds.
