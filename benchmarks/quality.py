@@ -57,7 +57,7 @@ AIMS = {
 }
 NUM_ROWS, BATCH_SIZE, UNITS, SIGMA = 50_000, 256, (128, 128), 0.1
 # The grid: cells of 1/32, and of 1/256 within ±3, with edges where the checkerboard has. On one model of it, by Monte
-# Carlo .0199 ± .0003 from its truth, cells of 1/256 say .0197, of 1/64 .0145, and nodes 1/32 apart on its edges .052:
+# Carlo .0199 ± .0003 from its truth, cells of 1/256 give .0197, of 1/64 .0145, and nodes 1/32 apart on its edges .052:
 # coarse centres step over the layer that costs, and coarse nodes charge log 2 for a whole cell of it. The sharpest one
 # seen is still a tenth short: .0095 against .0106 ± .0002. The rim is one unit wide.
 HALF_WIDTH, NUM_CELLS, RIM, MAX_AT_RIM = 12.0, 768, 11.0, 1e-3

@@ -133,7 +133,7 @@ def test_import_is_silent_and_does_not_load_matplotlib():
     assert result.stdout == "imported\n", result.stderr[-1000:]
     said, _, refused = result.stderr.partition("Traceback")
     assert "matplotlib was imported" in refused
-    # what TensorFlow's C++ libraries say at start-up is theirs
+    # what TensorFlow's C++ libraries print at start-up is theirs
     assert not [line for line in said.splitlines() if "tfp_ebm" in line or "Warning" in line]
 
 
@@ -247,6 +247,18 @@ def faults_of_docstrings(text):
             found.append(f"{name}: the first line must end with a period, got {first!r}")
         found += [f"{name}: {word!r} is a metaphor" for word in METAPHORS.findall(docstring)]
     return found
+
+
+def test_tests_and_benchmarks_have_no_metaphors():
+    root = PACKAGE.parent
+    files = [path for folder in ("tests", "benchmarks") for path in sorted((root / folder).rglob("*.py"))]
+    found = [
+        f"{path.relative_to(root)}: {name}: {word!r}"
+        for path in files
+        for name, docstring in docstrings(path.read_text(encoding="utf-8"))
+        for word in METAPHORS.findall(docstring)
+    ]
+    assert len(files) > 100 and found == []
 
 
 def test_docstrings_have_a_first_line_and_no_metaphors():

@@ -1,4 +1,4 @@
-"""Names of columns through fit, evaluate and sample; what the commands write, and what they say of it."""
+"""Names of columns through fit, evaluate and sample; what the commands write, and what they print of it."""
 
 import argparse
 import json

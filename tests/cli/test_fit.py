@@ -88,7 +88,7 @@ def test_a_run_is_complete(run):
 
 @pytest.mark.slow
 def test_denoising_is_given_its_noise(table, tmp_path, capsys):
-    """By the number of rows, or by `--sigma`, which asks for denoising and refuses any other loss."""
+    """By the number of rows, or by `--sigma`, which selects denoising and refuses any other loss."""
     assert fit(table, tmp_path / "fitted", "--loss", "denoising_score_matching") == 0
     assert report_of(tmp_path / "fitted")["settings"]["sigma"] == recipes.noise_scale(np.zeros([360, 2]))
     assert fit(table, tmp_path / "given", "--sigma", "0.3") == 0

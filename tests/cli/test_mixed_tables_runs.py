@@ -110,7 +110,7 @@ def test_evaluate_writes_the_rows_with_their_log_densities(run, tmp_path, capsys
 def test_empty_cells_are_filled_given_all_others(run, tmp_path):
     """Colours are right for 98 % of the rows by Bayes' rule, given the temperature. Given cells stay as they are."""
     new = table(300, 2).assign(colour=None, again=None)
-    new.loc[:99, "temperature"] = np.nan  # of these the count tells it
+    new.loc[:99, "temperature"] = np.nan  # for these the count shows it
     new.to_csv(tmp_path / "holes.csv", index=False)
     arguments = ["sample", str(run), "--given", str(tmp_path / "holes.csv"), "--num", "2", "--quiet"]
     assert main([*arguments, "--out", str(tmp_path / "filled.csv")]) == 0

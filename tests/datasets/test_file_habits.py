@@ -1,4 +1,4 @@
-"""Habits of table files, one by one: the frame that comes of each, or the error that says what is wrong and what to do.
+"""Habits of table files, one by one: the frame read from each, or the error that names the fault and the cure.
 
 The table below is the specification. Each entry is a file as bytes, then the expected names and numbers, or the words
 of the error; then the words of the one warning, if there is one. Anything else that is warned of fails the test.
@@ -416,7 +416,7 @@ def test_paths_are_paths(path):
 
 
 def test_both_readers_agree_and_clean_files_take_the_fast_one(tmp_path, monkeypatch):
-    """The careful reader goes cell by cell. The control: with a footer it must be the one that is asked."""
+    """The careful reader goes cell by cell. The control: with a footer it must be the one that is used."""
     x = np.random.default_rng(0).normal(size=(500, 5)) * 10.0 ** np.arange(-2, 3)
     content = ("a,b,c,d,e\n" + "\n".join(",".join(map(repr, row)) for row in x.tolist())).encode()
     fast, _ = read(tmp_path, "x.csv", content)

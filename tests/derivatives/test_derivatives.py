@@ -1,4 +1,4 @@
-"""`tfp_ebm.derivatives`: closed forms, both roads against each other, chunks, compilation, refusals."""
+"""`tfp_ebm.derivatives`: closed forms, both methods against each other, chunks, compilation, refusals."""
 
 import keras
 import numpy as np

@@ -9,7 +9,7 @@ from derivatives_zoo import PIECEWISE_LINEAR, ZOO, build, states
 from tfp_ebm.derivatives import activations, directional_derivatives, energy_score_laplacian, explain, score
 from tfp_ebm.derivatives import forward_laplacian as engine
 
-# TensorFlow has no second derivative of softsign, so the reverse road cannot be a twin where it occurs.
+# TensorFlow has no second derivative of softsign, so the reverse method cannot be a twin where it occurs.
 # Grouped convolutions run there through XLA, too slowly to compile for a test; `test_grouped_convolutions` has a twin.
 NO_REVERSE = ("dense, softsign", "elementwise operations", "Conv2D, groups")
 
@@ -81,7 +81,7 @@ def test_forward_laplacian_is_right(name):
 
 def test_grouped_convolutions():
     """A grouped convolution is one convolution for each group: parameter gradients of the exact loss equal those of
-    that twin on the reverse road, and with the two groups' kernels exchanged they do not."""
+    that twin by the reverse method, and with the two groups' kernels exchanged they do not."""
 
     def network(convolve):
         inputs = keras.Input((3, 3, 4), dtype="float64")

@@ -1,4 +1,4 @@
-"""What the quality benchmark calls KL, total variation and a draw, in closed form; what it says of models that fail."""
+"""The quality benchmark's KL, total variation and draws against closed forms, and its results for models that fail."""
 
 import importlib
 import json

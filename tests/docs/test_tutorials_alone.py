@@ -68,7 +68,7 @@ def build():
 
 
 def test_text_is_copied_and_outputs_stay(tmp_path, build):
-    """With the same text the notebook stays byte for byte; changed text arrives; changed code is refused."""
+    """With the same text the notebook stays byte for byte; changed text is taken over; changed code is refused."""
     name = "02_monte_carlo_and_markov_chains"
     source, notebook = (
         pathlib.Path(shutil.copy(TUTORIALS / f"{name}{suffix}", tmp_path)) for suffix in (".py", ".ipynb")

@@ -1,4 +1,4 @@
-"""The tilt of a base measure passes the forward road, with the same derivatives as nested tapes."""
+"""The tilt of a base measure passes the forward method, with the same derivatives as nested tapes."""
 
 import numpy as np
 import pytest

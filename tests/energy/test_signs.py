@@ -1,4 +1,4 @@
-"""An energy in the place of a log density, and the other way round, is refused at every door."""
+"""An energy in the place of a log density, and the other way round, is refused at every name."""
 
 import functools
 
@@ -38,7 +38,7 @@ ENERGIES = {
     "tf.function": lambda model: tf.function(model.energy),
     "tf.function of the network": lambda model: tf.function(model.network),
 }
-DOORS = {
+FUNCTIONS = {
     "sample": lambda target: ebm.mcmc.sample(target, START, ebm.mcmc.RandomWalk(0.5), num_results=2, seed=0),
     "summarize": lambda target: ebm.mcmc.summarize(target, START, ebm.mcmc.RandomWalk(0.5), num_results=4, seed=0),
     "annealed_langevin": lambda target: ebm.mcmc.annealed_langevin(target, START, [1.0, 0.5], num_steps=1, seed=0),
@@ -46,24 +46,24 @@ DOORS = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("kind", ENERGIES)
-def test_energies_are_no_targets(door, kind, model):
-    if door == "annealed_langevin" and kind == "model":
+def test_energies_are_no_targets(name, kind, model):
+    if name == "annealed_langevin" and kind == "model":
         with pytest.raises(ValueError, match="a model of \\(x, sigma\\)"):  # it takes conditional models
-            DOORS[door](model)
+            FUNCTIONS[name](model)
         return
     cure = "EnergyModel\\(network\\)" if "network" in kind and kind != "network_term" else ""
     with pytest.raises(
         TypeError, match=f"`target_log_prob_fn` must be a log density.*energy.*{cure}.*unnormalized_log"
     ):
-        DOORS[door](ENERGIES[kind](model))
+        FUNCTIONS[name](ENERGIES[kind](model))
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_what_cannot_be_called_is_refused(door):
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_cannot_be_called_is_refused(name):
     with pytest.raises(TypeError, match="`target_log_prob_fn` must be a callable"):
-        DOORS[door](3.0)
+        FUNCTIONS[name](3.0)
 
 
 def test_without_the_check_the_sign_is_wrong(model, monkeypatch):
@@ -81,7 +81,7 @@ def test_without_the_check_the_sign_is_wrong(model, monkeypatch):
 
 def test_log_densities_pass(model):
     p = ebm.EnergyDistribution(model)
-    expected = DOORS["sample"](model.unnormalized_log_prob).states.numpy()
+    expected = FUNCTIONS["sample"](model.unnormalized_log_prob).states.numpy()
     for target in (
         p,
         p.unnormalized_log_prob,
@@ -89,7 +89,7 @@ def test_log_densities_pass(model):
         tf.function(model.unnormalized_log_prob),
         lambda x: -model.energy(x),
     ):
-        np.testing.assert_array_equal(DOORS["sample"](target).states, expected)
+        np.testing.assert_array_equal(FUNCTIONS["sample"](target).states, expected)
     assert (
         signs.check_target(model.energy_function.unnormalized_log_prob) == model.energy_function.unnormalized_log_prob
     )
@@ -97,20 +97,20 @@ def test_log_densities_pass(model):
 
 def test_distributions_are_sampled_by_their_density():
     p = tfd.MultivariateNormalDiag([0.0, 0.0], [1.0, 2.0])
-    for door in ("sample", "summarize"):
-        by_object, by_method = DOORS[door](p), DOORS[door](p.log_prob)
+    for name in ("sample", "summarize"):
+        by_object, by_method = FUNCTIONS[name](p), FUNCTIONS[name](p.log_prob)
         tf.nest.map_structure(np.testing.assert_array_equal, tuple(by_object)[:2], tuple(by_method)[:2])
     with pytest.raises(TypeError, match=r"`target_log_prob_fn`.*distribution of x alone"):
-        DOORS["annealed_langevin"](p)
+        FUNCTIONS["annealed_langevin"](p)
 
 
 def test_annealed_langevin_takes_a_conditional_model_but_not_its_energy():
     model = ebm.EnergyModel(Blurred(), event_shape=(2,))
-    assert DOORS["annealed_langevin"](model).states.shape == (2, 4, 2)
-    assert DOORS["annealed_langevin"](model.unnormalized_log_prob).states.shape == (2, 4, 2)
+    assert FUNCTIONS["annealed_langevin"](model).states.shape == (2, 4, 2)
+    assert FUNCTIONS["annealed_langevin"](model.unnormalized_log_prob).states.shape == (2, 4, 2)
     for energy in (model.energy, model.network, model.energy_function):
         with pytest.raises(TypeError, match="`target_log_prob_fn` must be a log density"):
-            DOORS["annealed_langevin"](energy)
+            FUNCTIONS["annealed_langevin"](energy)
 
 
 def test_log_densities_are_no_energies(model):

@@ -13,7 +13,7 @@ BASE = tfd.MultivariateNormalDiag([0.0, 0.0], [1.5, 1.5])
 BOX = {"low": [-9.0, -9.0], "high": [9.0, 9.0], "num": 64}
 X = np.random.default_rng(0).normal(size=(50, 2)).astype("float32")
 REFERENCE = tfd.MultivariateNormalDiag([0.0, 0.0], [1.0, 1.0])
-DOORS = {
+FUNCTIONS = {
     "annealed": lambda energy_fn: evaluation.annealed_importance_sampling(
         energy_fn, BASE, mcmc.HMC(0.5, 2), num_temperatures=4, num_chains=50, jit_compile=False
     ),
@@ -42,30 +42,30 @@ def model():
     return model
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_one_energy_in_all_forms(door, model):
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_one_energy_in_all_forms(name, model):
     """Model, distribution, bound method and lambda agree; the chains of the first two run in z, so only nearly."""
-    values = [DOORS[door](energy_fn)[0] for energy_fn in (model, ebm.EnergyDistribution(model))]
+    values = [FUNCTIONS[name](energy_fn)[0] for energy_fn in (model, ebm.EnergyDistribution(model))]
     assert values[0] == values[1]
-    plain = [DOORS[door](energy_fn)[0] for energy_fn in (model.energy, lambda x: model.energy(x))]
+    plain = [FUNCTIONS[name](energy_fn)[0] for energy_fn in (model.energy, lambda x: model.energy(x))]
     assert plain[0] == pytest.approx(plain[1], rel=1e-6, abs=1e-6)
-    tolerance = 0.5 if door in ("annealed", "reverse") else 1e-4
+    tolerance = 0.5 if name in ("annealed", "reverse") else 1e-4
     assert plain[0] == pytest.approx(values[0], abs=tolerance)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_log_densities_are_refused(door, model):
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_log_densities_are_refused(name, model):
     for density in (model.unnormalized_log_prob, REFERENCE.log_prob):
         with pytest.raises(TypeError, match="`energy_fn` must be an energy"):
-            DOORS[door](density)
+            FUNCTIONS[name](density)
 
 
-@pytest.mark.parametrize("door", ["kl", "fisher", "grid_kl", "grid_tv"])
-def test_a_distribution_counts_as_minus_its_log_density(door):
+@pytest.mark.parametrize("name", ["kl", "fisher", "grid_kl", "grid_tv"])
+def test_a_distribution_counts_as_minus_its_log_density(name):
     """The reference against itself; the control is its log density in the place of the energy."""
-    assert DOORS[door](REFERENCE).value == pytest.approx(0.0, abs=1e-4)
-    if door in ("kl", "fisher"):
-        assert abs(DOORS[door](lambda x: REFERENCE.log_prob(x)).value) > 1
+    assert FUNCTIONS[name](REFERENCE).value == pytest.approx(0.0, abs=1e-4)
+    if name in ("kl", "fisher"):
+        assert abs(FUNCTIONS[name](lambda x: REFERENCE.log_prob(x)).value) > 1
 
 
 def test_energy_and_reference_exchanged_are_refused(model):
@@ -86,8 +86,8 @@ def test_a_plain_energy_is_found_again_and_not_traced_anew():
 
     energy = Energy()
     for energy_fn in (energy, energy.method):
-        DOORS["annealed"](energy_fn)
+        FUNCTIONS["annealed"](energy_fn)
         first = len(traces)
-        estimate = DOORS["annealed"](energy_fn)
+        estimate = FUNCTIONS["annealed"](energy_fn)
         assert len(traces) == first
         assert abs(estimate.value - np.log(2 * np.pi)) < 5 * estimate.standard_error

@@ -200,7 +200,7 @@ def test_error_bars_are_calibrated(gaussian):
 
 
 def test_the_adaptive_kernel_finds_a_step_size_for_each_temperature():
-    """From a base 30 times as wide as the target no one step size serves. The gap log Z − E log w tells."""
+    """From a base 30 times as wide as the target no one step size serves. The gap log Z − E log w shows it."""
     density, base = log_density([0.5, 0.5], 0.03**2 * np.eye(2)), diagonal_normal(2)
     energy = lambda x: -density(x)  # noqa: E731
 
@@ -286,7 +286,7 @@ def test_what_cannot_be_trusted_warns():
 
 
 def warnings_of_weights(sd, seeds=40, num=1000):
-    """What is said of importance weights of N(0, I) for a base N(0, sd²I), and how often 2 errors hold log Z = 0."""
+    """The warnings about importance weights of N(0, I) for a base N(0, sd²I), and how often 2 errors hold log Z = 0."""
     said, held = [], 0
     for seed in range(seeds):
         z = np.random.default_rng(seed).normal(size=(num, 2))
@@ -363,7 +363,7 @@ def test_bad_samples():
 
 
 def test_reverse_from_a_target_without_density_where_the_base_has_some():
-    """No chain from the box reaches the rest of the plane: the value is −log P_base(box), and the warning says so."""
+    """No chain from the box reaches the rest of the plane: the value is −log P_base(box), and the warning names it."""
     box = tfd.Independent(tfd.Uniform([0.0, 0.0], [1.0, 1.0]), 1)
     base = tfd.MultivariateNormalDiag([0.5, 0.5], [1.0, 1.0])
     with pytest.warns(UserWarning, match=r"no density at 8[4-7]\.\d%.* (1\.9|2)\."):

@@ -44,7 +44,7 @@ def test_held_out_likelihood_and_its_error():
 
 
 def test_bits_per_dimension():
-    """Uniform on [0, 1)³ told in 256 levels takes 8 bits a coordinate; twice as many levels, one bit more."""
+    """Uniform on [0, 1)³ rounded to 256 levels takes 8 bits a coordinate; twice as many levels, one bit more."""
     x = np.random.default_rng(0).uniform(size=(50, 3))
     flat = evaluation.bits_per_dimension(lambda x: tf.zeros(len(x)), x, 0.0, bin_width=1 / 256)
     assert flat.value == pytest.approx(8.0) and flat.standard_error == 0

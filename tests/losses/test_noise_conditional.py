@@ -102,7 +102,7 @@ def test_fit_learns_the_whole_family():
     """E = ½‖x‖²/(a + bσ²) of data of variance s² goes to a = s², b = 1, from a = 1, b = 2.
 
     A step sees 4000 rows of two coordinates, a third of them at each scale, so that it knows a and b to about .05; the
-    last 100 or so of a cosine are averaged: .005. At 5 such errors b = 1 is told from 1.25 and a = 4 from 3.8."""
+    last 100 or so of a cosine are averaged: .005. At 5 such errors b = 1 differs from 1.25 and a = 4 from 3.8."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4000, 2))
     x *= 2.0 / np.sqrt(np.mean(x**2))

@@ -103,7 +103,7 @@ def test_a_lost_chain_is_restarted_and_reported(lost, trained):
 
 
 def test_chains_that_leave_within_the_step_do_not_reach_the_loss():
-    """A step of 1e30 overflows; the chains start anew, and a loss without negatives is NaN, of which `fit` tells."""
+    """A step of 1e30 overflows; the chains start anew, and a loss without negatives is NaN, of which `fit` warns."""
     model = make(ebm.losses.PersistentContrastiveDivergence(ebm.mcmc.Langevin(1e30), num_steps=2, capacity=64))
     before = [weight.numpy() for weight in model.network.weights]
     with pytest.raises(ValueError, match="the loss became nan"):

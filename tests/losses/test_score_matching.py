@@ -47,7 +47,7 @@ def test_exact_value(options, d):
     x, p, mu = gaussian_data(d, 4000), random_precision(d), np.full(d, 0.3)
     per_row = ebm.losses.ScoreMatching(**options)(quadratic(p, mu), tf.constant(x), seed=1).per_example.numpy()
     truth = exact_value(p, mu, x)
-    # the trace's own draws: variance 2Σ_{i≠j}P²_ij per row for random signs, zero for the exact roads
+    # the trace's own draws: variance 2Σ_{i≠j}P²_ij per row for random signs, zero for the exact methods
     spread = np.sqrt(2 * (np.sum(p**2) - np.sum(np.diag(p) ** 2)) / len(x)) if options["method"] == "hutchinson" else 0
     tolerance = 4 * spread + 1e-10 * abs(truth)
     assert abs(per_row.mean() - truth) < tolerance

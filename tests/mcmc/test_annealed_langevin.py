@@ -28,7 +28,7 @@ def blurred(x, sigma):
 
 
 def variances(step_sizes, sigmas=SIGMAS, start=1.0, num_steps=STEPS):
-    """What the recursion says of the chains at the end of each level."""
+    """The recursion's moments of the chains at the end of each level."""
     w, found = start, []
     for epsilon, sigma in zip(step_sizes, sigmas, strict=True):
         v = SPREAD**2 + sigma**2

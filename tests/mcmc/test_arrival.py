@@ -1,4 +1,4 @@
-"""`EnergyDistribution.sample` says when its chains have not forgotten where they started, and only then."""
+"""`EnergyDistribution.sample` warns when its chains still depend on where they started, and only then."""
 
 import warnings
 
@@ -49,7 +49,7 @@ UNARRIVED = {
 
 @pytest.mark.parametrize("name", UNARRIVED)
 def test_chains_that_have_not_arrived_are_warned_of(name):
-    """Certain: at every one of three seeds, and the figure says how far off they are."""
+    """Certain: at every one of three seeds, and the figure shows how far off they are."""
     for seed in range(3):
         with pytest.warns(UserWarning, match=r"R-hat is \S+, above 1.02") as record:
             sample(*UNARRIVED[name], seed=seed)

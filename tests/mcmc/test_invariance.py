@@ -1,4 +1,4 @@
-"""Calibrated kernels leave their target unchanged; Langevin dynamics has the bias that its formula says.
+"""Calibrated kernels leave their target unchanged; Langevin dynamics has the bias of its formula.
 
 The chains start at exact draws from the target, and after a few steps must still be exact draws. Half of them run on
 the target p, half, as the negative control, on the cooler p^1.25: the very same test must reject those. Three targets

@@ -1,4 +1,4 @@
-"""The loop over a kernel, its recorders, the bridge step, and what a kernel says of its adaptation."""
+"""The loop over a kernel, its recorders, the bridge step, and what a kernel reports of its adaptation."""
 
 import functools
 

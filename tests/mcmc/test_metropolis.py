@@ -39,7 +39,7 @@ def log_ratio(x, proposed):
 
 
 def transition_matrix(ratio):
-    """P(x'|x) of the chain, rows x: the acceptance of each pair of states, asked of the kernel itself."""
+    """P(x'|x) of the chain, rows x: the acceptance of each pair of states, taken from the kernel itself."""
     start, end = (index.ravel().astype(float) for index in np.indices([SIZE, SIZE]))
     kernel = mcmc.MetropolisHastings(lambda x, seed: tf.constant(end), ratio)(log_prob)
     state = tf.constant(start)
@@ -243,7 +243,7 @@ def test_a_sequence_is_its_parts(name, monkeypatch):
     np.testing.assert_allclose(end, by_hand, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(accepted, moved)
     np.testing.assert_array_equal(results.is_accepted, np.any(accepted[-len(PARTS[name]) :], 0))
-    # control: parts that are not told where the others have gone
+    # control: parts that do not see where the others have moved
     monkeypatch.setattr("tfp_ebm.mcmc.kernels.sequential._moved", lambda part, results, state, last: results)
     assert np.abs(run_sequence(PARTS[name], state, 3)[0] - by_hand).max() > 1e-2
 

@@ -178,7 +178,7 @@ def test_foreign_kernels():
     stayed = np.all(np.diff(np.concatenate([np.ones([1, 20, 2]), samples.states]), axis=0) == 0, axis=-1)
     np.testing.assert_array_equal(samples.is_accepted, ~stayed)
     assert stayed.any()
-    # a kernel whose results do not tell: whether the chain moved
+    # a kernel whose results lack it: whether the chain moved
     counted = graph(normal, tf.zeros([3, 2]), Counter, num_results=2, seed=0)
     assert np.all(counted.is_accepted)
 
@@ -298,7 +298,7 @@ def test_xla_failure_falls_back_or_raises():
     with pytest.warns(UserWarning, match="graph mode.*PyFunc"):
         fallen = run(num_results=2500)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # it is said once
+        warnings.simplefilter("error")  # there is one warning
         again = run(num_results=2500)
         short = run(num_results=2)  # a short run does not try
     np.testing.assert_array_equal(fallen.states, again.states)

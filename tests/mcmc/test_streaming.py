@@ -33,7 +33,7 @@ def start(num_chains, dtype=np.float64):
 
 
 def check_twin(summary, samples, rtol=1e-9):
-    """The statistics of kept draws by `diagnose`, and by NumPy where that says nothing."""
+    """The statistics of kept draws by `diagnose`, and by NumPy where that has no figure."""
     kept = mcmc.diagnose(samples)
     x = np.asarray(samples.states, np.float64)
     number, rank = len(x), samples.is_accepted.shape.rank - 1

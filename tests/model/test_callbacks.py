@@ -26,7 +26,7 @@ def state(model):
 
 @pytest.mark.parametrize("rate", [100.0, keras.optimizers.schedules.CosineDecay(100.0, 10_000)])
 def test_a_learning_rate_of_100_is_caught_rolled_back_and_given_up(rate):
-    """Everything stays finite; the energy's spread says it. What was good is there at the end, bit for bit."""
+    """Everything stays finite; the energy's spread shows it. What was good is restored at the end, bit for bit."""
     model = make(rate)
     before = [weight.numpy() for weight in model.weights]
     guard = ebm.callbacks.DivergenceGuard(max_rollbacks=2)

@@ -1,4 +1,4 @@
-"""`EnergyDistribution` does what TFP expects of a distribution, and samples what it says."""
+"""`EnergyDistribution` does what TFP expects of a distribution, and its draws follow its density."""
 
 import gc
 import weakref

@@ -180,7 +180,7 @@ def test_a_known_log_normalizer_everywhere_in_tfp():
     np.testing.assert_allclose(mixture.log_prob(x), truth.log_prob(x), rtol=1e-5)
     chains = p.sample_chains(2, 3, seed=0, num_burnin_steps=2)
     np.testing.assert_allclose(chains.unnormalized_log_prob, p.unnormalized_log_prob(chains.states), rtol=1e-5)
-    # the energy itself stays: what is estimated is not told the answer
+    # the energy itself stays: the estimate does not get the answer
     grid = ebm.evaluation.grid_log_normalizer(p, [-9, -9], [9, 9], num=64)
     assert abs(grid.value - value) < 1e-3
 

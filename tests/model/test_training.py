@@ -53,7 +53,7 @@ def test_every_source_of_data_trains_alike():
     reference = None
     for name, source in SOURCES.items():
         model = make(adapt=False)
-        # Keras warns of a generator that ends before it was told to stop
+        # Keras warns of a generator that ends before it was stopped
         steps = 8 if "generator" in name else None
         history = model.fit(source(), epochs=1, verbose=0, shuffle=False, steps_per_epoch=steps)
         assert int(step_of(model).numpy()) == 8, name

@@ -369,7 +369,7 @@ def test_a_loss_of_state_is_named_when_it_is_the_cause():
 
 
 def test_planted_finiteness_asked_of_the_loss_alone(monkeypatch):
-    """Control: with the gradient not asked, weights become NaN."""
+    """Control: with the gradient not checked, weights become NaN."""
 
     def of_loss_alone(optimizer, loss, gradients, trackers):
         finite = tf.math.is_finite(loss)

@@ -1,4 +1,4 @@
-"""Builders, Fourier features, and the door that keeps faulty layers out; the layers' own tests are beside this."""
+"""Builders, Fourier features, and the check that refuses faulty layers; the layers' own tests are beside this."""
 
 import keras
 import numpy as np
@@ -236,7 +236,7 @@ def test_their_allowed_neighbours_are_right(name):
 
 
 def _calls(energy_fn, x):
-    """Every door to a second derivative."""
+    """Every function that takes a second derivative."""
     yield lambda: derivatives.laplacian(energy_fn, x)
     yield lambda: derivatives.laplacian(energy_fn, x, "hutchinson", seed=0)
     yield lambda: derivatives.energy_score_laplacian(energy_fn, x, chunk_size=1)

@@ -224,7 +224,7 @@ def test_du_mordatch_adam_clips_to_three_deviations():
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_and_comes_back_from_its_file(name, tmp_path):
     """Two steps in graph mode, then a file that brings all back: losses, optimizer, buffer, units. XLA agrees with the
-    steps; it is asked for the two recipes that between them have every option."""
+    steps; it is tested on the two recipes that between them have every option."""
     x = digits(32)
     model = RECIPES[name](tiny(), pixels=(0, 16))
     before = [weight.numpy() for weight in model.network.trainable_weights]

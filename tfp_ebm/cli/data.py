@@ -47,7 +47,7 @@ def named_as(encoder: TableEncoder, frame: pandas.DataFrame) -> pandas.DataFrame
 
 
 def load_rows(options: argparse.Namespace) -> Rows:
-    """Loads the numbers that `data` names, as the options say."""
+    """Loads the numbers that `data` names, as the options specify."""
     given = options.read or {}
     return Rows(
         *load_named(

@@ -19,7 +19,7 @@ from tfp_ebm.recipes.density_units import Units, dequantized, log_cell_volumes
 
 # Rows that the simple densities are fitted to, at most.
 _MAX_ROWS = 20_000
-# What the report says of a column.
+# What the report has on a column.
 _OF_COLUMN = ("name", "kind", "treatment")
 
 

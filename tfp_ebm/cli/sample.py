@@ -68,7 +68,7 @@ def _all_numbers(encoder: TableEncoder) -> bool:
 
 
 def _filled(model: EnergyModel, encoder: TableEncoder | None, options: argparse.Namespace) -> pandas.DataFrame:
-    """Returns the rows of a file with their empty cells filled, each row as often as the options say."""
+    """Returns the rows of a file with their empty cells filled, each row as often as the options specify."""
     if encoder is None or not draws_exactly(model):
         raise ValueError("`--given` needs the run of a table that was fitted with --loss nll.")
     filler = with_missing(encoder)

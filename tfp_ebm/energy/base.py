@@ -120,7 +120,7 @@ def fit_base(
 
     Raises:
       TypeError, ValueError: if `x` is no array of finite numbers, an argument is out of its range, or a mixture is
-        wanted for more than 512 coordinates.
+        required for more than 512 coordinates.
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).normal([1.0, -2.0], [3.0, 0.5], size=(10_000, 2))
@@ -194,7 +194,7 @@ class GaussianBase(keras.layers.Layer):
         self.built = True
 
     def assign(self, moments: DataMoments) -> None:
-        """Fits the Gaussian; says so where a singular covariance had to be shrunk."""
+        """Fits the Gaussian; warns where a singular covariance had to be shrunk."""
         moments.check_varies()
         self.loc.assign(moments.mean)
         self.scale.assign(moments.cholesky())
@@ -203,7 +203,7 @@ class GaussianBase(keras.layers.Layer):
     @property
     def is_fitted(self) -> bool:
         """Whether there is something to give."""
-        with tf.init_scope():  # a step being traced asks too, and what it asks is a fact, not a tensor
+        with tf.init_scope():  # a step being traced reads it too, and needs a Python value, not a tensor
             return bool(self.fitted.value.numpy())
 
     def distribution(self) -> tfp.distributions.Distribution:

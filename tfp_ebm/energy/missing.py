@@ -28,7 +28,7 @@ def fit_gaussian(y: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     """
     y = np.asarray(y, np.float64)[np.random.default_rng(seed).permutation(len(y))[:_MAX_ROWS]]
     given = ~np.isnan(y)
-    y, given = np.nan_to_num(y)[given.any(1)], given[given.any(1)]  # empty rows say nothing
+    y, given = np.nan_to_num(y)[given.any(1)], given[given.any(1)]  # empty rows hold no information
     m: np.ndarray = given.astype(np.float64)
     counts = np.maximum(m.sum(0), 1.0)
     mean = (m * y).sum(0) / counts

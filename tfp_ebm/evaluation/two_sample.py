@@ -1,4 +1,4 @@
-"""Distances between two tables: a classifier that tells their rows apart, each column, and each pair of columns.
+"""Distances between two tables: a classifier that separates their rows, each column, and each pair of columns.
 
 They compare a model's samples with rows that it was not trained on, and need neither the energy nor log Z. Tables are
 matrices or data frames with numbers, truth values, labels and missing cells.
@@ -30,7 +30,7 @@ _NUM_CELLS, _MAX_LABELS = 5, 8
 
 
 def two_sample_auc(x: Any, y: Any, *, seed: int = 0) -> Estimate:
-    """Computes how well a classifier tells rows of `y` from rows of `x`: ½ if it cannot, 1 if it always can.
+    """Computes how well a classifier separates rows of `y` from rows of `x`: ½ if it cannot, 1 if it always can.
 
     The value is the probability that a row of `y` has a higher score than a row of `x`, where ties count half, for
     scikit-learn's gradient boosted trees. A row is scored by trees fitted to the other four fifths of the rows. Equal

@@ -37,7 +37,7 @@ from tfp_ebm.random import fold_in
 
 NOISES = ("gaussian", "gaussian_mixture", "kernel_density")
 
-# Below this overlap a training says that its noise is too easy: one row in fifty still teaches something.
+# Below this overlap a training warns that its noise is too easy: one row in fifty still has a gradient.
 _SATURATED = 0.02
 # log Z begins where it balances the first batch, found by halving an interval so many times.
 _HALVINGS = 80
@@ -249,7 +249,7 @@ class NoiseContrastiveEstimation(Loss):
 
     def _balance(self, log_ratio: tf.Tensor, num_rows: tf.Tensor) -> tf.Tensor:
         """The c at which E_data[1 − h] = ν E_noise[h], a root of an increasing function, by halving."""
-        # beyond these no float32 tells one c from the next; a NaN stays one
+        # beyond these, neighbouring values of c are the same float32; a NaN stays one
         u = tf.clip_by_value(log_ratio - math.log(self.noise_ratio), -1e8, 1e8)
 
         def excess(c: tf.Tensor) -> tf.Tensor:
@@ -317,13 +317,13 @@ class NoiseContrastiveEstimation(Loss):
 
 
 def _check_usable(noise: tfp.distributions.Distribution) -> None:
-    """Raises ValueError unless `noise` has a density, and gives as many draws as a step asks for."""
+    """Raises ValueError unless `noise` has a density, and gives as many draws as a step needs."""
     try:
         noise.log_prob(tf.zeros(noise.event_shape, noise.dtype))
     except NotImplementedError as error:
         raise ValueError(f"`noise` must have a log_prob, got {type(noise).__name__}: {error}") from error
     except tf.errors.InvalidArgumentError:
-        pass  # zero is not in its support, and it says so
+        pass  # zero is not in its support, and it raises an error
     number, seed = tf.TensorSpec([1], tf.int32), tf.TensorSpec([2], tf.int32)
     try:  # traced as a step is, and not run
         tf.function(lambda n, s: draw(noise, n, s), autograph=False).get_concrete_function(number, seed)

@@ -27,7 +27,7 @@ VERSIONS = f"keras {keras.__version__}, tensorflow {tf.__version__}, tensorflow-
 LISTED = {}  # private name: files of the package that may use it
 
 
-def door(what, *files, names=()):
+def private_part(what, *files, names=()):
     """Marks the check of one private part: a failure of any kind names `what` and the `files` that use it."""
     for name in names:
         LISTED.setdefault(name, set()).update(files)
@@ -94,7 +94,7 @@ def test_every_private_name_is_listed():
 
 
 def test_a_failure_says_what_broke_and_where():
-    @door("Layer._nothing", "model/trainer.py")
+    @private_part("Layer._nothing", "model/trainer.py")
     def check():
         keras.layers.Dense(1)._nothing()
 
@@ -105,7 +105,7 @@ def test_a_failure_says_what_broke_and_where():
 # --- Keras: layers ----------------------------------------------------------------------------------------------------
 
 
-@door("keras.Layer._tracker", "model/trainer.py", names=["_tracker"])
+@private_part("keras.Layer._tracker", "model/trainer.py", names=["_tracker"])
 def test_a_locked_layer_is_unlocked_and_untracked(network):
     network._tracker.lock()
     with pytest.raises(ValueError):
@@ -124,7 +124,7 @@ FLATTEN = (
 )
 
 
-@door("keras.Layer._flatten_layers", *FLATTEN, names=["_flatten_layers"])
+@private_part("keras.Layer._flatten_layers", *FLATTEN, names=["_flatten_layers"])
 def test_flatten_layers_gives_the_layer_and_all_within(network):
     inner = keras.layers.TimeDistributed(keras.layers.Dense(2, name="wrapped"))
     outer = keras.Sequential([network, keras.layers.Reshape((1, 1)), inner])
@@ -133,14 +133,14 @@ def test_flatten_layers_gives_the_layer_and_all_within(network):
     assert {layer.name for layer in network.layers} | {"wrapped", network.name} <= set(names)
 
 
-@door("the attribute `seed_generator` of layers that draw noise", "derivatives/engine.py")
+@private_part("the attribute `seed_generator` of layers that draw noise", "derivatives/engine.py")
 def test_layers_that_draw_noise_have_a_seed_generator():
     noisy = [keras.layers.Dropout(0.5), keras.layers.GaussianNoise(0.5), keras.layers.AlphaDropout(0.5)]
     assert all(hasattr(layer, "seed_generator") for layer in noisy)
     assert not hasattr(keras.layers.Dense(1), "seed_generator")
 
 
-@door("the names of Keras's layers and operations", "derivatives/faults.py", "derivatives/explanation.py")
+@private_part("the names of Keras's layers and operations", "derivatives/faults.py", "derivatives/explanation.py")
 def test_layers_are_known_by_module_and_name():
     kinds = {fault.kind for fault in faults._FAULTS} | set(explanation._FLAT_LAYERS)
     resize = [kind for kind in kinds if not hasattr(keras.layers, kind)]
@@ -156,21 +156,21 @@ def test_layers_are_known_by_module_and_name():
 GRAPH = "derivatives/forward_laplacian.py"
 
 
-@door("keras.src.models.Functional", GRAPH, "derivatives/rules/operators.py", names=["src"])
+@private_part("keras.src.models.Functional", GRAPH, "derivatives/rules/operators.py", names=["src"])
 def test_functional_models_are_of_one_class(network):
     functional = keras.src.models.Functional
     assert isinstance(network, functional) and type(network).call is functional.call
     assert not isinstance(keras.Sequential([keras.layers.Dense(1)]), functional)
 
 
-@door("keras.Sequential._functional", GRAPH, names=["_functional"])
+@private_part("keras.Sequential._functional", GRAPH, names=["_functional"])
 def test_a_sequential_model_holds_a_functional_one():
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     assert isinstance(network._functional, keras.src.models.Functional)
     assert type(network).call is keras.Sequential.call
 
 
-@door("keras.Model._run_through_graph", GRAPH, "derivatives/explanation.py", names=["_run_through_graph"])
+@private_part("keras.Model._run_through_graph", GRAPH, "derivatives/explanation.py", names=["_run_through_graph"])
 def test_a_graph_runs_with_other_operations(network):
     """Node by node, with what `operation_fn` returns in place of each operation, and `operations` lists them."""
     called = []
@@ -189,7 +189,7 @@ def test_a_graph_runs_with_other_operations(network):
     assert sorted(type(operation).__name__ for operation in called) == ["Add", "Exp", "Multiply"]
 
 
-@door("the classes in keras.src.ops", "derivatives/rules/operators.py")
+@private_part("the classes in keras.src.ops", "derivatives/rules/operators.py")
 def test_every_operator_with_a_rule_exists():
     """A name that Keras does not know is left out there without a word, and its networks take the slow way."""
     source = (PACKAGE / "derivatives" / "rules" / "operators.py").read_text(encoding="utf-8")
@@ -237,7 +237,7 @@ def own_step():
     return model
 
 
-@door("keras.Model._assert_compile_called", "model/trainer.py", names=["_assert_compile_called"])
+@private_part("keras.Model._assert_compile_called", "model/trainer.py", names=["_assert_compile_called"])
 def test_a_model_that_is_not_compiled_is_refused(network):
     with pytest.raises(ValueError, match="compile"):
         network._assert_compile_called("fit")
@@ -245,7 +245,7 @@ def test_a_model_that_is_not_compiled_is_refused(network):
     network._assert_compile_called("fit")
 
 
-@door(
+@private_part(
     "keras.Model._loss_tracker and `loss` set after compile(loss=None)",
     *("model/trainer.py", "model/monitoring.py"),
     names=["_loss_tracker"],
@@ -259,7 +259,7 @@ def test_the_loss_tracker_reports_and_counts(own_step):
     assert float(own_step._loss_tracker.count.value) == 0
 
 
-@door("keras.Model.train_function", "model/trainer.py", "callbacks.py")
+@private_part("keras.Model.train_function", "model/trainer.py", "callbacks.py")
 def test_without_its_train_function_a_step_is_compiled_again(own_step):
     x = np.ones([4, 2], "float32")
     own_step.fit(x, verbose=0)
@@ -271,7 +271,7 @@ def test_without_its_train_function_a_step_is_compiled_again(own_step):
     assert own_step.num_traces > once
 
 
-@door("keras.Model.make_train_function", "model/trainer.py")
+@private_part("keras.Model.make_train_function", "model/trainer.py")
 def test_fit_makes_its_function_before_callbacks_load_a_backup(own_step):
     order = []
     make = own_step.make_train_function
@@ -281,7 +281,7 @@ def test_fit_makes_its_function_before_callbacks_load_a_backup(own_step):
     assert order[:2] == ["made", "begin"]
 
 
-@door("keras.Optimizer._learning_rate", "callbacks.py", names=["_learning_rate"])
+@private_part("keras.Optimizer._learning_rate", "callbacks.py", names=["_learning_rate"])
 def test_the_private_learning_rate_is_the_schedule():
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 100)
     optimizer = keras.optimizers.SGD(schedule)
@@ -294,7 +294,7 @@ def test_the_private_learning_rate_is_the_schedule():
     assert float(fixed.learning_rate) == pytest.approx(0.05)
 
 
-@door("keras.optimizers.LossScaleOptimizer.inner_optimizer", "model/trainer.py", "callbacks.py")
+@private_part("keras.optimizers.LossScaleOptimizer.inner_optimizer", "model/trainer.py", "callbacks.py")
 def test_loss_scaling_keeps_the_optimizer_inside():
     inner = keras.optimizers.SGD(0.1)
     assert keras.optimizers.LossScaleOptimizer(inner).inner_optimizer is inner
@@ -303,7 +303,7 @@ def test_loss_scaling_keeps_the_optimizer_inside():
 VELOCITIES = ["_velocities", "_get_variable_index"]
 
 
-@door("keras.optimizers.Adam._velocities", "recipes/short_run.py", names=VELOCITIES)
+@private_part("keras.optimizers.Adam._velocities", "recipes/short_run.py", names=VELOCITIES)
 def test_adam_keeps_the_mean_square_by_index():
     first, second = keras.Variable([0.0]), keras.Variable([0.0, 0.0])
     optimizer = keras.optimizers.Adam(beta_2=0.9)
@@ -316,7 +316,7 @@ def test_adam_keeps_the_mean_square_by_index():
 # --- TensorFlow and Python --------------------------------------------------------------------------------------------
 
 
-@door("`numpy` of eager and symbolic tensors", "serialization.py")
+@private_part("`numpy` of eager and symbolic tensors", "serialization.py")
 def test_only_eager_tensors_have_values():
     seen = []
 
@@ -331,7 +331,7 @@ def test_only_eager_tensors_have_values():
     assert not isinstance(tf.Variable(1.0), tf.Tensor)  # two variables of one value are not the same
 
 
-@door("argparse's _get_help_string", "cli/options.py", names=["_get_help_string"])
+@private_part("argparse's _get_help_string", "cli/options.py", names=["_get_help_string"])
 def test_the_formatter_adds_the_default():
     import argparse
 
@@ -344,7 +344,7 @@ def test_the_formatter_adds_the_default():
 # --- TFP: distributions -----------------------------------------------------------------------------------------------
 
 
-@door("tfd.Distribution._sample_n", "model/distribution.py")
+@private_part("tfd.Distribution._sample_n", "model/distribution.py")
 def test_samples_get_the_seed_as_it_was_given():
     """TFP hands it on as it is: an int stays an int, and None stays None."""
     seeds = []
@@ -385,7 +385,7 @@ def step(kernel, x=START):
     return kernel.one_step(x, kernel.bootstrap_results(x), seed=SEED)
 
 
-@door("HamiltonianMonteCarlo._impl", "mcmc/kernels/hamiltonian.py", names=["_impl"])
+@private_part("HamiltonianMonteCarlo._impl", "mcmc/kernels/hamiltonian.py", names=["_impl"])
 def test_hamiltonian_monte_carlo_runs_its_inner_kernel():
     kernel = tfp.mcmc.HamiltonianMonteCarlo(normal, np.float64(0.1), 2)
     assert isinstance(kernel._impl.inner_kernel, tfp.mcmc.UncalibratedHamiltonianMonteCarlo)
@@ -400,7 +400,7 @@ UNCALIBRATED = {
 }  # fmt: skip
 
 
-@door("the results of UncalibratedHamiltonianMonteCarlo", "mcmc/kernels/hamiltonian.py")
+@private_part("the results of UncalibratedHamiltonianMonteCarlo", "mcmc/kernels/hamiltonian.py")
 def test_results_of_a_trajectory():
     """The fields that our trajectory fills in, what they mean, and no others."""
     kernel = tfp.mcmc.UncalibratedHamiltonianMonteCarlo(normal, np.float64(0.1), 1)
@@ -416,7 +416,7 @@ def test_results_of_a_trajectory():
     assert tf.is_tensor(step(stored)[1].step_size)
 
 
-@door("the results of MetropolisHastings", "mcmc/results.py", "mcmc/kernels/sequential.py")
+@private_part("the results of MetropolisHastings", "mcmc/results.py", "mcmc/kernels/sequential.py")
 def test_results_of_metropolis_hastings():
     end, results = step(tfp.mcmc.HamiltonianMonteCarlo(normal, np.float64(0.9), 2))
     assert {"accepted_results", "is_accepted", "log_accept_ratio", "proposed_results", "proposed_state"} <= set(
@@ -427,7 +427,7 @@ def test_results_of_metropolis_hastings():
     np.testing.assert_allclose(results.accepted_results.grads_target_log_prob[0], -end, rtol=1e-12)
 
 
-@door("the results of NoUTurnSampler", "mcmc/results.py", "mcmc/kernels/adaptive.py")
+@private_part("the results of NoUTurnSampler", "mcmc/results.py", "mcmc/kernels/adaptive.py")
 def test_results_of_nuts():
     """It reads its step size from its results."""
     kernel = tfp.mcmc.NoUTurnSampler(normal, np.float64(0.3), max_tree_depth=2)
@@ -441,7 +441,7 @@ def test_results_of_nuts():
     np.testing.assert_allclose(results.target_log_prob, normal(end), rtol=1e-12)
 
 
-@door("the results of TransformedTransitionKernel", "mcmc/results.py", "mcmc/kernels/transformed.py")
+@private_part("the results of TransformedTransitionKernel", "mcmc/results.py", "mcmc/kernels/transformed.py")
 def test_results_of_a_transformed_kernel():
     inner = tfp.mcmc.HamiltonianMonteCarlo(normal, np.float64(0.1), 1)
     end, results = step(tfp.mcmc.TransformedTransitionKernel(inner, tfp.bijectors.Scale(np.float64(2.0))))
@@ -450,7 +450,7 @@ def test_results_of_a_transformed_kernel():
     assert results.inner_results.is_accepted.shape == (2,)
 
 
-@door("the results of DualAveragingStepSizeAdaptation", "mcmc/results.py", "mcmc/kernels/adaptive.py")
+@private_part("the results of DualAveragingStepSizeAdaptation", "mcmc/results.py", "mcmc/kernels/adaptive.py")
 def test_results_of_an_adapted_kernel():
     kernel = tfp.mcmc.DualAveragingStepSizeAdaptation(
         tfp.mcmc.HamiltonianMonteCarlo(normal, np.float64(0.1), 1), num_adaptation_steps=3
@@ -460,7 +460,7 @@ def test_results_of_an_adapted_kernel():
     assert results.inner_results.is_accepted.shape == (2,) and float(results.new_step_size) != 0.1
 
 
-@door("the results of ReplicaExchangeMC", "mcmc/kernels/replica_exchange.py")
+@private_part("the results of ReplicaExchangeMC", "mcmc/kernels/replica_exchange.py")
 def test_results_of_replica_exchange():
     kernel = tfp.mcmc.ReplicaExchangeMC(
         normal, np.array([1.0, 0.5]), lambda target: tfp.mcmc.HamiltonianMonteCarlo(target, np.float64(0.1), 1)
@@ -471,25 +471,25 @@ def test_results_of_replica_exchange():
     np.testing.assert_allclose(swapped.target_log_prob[0], normal(end), rtol=1e-12)
 
 
-@door("sys._getframe", "caller.py", names=["_getframe"])
+@private_part("sys._getframe", "caller.py", names=["_getframe"])
 def test_the_frames_of_callers_can_be_read():
     assert sys._getframe(0).f_code.co_name == "test_the_frames_of_callers_can_be_read"
 
 
-@door("keras.Layer._inbound_nodes", "derivatives/failures.py", names=["_inbound_nodes"])
+@private_part("keras.Layer._inbound_nodes", "derivatives/failures.py", names=["_inbound_nodes"])
 def test_a_layer_of_a_graph_knows_its_inputs(network):
     layer = network.layers[-1]
     assert layer._inbound_nodes[0].input_tensors[0].shape[-1] == layer.kernel.shape[0]
 
 
-@door("keras.Layer._remat_mode", "derivatives/faults.py", names=["_remat_mode"])
+@private_part("keras.Layer._remat_mode", "derivatives/faults.py", names=["_remat_mode"])
 def test_a_rematerialised_layer_shows_it():
     with keras.RematScope(mode="full"):
         inside = keras.layers.Dense(1)
     assert getattr(inside, "_remat_mode", None) is not None and keras.layers.Dense(1)._remat_mode is None
 
 
-@door("tf.Graph._get_function", "derivatives/operations.py", names=["_get_function", "_is_function"])
+@private_part("tf.Graph._get_function", "derivatives/operations.py", names=["_get_function", "_is_function"])
 def test_functions_of_a_graph_are_found_by_name():
     inner = tf.function(lambda x: x + 1.0)
     graph = tf.function(lambda x: inner(x)).get_concrete_function(tf.TensorSpec([])).graph
@@ -497,13 +497,13 @@ def test_functions_of_a_graph_are_found_by_name():
     assert graph._is_function(name) and graph._get_function(name) is not None
 
 
-@door("tf.data.Dataset._inputs", "energy/data.py", names=["_inputs"])
+@private_part("tf.data.Dataset._inputs", "energy/data.py", names=["_inputs"])
 def test_a_dataset_names_its_inputs():
     dataset = tf.data.Dataset.range(3)
     assert dataset.batch(2)._inputs() == [dataset]
 
 
-@door(
+@private_part(
     "keras's losses of layers",
     *("model/layer_losses.py", "model/trainer.py"),
     names=["_get_own_losses", "_get_regularization_losses", "_clear_losses"],
@@ -517,7 +517,7 @@ def test_losses_that_layers_add_are_kept_and_cleared():
     assert layer._get_own_losses() == []
 
 
-@door(
+@private_part(
     "keras.Optimizer's exclusions from weight decay",
     "model/trainer.py",
     names=["_exclude_from_weight_decay_pattern", "_trainable_variables"],
@@ -531,6 +531,6 @@ def test_exclusions_from_weight_decay_are_kept():
     assert pattern.search("dense/bias") and not pattern.search("dense/kernel")
 
 
-@door("tfd.JointDistribution._get_single_sample_distributions", "model/default_draws.py")
+@private_part("tfd.JointDistribution._get_single_sample_distributions", "model/default_draws.py")
 def test_joints_find_their_structure_in_a_method_of_this_name():
     assert callable(tfp.distributions.JointDistribution._get_single_sample_distributions)
