@@ -86,23 +86,34 @@ def test_codec_refuses_what_it_cannot_save(tmp_path):
         )
 
 
-def test_an_interrupted_save_loses_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "model.keras"
+@pytest.mark.parametrize(("method", "name"), [("save", "model.keras"), ("save_weights", "model.weights.h5")])
+def test_an_interrupted_save_loses_nothing(method, name, tmp_path, monkeypatch):
+    path = tmp_path / name
     model = ebm.EnergyModel(Quadratic(), event_shape=(3,))
-    model.save(path)
+    getattr(model, method)(path)
     before = path.read_bytes()
-    with monkeypatch.context() as patch:
 
-        def interrupted(self, filepath, **kwargs):
-            with open(filepath, "wb") as file:
-                file.write(b"half")
-            raise KeyboardInterrupt
+    def interrupted(self, filepath, **kwargs):
+        with open(filepath, "wb") as file:
+            file.write(b"half")
+        raise KeyboardInterrupt
 
-        patch.setattr(keras.Model, "save", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            model.save(path)
+    monkeypatch.setattr(keras.Model, method, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(model, method)(path)
     assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["model.keras"]
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    with pytest.raises(KeyboardInterrupt):  # control: Keras alone writes over the file
+        getattr(keras.Model, method)(model, path)
+    assert path.read_bytes() == b"half"
+
+
+def test_weights_in_shards_are_keras_own(tmp_path):
+    model = ebm.EnergyModel(Quadratic(), event_shape=(3,))
+    model.save_weights(tmp_path / "a.weights.json", max_shard_size=1)
+    model.load_weights(tmp_path / "a.weights.json")
+    with pytest.raises(ValueError, match=r"\.weights\.h5"):
+        model.save_weights(tmp_path / "a.npz")
 
 
 def test_atomic_directories(tmp_path):

@@ -326,20 +326,6 @@ class EnergyModel(EnergyTrainer):
         model.encoder = None if encoder is None else keras.saving.deserialize_keras_object(encoder)
         return serialization.with_report(model, report)
 
-    def save(self, filepath: str | os.PathLike[str], overwrite: bool = True, **kwargs: Any) -> None:
-        """Saves the model as Keras's `save` does, but atomically: an interrupted save keeps the previous file."""
-        if str(filepath).endswith((".h5", ".hdf5")):
-            raise ValueError(
-                f"`filepath` must end in .keras, got {filepath}: the old HDF5 format cannot hold an energy model. "
-                "(`save_weights` writes .weights.h5.)"
-            )
-        exists = os.path.exists(filepath)
-        if os.path.isdir(filepath) or (exists and not overwrite) or not str(filepath).endswith(".keras"):
-            super().save(filepath, overwrite=overwrite, **kwargs)  # Keras prompts the user or raises an error
-            return
-        with written_atomically(filepath) as temporary:
-            super().save(temporary, **kwargs)
-
     def export(
         self,
         filepath: str | os.PathLike[str],

@@ -1,8 +1,7 @@
 """Training of an energy by Keras's `fit`, with a step in which the loss receives the energy *function*.
 
 A Keras loss compares predictions with labels. An energy-based loss perturbs x, differentiates in x or runs chains, so
-it
-needs the function itself. `EnergyTrainer` changes the parts of `keras.Model` that depend on this: compile, fit,
+it needs the function itself. `EnergyTrainer` changes the parts of `keras.Model` that depend on this: compile, fit,
 evaluate and the two steps. All random numbers of a step follow from the model's seed and a counter that is one of its
 weights, so that a run that was interrupted and resumed equals one that was not. An evaluation changes no weight and
 uses the same noise each time.
@@ -29,6 +28,7 @@ from tfp_ebm.energy.shapes import as_state
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.model import monitoring
 from tfp_ebm.model.layer_losses import adds_losses, losses_of_call, regularization
+from tfp_ebm.model.saving import AtomicallySavedModel
 from tfp_ebm.networks.noise_levels import has_log_normalizer_zero
 from tfp_ebm.random import fold_in, stateless_seed
 
@@ -42,7 +42,7 @@ def _is_absent(y: Any) -> bool:
     return y is None or (hasattr(y, "shape") and len(y.shape) == 2 and y.shape[1] == 0)
 
 
-class EnergyTrainer(keras.Model):
+class EnergyTrainer(AtomicallySavedModel):
     """The training half of an `EnergyModel`; the other half provides energy function, standardisation and base.
 
     It is one class in two files, because Keras expects all methods of a model in one class.
