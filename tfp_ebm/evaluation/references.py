@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfp_ebm.arguments import check_count
-from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_kernel_density, fit_mixture
+from tfp_ebm.energy.gaussian_mixture import MixtureParameters, draw_of_gaussians, fit_kernel_density, fit_mixture
+from tfp_ebm.random import stateless_seed
 from tfp_ebm.recipes.density import split_rows
 from tfp_ebm.recipes.density_units import Units, filled
 
@@ -50,16 +51,12 @@ class References(NamedTuple):
 
     def sample(self, name: str, num_samples: int, *, seed: int = 0) -> np.ndarray:
         """Draws complete rows `[num_samples, columns]` from one of the densities, in the user's units."""
-        density, rng = self.densities[name], np.random.default_rng(seed)
-        probs = density.probs / density.probs.sum()
-        component = rng.choice(len(probs), num_samples, p=probs)
-        normal = rng.normal(size=(num_samples, density.loc.shape[1]))
-        if density.scale_tril.ndim == 2:
-            y = density.loc[component] + normal @ density.scale_tril.T
-        else:
-            y = density.loc[component]
-            for k in np.unique(component):
-                y[component == k] += normal[component == k] @ density.scale_tril[k].T
+        density = self.densities[name]
+        shares = np.cumsum(density.probs)
+        draws = draw_of_gaussians(
+            shares[:-1] / shares[-1], density.loc, density.scale_tril, num_samples, stateless_seed(seed)
+        )
+        y = draws.numpy()
         return self.units.loc + self.units.scale * np.where(self.units.heavy, np.sinh(y), y)
 
 
