@@ -39,6 +39,7 @@ def evaluated(run, file, *options, capsys):
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_names_of_columns_are_kept_and_a_large_batch_shrinks(run, frame):
     report = json.loads((run / "report.json").read_text())
     assert [column["name"] for column in report["columns"]] == list(frame.columns)
@@ -92,6 +93,7 @@ def test_samples_are_written_under_their_names(run, frame, tmp_path):
     assert len(np.unique(samples.to_numpy(), axis=0)) == 7
 
 
+@pytest.mark.slow
 def test_notes_are_kept_to_themselves_by_quiet(run, frame, tmp_path, capsys):
     frame.to_csv(tmp_path / "x.csv", index=False)
     for options, notes in (([], 2), (["--quiet"], 0)):

@@ -46,6 +46,7 @@ def drawn(model, **given):
     return *sampling.draw(model, sampling.kernel_for(model, options), options), options
 
 
+@pytest.mark.slow
 def test_particles_are_the_default_and_report_log_z_and_shares():
     """log Z = log(.2 √2π), in x as in standardised units, within 5 of its standard errors, and shares of .3 and .7
     within 5 of theirs; each of these is small."""

@@ -281,8 +281,10 @@ def test_uncalibrated_chains_get_no_global_move_unless_asked():
         assert "global_acceptance_rate" not in loss.metric_names
 
 
-@pytest.mark.parametrize("number", [1, 7, 200])
-@pytest.mark.parametrize("kernel", [ebm.mcmc.MALA(0.9), ebm.mcmc.Langevin(0.3)])
+@pytest.mark.parametrize(
+    "number", [pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(200, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("kernel", [pytest.param(ebm.mcmc.MALA(0.9), marks=pytest.mark.slow), ebm.mcmc.Langevin(0.3)])
 def test_compiled_chains_are_those_of_their_halves(kernel, number):
     """Their twin: each half by itself; the mean acceptance is that of all chains, for one chain too.
 
@@ -303,6 +305,7 @@ def test_compiled_chains_are_those_of_their_halves(kernel, number):
     assert number == 1 or not np.allclose(whole.states[: number // 2], halved.states[: number // 2])
 
 
+@pytest.mark.slow
 def test_gradient_of_a_step_with_compiled_chains():
     """The energy's with the negatives as numbers, though a tape watches the compiled chains."""
     layer, x, seed = Scale(1.3), data(101, 2), fold_in(stateless_seed(3), 1)

@@ -213,7 +213,10 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name",
+    ["exact", "sliced", *(pytest.param(n, marks=pytest.mark.slow) for n in LOSSES if n not in ("exact", "sliced"))],
+)
 def test_every_loss_fits_saves_and_compiles(name, tmp_path):
     x = gaussian_data(2, 256).astype("float32")
     data = tf.data.Dataset.from_tensor_slices(x).batch(64)
@@ -262,6 +265,7 @@ def digits_losses(name, optimizer):
     return [start, *history.history["val_loss"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIGITS)
 def test_exact_score_matching_learns_digits_through_fit(name):
     losses = digits_losses(name, keras.optimizers.Adam(3e-3))
