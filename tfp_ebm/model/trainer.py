@@ -28,6 +28,7 @@ from tfp_ebm.energy.shapes import as_state
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.model import monitoring
 from tfp_ebm.model.layer_losses import adds_losses, losses_of_call, regularization
+from tfp_ebm.model.passes import in_order_of_seed
 from tfp_ebm.model.saving import AtomicallySavedModel
 from tfp_ebm.networks.noise_levels import has_log_normalizer_zero
 from tfp_ebm.random import fold_in, stateless_seed
@@ -243,7 +244,8 @@ class EnergyTrainer(AtomicallySavedModel):
         Arrays are checked before the first step (finite, right shape, not fewer rows than `batch_size`). If there is
         no base distribution yet, the Gaussian of the first 10 000 rows becomes it. A step whose loss or gradient is not
         finite changes no weight by its gradient and ends the training with an error that names the cause (unless
-        `callbacks.DivergenceGuard` handles it; `keras.callbacks.TerminateOnNaN` handles the loss alone).
+        `callbacks.DivergenceGuard` handles it; `keras.callbacks.TerminateOnNaN` handles the loss alone). The model's
+        seed and step counter decide the order in which arrays are shuffled.
         """
         self._assert_compile_called("fit")
         call = inspect.signature(super().fit).bind(x, y, batch_size, *args, **kwargs).arguments
@@ -262,7 +264,7 @@ class EnergyTrainer(AtomicallySavedModel):
             steps = None if call.get("validation_steps") else "validation_steps"
             call["validation_data"] = self._validation(call["validation_data"], steps)
         call["callbacks"] = monitoring.with_watchers(self, call.get("callbacks"))
-        return super().fit(**call)
+        return super().fit(**in_order_of_seed(self, call))
 
     def _validation(self, data: Any, steps: str | None) -> Any:
         """Returns validation data, checked before the first step as far as they are known."""

@@ -1,0 +1,84 @@
+"""The order of rows in training: each pass over arrays has one of its own, which the model's seed and step decide.
+
+Keras's own shuffling depends on the process or, once seeded, repeats, so that a run which was interrupted and resumed
+would differ from one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_ebm.energy.data import is_array
+from tfp_ebm.random import fold_in
+
+# The number folded into a model's seed for the order of rows, so that no step shares its random numbers.
+_ORDER = 2
+# Batches that are prepared while the model trains.
+_PREFETCHED = 16
+
+
+def in_order_of_seed(model: Any, call: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of Keras's `fit`, in which arrays that are to be shuffled are a dataset of batches.
+
+    Everything else is as Keras has it: the last rows are those of `validation_split`, the last batch may be smaller,
+    and `batch_size` is 32 or what `steps_per_epoch` requires. Where several replicas share a batch, Keras shuffles.
+
+    Args:
+      model: an `EnergyTrainer`; its step counter when a pass begins decides the order.
+      call: the arguments of `fit`, by name.
+
+    Raises:
+      ValueError: if `validation_split` is no share.
+    """
+    x, split = call["x"], call.get("validation_split") or 0.0
+    if not is_array(x):
+        return call
+    if not 0.0 <= split < 1.0:
+        raise ValueError(f"`validation_split` must be at least 0 and below 1, got {split}.")
+    if call.get("shuffle", True) is not True or model.distribute_strategy.num_replicas_in_sync > 1:
+        return call
+    arrays = [x, call.get("y"), call.get("sample_weight")]
+    arrays = [np.asarray(array) if isinstance(array, list | tuple) else array for array in arrays]
+    count = len(arrays[0])
+    steps, batch_size = call.get("steps_per_epoch"), call.get("batch_size")
+    batch_size = batch_size or (math.ceil(count / steps) if steps else 32)
+    call = call | {"y": None, "sample_weight": None, "batch_size": None, "validation_split": 0.0, "shuffle": False}
+    call["validation_batch_size"] = call.get("validation_batch_size") or batch_size
+    if split and call.get("validation_data") is None:
+        total, count = count, math.floor(count * (1.0 - split))
+        if count in (0, total):
+            raise ValueError(f"`validation_split` must leave rows on both sides, got {split} of {total} rows.")
+        call["validation_data"] = tuple(None if a is None else a[count:] for a in arrays)
+    parts = [None if a is None else _tensor(a[:count], model.dtype if a is arrays[0] else None) for a in arrays]
+    return call | {"x": _batches(keras.utils.pack_x_y_sample_weight(*parts), count, batch_size, model)}
+
+
+def _tensor(array: Any, dtype: str | None) -> tf.Tensor:
+    """Returns a tensor of an array; numbers with a fraction are of `dtype`, by default Keras's."""
+    tensor = tf.convert_to_tensor(array)
+    return tf.cast(tensor, dtype or keras.config.floatx()) if tensor.dtype.is_floating else tensor
+
+
+def _batches(parts: Any, count: int, batch_size: int, model: Any) -> tf.data.Dataset:
+    """Returns one pass over rows in batches, in a new order each time that it is iterated over."""
+    number_of_batches = math.ceil(count / batch_size)
+
+    def order(_: tf.Tensor) -> tf.data.Dataset:
+        step = tf.numpy_function(lambda: np.int64(model._step.numpy()), [], tf.int64)
+        seed = fold_in(fold_in(tf.constant(model.seed, tf.int32), _ORDER), step)
+        indices = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
+        return tf.data.Dataset.from_tensor_slices(indices).batch(batch_size)
+
+    def rows(indices: tf.Tensor) -> Any:
+        return tf.nest.map_structure(lambda part: tf.gather(part, indices), parts)
+
+    batches = tf.data.Dataset.range(1).flat_map(order).map(rows).prefetch(_PREFETCHED)
+    # TensorFlow's tuning thread sleeps for up to as long again as the training took, and `fit` may wait for it
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.apply(tf.data.experimental.assert_cardinality(number_of_batches)).with_options(options)
