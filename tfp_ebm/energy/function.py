@@ -124,6 +124,7 @@ class EnergyFunction:
         self.event_shape = tuple(event_shape)
         self.dtype = state_dtype(network)
         self.is_conditional = takes_condition(network)
+        self.condition_spec = tf.TensorSpec((), self.dtype)
         self.standardization = standardization
         self.base_measure = base_measure
         self.tilt = None if base_measure is None else BaseTilt(base_measure, standardization)

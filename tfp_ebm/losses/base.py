@@ -48,10 +48,15 @@ def _condition_shape(network: Any) -> tuple[int, ...]:
 
 
 class LossOutput(NamedTuple):
-    """The result of a loss: `per_example` of shape `[batch]`, not reduced, and `metrics`, scalars by name."""
+    """The result of a loss: `per_example` of shape `[batch]`, not reduced, and `metrics`, scalars by name.
+
+    A loss that takes labels may also return `predictions` `[batch, ...]`, which `compile(metrics=...)` compares with
+    the labels.
+    """
 
     per_example: tf.Tensor
     metrics: Mapping[str, tf.Tensor] = {}
+    predictions: tf.Tensor | None = None
 
 
 def alias(loss_class: type) -> str:

@@ -8,12 +8,10 @@ standardisation of the data, a base distribution, scores, and (in `trainer.py`) 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import types
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,7 +20,6 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import serialization
 from tfp_ebm.arguments import check_event_shape, check_keras_3, check_kernel
-from tfp_ebm.derivatives import refuse_faulty_layers, score
 from tfp_ebm.energy.base import GaussianBase, check_base
 from tfp_ebm.energy.data import row_blocks
 from tfp_ebm.energy.function import EnergyFunction
@@ -30,22 +27,13 @@ from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.energy.shapes import as_state, input_event_shape, over_leading_dimensions, state_dtype
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.files import written_atomically
+from tfp_ebm.model.endpoints import endpoints_of
 from tfp_ebm.model.export import export_energy, exported_samplers, replaceable_directory, write_saved_model
 from tfp_ebm.model.trainer import EnergyTrainer
 from tfp_ebm.networks.conditional import FixedCondition, serialized, takes_condition
+from tfp_ebm.networks.joint_energy import JointEnergy
 from tfp_ebm.networks.noise_levels import adapt_noise_levels
 from tfp_ebm.types import KernelLike, Seed
-
-Function: TypeAlias = tf.types.experimental.PolymorphicFunction
-
-
-@dataclasses.dataclass(frozen=True)
-class _Endpoints:
-    """Compiled functions of states `[batch, *event]`, and of conditions `[batch]` where the network takes them."""
-
-    energy: Function
-    score: Function
-    unnormalized_log_prob: Function
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
@@ -146,28 +134,7 @@ class EnergyModel(EnergyTrainer):
         self._energy_function = energy_function
         self._build_training()
 
-        # `export` writes these same functions, so that a served model returns the same bits.
-        signature = [tf.TensorSpec((None, *event_shape), self.dtype, name="x")]
-        if energy_function.is_conditional:
-            signature.append(tf.TensorSpec((None,), self.dtype, name="condition"))
-
-        def compiled(function: Callable[..., tf.Tensor]) -> Function:
-            of_x = function if energy_function.is_conditional else lambda x: function(x, None)
-            # `partial`, because TensorFlow counts traces by code object and would issue a warning at the fifth model
-            return tf.function(functools.partial(of_x), input_signature=signature)
-
-        def energy(x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
-            return self._energy(x, condition, training=False)
-
-        def score_of(x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
-            refuse_faulty_layers(self.network, "The score", training=False, order=1, inputs=signature)
-            return score(lambda x: energy(x, condition), x)
-
-        self._endpoints = _Endpoints(
-            energy=compiled(energy),
-            score=compiled(score_of),
-            unnormalized_log_prob=compiled(lambda x, condition: -energy(x, condition)),
-        )
+        self._endpoints = endpoints_of(functools.partial(self._energy, training=False), energy_function)
 
     def _energy(self, x: tf.Tensor, condition: tf.Tensor | None, training: bool) -> tf.Tensor:
         """Computes E(x) = E_z(z) + Σ log scale for states `[..., *event]`."""
@@ -198,7 +165,8 @@ class EnergyModel(EnergyTrainer):
         Saving it writes an independent copy.
 
         Args:
-          condition: a number. A noise scale is in standardised units, as in training.
+          condition: a number. A noise scale is in standardised units, as in training. For a `networks.JointEnergy`, a
+            label: the model is then the energy −f(x)[label] of the class, which is −log p(x|label) up to a constant.
 
         Raises:
           TypeError, ValueError: if the condition is not a finite number, or the network takes none.
@@ -212,15 +180,29 @@ class EnergyModel(EnergyTrainer):
         >>> bool(tf.reduce_all(sharp.energy(x) == model.energy(x, 0.1)))
         True
         """
-        if not self.is_conditional:
-            raise ValueError("`condition` must not be given: the network takes x alone.")
         energy_function = self.energy_function
-        model = EnergyModel(FixedCondition(self.network, condition), seed=self.seed)
+        if isinstance(self.network, JointEnergy):
+            network: Any = self.network.given(condition)
+        elif self.is_conditional:
+            network = FixedCondition(self.network, condition)
+        else:
+            raise ValueError("`condition` must not be given: the network takes x alone.")
+        model = EnergyModel(network, seed=self.seed)
         # A layer has no input shape, so the new model is not built yet. The parts set here are not created by `build`.
         model._given.base_measure = self.base_measure
         model._standardization, model._fitted_base = self._standardization, self._fitted_base
         model.build((None, *energy_function.event_shape))
         return model
+
+    def class_probabilities(self, x: Any) -> tf.Tensor:
+        """Returns p(y|x) of states `[batch, *event]` in the data's units, `[batch, classes]`, of a `JointEnergy`.
+
+        Raises:
+          TypeError: if the network is not a `networks.JointEnergy`.
+        """
+        if not isinstance(self.network, JointEnergy):
+            raise TypeError(f"the network must be a networks.JointEnergy, got {type(self.network).__name__}.")
+        return self.network.predict_proba(self.standardization.to_z(as_state(x, self.dtype, self.event_shape)))
 
     @property
     def standardization(self) -> Standardization:

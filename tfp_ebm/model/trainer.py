@@ -1,8 +1,7 @@
 """Training of an energy by Keras's `fit`, with a step in which the loss receives the energy *function*.
 
 A Keras loss compares predictions with labels. An energy-based loss perturbs x, differentiates in x or runs chains, so
-it
-needs the function itself. `EnergyTrainer` changes the parts of `keras.Model` that depend on this: compile, fit,
+it needs the function itself. `EnergyTrainer` changes the parts of `keras.Model` that depend on this: compile, fit,
 evaluate and the two steps. All random numbers of a step follow from the model's seed and a counter that is one of its
 weights, so that a run that was interrupted and resumed equals one that was not. An evaluation changes no weight and
 uses the same noise each time.
@@ -27,7 +26,7 @@ from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.energy.shapes import as_state
 from tfp_ebm.energy.standardization import Standardization
-from tfp_ebm.model import monitoring
+from tfp_ebm.model import monitoring, second_input
 from tfp_ebm.model.layer_losses import adds_losses, losses_of_call, regularization
 from tfp_ebm.networks.noise_levels import has_log_normalizer_zero
 from tfp_ebm.random import fold_in, stateless_seed
@@ -36,10 +35,6 @@ from tfp_ebm.random import fold_in, stateless_seed
 _TRAINING, _EVALUATION = 0, 1
 # The first `fit` of a model without a base distribution fits one to this many rows.
 _BASE_ROWS = 10_000
-
-
-def _is_absent(y: Any) -> bool:
-    return y is None or (hasattr(y, "shape") and len(y.shape) == 2 and y.shape[1] == 0)
 
 
 class EnergyTrainer(keras.Model):
@@ -105,7 +100,7 @@ class EnergyTrainer(keras.Model):
 
     def _prepared(self, x: Any, y: Any, sample_weight: Any, steps: str | None, training: bool = True) -> Prepared:
         """Checks data before Keras uses them; in training, their first rows determine a missing shape and base."""
-        self._refuse_labels(y)
+        y = second_input.checked(self, x, y)
         lacks_base = training and (
             self._energy_function is None or (self._fitted_base is not None and not self._fitted_base.is_fitted)
         )
@@ -123,25 +118,17 @@ class EnergyTrainer(keras.Model):
                 self._fitted_base.assign(DataMoments.of([data.first_rows]))
         return data
 
-    def _refuse_labels(self, y: Any) -> None:
-        if not _is_absent(y) and self.loss is not None and not self.loss.takes_labels:
-            raise ValueError(
-                f"`y` must not be given: {type(self.loss).__name__} learns the density of x and takes no labels. "
-                "(Pass x alone; validation_data too is x alone, or (x, None, sample_weight).)"
-            )
-
     def compile(self, optimizer: Any = "adam", loss: Any = None, **kwargs: Any) -> None:
         """Configures training.
 
         Args:
           optimizer: as in Keras.
           loss: an `ebm.losses.Loss` or its alias, such as "denoising_score_matching".
-          **kwargs: as in Keras, except `metrics` and `loss_weights`, which compare predictions with labels.
+          **kwargs: as in Keras. `metrics` and `weighted_metrics`, which compare predictions with labels, need a loss
+            that takes labels, such as `losses.JointEnergyLoss`.
         """
-        for name in ("metrics", "weighted_metrics", "loss_weights"):
-            if kwargs.pop(name, None):
-                raise ValueError(f"`{name}` must not be given: an energy model has no labels to compare with.")
         loss = losses.get(loss)
+        kwargs |= second_input.metrics_of(loss, kwargs)
         check_keras_3("optimizer", optimizer)
         optimizer = keras.optimizers.get(optimizer)
         half = any(layer.compute_dtype == "float16" for layer in self.network._flatten_layers())
@@ -238,7 +225,7 @@ class EnergyTrainer(keras.Model):
         return [*super().metrics, *self._trackers.means.values()]
 
     def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains the model: Keras's `fit`, with x alone.
+        """Trains the model: Keras's `fit`, with x alone, or with labels y if the loss takes them.
 
         Arrays are checked before the first step (finite, right shape, not fewer rows than `batch_size`). If there is
         no base distribution yet, the Gaussian of the first 10 000 rows becomes it. A step whose loss or gradient is not
@@ -268,7 +255,7 @@ class EnergyTrainer(keras.Model):
         """Returns validation data, checked before the first step as far as they are known."""
         is_tuple = isinstance(data, list | tuple)
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data) if is_tuple else (data, None, None)
-        self._refuse_labels(y)
+        y = second_input.checked(self, x, y, "validation_data[1]")
         shape = self.event_shape if self.built else None
         data = prepared(x, y, weights, event_shape=shape, steps=steps, name="validation_data")
         return (data.x, data.y, data.sample_weight) if is_tuple else data.x
@@ -319,8 +306,8 @@ class EnergyTrainer(keras.Model):
     def _loss_of(self, data: Any, seed: tf.Tensor, training: bool) -> tf.Tensor:
         """Computes this replica's share of the batch's loss, and updates the metrics."""
         x, condition, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        self._refuse_labels(condition)
-        condition = None if _is_absent(condition) else condition
+        second_input.refuse_surplus(self.loss, condition)
+        condition = None if second_input.is_absent(condition) else condition
         check_kind("x", x)
         x = as_state(tf.cast(x, self.dtype), self.dtype, self.event_shape)
         if x.shape.rank != 1 + len(self.event_shape):
@@ -334,6 +321,7 @@ class EnergyTrainer(keras.Model):
         z = self.energy_function.standardization.to_z(x)
         self._clear_losses()  # removes the losses of earlier graphs
         output = self.loss(self.energy_function, z, condition, seed=seed, training=training)
+        second_input.update_metrics(self._compile_metrics, condition, output.predictions, sample_weight)
         per_example = output.per_example
         if sample_weight is not None:
             per_example *= tf.cast(tf.reshape(sample_weight, [-1]), per_example.dtype)
