@@ -53,6 +53,8 @@ class EnergyTrainer(keras.Model):
         # The values with which a compiled step was traced; hidden from Keras, which would track their variables.
         self._traced = types.SimpleNamespace(variables=None, loss=None)
         self._energy_function: EnergyFunction | None = None
+        # What is known of x and of conditions before the energy function exists; hidden from Keras's tracking.
+        self._known = types.SimpleNamespace(event_shape=None, condition=None)
         self._standardization = None
         self._fitted_base: GaussianBase | None = None
 
@@ -73,6 +75,8 @@ class EnergyTrainer(keras.Model):
     @property
     def energy_function(self) -> EnergyFunction:
         """E_z, the energy in standardised coordinates z = (x − loc)/scale, which losses and samplers use."""
+        if self._energy_function is None and self._known.event_shape is not None:
+            self.build((None, *self._known.event_shape))
         if self._energy_function is None:
             raise ValueError(
                 "the model does not know its event shape yet: pass `event_shape`, call `adapt` or `fit`, or call it "
@@ -83,7 +87,7 @@ class EnergyTrainer(keras.Model):
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one x."""
-        return self.energy_function.event_shape
+        return self._known.event_shape or self.energy_function.event_shape
 
     @property
     def log_normalizer(self) -> tf.Tensor | None:
@@ -108,13 +112,13 @@ class EnergyTrainer(keras.Model):
             x,
             y,
             sample_weight,
-            event_shape=self.event_shape if self.built else None,
+            event_shape=self._known.event_shape,
             limit=_BASE_ROWS if lacks_base else 0 if training and is_array(x) else None,
             steps=steps,
         )
         if data.first_rows is not None:
             self.build((None, *data.first_rows.shape[1:]))
-            if lacks_base and self._fitted_base is not None:
+            if lacks_base and self._fitted_base is not None and not self._fitted_base.is_fitted:
                 self._fitted_base.assign(DataMoments.of([data.first_rows]))
         return data
 
@@ -153,7 +157,8 @@ class EnergyTrainer(keras.Model):
         if self.loss is not None:
             self._tracker.untrack(self.loss)
         self.loss = loss
-        if self._energy_function is not None:
+        # a loss that draws conditions draws numbers, so that a subclassed network need not wait for others
+        if self._energy_function is not None or (loss.gives_condition and self._known.event_shape is not None):
             self._build_loss()
         if self.built:
             self._tracker.lock()
@@ -225,7 +230,8 @@ class EnergyTrainer(keras.Model):
         return [*super().metrics, *self._trackers.means.values()]
 
     def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains the model: Keras's `fit`, with x alone, or with labels y if the loss takes them.
+        """Trains the model: Keras's `fit`, with x alone, with labels y if the loss takes them, or with the conditions y
+        of the rows if the network takes (x, condition) and the loss does not draw them.
 
         Arrays are checked before the first step (finite, right shape, not fewer rows than `batch_size`). If there is
         no base distribution yet, the Gaussian of the first 10 000 rows becomes it. A step whose loss or gradient is not
@@ -256,8 +262,7 @@ class EnergyTrainer(keras.Model):
         is_tuple = isinstance(data, list | tuple)
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data) if is_tuple else (data, None, None)
         y = second_input.checked(self, x, y, "validation_data[1]")
-        shape = self.event_shape if self.built else None
-        data = prepared(x, y, weights, event_shape=shape, steps=steps, name="validation_data")
+        data = prepared(x, y, weights, event_shape=self._known.event_shape, steps=steps, name="validation_data")
         return (data.x, data.y, data.sample_weight) if is_tuple else data.x
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
@@ -306,8 +311,7 @@ class EnergyTrainer(keras.Model):
     def _loss_of(self, data: Any, seed: tf.Tensor, training: bool) -> tf.Tensor:
         """Computes this replica's share of the batch's loss, and updates the metrics."""
         x, condition, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        second_input.refuse_surplus(self.loss, condition)
-        condition = None if second_input.is_absent(condition) else condition
+        condition = second_input.of_batch(self, condition)
         check_kind("x", x)
         x = as_state(tf.cast(x, self.dtype), self.dtype, self.event_shape)
         if x.shape.rank != 1 + len(self.event_shape):
@@ -342,10 +346,15 @@ class EnergyTrainer(keras.Model):
         share = rows / tf.maximum(monitoring.over_replicas(rows), 1.0)
         return share * mean + (loss - mean) / replica.num_replicas_in_sync
 
+    def _build_for(self, data: Any) -> None:
+        x, condition, _ = keras.utils.unpack_x_y_sample_weight(data)
+        second_input.note(self, condition)
+        self.build(x.shape)
+
     def train_step(self, data: Any) -> dict[str, Any]:
         """Makes one optimizer step; its random numbers follow from the model's seed and step counter."""
         if not self.built:
-            self.build(keras.utils.unpack_x_y_sample_weight(data)[0].shape)
+            self._build_for(data)
         seed = self._seed(_TRAINING, self._step.value)
         variables = self.trainable_variables
         with naming_the_layer(self.energy_function, type(self.loss).__name__):
@@ -367,7 +376,7 @@ class EnergyTrainer(keras.Model):
     def test_step(self, data: Any) -> dict[str, Any]:
         """Computes the loss of one batch; its noise follows from the number of rows evaluated before it."""
         if not self.built:
-            self.build(keras.utils.unpack_x_y_sample_weight(data)[0].shape)
+            self._build_for(data)
         with naming_the_layer(self.energy_function, type(self.loss).__name__):
             self._loss_of(data, self._seed(_EVALUATION, self._loss_tracker.count.value), training=False)
         return {name: value for name, value in self.get_metrics_result().items() if name != "gradient_norm"}
