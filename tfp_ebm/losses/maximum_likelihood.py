@@ -185,6 +185,9 @@ class MaximumLikelihood(Loss):
             self.chains.build(tuple(event_shape), dtype)
         self.built = True
 
+    def get_build_config(self) -> None:  # type: ignore[override]
+        """Returns None: a loaded model creates the weights, since it knows whether chains have conditions."""
+
     def call(
         self,
         energy_fn: Callable[..., tf.Tensor],

@@ -98,12 +98,18 @@ class ChainStart(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras."""
-        return {**super().get_config(), "base": serialization.encode(self.base, "base")}
+        spec = self._given.condition_spec  # needed before the weights are created
+        conditions = {} if spec is None else {"conditions": [list(spec.shape), spec.dtype.name]}
+        return {**super().get_config(), "base": serialization.encode(self.base, "base"), **conditions}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ChainStart:
         """Creates the layer from the result of `get_config`."""
-        return cls(**{**config, "base": serialization.decode(config["base"])})
+        config = dict(config)
+        conditions = config.pop("conditions", None)
+        start = cls(**{**config, "base": serialization.decode(config["base"])})
+        start.keep_conditions(None if conditions is None else tf.TensorSpec(*conditions))
+        return start
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
