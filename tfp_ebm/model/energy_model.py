@@ -28,12 +28,14 @@ from tfp_ebm.energy.shapes import as_state, input_event_shape, over_leading_dime
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.files import written_atomically
 from tfp_ebm.model import second_input
+from tfp_ebm.model.conditional_distribution import ConditionalDistribution
 from tfp_ebm.model.endpoints import endpoints_of
 from tfp_ebm.model.export import export_energy, exported_samplers, replaceable_directory, write_saved_model
 from tfp_ebm.model.trainer import EnergyTrainer
 from tfp_ebm.networks.conditional import serialized, takes_condition
 from tfp_ebm.networks.joint_energy import JointEnergy
 from tfp_ebm.networks.noise_levels import adapt_noise_levels
+from tfp_ebm.networks.targets import RegressionEnergy
 from tfp_ebm.types import KernelLike, Seed
 
 
@@ -176,7 +178,7 @@ class EnergyModel(EnergyTrainer):
         """Whether the network takes a condition in addition to x."""
         return takes_condition(self.network)
 
-    def given(self, condition: Any) -> EnergyModel:
+    def given(self, condition: Any) -> Any:
         """Returns the model of x at one value of the condition: an ordinary, unconditional `EnergyModel`.
 
         It shares network, standardisation and base with this model: training or adapting either model changes both.
@@ -185,7 +187,7 @@ class EnergyModel(EnergyTrainer):
         Args:
           condition: one condition: a number, an array or a label. A noise scale is in standardised units, as in
             training. For a `networks.JointEnergy`, a label: the model is then the energy −f(x)[label] of the class,
-            which is −log p(x|label) up to a constant.
+            which is −log p(x|label) up to a constant. A batch, for a model of `recipes.regression`.
 
         Raises:
           TypeError, ValueError: if the condition is not finite, has another shape, or the network takes none.
@@ -199,6 +201,8 @@ class EnergyModel(EnergyTrainer):
         >>> bool(tf.reduce_all(sharp.energy(x) == model.energy(x, 0.1)))
         True
         """
+        if isinstance(self.network, RegressionEnergy) and len(np.shape(condition)) == 2:
+            return ConditionalDistribution(self, condition)
         model = EnergyModel(second_input.given_network(self, condition), seed=self.seed)
         # A layer has no input shape, so the new model is not built yet. The parts set here are not created by `build`.
         model._given.base_measure = self.base_measure
@@ -207,11 +211,7 @@ class EnergyModel(EnergyTrainer):
         return model
 
     def class_probabilities(self, x: Any) -> tf.Tensor:
-        """Returns p(y|x) of states `[batch, *event]` in the data's units, `[batch, classes]`, of a `JointEnergy`.
-
-        Raises:
-          TypeError: if the network is not a `networks.JointEnergy`.
-        """
+        """Returns p(y|x) of states `[batch, *event]`, `[batch, classes]`; TypeError if it is no `JointEnergy`."""
         if not isinstance(self.network, JointEnergy):
             raise TypeError(f"the network must be a networks.JointEnergy, got {type(self.network).__name__}.")
         return self.network.predict_proba(self.standardization.to_z(as_state(x, self.dtype, self.event_shape)))

@@ -17,6 +17,7 @@ from tfp_ebm.energy.data import is_array
 from tfp_ebm.losses.base import Loss
 from tfp_ebm.networks.conditional import FixedCondition, condition_spec, in_dtype, spec_of_conditions, takes_condition
 from tfp_ebm.networks.joint_energy import JointEnergy, labels_of
+from tfp_ebm.networks.targets import RegressionEnergy
 
 # Arguments of Keras's `compile` that compare predictions with labels.
 _COMPARING = ("metrics", "weighted_metrics", "loss_weights")
@@ -178,7 +179,7 @@ def given_network(model: Any, condition: Any) -> keras.layers.Layer:
     Raises:
       ValueError: if the network takes no condition.
     """
-    if isinstance(model.network, JointEnergy):
+    if isinstance(model.network, JointEnergy | RegressionEnergy):
         return model.network.given(condition)
     if not model.is_conditional:
         raise ValueError("`condition` must not be given: the network takes x alone.")
