@@ -1,4 +1,4 @@
-"""Regression by autoregressive energies: exact densities, draws, moments and quantiles; a bimodal toy; files; refusals."""
+"""Regression by autoregressive energies: exact densities, draws, quantiles; a bimodal toy; files; refusals."""
 
 import keras
 import numpy as np
@@ -15,8 +15,8 @@ def model_of(num_inputs, num_targets, seed=0):
     networks = [TargetEnergy(num_inputs, num_targets, units=(16, 16), num_components=3, seed=i) for i in range(2)]
     for network in networks:
         for weight in network.trainable_variables:
-            weight.assign(weight + 0.15 * rng.normal(size=weight.shape))
-    network = RegressionEnergy(networks, rng.normal(size=num_inputs), np.exp(rng.normal(size=num_inputs)))
+            weight.assign(weight + 0.05 * rng.normal(size=weight.shape))
+    network = RegressionEnergy(networks, rng.normal(size=num_inputs), np.full(num_inputs, 1.5))
     model = ebm.EnergyModel(network, seed=1)
     model.standardization.loc.assign(rng.normal(size=num_targets))
     model.standardization.scale.assign(np.full(num_targets, 2.0))
@@ -24,16 +24,16 @@ def model_of(num_inputs, num_targets, seed=0):
 
 
 def test_every_conditional_density_is_normalised_and_agrees_with_its_draws():
-    """∫ p(y|x) dy = 1 by the trapezoid rule; means, quantiles and deviations of 20 000 draws within 4 standard errors."""
+    """∫ p(y|x) dy = 1 by the trapezoid rule; means and quantiles of 20 000 draws within 4 standard errors."""
     model = model_of(2, 1)
     x = np.array([[0.0, 0.0], [1.0, -2.0], [-1.5, 0.5]], "float32")
     p = model.given(x)
     assert p.batch_shape == (3,) and p.event_shape == (1,) and not np.any(p.log_normalizer)
     y = np.linspace(-60.0, 60.0, 24_001)[:, None].astype("float32")
-    density = np.exp(np.float64([p.log_prob(np.repeat(row[None], 3, 0)) for row in y[::4]]))
-    np.testing.assert_allclose(density.sum(0) * 0.02, 1.0, atol=2e-4)
+    density = np.exp(np.float64(p.log_prob(np.repeat(y[:, None], 3, 1))))
+    np.testing.assert_allclose(density.sum(0) * 0.005, 1.0, atol=2e-4)
     assert np.ptp(density[:, 0] - density[:, 1]) > 0.01, "x must matter"
-    np.testing.assert_allclose((density * y[::4]).sum(0) * 0.02, p.mean()[:, 0], atol=5e-3)
+    np.testing.assert_allclose((density * y).sum(0) * 0.005, p.mean()[:, 0], atol=5e-3)
     draws = p.sample(20_000, seed=3).numpy()[..., 0]
     spread = p.stddev()[:, 0].numpy()
     assert draws.shape == (20_000, 3) and np.all(np.abs(draws.mean(0) - p.mean()[:, 0]) < 4 * spread / 20_000**0.5)
@@ -81,6 +81,7 @@ def test_two_targets_and_what_each_sees():
     )
 
 
+@pytest.mark.slow
 def test_files(tmp_path):
     model = model_of(1, 1)
     model.compile(loss=NegativeLogLikelihood())

@@ -17,8 +17,8 @@ _NUM_DRAWS = 2048
 class ConditionalDistribution(tfp.distributions.Distribution):
     """The distributions p(y | x) for a batch of x, of batch shape `[batch]` and the event shape of y.
 
-    With one target, `mean`, `stddev`, `mode` and `quantile` are integrals on a fine lattice. With several, they are those
-    of each coordinate over 2048 exact draws, and `mode` is the best of these draws.
+    With one target, `mean`, `stddev`, `mode` and `quantile` are integrals on a fine lattice. With several, they are
+    those of each coordinate over 2048 exact draws, and `mode` is the best of these draws.
 
     Args:
       model: a conditional `EnergyModel` of a `networks.targets.RegressionEnergy`.

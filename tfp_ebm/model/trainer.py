@@ -230,8 +230,10 @@ class EnergyTrainer(keras.Model):
         return [*super().metrics, *self._trackers.means.values()]
 
     def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains the model: Keras's `fit`, with x alone, with labels y if the loss takes them, or with the conditions y
-        of the rows if the network takes (x, condition) and the loss does not draw them.
+        """Trains the model: Keras's `fit`, with x alone, or with labels or conditions y.
+
+        A loss that takes labels gets them as y. A network of (x, condition) gets the conditions of the rows as y, unless
+        the loss draws them.
 
         Arrays are checked before the first step (finite, right shape, not fewer rows than `batch_size`). If there is
         no base distribution yet, the Gaussian of the first 10 000 rows becomes it. A step whose loss or gradient is not
