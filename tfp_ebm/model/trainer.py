@@ -232,8 +232,8 @@ class EnergyTrainer(keras.Model):
     def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains the model: Keras's `fit`, with x alone, or with labels or conditions y.
 
-        A loss that takes labels gets them as y. A network of (x, condition) gets the conditions of the rows as y, unless
-        the loss draws them.
+        A loss that takes labels gets them as y. A network of (x, condition) gets the conditions of the rows as y,
+        unless the loss draws them.
 
         Arrays are checked before the first step (finite, right shape, not fewer rows than `batch_size`). If there is
         no base distribution yet, the Gaussian of the first 10 000 rows becomes it. A step whose loss or gradient is not
