@@ -169,7 +169,9 @@ def test_arguments_of_public_names():
     def names(function):
         return [name for name in inspect.signature(function).parameters if name not in ("self", "kwargs")]
 
-    assert names(ebm.EnergyModel.__init__) == ["network", "base_measure", "event_shape", "seed"]
+    assert names(ebm.EnergyModel.__init__) == [
+        "network", "base_measure", "event_shape", "seed", "condition_shape", "condition_dtype",
+    ]  # fmt: skip
     assert names(ebm.EnergyDistribution.__init__)[:6] == [
         "energy", "event_shape", "kernel", "base", "num_burnin_steps", "log_normalizer",
     ]  # fmt: skip

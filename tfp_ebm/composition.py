@@ -1,4 +1,4 @@
-"""Densities made of densities whose log Z is known: mixtures, and mixtures whose weights fit held-out rows (stacking).
+"""Densities made of densities: mixtures, mixtures whose weights fit held-out rows (stacking), and products.
 
 A mixture Σₖ wₖ pₖ(x) of densities with log Z = 0 has log Z = 0 itself: its log density and its samples are exact, and
 it is an `EnergyModel` like any other. Stacked on held-out rows it is hardly ever worse than its best part (Smyth &
@@ -16,12 +16,14 @@ import tensorflow_probability as tfp
 
 from tfp_ebm.arguments import check_data, numbers_of
 from tfp_ebm.energy.base import check_base
+from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.exact_draws import draws_exactly
+from tfp_ebm.model.product import product_energy
 from tfp_ebm.networks.cumulative import cumulative
 from tfp_ebm.networks.normalized import AffineEnergy, DistributionEnergy, MixtureEnergy, NormalizedEnergy
 
-__all__ = ["cdf", "mixture", "stack"]
+__all__ = ["cdf", "mixture", "product", "stack"]
 
 # Parts with smaller weights are left out of a stack.
 _LEAST_WEIGHT = 0.01
@@ -68,6 +70,37 @@ def mixture(parts: Sequence[Any], probs: Any) -> EnergyModel:
     model.standardization.loc.assign(loc)
     model.standardization.scale.assign(scale)
     return model
+
+
+def product(parts: Sequence[Any], exponents: Any = None) -> EnergyDistribution:
+    """Makes the density proportional to Π pᵢ(x)^aᵢ, whose energy is Σ aᵢ Eᵢ(x); its log Z is unknown.
+
+    One part with an exponent below 1 is tempered. `p * q` and `p ** a` of `EnergyDistribution`s make the same.
+
+    Args:
+      parts: densities over x of one event shape: each an `EnergyModel`, an `EnergyDistribution` or a
+        `tfd.Distribution`. Each counts with its own units and with its base measure, as the density that it is. They
+        are not copied: training one trains it in the product too.
+      exponents: the numbers aᵢ; default: 1. A negative one is possible if the others outweigh it.
+
+    Returns:
+      An `EnergyDistribution`, whose draws start from the product of the parts' bases, broadened. Its `energy_model` is
+      saved and exported as any other, unless a part has a callable energy.
+
+    Raises:
+      TypeError, ValueError: if a part is no such density, has no base, or the event shapes differ; if the exponents are
+        no finite numbers, or make a product that cannot be normalised.
+
+    Reference: Y. Du, S. Li, I. Mordatch, Compositional visual generation with energy based models, 2020,
+    arXiv:2004.06030.
+
+    >>> left, right = (tfp.distributions.MultivariateNormalDiag([m]) for m in (-1.0, 1.0))
+    >>> p = product([left, right])  # N(0, ½)
+    >>> bool(np.isclose(p.unnormalized_log_prob([0.0]) - p.unnormalized_log_prob([1.0]), 1.0))
+    True
+    """
+    energy, arguments = product_energy(parts, exponents)
+    return EnergyDistribution(energy, **arguments)
 
 
 def _check_part(name: str, part: Any) -> None:

@@ -101,6 +101,8 @@ def _trial(network: Any) -> list[str]:
     shape = getattr(network, "input_shape", None)
     if shape is None:  # a layer with its own rule, which is tried at the first call
         return []
+    if isinstance(shape, list):
+        return [f"{name_of(network)} takes {len(shape)} inputs"]
 
     @tf.function(autograph=False)
     def trace(x: tf.Tensor) -> tf.Tensor:

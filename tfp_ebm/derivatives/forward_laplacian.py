@@ -29,6 +29,8 @@ Rule = Callable[..., Jet]
 RULES: dict[Any, Rule] = {}
 # Layers whose rule holds only in inference mode.
 INFERENCE_ONLY: set[Any] = set()
+# Layers whose rule takes the mode in which the network runs, because they hold a network.
+TAKE_TRAINING: set[Any] = set()
 
 
 class NoForwardRule(ValueError):
@@ -43,13 +45,16 @@ class NoForwardRule(ValueError):
     """
 
 
-def forward_laplacian_rule(*targets: Any, inference_only: bool = False) -> Callable[[Rule], Rule]:
+def forward_laplacian_rule(
+    *targets: Any, inference_only: bool = False, takes_training: bool = False
+) -> Callable[[Rule], Rule]:
     """Registers the decorated function `rule(layer, jet) -> jet`, which propagates second-order jets through a layer.
 
     Args:
       *targets: layer classes, or activation functions, for which the rule holds. A rule for a class does not hold for
         its subclasses, whose `call` may differ.
       inference_only: whether the rule is wrong in training mode (for example for dropout).
+      takes_training: whether the rule has an argument `training`, the mode in which the network runs.
 
     Returns:
       The decorator. The rule is called with the layer and a `Jet` for each input tensor of the layer.
@@ -77,6 +82,8 @@ def forward_laplacian_rule(*targets: Any, inference_only: bool = False) -> Calla
         RULES.update(dict.fromkeys(targets, rule))
         if inference_only:
             INFERENCE_ONLY.update(targets)
+        if takes_training:
+            TAKE_TRAINING.update(targets)
         return rule
 
     return register
@@ -161,6 +168,8 @@ def _apply(operation: Any, in_training: bool, /, *args: Any, **kwargs: Any) -> A
         raise no_rule(operation)
     if in_training and key in INFERENCE_ONLY:
         raise no_rule(operation, "does not behave in training mode as its rule assumes")
+    if key in TAKE_TRAINING:
+        kwargs["training"] = in_training
     return RULES[key](operation, *_in_dtype_of(operation, args), **kwargs)
 
 

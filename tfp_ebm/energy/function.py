@@ -7,7 +7,8 @@ A network receives z = (x − loc) / scale. Losses, kernels and noise scales ref
 `EnergyFunction` is E_z, the argument of a loss, a sampler or the derivative engine. It is a sum of terms: the network
 and, if there is a base measure, the tilt −log base. Each term is a callable `[batch, *event] -> [batch]`.
 
-A network may also take a condition, one number per row. E_z(z; c) is then a family of energies, one for each c.
+A network may also take a condition, such as a number, a vector or a label per row. E_z(z; c) is then a family of
+energies, one for each c; `with_condition` gives each row of a batch its own, and leaves an energy of z alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import tensorflow_probability as tfp
 
 from tfp_ebm.derivatives.forward_laplacian import forward_laplacian_rule, no_rule
 from tfp_ebm.derivatives.jet import Jet
-from tfp_ebm.networks.conditional import call_network, takes_condition
+from tfp_ebm.networks.conditional import call_network, in_dtype, takes_condition
+from tfp_ebm.networks.conditional import condition_spec as spec_of_network
 
 if TYPE_CHECKING:
     from tfp_ebm.energy.base import GaussianBase
@@ -95,18 +97,21 @@ class EnergyFunction:
     """The energy E_z in standardised coordinates: network(z), plus the tilt −log base_z(z) if there is a base measure.
 
     Args:
-      network: any Keras layer `[batch, *event] -> [batch]` or `[batch, 1]`; it may also take a condition `[batch]`.
+      network: any Keras layer `[batch, *event] -> [batch]` or `[batch, 1]`; it may also take conditions `[batch, ...]`.
       event_shape: shape of one state.
       standardization: the standardisation z = (x − loc)/scale.
       base_measure: a distribution in x, or None.
       training: the mode in which the network's layers run (for example dropout), unless a call sets it.
       fitted_base: the Gaussian that serves as base distribution if there is no base measure.
+      condition_spec: shape and dtype of one condition; None for the network's own, else one number.
 
     Attributes:
       network: the Keras layer; the derivative engine reads its graph.
       event_shape: tuple of ints.
       dtype: dtype of states and energies, float32 or float64.
-      is_conditional: whether the network takes a condition.
+      is_conditional: whether the network takes a condition, and none is fixed.
+      condition_spec: shape and dtype of one condition.
+      condition: the conditions of rows, `[rows, ...]`, that `with_condition` fixed, or None.
     """
 
     def __init__(
@@ -117,6 +122,7 @@ class EnergyFunction:
         base_measure: tfp.distributions.Distribution | None = None,
         training: bool = False,
         fitted_base: GaussianBase | None = None,
+        condition_spec: tf.TensorSpec | None = None,
     ) -> None:
         self.training = training
         self.fitted_base = fitted_base
@@ -124,6 +130,8 @@ class EnergyFunction:
         self.event_shape = tuple(event_shape)
         self.dtype = state_dtype(network)
         self.is_conditional = takes_condition(network)
+        self.condition_spec = condition_spec or spec_of_network(network) or tf.TensorSpec((), self.dtype)
+        self.condition: tf.Tensor | None = None
         self.standardization = standardization
         self.base_measure = base_measure
         self.tilt = None if base_measure is None else BaseTilt(base_measure, standardization)
@@ -135,7 +143,9 @@ class EnergyFunction:
 
     def check_network(self) -> None:
         """Builds the network if necessary; raises ValueError if it does not return one number per row."""
-        condition = keras.KerasTensor((None,), dtype=self.dtype) if self.is_conditional else None
+        spec, condition = self.condition_spec, None
+        if self.is_conditional:
+            condition = keras.KerasTensor((None, *spec.shape), dtype=spec.dtype.name)
         output = call_network(self.network, keras.KerasTensor((None, *self.event_shape), dtype=self.dtype), condition)
         shape = getattr(output, "shape", None)
         if shape is None or len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] not in (1, None)):
@@ -150,6 +160,22 @@ class EnergyFunction:
         twin = copy.copy(self)
         twin.training = training
         return twin
+
+    def with_condition(self, condition: tf.Tensor) -> EnergyFunction:
+        """Returns the energy of z alone in which row i has the condition i of `condition`, `[rows, ...]`.
+
+        Other numbers of rows take the conditions in turn: those of [z; z'] are [c; c].
+        """
+        twin = copy.copy(self)
+        twin.condition, twin.is_conditional = condition, False
+        return twin
+
+    def _conditions_of(self, z: tf.Tensor) -> tf.Tensor | None:
+        """Returns the conditions of states `[batch, *event]`, if they are fixed."""
+        fixed = self.condition
+        if fixed is None or (z.shape[0] is not None and z.shape[0] == fixed.shape[0]):
+            return fixed
+        return tf.gather(fixed, tf.range(tf.shape(z)[0]) % tf.maximum(tf.shape(fixed)[0], 1))
 
     @property
     def base(self) -> tfp.distributions.Distribution:
@@ -169,13 +195,14 @@ class EnergyFunction:
     def network_term(self, z: tf.Tensor, condition: tf.Tensor | None = None, training: bool | None = None) -> tf.Tensor:
         """Returns the network's energies `[batch]` in the dtype of the states, whatever precision the network uses."""
         mode = self.training if training is None else training
+        condition = self._conditions_of(z) if condition is None else condition
         return one_per_row(tf.cast(call_network(self.network, z, condition, training=mode), self.dtype), z)
 
     def condition_of_rows(self, condition: Any, z: tf.Tensor) -> tf.Tensor | None:
-        """Returns `condition`, a scalar or a tensor of z's leading shape, as `[batch]` with all leading axes flattened.
+        """Returns `condition`, one or as many as z has states, as `[batch, ...]` with all leading axes flattened.
 
         Raises:
-          TypeError: if the condition is a tensor of another dtype than the states.
+          TypeError: if the condition is a tensor of another dtype than the network takes.
           ValueError: if the condition is missing, does not fit z, or is given although the network takes none.
         """
         if not self.is_conditional:
@@ -187,19 +214,23 @@ class EnergyFunction:
                 "`condition` must be given: the network takes (x, condition). `model.given(condition)` is a model with "
                 "the condition held fixed."
             )
-        condition = as_state(condition, self.dtype, (), "condition")
-        leading = z.shape.rank - len(self.event_shape)
-        if condition.shape.rank == leading + 1 and condition.shape[-1] == 1:  # Keras turns vectors into columns
-            condition = tf.squeeze(condition, -1)
-        if condition.shape.rank and not condition.shape.is_compatible_with(z.shape[:leading]):
+        spec, leading = self.condition_spec, z.shape.rank - len(self.event_shape)
+        shape = tuple(spec.shape)
+        condition = in_dtype(condition, spec)
+        if shape == () and len(np.shape(condition)) == leading + 1 and condition.shape[-1] == 1:
+            condition = condition[..., 0]  # Keras turns vectors into columns
+        condition = as_state(condition, spec.dtype, shape, "condition")
+        given = condition.shape[: condition.shape.rank - len(shape)]
+        if given.rank and not given.is_compatible_with(z.shape[:leading]):
             raise ValueError(
-                f"`condition` must be a number or have the leading shape of x, {tuple(z.shape[:leading])}, got shape "
-                f"{tuple(condition.shape)}."
+                f"`condition` must be a {'number' if shape == () else 'single condition'} or have the leading shape of "
+                f"x, {tuple(z.shape[:leading])}, got shape {tuple(condition.shape)}."
             )
-        return tf.reshape(tf.broadcast_to(condition, tf.shape(z)[:leading]), [-1])
+        rows = tf.broadcast_to(condition, tf.concat([tf.shape(z)[:leading], shape], 0))
+        return tf.ensure_shape(tf.reshape(rows, [-1, *shape]), [z.shape[0] if leading == 1 else None, *shape])
 
     def __call__(self, z: tf.Tensor, condition: Any = None, training: bool | None = None) -> tf.Tensor:
-        """Returns E_z of states `[..., *event]`, shape `[...]`; `condition` is a scalar or has that shape."""
+        """Returns E_z of states `[..., *event]`, shape `[...]`; `condition` is one, or one for each state."""
         rows = self.condition_of_rows(condition, z)
 
         def energies(flat: tf.Tensor) -> tf.Tensor:

@@ -68,7 +68,10 @@ def _two_rows(event_shape: tuple[int, ...]) -> np.ndarray:
 
 def _mixes(energy_function: EnergyFunction, x: tf.Tensor, training: bool) -> bool:
     def energies(x: tf.Tensor) -> tf.Tensor:
-        condition = tf.ones(tf.shape(x)[:1], x.dtype) if energy_function.is_conditional else None
+        condition, spec = None, energy_function.condition_spec
+        if energy_function.is_conditional:  # labels start at 0, and noise levels are positive
+            fill = tf.zeros if spec.dtype.is_integer else tf.ones
+            condition = fill(tf.concat([tf.shape(x)[:1], spec.shape], 0), spec.dtype)
         return energy_function.network_term(x, condition, training=training)
 
     if _has_gradient_across(energies, x):

@@ -6,11 +6,13 @@ more, `annealed_importance_sampling` estimates it by chains of this package's ke
 log Z; `probability_flow_log_likelihood` needs the scores of all noise levels instead. The other measures need neither:
 `fisher_divergence` and `kernel_stein_discrepancy` use the score, `mmd` uses samples, and `ood_auroc` the order of rows.
 `two_sample_auc`, `column_distances` and `worst_pairs` compare samples with held-out rows of a table, and
-`reference_log_likelihoods` gives the log-likelihoods of simple densities of the table.
+`reference_log_likelihoods` gives the log-likelihoods of simple densities of the table. `expected_calibration_error`
+judges the probabilities of a classifier.
 
 Every result has a `value` and a `standard_error`, and unreliable results come with a warning.
 """
 
+from tfp_ebm.evaluation.calibration import expected_calibration_error
 from tfp_ebm.evaluation.discrepancies import Discrepancy, kernel_stein_discrepancy, mmd
 from tfp_ebm.evaluation.grid import grid_kl_divergence, grid_log_normalizer, grid_total_variation
 from tfp_ebm.evaluation.importance import (
@@ -32,6 +34,7 @@ __all__ = [
     "annealed_importance_sampling",
     "bits_per_dimension",
     "column_distances",
+    "expected_calibration_error",
     "fisher_divergence",
     "grid_kl_divergence",
     "grid_log_normalizer",

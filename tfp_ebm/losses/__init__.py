@@ -20,6 +20,7 @@ from tfp_ebm.losses.denoising import (
     NoiseConditionalDenoisingScoreMatching,
 )
 from tfp_ebm.losses.dual_score_matching import DualScoreMatching
+from tfp_ebm.losses.joint_energy import JointEnergyLoss
 from tfp_ebm.losses.maximum_likelihood import MaximumLikelihood
 from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
 from tfp_ebm.losses.noise_contrastive import NoiseContrastiveEstimation
@@ -31,6 +32,7 @@ __all__ = [
     "DenoisingScoreMatching",
     "DualScoreMatching",
     "ImprovedContrastiveDivergence",
+    "JointEnergyLoss",
     "Loss",
     "LossOutput",
     "MaximumLikelihood",
@@ -52,6 +54,7 @@ _CLASSES: dict[str, type[Loss]] = {
         DenoisingScoreMatching,
         DualScoreMatching,
         ImprovedContrastiveDivergence,
+        JointEnergyLoss,
         MaximumLikelihood,
         MultiscaleDenoisingScoreMatching,
         NegativeLogLikelihood,

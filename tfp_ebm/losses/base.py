@@ -37,21 +37,24 @@ def input_specs(energy_fn: Any) -> list[tf.TensorSpec] | None:
     if not hasattr(energy_fn, "network_term"):
         return None
     specs = [tf.TensorSpec((None, *energy_fn.event_shape), energy_fn.dtype)]
-    if energy_fn.is_conditional:
-        specs.append(tf.TensorSpec((None, *_condition_shape(energy_fn.network)), energy_fn.dtype))
+    if energy_fn.is_conditional or energy_fn.condition is not None:
+        spec = energy_fn.condition_spec
+        shapes = getattr(energy_fn.network, "input_shape", None)  # where a number is a column
+        shape = shapes[1][1:] if isinstance(shapes, list) and len(shapes) == 2 else spec.shape
+        specs.append(tf.TensorSpec((None, *shape), spec.dtype))
     return specs
 
 
-def _condition_shape(network: Any) -> tuple[int, ...]:
-    shape = getattr(network, "input_shape", None)
-    return tuple(shape[1][1:]) if isinstance(shape, list) and len(shape) == 2 else ()
-
-
 class LossOutput(NamedTuple):
-    """The result of a loss: `per_example` of shape `[batch]`, not reduced, and `metrics`, scalars by name."""
+    """The result of a loss: `per_example` of shape `[batch]`, not reduced, and `metrics`, scalars by name.
+
+    A loss that takes labels may also return `predictions` `[batch, ...]`, which `compile(metrics=...)` compares with
+    the labels.
+    """
 
     per_example: tf.Tensor
     metrics: Mapping[str, tf.Tensor] = {}
+    predictions: tf.Tensor | None = None
 
 
 def alias(loss_class: type) -> str:
@@ -82,8 +85,9 @@ class Loss(keras.layers.Layer):
         derivatives are silently wrong then raise an error.
       needs_curvature: whether the loss contains ∇²ₓE, which is zero almost everywhere for a piecewise linear network;
         there is one warning for each such network.
-      gives_condition: whether the loss calls the energy as `energy_fn(x, condition)`. It must be True for networks that
-        take a condition, and False for others; otherwise there is an error.
+      gives_condition: whether the loss draws the conditions itself and calls the energy as `energy_fn(x, condition)`. A
+        network of (x, condition) trained by another loss needs its conditions in `fit(x, condition)`. The loss then
+        receives an energy of x alone, in which row i of any batch [x; ...] has the condition of row i of x.
       takes_labels: whether `fit(x, y)` passes y to the loss as `condition`; for other losses, labels raise an error.
       metric_names: the keys of `LossOutput.metrics`, shown in the progress bar and in the history.
 
@@ -148,7 +152,8 @@ class Loss(keras.layers.Layer):
         Args:
           energy_fn: callable `[batch, *event] -> [batch]`; `(x, condition) -> [batch]` for a loss that gives one.
           x: data `[batch, *event]`; in standardised units if called by the trainer.
-          condition: the argument y of `fit`, for losses that take labels.
+          condition: the argument y of `fit`: labels for losses that take them, or the conditions of the rows for a
+            network of (x, condition).
           seed: int or int32[2]; the same seed gives the same bits.
           training: whether weights of the loss may change, and network layers run in training mode.
 
@@ -157,6 +162,8 @@ class Loss(keras.layers.Layer):
         """
         x = tf.convert_to_tensor(x)
         self.check(energy_fn)
+        if getattr(energy_fn, "is_conditional", False) and not self.gives_condition:
+            energy_fn, condition = energy_fn.with_condition(energy_fn.condition_of_rows(condition, x)), None
         if condition is not None and not self.takes_labels:
             raise ValueError(f"{type(self).__name__} takes no labels, but `condition` was given.")
         if not self.built:
@@ -186,14 +193,10 @@ class Loss(keras.layers.Layer):
     def check(self, energy_fn: Callable[..., tf.Tensor]) -> None:
         """Raises ValueError if this loss cannot train `energy_fn`; a plain callable is not checked."""
         network = getattr(energy_fn, "network", None)
-        if getattr(energy_fn, "is_conditional", self.gives_condition) != self.gives_condition:
+        if self.gives_condition and not getattr(energy_fn, "is_conditional", True):
             raise ValueError(
                 f"{type(self).__name__} gives the network a condition, so `network` must take (x, condition), got one "
                 "that takes x alone."
-                if self.gives_condition
-                else f"{type(self).__name__} gives the network no condition, so `network` must take x alone, got one "
-                "that takes (x, condition): fix it by `model.given(condition)`, or use a loss such as "
-                "NoiseConditionalDenoisingScoreMatching."
             )
         if self.differentiates_score and network is not None:
             refuse_faulty_layers(

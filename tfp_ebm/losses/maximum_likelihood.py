@@ -142,6 +142,8 @@ class MaximumLikelihood(Loss):
         """See `Loss.check`; the chains need the energy's derivative, and a single replica if they keep a state."""
         super().check(energy_fn)
         self._check_replicas()
+        is_conditional = getattr(energy_fn, "is_conditional", False)
+        self.chains.keep_conditions(energy_fn.condition_spec if is_conditional else None)
         network = getattr(energy_fn, "network", None)
         if isinstance(energy_fn, EnergyFunction) and getattr(self.kernel, "uses_gradient", False):
             purpose = f"The kernel of {type(self).__name__}"
@@ -183,6 +185,9 @@ class MaximumLikelihood(Loss):
             self.chains.build(tuple(event_shape), dtype)
         self.built = True
 
+    def get_build_config(self) -> None:  # type: ignore[override]
+        """Returns None: a loaded model creates the weights, since it knows whether chains have conditions."""
+
     def call(
         self,
         energy_fn: Callable[..., tf.Tensor],
@@ -199,9 +204,13 @@ class MaximumLikelihood(Loss):
             x += self.data_noise * random.normal(tf.shape(x), fold_in(seed, 0), x.dtype)
             box = getattr(self.kernel, "clamp", None)
             x = x if box is None else clamped(x, *box)
-        negatives, weights, metrics = self.negatives(energy_fn, x, fold_in(seed, 1), training)
+        negatives, weights, metrics, conditions = self._moved_chains(energy_fn, x, fold_in(seed, 1), training)
+        both: Any = energy_fn
+        if conditions is not None:  # those of the chains may be others than those of the data
+            both = both.with_condition(tf.concat([both.condition, conditions], 0))
+            energy_fn = both.with_condition(conditions)
         # one call for both: matrices are larger, and layers treat data and negatives in the same way
-        data_energy, sample_energy = tf.split(energy_fn(tf.concat([x, negatives], 0)), 2)
+        data_energy, sample_energy = tf.split(both(tf.concat([x, negatives], 0)), 2)
         per_example = self._contrast(data_energy, sample_energy, weights)
         if self.energy_penalty > 0.0:
             per_example += self.energy_penalty * (tf.square(data_energy) + weights * tf.square(sample_energy))
@@ -237,6 +246,12 @@ class MaximumLikelihood(Loss):
           Their states `[batch, *event]`; weights `[batch]` of mean 1, with 0 for a chain whose state became non-finite,
           or NaN if all have; metrics.
         """
+        return self._moved_chains(energy_fn, x, seed, training)[:3]
+
+    def _moved_chains(
+        self, energy_fn: Any, x: tf.Tensor, seed: tf.Tensor, training: bool
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor], tf.Tensor | None]:
+        """Returns the results of `negatives`, and the conditions of the chains, `[batch, ...]`, if there are any."""
         energy_fn = energy_fn.in_mode(False) if hasattr(energy_fn, "in_mode") else energy_fn
 
         def target(z: tf.Tensor) -> tf.Tensor:
@@ -245,7 +260,12 @@ class MaximumLikelihood(Loss):
         seeds = [fold_in(seed, i) for i in range(4)]
         base = self._base(energy_fn, x)
         fresh = x if base is None else tf.ensure_shape(draw(base, tf.shape(x)[:1], seeds[0]), x.shape)
-        start = self.chains.start(x, fresh, seeds[1])
+        condition = getattr(energy_fn, "condition", None)
+        if condition is None:
+            start = self.chains.start(x, fresh, seeds[1])
+        else:
+            start = self.chains.start(x, fresh, seeds[1], condition)
+            energy_fn = energy_fn.with_condition(start.condition)
         lost = ~is_finite(start.states, 1, target(start.states))
         start = start._replace(states=tf.where(_like(lost, x), fresh, start.states), restarted=start.restarted | lost)
         metrics = {}
@@ -257,7 +277,9 @@ class MaximumLikelihood(Loss):
         standardization = getattr(energy_fn, "standardization", None)
         if isinstance(kernel, mcmc.Kernel) and standardization is not None:
             kernel = kernel.in_coordinates(standardization)
-        moved = self._local_moves(kernel, target, states, seeds[3], training)
+        # a half of the chains would take the conditions of the other one
+        halve = condition is None and getattr(kernel, "moves_chains_alone", False)
+        moved = self._local_moves(kernel, target, states, seeds[3], training, halve)
         log_prob = target(moved.states) if moved.log_prob is None else moved.log_prob
         finite = is_finite(moved.states, 1, log_prob)
         if training:
@@ -271,7 +293,7 @@ class MaximumLikelihood(Loss):
         weights = tf.cast(finite, x.dtype)
         # x is a placeholder: any finite value, its weight is 0
         negatives = tf.stop_gradient(tf.where(_like(finite, x), moved.states, x))
-        return negatives, weights / tf.reduce_mean(weights), metrics
+        return negatives, weights / tf.reduce_mean(weights), metrics, start.condition
 
     def _global_kernel(self, base: tfp.distributions.Distribution) -> Callable[..., tfp.mcmc.TransitionKernel]:
         if self.global_move != "tempered":
@@ -281,11 +303,17 @@ class MaximumLikelihood(Loss):
         return lambda target: recipe.build(target, step_size)
 
     def _local_moves(
-        self, kernel: Any, target: Callable[[tf.Tensor], tf.Tensor], states: tf.Tensor, seed: tf.Tensor, training: bool
+        self,
+        kernel: Any,
+        target: Callable[[tf.Tensor], tf.Tensor],
+        states: tf.Tensor,
+        seed: tf.Tensor,
+        training: bool,
+        halve: bool,
     ) -> Moved:
         run = move
         if self.jit_compile:
-            run = functools.partial(move_by_xla, halve=getattr(kernel, "moves_chains_alone", False))
+            run = functools.partial(move_by_xla, halve=halve)
         if self.step_size is None:
             return run(kernel(target), states, self.num_steps, seed)
         step_size = tf.identity(self.step_size.value)

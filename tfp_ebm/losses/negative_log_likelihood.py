@@ -32,7 +32,7 @@ class NegativeLogLikelihood(Loss):
         """Raises ValueError if log Z of the energy is not known."""
         super().check(energy_fn)
         network = getattr(energy_fn, "network", None)
-        if not isinstance(network, NormalizedEnergy):
+        if not (isinstance(network, NormalizedEnergy) or getattr(network, "is_normalized", False)):
             raise ValueError(
                 "NegativeLogLikelihood needs an energy whose log Z is known, such as `networks.autoregressive`, got "
                 f"{type(energy_fn if network is None else network).__name__}."
@@ -51,4 +51,6 @@ class NegativeLogLikelihood(Loss):
     ) -> LossOutput:
         """Returns −log p(x) of each row."""
         network: Any = getattr(energy_fn, "network", None)
-        return LossOutput(network.training_energy(x, seed) if training else energy_fn(x))
+        if training and isinstance(network, NormalizedEnergy):
+            return LossOutput(network.training_energy(x, seed))
+        return LossOutput(energy_fn(x))

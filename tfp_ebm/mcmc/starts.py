@@ -35,11 +35,13 @@ class Start(NamedTuple):
       states: `[num_chains, *event]`.
       slots: int32 `[num_chains]`, the slots of the buffer that hold the chains, or () if there is no buffer.
       restarted: bool `[num_chains]`, whether the chain had a state that was replaced by a new one.
+      condition: the conditions of the chains, `[num_chains, ...]`, if the energy takes them, else None.
     """
 
     states: tf.Tensor
     slots: Any
     restarted: tf.Tensor
+    condition: tf.Tensor | None = None
 
 
 class ChainStart(keras.layers.Layer):
@@ -64,24 +66,29 @@ class ChainStart(keras.layers.Layer):
         if base is not None:
             check_base("base", base)
         # Hidden in a namespace, because Keras and TensorFlow would track all parts of a distribution.
-        self._given = types.SimpleNamespace(base=base)
+        self._given = types.SimpleNamespace(base=base, condition_spec=None)
 
     @property
     def base(self) -> tfp.distributions.Distribution | None:
         """The argument `base`: a distribution over x, or None."""
         return self._given.base
 
+    def keep_conditions(self, spec: tf.TensorSpec | None) -> None:
+        """Notes shape and dtype of the condition that each chain has; None for an energy of x alone."""
+        self._given.condition_spec = spec
+
     def build(self, event_shape: tuple[int, ...], dtype: str = "float32") -> None:
         """Creates the weights, if there are any."""
         self.built = True
 
-    def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor) -> Start:
+    def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor, condition: tf.Tensor | None = None) -> Start:
         """Returns the starting states of as many chains as x has rows, in standardised coordinates.
 
         Args:
           x: the batch, `[batch, *event]`.
           fresh: independent draws of the base, `[batch, *event]`.
           seed: int32[2].
+          condition: the conditions of the batch's rows, `[batch, ...]`, if the energy takes them.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `start`.")
 
@@ -91,12 +98,18 @@ class ChainStart(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras."""
-        return {**super().get_config(), "base": serialization.encode(self.base, "base")}
+        spec = self._given.condition_spec  # needed before the weights are created
+        conditions = {} if spec is None else {"conditions": [list(spec.shape), spec.dtype.name]}
+        return {**super().get_config(), "base": serialization.encode(self.base, "base"), **conditions}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ChainStart:
         """Creates the layer from the result of `get_config`."""
-        return cls(**{**config, "base": serialization.decode(config["base"])})
+        config = dict(config)
+        conditions = config.pop("conditions", None)
+        start = cls(**{**config, "base": serialization.decode(config["base"])})
+        start.keep_conditions(None if conditions is None else tf.TensorSpec(*conditions))
+        return start
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
@@ -112,9 +125,9 @@ class FromData(ChainStart):
 
     needs_base = False
 
-    def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor) -> Start:
+    def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor, condition: tf.Tensor | None = None) -> Start:
         """See `ChainStart.start`."""
-        return Start(x, (), tf.zeros(tf.shape(x)[:1], tf.bool))
+        return Start(x, (), tf.zeros(tf.shape(x)[:1], tf.bool), condition)
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
@@ -132,9 +145,9 @@ class FromBase(ChainStart):
     True
     """
 
-    def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor) -> Start:
+    def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor, condition: tf.Tensor | None = None) -> Start:
         """See `ChainStart.start`."""
-        return Start(fresh, (), tf.zeros(tf.shape(x)[:1], tf.bool))
+        return Start(fresh, (), tf.zeros(tf.shape(x)[:1], tf.bool), condition)
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
@@ -151,6 +164,7 @@ class ReplayBuffer(ChainStart):
 
     Attributes:
       states: weight `[capacity, *event]`, in standardised coordinates.
+      conditions: weight `[capacity, ...]`, the conditions of the chains, if the energy takes them.
       ages: weight `[capacity]`, training steps since the chain of that slot started; 0 for a slot that was never used.
 
     Raises:
@@ -191,10 +205,20 @@ class ReplayBuffer(ChainStart):
         self.ages = self.add_weight(
             shape=shape[:1], dtype="int32", initializer="zeros", trainable=False, autocast=False, name="ages"
         )
+        spec = self._given.condition_spec
+        if spec is not None:
+            self.conditions = self.add_weight(
+                shape=(self.capacity, *spec.shape),
+                dtype=spec.dtype.name,
+                initializer="zeros",
+                trainable=False,
+                autocast=False,
+                name="conditions",
+            )
         self.built = True
 
-    def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor) -> Start:
-        """See `ChainStart.start`."""
+    def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor, condition: tf.Tensor | None = None) -> Start:
+        """See `ChainStart.start`; a chain keeps its condition until it restarts."""
         num_chains = tf.shape(x)[0]
         message = f"`capacity` must be at least the number of rows in a batch, got {self.capacity}"
         if x.shape[0] is not None and x.shape[0] > self.capacity:
@@ -209,7 +233,10 @@ class ReplayBuffer(ChainStart):
         is_used = tf.gather(self.ages.value, slots) > 0
         goes_on = tf.reshape(is_used & ~restarted, [-1] + [1] * (x.shape.rank - 1))
         states = tf.ensure_shape(tf.where(goes_on, tf.gather(self.states.value, slots), fresh), x.shape)
-        return Start(states, slots, is_used & restarted)
+        if condition is not None:
+            goes_on = tf.reshape(is_used & ~restarted, [-1] + [1] * (condition.shape.rank - 1))
+            condition = tf.where(goes_on, tf.gather(self.conditions.value, slots), condition)
+        return Start(states, slots, is_used & restarted, condition)
 
     def _slots(self, num_chains: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Draws distinct slots: an arithmetic progression modulo the capacity, with a stride coprime to the capacity.
@@ -230,6 +257,8 @@ class ReplayBuffer(ChainStart):
         slots = start.slots[:, None]
         # in place, since assigning the complete buffer would copy it in every step
         self.states.value.scatter_nd_update(slots, tf.cast(states, self.states.dtype))
+        if start.condition is not None:
+            self.conditions.value.scatter_nd_update(slots, start.condition)
         self.ages.value.scatter_nd_update(slots, ages)
 
     def get_config(self) -> dict[str, Any]:

@@ -33,17 +33,17 @@ from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.exact_draws import draws_exactly, exact_draws, trusted_draws
 from tfp_ebm.model.joint_draws import next_draw
 from tfp_ebm.model.negative_energy import model_of, negative_energy_of, unnormalized_log_prob
+from tfp_ebm.model.product import Composable
 from tfp_ebm.model.usable_starts import usable_starts
 from tfp_ebm.random import stateless_seed
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
-# Below this number of chains a run ends before XLA would have compiled it, and R-hat is too uncertain. TFP's joint
-# distributions draw a single sample to determine the structure of their parts, each time they are traced.
+# Below it a run ends before XLA would have compiled it, and R-hat is too uncertain; TFP's joint distributions draw one.
 _FEW_CHAINS = MIN_CHAINS
 
 
-class EnergyDistribution(tfp.distributions.Distribution):
+class EnergyDistribution(tfp.distributions.Distribution, Composable):
     """The distribution p(x) = exp(−E(x))/Z of an energy, for everything in TFP that takes a target density (eq. 1).
 
     `sample(n, seed)` draws by sequential Monte Carlo from the base, as `draw` does, and warns if the result cannot be

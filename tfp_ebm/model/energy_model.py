@@ -8,12 +8,10 @@ standardisation of the data, a base distribution, scores, and (in `trainer.py`) 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import types
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,7 +20,6 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import serialization
 from tfp_ebm.arguments import check_event_shape, check_keras_3, check_kernel
-from tfp_ebm.derivatives import refuse_faulty_layers, score
 from tfp_ebm.energy.base import GaussianBase, check_base
 from tfp_ebm.energy.data import row_blocks
 from tfp_ebm.energy.function import EnergyFunction
@@ -30,22 +27,16 @@ from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.energy.shapes import as_state, input_event_shape, over_leading_dimensions, state_dtype
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.files import written_atomically
+from tfp_ebm.model import second_input
+from tfp_ebm.model.conditional_distribution import ConditionalDistribution
+from tfp_ebm.model.endpoints import endpoints_of
 from tfp_ebm.model.export import export_energy, exported_samplers, replaceable_directory, write_saved_model
 from tfp_ebm.model.trainer import EnergyTrainer
-from tfp_ebm.networks.conditional import FixedCondition, serialized, takes_condition
+from tfp_ebm.networks.conditional import serialized, takes_condition
+from tfp_ebm.networks.joint_energy import JointEnergy
 from tfp_ebm.networks.noise_levels import adapt_noise_levels
+from tfp_ebm.networks.targets import RegressionEnergy
 from tfp_ebm.types import KernelLike, Seed
-
-Function: TypeAlias = tf.types.experimental.PolymorphicFunction
-
-
-@dataclasses.dataclass(frozen=True)
-class _Endpoints:
-    """Compiled functions of states `[batch, *event]`, and of conditions `[batch]` where the network takes them."""
-
-    energy: Function
-    score: Function
-    unnormalized_log_prob: Function
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
@@ -53,13 +44,15 @@ class EnergyModel(EnergyTrainer):
     """An energy-based model p(x) = exp(−E(x))/Z around any Keras network (eq. 1).
 
     Args:
-      network: any Keras model or layer `[batch, *event] -> [batch]` or `[batch, 1]`. If it also takes a condition, one
-        number per row such as a noise scale, the model is conditional. Such a network is a functional model with a
-        second input of shape () or (1,), or a layer whose `call` has a second required argument.
+      network: any Keras model or layer `[batch, *event] -> [batch]` or `[batch, 1]`. If it also takes a condition, such
+        as a noise scale, a vector, an image or a label for each row, the model is conditional. Such a network is a
+        functional model with a second input, or a layer whose `call` has a second required argument.
       base_measure: a `tfd.Distribution` over x, which gives E(x) = network(x) − log base(x) and keeps Z finite in every
         direction. None for the network alone.
       event_shape: shape of one x. Needed only if the network's input shape is unknown and there is no batch yet.
       seed: int or two ints; together with the model's step counter, it determines all random numbers in training.
+      condition_shape, condition_dtype: of one condition, such as (3,), or () and "int32" for labels. Needed only if a
+        subclassed network must be built before its first conditions come; numbers by default.
 
     Raises:
       TypeError: if `network` is not a Keras layer, the base measure has another dtype, or a `dtype` is given.
@@ -69,10 +62,10 @@ class EnergyModel(EnergyTrainer):
     z. Everything public (`energy`, `score`, `base`, `predict`, the exported model) uses x, with E(x) = E_z(z) + Σ log
     scale. A condition reaches the network unchanged: a noise scale is in standard deviations of the data, as z is.
 
-    A conditional model is trained on x alone, by a loss that draws conditions. `energy`, `score` and
-    `unnormalized_log_prob` take the condition as second argument; Keras's own methods take it as second input:
-    `model([x, condition])`, `model.predict([x, condition])`. All other functions need a single density:
-    `model.given(condition)` is a model of x.
+    A conditional model is trained by `fit(x, condition)`, with one condition for each row, or on x alone by a loss that
+    draws conditions, such as noise levels. `energy`, `score` and `unnormalized_log_prob` take the condition as second
+    argument; Keras's own methods take it as second input: `model([x, condition])`, `model.predict([x, condition])`.
+    All other functions need a single density: `model.given(condition)` is a model of x.
 
     >>> import keras, numpy as np, tfp_ebm as ebm
     >>> x = np.random.default_rng(0).normal(5.0, 2.0, size=(512, 2)).astype("float32")
@@ -90,6 +83,8 @@ class EnergyModel(EnergyTrainer):
         base_measure: tfp.distributions.Distribution | None = None,
         event_shape: tuple[int, ...] | list[int] | None = None,
         seed: Seed = 0,
+        condition_shape: tuple[int, ...] | list[int] | None = None,
+        condition_dtype: str | None = None,
         **kwargs: Any,
     ) -> None:
         check_keras_3("network", network)
@@ -109,6 +104,7 @@ class EnergyModel(EnergyTrainer):
         self.encoder: Any = None  # the `TableEncoder` of the table that x encodes, saved with the model
         # Hidden from TensorFlow, which would otherwise track every part of a distribution in every export.
         self._given = types.SimpleNamespace(base_measure=base_measure)
+        self._known.condition = second_input.known_spec(network, condition_shape, condition_dtype, self.dtype)
         known = input_event_shape(network)
         if base_measure is not None:
             check_base("base_measure", base_measure, self.dtype)
@@ -118,7 +114,8 @@ class EnergyModel(EnergyTrainer):
             if known is not None and known != event_shape:
                 raise ValueError(f"`event_shape` must be that of the network's input, {known}, got {event_shape}.")
             known = event_shape
-        if known is not None:
+        self._known.event_shape = known
+        if known is not None and not second_input.is_pending(self):
             self.build((None, *known))
 
     # --- parts of the model ----------------------------------------------------------------------------------------
@@ -128,6 +125,7 @@ class EnergyModel(EnergyTrainer):
         if self._energy_function is not None:
             return
         if input_shape and isinstance(input_shape[0], list | tuple):  # the shapes of [x, condition]
+            second_input.note(self, tf.TensorSpec(input_shape[1], self.dtype))
             input_shape = input_shape[0]
         event_shape = tuple(size for size in input_shape[1:] if size is not None)
         if not event_shape or len(event_shape) < len(input_shape) - 1:
@@ -136,38 +134,25 @@ class EnergyModel(EnergyTrainer):
             raise ValueError(
                 f"`base_measure` must have the event shape {event_shape}, got {tuple(self.base_measure.event_shape)}."
             )
-        if self._standardization is None:
-            self._standardization = Standardization(event_shape, self.dtype)
-            self._fitted_base = GaussianBase(event_shape, self.dtype) if self.base_measure is None else None
+        self._known.event_shape = event_shape
+        self._create_units(event_shape)
+        units, spec = self.standardization, self._known.condition
         energy_function = EnergyFunction(
-            self.network, event_shape, self._standardization, self.base_measure, fitted_base=self._fitted_base
+            self.network, event_shape, units, self.base_measure, fitted_base=self._fitted_base, condition_spec=spec
         )
         energy_function.check_network()
+        self._known.condition = energy_function.condition_spec if energy_function.is_conditional else None
         self._energy_function = energy_function
         self._build_training()
 
-        # `export` writes these same functions, so that a served model returns the same bits.
-        signature = [tf.TensorSpec((None, *event_shape), self.dtype, name="x")]
-        if energy_function.is_conditional:
-            signature.append(tf.TensorSpec((None,), self.dtype, name="condition"))
+        self._endpoints = endpoints_of(functools.partial(self._energy, training=False), energy_function)
 
-        def compiled(function: Callable[..., tf.Tensor]) -> Function:
-            of_x = function if energy_function.is_conditional else lambda x: function(x, None)
-            # `partial`, because TensorFlow counts traces by code object and would issue a warning at the fifth model
-            return tf.function(functools.partial(of_x), input_signature=signature)
-
-        def energy(x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
-            return self._energy(x, condition, training=False)
-
-        def score_of(x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
-            refuse_faulty_layers(self.network, "The score", training=False, order=1, inputs=signature)
-            return score(lambda x: energy(x, condition), x)
-
-        self._endpoints = _Endpoints(
-            energy=compiled(energy),
-            score=compiled(score_of),
-            unnormalized_log_prob=compiled(lambda x, condition: -energy(x, condition)),
-        )
+    def _create_units(self, event_shape: tuple[int, ...]) -> None:
+        """Creates the standardisation and the base, which do not depend on conditions."""
+        if self._standardization is None:
+            self._known.event_shape = event_shape
+            self._standardization = Standardization(event_shape, self.dtype)
+            self._fitted_base = GaussianBase(event_shape, self.dtype) if self.base_measure is None else None
 
     def _energy(self, x: tf.Tensor, condition: tf.Tensor | None, training: bool) -> tf.Tensor:
         """Computes E(x) = E_z(z) + Σ log scale for states `[..., *event]`."""
@@ -180,10 +165,12 @@ class EnergyModel(EnergyTrainer):
         if isinstance(x, list | tuple):
             if len(x) != 2:
                 raise ValueError(f"`x` must be one tensor, or [x, condition], got {len(x)} tensors.")
-            x, condition = x[0], tf.cast(x[1], self.dtype)
+            x, condition = x[0], tf.cast(x[1], self.energy_function.condition_spec.dtype)
         x = as_state(tf.cast(x, self.dtype), self.dtype, self.energy_function.event_shape)
         if condition is not None and condition.shape.rank is None:  # Keras was called with both vectors and columns
-            condition = tf.reshape(condition, tf.shape(x)[: x.shape.rank - len(self.event_shape)])
+            leading = x.shape.rank - len(self.event_shape)
+            shape = self.energy_function.condition_spec.shape
+            condition = tf.reshape(condition, tf.concat([tf.shape(x)[:leading], shape], 0))
         return self._energy(x, condition, training)
 
     @property
@@ -191,17 +178,19 @@ class EnergyModel(EnergyTrainer):
         """Whether the network takes a condition in addition to x."""
         return takes_condition(self.network)
 
-    def given(self, condition: float) -> EnergyModel:
+    def given(self, condition: Any) -> Any:
         """Returns the model of x at one value of the condition: an ordinary, unconditional `EnergyModel`.
 
         It shares network, standardisation and base with this model: training or adapting either model changes both.
         Saving it writes an independent copy.
 
         Args:
-          condition: a number. A noise scale is in standardised units, as in training.
+          condition: one condition: a number, an array or a label. A noise scale is in standardised units, as in
+            training. For a `networks.JointEnergy`, a label: the model is then the energy −f(x)[label] of the class,
+            which is −log p(x|label) up to a constant. A batch, for a model of `recipes.regression`.
 
         Raises:
-          TypeError, ValueError: if the condition is not a finite number, or the network takes none.
+          TypeError, ValueError: if the condition is not finite, has another shape, or the network takes none.
 
         >>> import keras, tfp_ebm as ebm
         >>> inputs = [keras.Input((2,)), keras.Input((1,))]
@@ -212,20 +201,25 @@ class EnergyModel(EnergyTrainer):
         >>> bool(tf.reduce_all(sharp.energy(x) == model.energy(x, 0.1)))
         True
         """
-        if not self.is_conditional:
-            raise ValueError("`condition` must not be given: the network takes x alone.")
-        energy_function = self.energy_function
-        model = EnergyModel(FixedCondition(self.network, condition), seed=self.seed)
+        if isinstance(self.network, RegressionEnergy) and len(np.shape(condition)) == 2:
+            return ConditionalDistribution(self, condition)
+        model = EnergyModel(second_input.given_network(self, condition), seed=self.seed)
         # A layer has no input shape, so the new model is not built yet. The parts set here are not created by `build`.
         model._given.base_measure = self.base_measure
         model._standardization, model._fitted_base = self._standardization, self._fitted_base
-        model.build((None, *energy_function.event_shape))
+        model.build((None, *self.event_shape))
         return model
+
+    def class_probabilities(self, x: Any) -> tf.Tensor:
+        """Returns p(y|x) of states `[batch, *event]`, `[batch, classes]`; TypeError if it is no `JointEnergy`."""
+        if not isinstance(self.network, JointEnergy):
+            raise TypeError(f"the network must be a networks.JointEnergy, got {type(self.network).__name__}.")
+        return self.network.predict_proba(self.standardization.to_z(as_state(x, self.dtype, self.event_shape)))
 
     @property
     def standardization(self) -> Standardization:
         """The standardisation, computed by `adapt`."""
-        return self.energy_function.standardization
+        return self.energy_function.standardization if self._standardization is None else self._standardization
 
     @property
     def base_measure(self) -> tfp.distributions.Distribution | None:
@@ -239,7 +233,9 @@ class EnergyModel(EnergyTrainer):
         Raises:
           ValueError: if there is no base distribution yet.
         """
-        return self.energy_function.base if self.base_measure is None else self.base_measure
+        if self.base_measure is not None:
+            return self.base_measure
+        return self._fitted_base.distribution() if self._has_base else self.energy_function.base
 
     @property
     def _has_base(self) -> bool:
@@ -247,7 +243,7 @@ class EnergyModel(EnergyTrainer):
 
     # --- energies --------------------------------------------------------------------------------------------------
 
-    # A condition is one number, or one number per state, `[...]`. Only conditional networks take it.
+    # A condition is one for all states, or one for each, `[..., *condition]`. Only conditional networks take it.
 
     def energy(self, x: Any, condition: Any = None) -> tf.Tensor:
         """Returns E(x) (eq. 1) of states `[..., *event]`, shape `[...]`; −E is the log-density up to log Z."""
@@ -263,7 +259,9 @@ class EnergyModel(EnergyTrainer):
 
     def _evaluate(self, name: str, x: Any, condition: Any, keeps_event: bool = False) -> tf.Tensor:
         if not self.built:
-            self.build(np.shape(x))
+            self._known.event_shape = self._known.event_shape or tuple(np.shape(x)[1:])
+            second_input.note_for_states(self, condition, x)
+            self.build((None, *self.event_shape))
         x = as_state(x, self.dtype, self.event_shape)
         function = getattr(self._endpoints, name)
         rows = self.energy_function.condition_of_rows(condition, x)
@@ -284,10 +282,11 @@ class EnergyModel(EnergyTrainer):
         Raises:
           TypeError, ValueError: if `x` is not numeric, not finite, empty, all constant, or of another event shape.
         """
-        shape = self.event_shape if self.built else None
         moments = None
-        for block in row_blocks(x, shape):
-            self.build((None, *block.shape[1:]))
+        for block in row_blocks(x, self._known.event_shape):
+            self._create_units(block.shape[1:])
+            if not second_input.is_pending(self):
+                self.build((None, *block.shape[1:]))
             moments = DataMoments.of([block]) if moments is None else moments.merged(DataMoments.of([block]))
         if moments is None:
             raise ValueError("`x` must not be empty, got no rows.")
@@ -304,8 +303,9 @@ class EnergyModel(EnergyTrainer):
             "format_version": serialization.FORMAT_VERSION,
             "network": serialized(self.network),
             "base_measure": serialization.encode(self.base_measure),
-            "event_shape": None if self._energy_function is None else list(self.event_shape),
+            "event_shape": None if self._known.event_shape is None else list(self.event_shape),
             "seed": list(self.seed),
+            **second_input.config_of(self._known.condition),
             "columns": None if self.columns is None else list(self.columns),
             "encoder": None if self.encoder is None else keras.saving.serialize_keras_object(self.encoder),
             "report": serialization.report_of(self),

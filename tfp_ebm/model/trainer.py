@@ -26,7 +26,7 @@ from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.energy.shapes import as_state
 from tfp_ebm.energy.standardization import Standardization
-from tfp_ebm.model import monitoring
+from tfp_ebm.model import monitoring, second_input
 from tfp_ebm.model.layer_losses import adds_losses, losses_of_call, regularization
 from tfp_ebm.model.passes import in_order_of_seed
 from tfp_ebm.model.saving import AtomicallySavedModel
@@ -37,10 +37,6 @@ from tfp_ebm.random import fold_in, stateless_seed
 _TRAINING, _EVALUATION = 0, 1
 # The first `fit` of a model without a base distribution fits one to this many rows.
 _BASE_ROWS = 10_000
-
-
-def _is_absent(y: Any) -> bool:
-    return y is None or (hasattr(y, "shape") and len(y.shape) == 2 and y.shape[1] == 0)
 
 
 class EnergyTrainer(AtomicallySavedModel):
@@ -59,6 +55,8 @@ class EnergyTrainer(AtomicallySavedModel):
         # The values with which a compiled step was traced; hidden from Keras, which would track their variables.
         self._traced = types.SimpleNamespace(variables=None, loss=None)
         self._energy_function: EnergyFunction | None = None
+        # What is known of x and of conditions before the energy function exists; hidden from Keras's tracking.
+        self._known = types.SimpleNamespace(event_shape=None, condition=None)
         self._standardization = None
         self._fitted_base: GaussianBase | None = None
 
@@ -79,6 +77,8 @@ class EnergyTrainer(AtomicallySavedModel):
     @property
     def energy_function(self) -> EnergyFunction:
         """E_z, the energy in standardised coordinates z = (x − loc)/scale, which losses and samplers use."""
+        if self._energy_function is None and self._known.event_shape is not None:
+            self.build((None, *self._known.event_shape))
         if self._energy_function is None:
             raise ValueError(
                 "the model does not know its event shape yet: pass `event_shape`, call `adapt` or `fit`, or call it "
@@ -89,7 +89,7 @@ class EnergyTrainer(AtomicallySavedModel):
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one x."""
-        return self.energy_function.event_shape
+        return self._known.event_shape or self.energy_function.event_shape
 
     @property
     def log_normalizer(self) -> tf.Tensor | None:
@@ -106,7 +106,7 @@ class EnergyTrainer(AtomicallySavedModel):
 
     def _prepared(self, x: Any, y: Any, sample_weight: Any, steps: str | None, training: bool = True) -> Prepared:
         """Checks data before Keras uses them; in training, their first rows determine a missing shape and base."""
-        self._refuse_labels(y)
+        y = second_input.checked(self, x, y)
         lacks_base = training and (
             self._energy_function is None or (self._fitted_base is not None and not self._fitted_base.is_fitted)
         )
@@ -114,22 +114,15 @@ class EnergyTrainer(AtomicallySavedModel):
             x,
             y,
             sample_weight,
-            event_shape=self.event_shape if self.built else None,
+            event_shape=self._known.event_shape,
             limit=_BASE_ROWS if lacks_base else 0 if training and is_array(x) else None,
             steps=steps,
         )
         if data.first_rows is not None:
             self.build((None, *data.first_rows.shape[1:]))
-            if lacks_base and self._fitted_base is not None:
+            if lacks_base and self._fitted_base is not None and not self._fitted_base.is_fitted:
                 self._fitted_base.assign(DataMoments.of([data.first_rows]))
         return data
-
-    def _refuse_labels(self, y: Any) -> None:
-        if not _is_absent(y) and self.loss is not None and not self.loss.takes_labels:
-            raise ValueError(
-                f"`y` must not be given: {type(self.loss).__name__} learns the density of x and takes no labels. "
-                "(Pass x alone; validation_data too is x alone, or (x, None, sample_weight).)"
-            )
 
     def compile(self, optimizer: Any = "adam", loss: Any = None, **kwargs: Any) -> None:
         """Configures training.
@@ -137,12 +130,11 @@ class EnergyTrainer(AtomicallySavedModel):
         Args:
           optimizer: as in Keras.
           loss: an `ebm.losses.Loss` or its alias, such as "denoising_score_matching".
-          **kwargs: as in Keras, except `metrics` and `loss_weights`, which compare predictions with labels.
+          **kwargs: as in Keras. `metrics` and `weighted_metrics`, which compare predictions with labels, need a loss
+            that takes labels, such as `losses.JointEnergyLoss`.
         """
-        for name in ("metrics", "weighted_metrics", "loss_weights"):
-            if kwargs.pop(name, None):
-                raise ValueError(f"`{name}` must not be given: an energy model has no labels to compare with.")
         loss = losses.get(loss)
+        kwargs |= second_input.metrics_of(loss, kwargs)
         check_keras_3("optimizer", optimizer)
         optimizer = keras.optimizers.get(optimizer)
         half = any(layer.compute_dtype == "float16" for layer in self.network._flatten_layers())
@@ -167,7 +159,8 @@ class EnergyTrainer(AtomicallySavedModel):
         if self.loss is not None:
             self._tracker.untrack(self.loss)
         self.loss = loss
-        if self._energy_function is not None:
+        # a loss that draws conditions draws numbers, so that a subclassed network need not wait for others
+        if self._energy_function is not None or (loss.gives_condition and self._known.event_shape is not None):
             self._build_loss()
         if self.built:
             self._tracker.lock()
@@ -239,7 +232,10 @@ class EnergyTrainer(AtomicallySavedModel):
         return [*super().metrics, *self._trackers.means.values()]
 
     def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains the model: Keras's `fit`, with x alone.
+        """Trains the model: Keras's `fit`, with x alone, or with labels or conditions y.
+
+        A loss that takes labels gets them as y. A network of (x, condition) gets the conditions of the rows as y,
+        unless the loss draws them.
 
         Arrays are checked before the first step (finite, right shape, not fewer rows than `batch_size`). If there is
         no base distribution yet, the Gaussian of the first 10 000 rows becomes it. A step whose loss or gradient is not
@@ -270,9 +266,8 @@ class EnergyTrainer(AtomicallySavedModel):
         """Returns validation data, checked before the first step as far as they are known."""
         is_tuple = isinstance(data, list | tuple)
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data) if is_tuple else (data, None, None)
-        self._refuse_labels(y)
-        shape = self.event_shape if self.built else None
-        data = prepared(x, y, weights, event_shape=shape, steps=steps, name="validation_data")
+        y = second_input.checked(self, x, y, "validation_data[1]")
+        data = prepared(x, y, weights, event_shape=self._known.event_shape, steps=steps, name="validation_data")
         return (data.x, data.y, data.sample_weight) if is_tuple else data.x
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
@@ -321,8 +316,7 @@ class EnergyTrainer(AtomicallySavedModel):
     def _loss_of(self, data: Any, seed: tf.Tensor, training: bool) -> tf.Tensor:
         """Computes this replica's share of the batch's loss, and updates the metrics."""
         x, condition, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        self._refuse_labels(condition)
-        condition = None if _is_absent(condition) else condition
+        condition = second_input.of_batch(self, condition)
         check_kind("x", x)
         x = as_state(tf.cast(x, self.dtype), self.dtype, self.event_shape)
         if x.shape.rank != 1 + len(self.event_shape):
@@ -336,6 +330,7 @@ class EnergyTrainer(AtomicallySavedModel):
         z = self.energy_function.standardization.to_z(x)
         self._clear_losses()  # removes the losses of earlier graphs
         output = self.loss(self.energy_function, z, condition, seed=seed, training=training)
+        second_input.update_metrics(self._compile_metrics, condition, output.predictions, sample_weight)
         per_example = output.per_example
         if sample_weight is not None:
             per_example *= tf.cast(tf.reshape(sample_weight, [-1]), per_example.dtype)
@@ -356,10 +351,15 @@ class EnergyTrainer(AtomicallySavedModel):
         share = rows / tf.maximum(monitoring.over_replicas(rows), 1.0)
         return share * mean + (loss - mean) / replica.num_replicas_in_sync
 
+    def _build_for(self, data: Any) -> None:
+        x, condition, _ = keras.utils.unpack_x_y_sample_weight(data)
+        second_input.note(self, condition)
+        self.build(x.shape)
+
     def train_step(self, data: Any) -> dict[str, Any]:
         """Makes one optimizer step; its random numbers follow from the model's seed and step counter."""
         if not self.built:
-            self.build(keras.utils.unpack_x_y_sample_weight(data)[0].shape)
+            self._build_for(data)
         seed = self._seed(_TRAINING, self._step.value)
         variables = self.trainable_variables
         with naming_the_layer(self.energy_function, type(self.loss).__name__):
@@ -381,7 +381,7 @@ class EnergyTrainer(AtomicallySavedModel):
     def test_step(self, data: Any) -> dict[str, Any]:
         """Computes the loss of one batch; its noise follows from the number of rows evaluated before it."""
         if not self.built:
-            self.build(keras.utils.unpack_x_y_sample_weight(data)[0].shape)
+            self._build_for(data)
         with naming_the_layer(self.energy_function, type(self.loss).__name__):
             self._loss_of(data, self._seed(_EVALUATION, self._loss_tracker.count.value), training=False)
         return {name: value for name, value in self.get_metrics_result().items() if name != "gradient_norm"}

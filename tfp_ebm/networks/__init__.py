@@ -5,6 +5,7 @@ from tfp_ebm.networks.autoregressive import AutoregressiveEnergy, autoregressive
 from tfp_ebm.networks.builders import convnet, mlp
 from tfp_ebm.networks.conditional import FixedCondition
 from tfp_ebm.networks.fourier import FourierFeatures
+from tfp_ebm.networks.joint_energy import JointEnergy
 from tfp_ebm.networks.noise_level_builders import noise_level_convnet, noise_level_mlp
 from tfp_ebm.networks.noise_levels import NoiseLevelEnergy
 from tfp_ebm.networks.normalization import GroupNormalization, LayerNormalization
@@ -16,6 +17,7 @@ __all__ = [
     "FixedCondition",
     "FourierFeatures",
     "GroupNormalization",
+    "JointEnergy",
     "LayerNormalization",
     "NoiseLevelEnergy",
     "NormalizedEnergy",

@@ -60,7 +60,9 @@ class MaskedNetwork(keras.layers.Layer):
       num_outputs: numbers for each coordinate.
       dropout: share of the units of a block that training drops.
       seed: of the initial weights.
-      inputs: for each number of an input, the coordinate that it describes, counted from 1; default: one each.
+      inputs: for each number of an input, the coordinate that it describes, counted from 1, or 0 for what all see;
+        default: one each.
+      least_degree: 0 if there are inputs that all outputs see.
     """
 
     def __init__(
@@ -72,12 +74,13 @@ class MaskedNetwork(keras.layers.Layer):
         dropout: float,
         seed: int,
         inputs: np.ndarray | None = None,
+        least_degree: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         places = np.arange(1, size + 1)
         inputs = places if inputs is None else inputs
-        degrees = 1 + np.sort(np.arange(width) % max(1, size - 1))
+        degrees = least_degree + np.sort(np.arange(width) % max(1, size - least_degree))
         outputs: np.ndarray = np.repeat(places - 1, num_outputs)  # a coordinate does not see itself
         self.size, self.dropout, self.num_outputs = size, dropout, num_outputs
         seeds = iter(np.random.SeedSequence(seed).spawn(1 + 2 * num_blocks))

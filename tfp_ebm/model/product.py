@@ -1,0 +1,224 @@
+"""Products of densities with exponents: p(x) ∝ Π pᵢ(x)^aᵢ, so that E(x) = Σ aᵢ Eᵢ(x).
+
+One part with an exponent below 1 is tempered, several parts are a product of experts (Hinton 2002; Du, Li & Mordatch
+2020). Each energy counts with its base measure and its own units, as a density of x; nothing is counted twice. The base
+from which draws start is the product of the Gaussians of the parts' bases, of twice the covariance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ebm.arguments import check_finite
+from tfp_ebm.energy.base import check_base, draw, gaussian
+from tfp_ebm.energy.moments import DataMoments
+from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.networks.normalized import DistributionEnergy
+from tfp_ebm.random import stateless_seed
+
+# The covariance of the base in terms of that of the product of Gaussians, and draws for moments that are not known.
+_BROADENING, _NUM_DRAWS = 2.0, 4096
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class ProductEnergy(keras.Model):
+    """The network Σ aᵢ Eᵢ(loc + scale·z) − Σ log scale, of energies of x in units of their own.
+
+    Args:
+      parts: each an `EnergyModel`, or a `DistributionEnergy`; all of one event shape.
+      exponents: the numbers aᵢ.
+      loc, scale: arrays of the event shape.
+
+    >>> normal = tfp.distributions.MultivariateNormalDiag([0.0])
+    >>> network = ProductEnergy([DistributionEnergy(normal)], [2.0])
+    >>> round(float(network(tf.ones([1, 1]))[0]), 4)  # twice ½ + ½ log 2π
+    2.8379
+    """
+
+    def __init__(
+        self, parts: Sequence[Any], exponents: Sequence[float], loc: Any = None, scale: Any = None, **kwargs: Any
+    ) -> None:
+        dtypes = [part.dtype for part in parts]
+        kwargs.setdefault("dtype", "float64" if "float64" in dtypes else "float32")
+        super().__init__(**kwargs)
+        self.parts, self.exponents = list(parts), [float(exponent) for exponent in exponents]
+        self.event_shape = tuple(parts[0].event_shape)
+        self.loc = self.add_weight(shape=self.event_shape, initializer="zeros", trainable=False, name="loc")
+        self.scale = self.add_weight(shape=self.event_shape, initializer="ones", trainable=False, name="scale")
+        if loc is not None:
+            self.loc.assign(loc)
+        if scale is not None:
+            self.scale.assign(scale)
+        self.built = True
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """The shape of a batch."""
+        return (None, *self.event_shape)
+
+    def call(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns the energies `[batch]` of states `[batch, *event]`."""
+        scale = self.scale.value
+        x = self.loc.value + scale * z
+        total: Any = -tf.reduce_sum(tf.math.log(scale))
+        for part, exponent in zip(self.parts, self.exponents, strict=True):
+            energy = part(tf.cast(x, part.dtype), training=training)
+            total += exponent * tf.cast(energy, self.dtype)
+        return total
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, for Keras; loc and scale are weights."""
+        parts = [keras.saving.serialize_keras_object(part) for part in self.parts]
+        return {"name": self.name, "dtype": self.dtype, "parts": parts, "exponents": self.exponents}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ProductEnergy:
+        """Rebuilds the network from `get_config`."""
+        parts = [keras.saving.deserialize_keras_object(part, custom_objects) for part in config["parts"]]
+        return cls(**{**config, "parts": parts})
+
+
+def checked_parts(parts: Sequence[Any], exponents: Any) -> tuple[list[Any], list[float]]:
+    """Returns the parts of a product and their exponents, 1 by default.
+
+    Raises:
+      TypeError, ValueError: if a part is no density, the event shapes differ, or the exponents are no finite numbers.
+    """
+    parts = list(parts)
+    if not parts:
+        raise ValueError("`parts` must hold at least one density, got none.")
+    for i, part in enumerate(parts):
+        if isinstance(part, EnergyModel):
+            if part.is_conditional:
+                raise ValueError(f"`parts[{i}]` must be of x alone, got a conditional model: `model.given(condition)`.")
+        elif isinstance(part, tfp.distributions.Distribution):
+            check_base(f"parts[{i}]", part)
+        else:
+            raise TypeError(f"`parts[{i}]` must be an EnergyModel or a tfd.Distribution, got {part!r}.")
+    shapes = {tuple(part.event_shape) for part in parts}
+    if len(shapes) > 1:
+        raise ValueError(f"`parts` must have one event shape, got {sorted(shapes)}.")
+    numbers = [1.0] * len(parts) if exponents is None else list(exponents)
+    if len(numbers) != len(parts):
+        raise ValueError(f"`exponents` must be {len(parts)} numbers, one for each part, got {len(numbers)}.")
+    return parts, [check_finite(f"exponents[{i}]", number) for i, number in enumerate(numbers)]
+
+
+def model_of_part(part: Any) -> Any:
+    """Returns a part as an `EnergyModel` or a `DistributionEnergy`; None for the distribution of a callable energy."""
+    if isinstance(part, EnergyModel):
+        return part
+    energy = getattr(part, "_energy", None)  # of an EnergyDistribution
+    if isinstance(energy, EnergyModel):
+        return energy
+    return DistributionEnergy(part) if energy is None else None
+
+
+def _moments(part: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and covariance of the base of a part, or of the part itself if it has none."""
+    base = part.base if isinstance(part, EnergyModel) or hasattr(part, "_energy") else part
+    try:
+        mean, covariance = base.mean(), base.covariance()
+    except (NotImplementedError, AttributeError):  # a reshaped or mixed base
+        mean = None
+    if mean is None or len(part.event_shape) != 1:
+        rows = np.asarray(draw(base, tf.constant([_NUM_DRAWS]), stateless_seed(0)), np.float64)
+        rows = rows.reshape(_NUM_DRAWS, -1)
+        return rows.mean(0), np.atleast_2d(np.cov(rows.T))
+    return np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
+
+
+def broadened_base(parts: Sequence[Any], exponents: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and covariance of the product of the Gaussians of the parts' bases, broadened.
+
+    Raises:
+      ValueError: if the product has no finite Z, as far as these Gaussians show: an exponent is not positive, and the
+        other parts do not outweigh it.
+    """
+    precision, weighted = 0.0, 0.0
+    for part, exponent in zip(parts, exponents, strict=True):
+        mean, covariance = _moments(part)
+        inverse = np.linalg.inv(covariance)
+        precision, weighted = precision + exponent * inverse, weighted + exponent * inverse @ mean
+    if np.linalg.eigvalsh(precision).min() <= 0.0:
+        raise ValueError(
+            f"`exponents` must leave a density that can be normalised, got {list(exponents)}: the Gaussians of the "
+            "parts' bases to these powers grow without bound in some direction."
+        )
+    covariance = np.linalg.inv(precision)
+    return covariance @ weighted, _BROADENING * covariance
+
+
+def product_energy(parts: Sequence[Any], exponents: Any = None) -> tuple[Any, dict[str, Any]]:
+    """Returns the energy Σ aᵢ Eᵢ of parts, and the further arguments of its `EnergyDistribution`.
+
+    The energy is an `EnergyModel`, which is saved and exported as any other, unless a part is the distribution of a
+    callable energy.
+    """
+    parts, exponents = checked_parts(parts, exponents)
+    loc, covariance = broadened_base(parts, exponents)
+    shape = tuple(parts[0].event_shape)
+    models = [model_of_part(part) for part in parts]
+    if any(model is None for model in models):
+        dtype = tf.as_dtype(parts[0].dtype)
+        base = gaussian(tf.constant(loc, dtype), tf.constant(np.linalg.cholesky(covariance), dtype), shape)
+        return _sum_of(parts, exponents), {"event_shape": shape, "base": base}
+    scale = np.sqrt(np.diag(covariance)).reshape(shape)
+    model = EnergyModel(ProductEnergy(models, exponents, loc.reshape(shape), scale))
+    model.standardization.loc.assign(loc.reshape(shape))
+    model.standardization.scale.assign(scale)
+    factor = np.linalg.cholesky(covariance)
+    # as many rows as make mean and covariance exact: the mean plus and minus the columns of a factor
+    steps = np.concatenate([factor.T, -factor.T]) * np.sqrt(len(loc))
+    model._fitted_base.assign(DataMoments.of([(loc + steps).reshape(-1, *shape)]))
+    return model, {}
+
+
+def _sum_of(parts: Sequence[Any], exponents: Sequence[float]) -> Callable[[tf.Tensor], tf.Tensor]:
+    def energy(x: tf.Tensor) -> tf.Tensor:
+        terms = [-a * part.unnormalized_log_prob(x) for part, a in zip(parts, exponents, strict=True)]
+        return tf.add_n(terms)
+
+    return energy
+
+
+class Composable:
+    """Operators of `EnergyDistribution`: `p * q` is the product of two densities, `p ** a` the tempered density."""
+
+    _energy: Any
+
+    @property
+    def energy_model(self) -> EnergyModel:
+        """The `EnergyModel` of the distribution, which can be saved and exported.
+
+        Raises:
+          ValueError: if the energy is a callable.
+        """
+        if not isinstance(self._energy, EnergyModel):
+            raise ValueError("the energy must be an EnergyModel to be saved, got a callable.")
+        return self._energy
+
+    def _composed(self, parts: Sequence[Any], exponents: Sequence[float]) -> Any:
+        kind: Any = type(self)
+        energy, arguments = product_energy(parts, exponents)
+        return kind(energy, **arguments)
+
+    def __mul__(self, other: Any) -> Any:
+        """Returns the density proportional to p(x) q(x), for q an `EnergyModel` or a `tfd.Distribution`."""
+        if not isinstance(other, EnergyModel | tfp.distributions.Distribution):
+            return NotImplemented
+        return self._composed([self, other], [1.0, 1.0])
+
+    def __rmul__(self, other: Any) -> Any:
+        """Returns the same product."""
+        return self.__mul__(other)
+
+    def __pow__(self, exponent: Any) -> Any:
+        """Returns the density proportional to p(x)^a."""
+        return self._composed([self], [check_finite("exponent", exponent)])

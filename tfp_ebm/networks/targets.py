@@ -1,0 +1,252 @@
+"""Autoregressive energies of targets given inputs: −log p(y | x) with log Z = 0 for every x, for y in few coordinates.
+
+Each target has a conditional as in `autoregressive.py`, an energy on the line with a normaliser of its own, whose
+parameters are outputs of a masked network: those of target i see all inputs and the targets before i,
+
+    E(y; x) = −Σᵢ log p(yᵢ | x, y_<i).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_ebm import random
+from tfp_ebm.arguments import check_count, check_probability
+from tfp_ebm.networks.autoregressive import AutoregressiveEnergy, bounded
+from tfp_ebm.networks.conditionals import FreeConditionals
+from tfp_ebm.networks.lattice import lattice
+from tfp_ebm.networks.masked import MaskedNetwork
+from tfp_ebm.networks.normalized import NormalizedEnergy
+from tfp_ebm.networks.supports import Features
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class TargetEnergy(AutoregressiveEnergy):
+    """The energy −log p(y | x) of rows (x, y): an autoregressive energy without the factors of the first columns.
+
+    Args:
+      num_inputs: columns of x, which stand first.
+      num_targets: columns of y.
+      units, num_components, num_functions, dropout, num_nodes, seed: as for `AutoregressiveEnergy`.
+
+    >>> TargetEnergy(3, 1, units=(8,))(tf.zeros([2, 4])).shape
+    TensorShape([2])
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_targets: int,
+        units: Sequence[int] = (128, 128),
+        num_components: int = 8,
+        num_functions: int = 32,
+        dropout: float = 0.0,
+        num_nodes: tuple[int, int] = (64, 128),
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        config: dict[str, Any] = {
+            "num_inputs": check_count("num_inputs", num_inputs),
+            "num_targets": check_count("num_targets", num_targets),
+            "units": tuple(check_count("units", width) for width in units),
+            "num_components": check_count("num_components", num_components),
+            "num_functions": check_count("num_functions", num_functions),
+            "dropout": check_probability("dropout", dropout),
+            "seed": int(seed),
+        }
+        size = num_inputs + num_targets
+        # not that of `AutoregressiveEnergy`, which would make a network for all columns
+        NormalizedEnergy.__init__(self, [size], **kwargs)
+        self.num_inputs, self.num_targets, self._config = num_inputs, num_targets, config
+        self._config["allows_missing"], self._config["fixed_proposal"] = False, False
+        self.order, self.num_functions = tuple(range(size)), num_functions
+        self.num_nodes = (check_count("num_nodes", num_nodes[0], 4), check_count("num_nodes", num_nodes[1], 4))
+        self.proposal = FreeConditionals(num_components)
+        self.lines, self.value_conditionals = np.arange(num_targets), None
+        self.features = Features([None] * size, False)
+        self._num_outputs = num_components * num_functions
+        self.trunk = MaskedNetwork(
+            num_targets,
+            units[0],
+            len(units),
+            self._num_outputs + self.proposal.num_outputs,
+            dropout,
+            seed,
+            inputs=np.concatenate([np.zeros(num_inputs, int), np.arange(1, num_targets + 1)]),
+            least_degree=0,
+            dtype=self.dtype,
+        )
+        self.seen_range = self.add_weight(shape=(2, size), initializer="zeros", trainable=False, name="seen_range")
+        self.seen_range.assign(np.array([[-np.inf], [np.inf]]) * np.ones(size))
+        self.built = True
+
+    def log_conditionals(self, y: tf.Tensor, num_nodes: int, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """Returns log p(yᵢ | x, y_<i), `[batch, num_targets]`, of rows (x, y) `[batch, size]`."""
+        proposal, outputs = self.conditionals(y, None if seed is None else random.fold_in(seed, 0))
+        shift = tf.constant(0.5, y.dtype) if seed is None else random.uniform([], random.fold_in(seed, 1), y.dtype)
+        return self._log_densities(y[:, self.num_inputs :], proposal, outputs, num_nodes, shift)
+
+    def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
+        """Raises NotImplementedError: x has no distribution here; `draw_given` draws y."""
+        raise NotImplementedError("a TargetEnergy has no distribution of x; use `draw_given`.")
+
+    def draw_given(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Returns one exact draw of y `[batch, num_targets]` for each x `[batch, num_inputs]`."""
+        size = self.num_targets
+        u = random.uniform(tf.stack([tf.shape(x)[0], 2 * size]), seed, self.dtype)
+        y = tf.zeros_like(u[:, :size])
+        for i in range(size):
+            at = tf.constant(i)
+            proposal, outputs = self.at_coordinate(tf.concat([x, y], 1), at)
+            drawn = self.invert(proposal, outputs, at, u[:, i], u[:, size + i])
+            y = tf.where(tf.range(size) == i, drawn[:, None], y)
+        return y
+
+    def first_target(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns places and masses `[batch, components · nodes]` that integrate functions of y₁ given x."""
+        proposal, outputs = self.at_coordinate(tf.pad(x, [[0, 0], [0, self.num_targets]]), tf.constant(0))
+        grid = lattice(self.proposal.family, 2 * self.num_nodes[1], tf.constant(0.5, x.dtype))
+        energies = tf.tensordot(self.coefficients(outputs), self.functions(grid.nodes), [[-1], [-1]])
+        log_mass = proposal.log_probs[..., None] + grid.log_weights - bounded(energies)
+        places = proposal.loc[..., None] + tf.exp(proposal.log_scale)[..., None] * grid.nodes
+        flat = [tf.reshape(part, [tf.shape(x)[0], -1]) for part in (places, log_mass)]
+        return flat[0], tf.nn.softmax(flat[1], -1)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, for Keras."""
+        own = {name: value for name, value in self._config.items() if name not in ("allows_missing", "fixed_proposal")}
+        return {"name": self.name, "dtype": self.dtype, **own, "num_nodes": self.num_nodes}
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class RegressionEnergy(keras.Model):
+    """The network −log p(y | x) of y and the condition x: a mixture of `TargetEnergy` networks of equal weights.
+
+    Args:
+      networks: each a `TargetEnergy` of rows ((x − x_loc)/x_scale, y).
+      x_loc, x_scale: arrays `[num_inputs]`.
+
+    >>> network = RegressionEnergy([TargetEnergy(3, 1, units=(8,))])
+    >>> network(tf.zeros([2, 1]), tf.zeros([2, 3])).shape
+    TensorShape([2])
+    """
+
+    is_normalized = True  # for every condition
+
+    def __init__(self, networks: Sequence[TargetEnergy], x_loc: Any = None, x_scale: Any = None, **kwargs: Any) -> None:
+        kwargs.setdefault("dtype", networks[0].dtype)
+        super().__init__(**kwargs)
+        self.networks = list(networks)
+        shape = (networks[0].num_inputs,)
+        self.x_loc = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="x_loc")
+        self.x_scale = self.add_weight(shape=shape, initializer="ones", trainable=False, name="x_scale")
+        if x_loc is not None:
+            self.x_loc.assign(x_loc)
+        if x_scale is not None:
+            self.x_scale.assign(x_scale)
+        self.built = True
+
+    @property
+    def input_shape(self) -> list[tuple[int | None, ...]]:
+        """The shapes of batches of y and of x."""
+        return [(None, self.networks[0].num_targets), (None, self.networks[0].num_inputs)]
+
+    def inputs_of(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns inputs `[batch, num_inputs]`, or `[batch]` if they are single, in the units of the networks."""
+        x = tf.reshape(x, [-1, self.networks[0].num_inputs])
+        return (x - self.x_loc.value) / self.x_scale.value
+
+    def call(self, y: tf.Tensor, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns −log p(y | x), `[batch]`, of targets and inputs `[batch, ...]`."""
+        del training
+        rows = tf.concat([self.inputs_of(x), y], 1)
+        energies = tf.stack([network(rows) for network in self.networks], -1)
+        return math.log(len(self.networks)) - tf.reduce_logsumexp(-energies, -1)
+
+    def draw_given(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Returns one exact draw of y `[batch, num_targets]` for each x `[batch, num_inputs]`."""
+        z, count = self.inputs_of(x), len(self.networks)
+        draws = [network.draw_given(z, random.fold_in(seed, i)) for i, network in enumerate(self.networks)]
+        u = random.uniform(tf.shape(x)[:1], random.fold_in(seed, count), x.dtype)
+        chosen = tf.minimum(tf.cast(u * count, tf.int32), count - 1)
+        return tf.gather(tf.stack(draws, 1), chosen, axis=1, batch_dims=1)
+
+    def first_target(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns places and masses `[batch, number]` that integrate functions of y₁ given x."""
+        parts = [network.first_target(self.inputs_of(x)) for network in self.networks]
+        places, masses = zip(*parts, strict=True)
+        return tf.concat(places, 1), tf.concat(masses, 1) / len(self.networks)
+
+    def given(self, x: Any) -> GivenInputs:
+        """Returns the network of y alone for one x."""
+        return GivenInputs(self, x)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the networks, for Keras."""
+        networks = [keras.saving.serialize_keras_object(network) for network in self.networks]
+        return {"name": self.name, "dtype": self.dtype, "networks": networks}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> RegressionEnergy:
+        """Rebuilds the network from `get_config`."""
+        networks = [keras.saving.deserialize_keras_object(part, custom_objects) for part in config["networks"]]
+        return cls(**{**config, "networks": networks})
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class GivenInputs(NormalizedEnergy):
+    """The energy −log p(y | x) of y for one x; it shares the weights of a `RegressionEnergy` and draws exactly.
+
+    Args:
+      network: a `RegressionEnergy`.
+      x: one row of inputs, `[num_inputs]`.
+
+    >>> network = RegressionEnergy([TargetEnergy(3, 1, units=(8,))])
+    >>> GivenInputs(network, [0.0, 0.0, 0.0]).draw(4, tf.constant([0, 1])).shape
+    TensorShape([4, 1])
+    """
+
+    def __init__(self, network: RegressionEnergy, x: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("dtype", network.dtype)
+        kwargs.pop("event_shape", None)
+        super().__init__([network.networks[0].num_targets], **kwargs)
+        self.network = network
+        self.x: np.ndarray = np.asarray(x, network.dtype)
+        if self.x.shape != (network.networks[0].num_inputs,) or not np.isfinite(self.x).all():
+            raise ValueError(f"`condition` must be {network.networks[0].num_inputs} finite numbers, got {self.x}.")
+        self.built = True
+
+    @property
+    def input_shape(self) -> Any:  # type: ignore[override]
+        """None, so that `EnergyModel.given` can share the units of another model before it builds this one."""
+        return None
+
+    def _inputs(self, number: Any) -> tf.Tensor:
+        return tf.tile(tf.constant(self.x)[None], tf.stack([number, 1]))
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns −log p(y | x), `[batch]`, of targets `[batch, num_targets]`."""
+        return self.network(x, self._inputs(tf.shape(x)[0]), training=training)
+
+    def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
+        """Returns exact samples of y, `[num_samples, num_targets]`."""
+        return self.network.draw_given(self._inputs(num_samples), seed)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, for Keras."""
+        return {
+            **super().get_config(),
+            "network": keras.saving.serialize_keras_object(self.network),
+            "x": self.x.tolist(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> GivenInputs:
+        """Rebuilds the network from `get_config`."""
+        return cls(**{**config, "network": keras.saving.deserialize_keras_object(config["network"], custom_objects)})
