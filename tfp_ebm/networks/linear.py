@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.networks.normalized import MappedEnergy, NormalizedEnergy
+from tfp_ebm.networks.normalized import MappedEnergy, MixtureEnergy, NormalizedEnergy
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
@@ -68,6 +68,13 @@ class LinearEnergy(MappedEnergy):
         """Returns independent samples `[num_samples, size]`."""
         y = tf.cast(self.network.draw(num_samples, seed), self.dtype)
         return tf.matmul(y, tf.linalg.inv(self.matrix.value), transpose_b=True)
+
+
+def has_linear(network: Any) -> bool:
+    """Returns whether an energy, or what it is made of, is one of linear combinations of the coordinates."""
+    if isinstance(network, MixtureEnergy):
+        return any(has_linear(part) for part in network.parts)
+    return isinstance(network, LinearEnergy) or (isinstance(network, MappedEnergy) and has_linear(network.network))
 
 
 def _log_volume(matrix: tf.Tensor) -> tf.Tensor:

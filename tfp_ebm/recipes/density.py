@@ -21,6 +21,7 @@ from tfp_ebm.composition import fitted_parts, log_prob_of, mixture, stacked_part
 from tfp_ebm.datasets.columns import TableEncoder
 from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
 from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.networks.linear import has_linear
 from tfp_ebm.networks.supports import check_supports
 from tfp_ebm.recipes import density_small
 from tfp_ebm.recipes.density_candidates import Table, baselines, train_networks
@@ -30,6 +31,8 @@ from tfp_ebm.recipes.density_units import Units, dequantized, filled
 _MIN_ROWS = 10
 # Components of a mixture whose conditionals are proposals, at most.
 _MAX_PROPOSAL_COMPONENTS = 8
+# Weight of the best part that is no energy of linear combinations, if the stack has no such part.
+_LEAST_SHARE = 1e-3
 
 
 def split_rows(x: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,6 +137,11 @@ class _Contest:
         """Returns the mixture of the candidates; `choose` finds the parts that are kept and their weights."""
         log_probs = np.stack(self.log_probs, 1)
         kept, probs = choose(log_probs)
+        if all(has_linear(model.network) for i in kept for model in self.models[i]):
+            # cells can be completed by draws of a part in the given coordinates alone
+            others = [i for i, part in enumerate(self.models) if not has_linear(part[0].network)]
+            kept = np.append(kept, max(others, key=lambda i: log_probs[:, i].mean()))
+            probs = np.append((1.0 - _LEAST_SHARE) * probs, _LEAST_SHARE)
         self.note("stack", np.logaddexp.reduce(log_probs[:, kept] + np.log(probs), axis=1))
         models = [self.models[i] for i in kept]
         shares = [prob / len(part) for part, prob in zip(models, probs, strict=True) for _ in part]
