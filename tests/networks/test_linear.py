@@ -75,7 +75,7 @@ def test_cells_are_completed_by_resampling(monkeypatch):
     4000 draws from 20000 particles; KS at a false alarm rate of about 1e-3, and log p of what is given to .05, five
     standard errors. Planted: weights left out, so that all draws are of the wide part.
     """
-    energy, narrow = normal_of([1.0, 2.0])
+    energy, _ = normal_of([1.0, 2.0])
     wide = GaussianMixtureEnergy.of(MixtureParameters(np.ones(1), np.zeros((1, 2)), 2.0 * np.eye(2)[None]))
     network = MixtureEnergy([energy, wide], [0.7, 0.3], dtype="float64")
     given = 0.3
