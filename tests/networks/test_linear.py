@@ -136,7 +136,10 @@ def test_rotated_columns_are_found(monkeypatch):
 
 
 def test_turns_go_to_kinds_that_do_well():
-    """Each kind has a turn; one that is .05 behind has no other. Mixtures have at most two turns, unless they lead."""
+    """Each kind has a turn; one that is .05 behind has no other. Mixtures have at most two turns, unless they lead.
+
+    Of the other two kinds, one that is .025 behind has a turn when the first has three networks more.
+    """
 
     def kinds(losses):
         turns, found = density_candidates._Turns(list(losses), 3, seed=0), []
@@ -152,6 +155,7 @@ def test_turns_go_to_kinds_that_do_well():
     assert kinds({free: 1.0, mixture: 1.0, line: 0.0})[2:] == [line] * 6
     assert kinds({free: 1.0, mixture: 0.0, line: 1.0})[3:] == [mixture] * 5
     assert kinds({free: 0.0, mixture: 1.0, line: 0.0})[3:] == [free, line, free, line, free]
+    assert kinds({free: 0.0, mixture: 1.0, line: 0.025})[3:] == [free, free, free, line, free]
 
 
 def test_a_stack_keeps_a_part_that_completes_cells():

@@ -50,6 +50,8 @@ _MAX_LINEAR_COLUMNS, _MAX_DEMIXED_ROWS, _MAX_DEMIXING_STEPS = 32, 10_000, 200
 _MAX_CONDITION = 1e8
 # A kind of network whose held-out loss is this much worse than that of the best kind, in nats, has no further turn.
 _MAX_LOSS_BEHIND = 0.05
+# By which a kind may be worse than another that has one network more, and still has the next turn.
+_LOSS_PER_NETWORK = 0.01
 # The turn of a second network whose proposals are the conditionals of a mixture.
 _SECOND_MIXTURE = 4
 # Of the first training, on two processor cores.
@@ -286,7 +288,7 @@ class _Turns:
         others = [kind for kind in good if kind != "mixture"]
         if not others or ("mixture" in good and number == _SECOND_MIXTURE):
             return "mixture"
-        return min(others, key=lambda kind: self._counts[kind])
+        return min(others, key=lambda kind: self._losses[kind] + _LOSS_PER_NETWORK * self._counts[kind])
 
     def judge(self, kind: str, loss: float) -> None:
         """Notes the loss of a candidate on the rows held out."""
