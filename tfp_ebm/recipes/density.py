@@ -1,10 +1,10 @@
 """The density of a table in one call: candidates whose log Z is known, stacked by held-out likelihood.
 
-A Gaussian, a Gaussian mixture, a kernel density and autoregressive energies are fitted to one part of the rows: energies
-in several orders of the columns, and energies of linear combinations of the columns, which are learned with them. The
-weights of their mixture are found by expectation maximisation on the other part (stacking; Smyth & Wolpert 1999). The
-mixture is an energy with log Z = 0: its log density is exact, and so are its samples. Tables of up to 2000 rows are
-cross-validated instead, without linear combinations (`density_small.py`).
+A Gaussian, a Gaussian mixture, a kernel density and autoregressive energies are fitted to one part of the rows: some of
+these energies in several orders of the columns, others of linear combinations of the columns that are learned with
+them. The weights of their mixture are found by expectation maximisation on the other part (stacking; Smyth & Wolpert
+1999). The mixture is an energy with log Z = 0: its log density is exact, and so are its samples. Tables of up to 2000
+rows are cross-validated instead, without linear combinations (`density_small.py`).
 """
 
 from __future__ import annotations
