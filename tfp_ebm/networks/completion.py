@@ -8,7 +8,8 @@ ones in its order, and a particle filter draws: particles take a given coordinat
 conditional probability, and are resampled within their row when weights have become uneven (Doucet & Johansen 2009).
 
 In an energy of linear combinations of the coordinates nothing is given in its own coordinates. A mixture that has such
-parts draws from its other parts instead, and resamples these draws by the ratio of the densities.
+parts draws from its other parts instead, and resamples these draws by the ratio of the densities; so does a density
+with a correction, from the density below.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tfp_ebm.networks.autoregressive import AutoregressiveEnergy
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.linear import has_linear
 from tfp_ebm.networks.normalized import AffineEnergy, MixtureEnergy, NormalizedEnergy, WarpedEnergy
+from tfp_ebm.networks.residual import ResidualEnergy
 
 # Particles that run at once.
 _MAX_PARTICLES = 2**16
@@ -51,6 +53,8 @@ def complete(network: NormalizedEnergy, x: np.ndarray, num_draws: int, num_parti
     x = np.asarray(x, np.float64)
     if isinstance(network, MixtureEnergy):
         return _of_mixture(network, x, num_draws, num_particles, seed)
+    if isinstance(network, ResidualEnergy):
+        return _resampled(network, network.network, x, num_draws, num_particles, seed)
     if isinstance(network, WarpedEnergy):
         warped = np.array(network.warped)
         with np.errstate(over="ignore"):
@@ -80,13 +84,19 @@ def _rng(seed: Any) -> np.random.Generator:
     return np.random.default_rng([int(word) & 0xFFFFFFFF for word in np.asarray(seed)])
 
 
-def _resampled(network: MixtureEnergy, x: np.ndarray, num_draws: int, num_particles: int, seed: Any) -> Completion:
-    """Draws from the parts that are of given coordinates, and resamples by the density of all parts (Rubin 1987)."""
+def _in_given_coordinates(network: MixtureEnergy) -> MixtureEnergy:
+    """Returns the mixture of the parts that are no energies of linear combinations."""
     kept = [i for i, part in enumerate(network.parts) if not has_linear(part)]
     if not kept:
         raise TypeError("`network` must have a part that is no energy of linear combinations of the coordinates.")
     probs = np.asarray(network.probs, np.float64)[kept]
-    others = MixtureEnergy([network.parts[i] for i in kept], probs / probs.sum(), dtype=network.dtype)
+    return MixtureEnergy([network.parts[i] for i in kept], probs / probs.sum(), dtype=network.dtype)
+
+
+def _resampled(
+    network: NormalizedEnergy, others: NormalizedEnergy, x: np.ndarray, num_draws: int, num_particles: int, seed: Any
+) -> Completion:
+    """Draws from another density, and resamples by the ratio of the densities (Rubin 1987)."""
     number = max(num_draws, num_particles)
     drawn = complete(others, x, number, number, random.fold_in(seed, 0))
     flat = drawn.states.reshape(-1, x.shape[1])
@@ -109,7 +119,7 @@ def _resampled(network: MixtureEnergy, x: np.ndarray, num_draws: int, num_partic
 
 def _of_mixture(network: MixtureEnergy, x: np.ndarray, num_draws: int, num_particles: int, seed: Any) -> Completion:
     if any(has_linear(part) for part in network.parts):
-        return _resampled(network, x, num_draws, num_particles, seed)
+        return _resampled(network, _in_given_coordinates(network), x, num_draws, num_particles, seed)
     parts = [
         complete(part, x, num_draws, num_particles, random.fold_in(seed, i + 1)) for i, part in enumerate(network.parts)
     ]
