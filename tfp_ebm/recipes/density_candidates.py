@@ -40,6 +40,8 @@ _NUM_FINE_FUNCTIONS, _NUM_FINE_NODES = 64, 96
 _MIN_NETWORKS, _MAX_NETWORKS = 3, 8
 # Values of a column that have an output of the network each.
 _MAX_FREE_VALUES = 128
+# Starts of each mixture.
+_NUM_STARTS = 4
 # Columns up to which a kernel density is a candidate.
 MAX_KERNEL_COLUMNS = 64
 # Added to the variances of a Gaussian fitted to rows with missing cells.
@@ -82,7 +84,7 @@ class Table(NamedTuple):
 
     def choose_parts(self, number: int | None) -> tuple[MixtureParameters, MixtureChoice]:
         """Fits a Gaussian mixture, and also returns what the held-out rows chose."""
-        return choose_mixture(self.spread[0], number, seed=self.seed, x_held_out=self.spread[1])
+        return choose_mixture(self.spread[0], number, seed=self.seed, x_held_out=self.spread[1], num_starts=_NUM_STARTS)
 
 
 class Baseline(NamedTuple):
@@ -108,7 +110,7 @@ def baselines(table: Table) -> tuple[dict[str, Baseline], MixtureParameters]:
         found["gaussian"] = _gaussian_of_gaps(table)
         del mixtures["gaussian"]
     for name, (fitted, chosen) in mixtures.items():
-        again = refit_mixture(everything, chosen, seed=table.seed)
+        again = refit_mixture(everything, chosen, seed=table.seed, start=fitted)
         found[name] = Baseline(of_mixture(table, fitted), of_mixture(table, again))
     if size <= MAX_KERNEL_COLUMNS and not table.has_missing and not table.supports:
         kernels = fit_kernel_density(*table.spread, seed=table.seed)
