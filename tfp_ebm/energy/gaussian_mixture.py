@@ -19,6 +19,8 @@ from tfp_ebm.energy.moments import DataMoments
 
 # Numbers of components that are tried, as far as the rows allow, and how often a larger number may fail to be better.
 _SIZES, _PATIENCE = (1, 2, 4, 6, 8, 12, 16, 24, 32), 2
+# Components up to which a fit depends on its start.
+_FEW_COMPONENTS = 8
 # Rows for each free number of a component, and the rows that a fit uses at most.
 _ROWS_PER_PARAMETER, _MAX_ROWS = 2.0, 20_000
 # Rows on which numbers of components are compared: their order shows on few.
@@ -136,8 +138,12 @@ def choose_mixture(
     seed: int,
     x_held_out: np.ndarray | None = None,
     ridge: float | None = None,
+    num_starts: int = 1,
 ) -> tuple[MixtureParameters, MixtureChoice]:
-    """Fits a Gaussian mixture as `fit_mixture` does; also returns what was chosen, for `refit_mixture`."""
+    """Fits a Gaussian mixture as `fit_mixture` does; also returns what was chosen, for `refit_mixture`.
+
+    Of several starts the most likely result is kept: a single one may end with two components for one cluster.
+    """
     moments = DataMoments.of([x])
     z = (x - moments.mean) / moments.scale
     order = np.random.default_rng(seed).permutation(len(z))
@@ -148,17 +154,25 @@ def choose_mixture(
         train, held_out = z[order], (x_held_out - moments.mean) / moments.scale
     train = (z[order] if num_components is not None and ridge is not None else train)[:_MAX_ROWS]
     if num_components is None:
-        number, kind = _choose(train[:_ROWS_TO_COMPARE], held_out, seed, ridge)
+        number, kind = _choose(train[:_ROWS_TO_COMPARE], held_out, seed, ridge, num_starts)
     else:
         number, kind = check_count("num_components", num_components), "full"
         if number > len(x):
             raise ValueError(f"`num_components` must not exceed the {len(x)} rows, got {number}.")
-    fitted, _, chosen = _best_ridge(fit_components(train, number, kind, seed), held_out, ridge)
+    fitted, _, chosen = _best_ridge(fit_components(train, number, kind, seed, num_starts), held_out, ridge)
     return _in_units_of(moments, fitted), MixtureChoice(number, kind, chosen)
 
 
-def refit_mixture(x: np.ndarray, choice: MixtureChoice, *, seed: int = 0) -> MixtureParameters:
+def refit_mixture(
+    x: np.ndarray, choice: MixtureChoice, *, seed: int = 0, start: MixtureParameters | None = None
+) -> MixtureParameters:
     """Fits a mixture of a given form to all rows.
+
+    Args:
+      x: rows `[rows, d]`.
+      choice: the form.
+      seed: of the start.
+      start: a mixture of this form where full covariances start, so that no worse optimum than its own is found.
 
     >>> x = np.random.default_rng(0).normal(size=(100, 2))
     >>> refit_mixture(x, choose_mixture(x, 1, seed=0)[1]).loc.shape
@@ -166,7 +180,12 @@ def refit_mixture(x: np.ndarray, choice: MixtureChoice, *, seed: int = 0) -> Mix
     """
     moments = DataMoments.of([x])
     z = ((x - moments.mean) / moments.scale)[np.random.default_rng(seed).permutation(len(x))[:_MAX_ROWS]]
-    fitted = fit_components(z, choice.num_components, choice.kind, seed)
+    if start is None or choice.kind != "full":
+        fitted = fit_components(z, choice.num_components, choice.kind, seed)
+    else:
+        factor = start.scale_tril / moments.scale[:, None]
+        own = MixtureParameters(start.probs, (start.loc - moments.mean) / moments.scale, factor)
+        fitted = fit_components(z, choice.num_components, choice.kind, seed, start=own)
     return _in_units_of(moments, with_ridge(fitted, choice.ridge))
 
 
@@ -177,7 +196,9 @@ def _in_units_of(moments: DataMoments, fitted: MixtureParameters) -> MixturePara
     return fitted.in_units(moments.mean, moments.scale)
 
 
-def _choose(train: np.ndarray, held_out: np.ndarray, seed: int, ridge: float | None) -> tuple[int, str]:
+def _choose(
+    train: np.ndarray, held_out: np.ndarray, seed: int, ridge: float | None, num_starts: int
+) -> tuple[int, str]:
     """Returns the number of components and the form of their covariances that held-out rows find most likely."""
     size = train.shape[1]
     best, chosen = -np.inf, (1, "full")
@@ -190,7 +211,8 @@ def _choose(train: np.ndarray, held_out: np.ndarray, seed: int, ridge: float | N
         for number in (n for n in _SIZES if n <= min(most, len(train))):
             if number == 1 and kind == "diag":  # a full covariance with the best ridge is at least as likely
                 continue
-            score = _best_ridge(fit_components(train, number, kind, seed), held_out, ridge)[1]
+            starts = num_starts if number <= _FEW_COMPONENTS else 1  # many components cover all clusters
+            score = _best_ridge(fit_components(train, number, kind, seed, starts), held_out, ridge)[1]
             if score > best_of_kind:
                 best_of_kind, waited = score, 0
             else:
@@ -202,7 +224,9 @@ def _choose(train: np.ndarray, held_out: np.ndarray, seed: int, ridge: float | N
     return chosen
 
 
-def fit_components(z: np.ndarray, number: int, kind: str, seed: int, num_starts: int = 1) -> MixtureParameters:
+def fit_components(
+    z: np.ndarray, number: int, kind: str, seed: int, num_starts: int = 1, start: MixtureParameters | None = None
+) -> MixtureParameters:
     """Fits a mixture to standardised rows by expectation maximisation.
 
     Args:
@@ -211,11 +235,17 @@ def fit_components(z: np.ndarray, number: int, kind: str, seed: int, num_starts:
       kind: "full", "diag" or "tied" covariances; the last are one for all components.
       seed: of the starts.
       num_starts: number of starts, of which the most likely result is kept.
+      start: a mixture with full covariances where expectation maximisation starts instead.
     """
     import threadpoolctl
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
+    known = {}
+    if start is not None:
+        inverse = np.linalg.inv(start.scale_tril)
+        precisions = inverse.transpose(0, 2, 1) @ inverse
+        known = {"weights_init": start.probs, "means_init": start.loc, "precisions_init": precisions}
     mixture = GaussianMixture(
         number,
         covariance_type=kind,
@@ -224,6 +254,7 @@ def fit_components(z: np.ndarray, number: int, kind: str, seed: int, num_starts:
         random_state=seed,
         n_init=num_starts,
         init_params="k-means++",
+        **known,
     )
     # The matrices are small: more threads wait for each other.
     with warnings.catch_warnings(), threadpoolctl.threadpool_limits(1):

@@ -6,6 +6,10 @@ log p of what was given, by which the parts of a mixture are weighed.
 In a Gaussian mixture both are in closed form. In an autoregressive energy, given coordinates may come after missing
 ones in its order, and a particle filter draws: particles take a given coordinate as it is, are weighted by its
 conditional probability, and are resampled within their row when weights have become uneven (Doucet & Johansen 2009).
+
+In an energy of linear combinations of the coordinates nothing is given in its own coordinates. A mixture that has such
+parts draws from its other parts instead, and resamples these draws by the ratio of the densities; so does a density
+with a correction, from the density below.
 """
 
 from __future__ import annotations
@@ -18,7 +22,9 @@ import tensorflow as tf
 from tfp_ebm import random
 from tfp_ebm.networks.autoregressive import AutoregressiveEnergy
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
+from tfp_ebm.networks.linear import has_linear
 from tfp_ebm.networks.normalized import AffineEnergy, MixtureEnergy, NormalizedEnergy, WarpedEnergy
+from tfp_ebm.networks.residual import ResidualEnergy
 
 # Particles that run at once.
 _MAX_PARTICLES = 2**16
@@ -47,6 +53,8 @@ def complete(network: NormalizedEnergy, x: np.ndarray, num_draws: int, num_parti
     x = np.asarray(x, np.float64)
     if isinstance(network, MixtureEnergy):
         return _of_mixture(network, x, num_draws, num_particles, seed)
+    if isinstance(network, ResidualEnergy):
+        return _resampled(network, network.network, x, num_draws, num_particles, seed)
     if isinstance(network, WarpedEnergy):
         warped = np.array(network.warped)
         with np.errstate(over="ignore"):
@@ -76,7 +84,42 @@ def _rng(seed: Any) -> np.random.Generator:
     return np.random.default_rng([int(word) & 0xFFFFFFFF for word in np.asarray(seed)])
 
 
+def _in_given_coordinates(network: MixtureEnergy) -> MixtureEnergy:
+    """Returns the mixture of the parts that are no energies of linear combinations."""
+    kept = [i for i, part in enumerate(network.parts) if not has_linear(part)]
+    if not kept:
+        raise TypeError("`network` must have a part that is no energy of linear combinations of the coordinates.")
+    probs = np.asarray(network.probs, np.float64)[kept]
+    return MixtureEnergy([network.parts[i] for i in kept], probs / probs.sum(), dtype=network.dtype)
+
+
+def _resampled(
+    network: NormalizedEnergy, others: NormalizedEnergy, x: np.ndarray, num_draws: int, num_particles: int, seed: Any
+) -> Completion:
+    """Draws from another density, and resamples by the ratio of the densities (Rubin 1987)."""
+    number = max(num_draws, num_particles)
+    drawn = complete(others, x, number, number, random.fold_in(seed, 0))
+    flat = drawn.states.reshape(-1, x.shape[1])
+    log_ratios = np.empty(len(flat))
+    for start in range(0, len(flat), _MAX_PARTICLES):
+        block = tf.constant(flat[start : start + _MAX_PARTICLES], network.dtype)
+        log_ratios[start : start + _MAX_PARTICLES] = np.asarray(others(block) - network(block), np.float64)
+    log_ratios = np.where(np.isfinite(log_ratios), log_ratios, -np.inf).reshape(len(x), number)
+    total = np.logaddexp.reduce(log_ratios, axis=1)
+    shares = np.exp(log_ratios - np.where(np.isfinite(total), total, 0.0)[:, None])
+    shares = np.where(np.isfinite(total)[:, None], shares, 1.0 / number)  # no draw is explained
+    rng = _rng(random.fold_in(seed, 1))
+    # at even distances: as few copies as the weights allow; in random order
+    places = (rng.permuted(np.tile(np.arange(num_draws), (len(x), 1)), axis=1) + rng.random((len(x), 1))) / num_draws
+    cumulated = np.cumsum(shares, 1)
+    chosen = np.stack([np.searchsorted(row / row[-1], at) for row, at in zip(cumulated, places, strict=True)])
+    states = np.take_along_axis(drawn.states, np.minimum(chosen, number - 1)[..., None], 1)
+    return Completion(states, drawn.log_prob + total - np.log(number))
+
+
 def _of_mixture(network: MixtureEnergy, x: np.ndarray, num_draws: int, num_particles: int, seed: Any) -> Completion:
+    if any(has_linear(part) for part in network.parts):
+        return _resampled(network, _in_given_coordinates(network), x, num_draws, num_particles, seed)
     parts = [
         complete(part, x, num_draws, num_particles, random.fold_in(seed, i + 1)) for i, part in enumerate(network.parts)
     ]

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfp_ebm.networks.autoregressive import AutoregressiveEnergy, bounded
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.lattice import integrals_below
+from tfp_ebm.networks.linear import LinearEnergy
 from tfp_ebm.networks.normalized import AffineEnergy, MixtureEnergy, NormalizedEnergy, WarpedEnergy
 
 
@@ -36,7 +37,8 @@ def cumulative(network: NormalizedEnergy, x: np.ndarray, i: int) -> Cumulative:
 
     Raises:
       TypeError: if the network has a part of another kind.
-      ValueError: if other coordinates are given than those before i in the order of an autoregressive energy.
+      ValueError: if other coordinates are given than those before i in the order of an autoregressive energy, or the
+        network has a part of linear combinations of the coordinates.
     """
     if isinstance(network, MixtureEnergy):
         parts = [cumulative(part, x, i) for part in network.parts]
@@ -58,6 +60,11 @@ def cumulative(network: NormalizedEnergy, x: np.ndarray, i: int) -> Cumulative:
         return _of_gaussians(network, x, i, np.flatnonzero(given[0]))
     if isinstance(network, AutoregressiveEnergy):
         return _of_autoregressive(network, x, i, np.flatnonzero(given[0]))
+    if isinstance(network, LinearEnergy):
+        raise ValueError(
+            "`density` must not have parts that are energies of linear combinations of the coordinates: their "
+            "distribution functions have no closed form. Draw with `recipes.impute` instead."
+        )
     raise TypeError(f"`network` must be made of autoregressive energies and Gaussian mixtures, got {network!r}.")
 
 

@@ -117,7 +117,7 @@ class DistributionEnergy(NormalizedEnergy):
         return cls(**{**config, "distribution": serialization.decode(config["distribution"])})
 
 
-class _MappedEnergy(NormalizedEnergy):
+class MappedEnergy(NormalizedEnergy):
     """The energy of x whose image y has the energy E' of another network: E(x) = E'(y) − log |dy/dx|."""
 
     def __init__(self, network: NormalizedEnergy, **kwargs: Any) -> None:
@@ -149,13 +149,13 @@ class _MappedEnergy(NormalizedEnergy):
         return {**super().get_config(), "network": keras.saving.serialize_keras_object(self.network)}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> _MappedEnergy:
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> MappedEnergy:
         """Rebuilds the network from `get_config`."""
         return cls(**{**config, "network": keras.saving.deserialize_keras_object(config["network"], custom_objects)})
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
-class WarpedEnergy(_MappedEnergy):
+class WarpedEnergy(MappedEnergy):
     """The energy of x whose heavy-tailed coordinates are asinh(xᵢ) to another network, with the map's Jacobian.
 
         E(x) = E'(y) + Σ_warped ½ log(1 + xᵢ²),      yᵢ = asinh(xᵢ) where warped, else xᵢ
@@ -201,7 +201,7 @@ class WarpedEnergy(_MappedEnergy):
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
-class AffineEnergy(_MappedEnergy):
+class AffineEnergy(MappedEnergy):
     """The energy of x whose affine map y = shift + scale·x has the energy of another network.
 
         E(x) = E'(shift + scale·x) − Σ log scale

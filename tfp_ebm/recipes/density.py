@@ -1,9 +1,10 @@
 """The density of a table in one call: candidates whose log Z is known, stacked by held-out likelihood.
 
-A Gaussian, a Gaussian mixture, a kernel density and autoregressive energies in several orders of the columns are fitted
-to one part of the rows. The weights of their mixture are found by expectation maximisation on the other part (stacking;
-Smyth & Wolpert 1999). The mixture is an energy with log Z = 0: its log density is exact, and so are its samples. Tables
-of up to 2000 rows are cross-validated instead (`density_small.py`).
+A Gaussian, a Gaussian mixture, a kernel density and autoregressive energies are fitted to one part of the rows: some of
+these energies in several orders of the columns, others of linear combinations of the columns that are learned with
+them. The weights of their mixture are found by expectation maximisation on the other part (stacking; Smyth & Wolpert
+1999). The mixture is an energy with log Z = 0: its log density is exact, and so are its samples. Tables of up to 2000
+rows are cross-validated instead, without linear combinations (`density_small.py`).
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from tfp_ebm.composition import fitted_parts, log_prob_of, mixture, stacked_part
 from tfp_ebm.datasets.columns import TableEncoder
 from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
 from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.networks.linear import has_linear
 from tfp_ebm.networks.supports import check_supports
 from tfp_ebm.recipes import density_small
 from tfp_ebm.recipes.density_candidates import Table, baselines, train_networks
+from tfp_ebm.recipes.density_residual import MAX_COLUMNS, MIN_ROWS, fit_residual
 from tfp_ebm.recipes.density_training import history_of, is_settled, settle_nodes
 from tfp_ebm.recipes.density_units import Units, dequantized, filled
 
 _MIN_ROWS = 10
 # Components of a mixture whose conditionals are proposals, at most.
 _MAX_PROPOSAL_COMPONENTS = 8
+# Weight of the best part that is no energy of linear combinations, if the stack has no such part.
+_LEAST_SHARE = 1e-3
 
 
 def split_rows(x: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,6 +139,11 @@ class _Contest:
         """Returns the mixture of the candidates; `choose` finds the parts that are kept and their weights."""
         log_probs = np.stack(self.log_probs, 1)
         kept, probs = choose(log_probs)
+        if all(has_linear(model.network) for i in kept for model in self.models[i]):
+            # cells can be completed by draws of a part in the given coordinates alone
+            others = [i for i, part in enumerate(self.models) if not has_linear(part[0].network)]
+            kept = np.append(kept, max(others, key=lambda i: log_probs[:, i].mean()))
+            probs = np.append((1.0 - _LEAST_SHARE) * probs, _LEAST_SHARE)
         self.note("stack", np.logaddexp.reduce(log_probs[:, kept] + np.log(probs), axis=1))
         models = [self.models[i] for i in kept]
         shares = [prob / len(part) for part, prob in zip(models, probs, strict=True) for _ in part]
@@ -146,6 +156,7 @@ def fit_density(
     minutes: float | None = None,
     validation: float = 0.1,
     supports: Mapping[int, Any] | None = None,
+    residual: bool = False,
     seed: int = 0,
     verbose: int = 1,
 ) -> EnergyModel:
@@ -162,6 +173,10 @@ def fit_density(
         supports do not need it: all their rows do both, by cross-validation. Below 100 rows these train no networks.
       supports: for columns of an array that take a few values, such as ratings or codes of categories, these values: a
         mapping from column numbers to lists. Such columns have probabilities, and p is a density in the other columns.
+      residual: whether the stack is corrected by an energy of all columns, learned by noise contrastive estimation with
+        the stack as the noise. It is kept if the held-out log-likelihood is better by more than two standard errors,
+        log Z's included; it is the candidate "residual" then. This is for tables of at least 5000 rows, of 32 columns
+        at most, without supports and missing cells. RESIDUAL_REASON
       seed: of the split, all weights and all batches.
       verbose: 1 prints each candidate's held-out log-likelihood, and the time that is left; 0 prints nothing.
 
@@ -210,7 +225,7 @@ def fit_density(
     if num_rows <= density_small.MAX_ROWS and not values:
         fit = _fit_by_folds(rows, seconds, limit, seed, verbose)
     else:
-        fit = _fit_by_split(rows, values, validation, seconds, limit, seed, verbose)
+        fit = _fit_by_split(rows, values, validation, seconds, limit, seed, verbose, residual)
     model = fit.model
     model.seed = seed
     model.compile(loss=NegativeLogLikelihood())  # for `evaluate`
@@ -228,6 +243,7 @@ def _fit_by_split(
     limit: float,
     seed: int,
     verbose: int,
+    with_residual: bool,
 ) -> _Fit:
     """Fits candidates to one part of the rows, and stacks them on the other."""
     train, held_out = split_rows(rows, validation, seed)
@@ -263,7 +279,27 @@ def _fit_by_split(
             raise
         is_cut = True
         warn(f"the fit was interrupted and keeps the {len(contest.models)} candidates that it has.")
-    return _Fit(contest.stack(), contest.results, contest.histories, is_cut)
+    model = contest.stack()
+    can_be_corrected = len(rows) >= MIN_ROWS and rows.shape[1] <= MAX_COLUMNS and not (values or units.has_missing)
+    if with_residual and can_be_corrected and not is_cut:
+        model = _corrected(model, rows, train, held_out, contest, seed)
+    return _Fit(model, contest.results, contest.histories, is_cut)
+
+
+def _corrected(
+    model: EnergyModel, rows: np.ndarray, train: np.ndarray, held_out: np.ndarray, contest: _Contest, seed: int
+) -> EnergyModel:
+    """Returns a density with a correction if that is better, else the density."""
+    loc, scale = (np.asarray(value, np.float64) for value in (model.standardization.loc, model.standardization.scale))
+    z = (rows - loc) / scale
+    network = fit_residual(model.network, z[train], z[held_out], seed)
+    if network is None:
+        return model
+    corrected = EnergyModel(network)
+    corrected.standardization.loc.assign(loc)
+    corrected.standardization.scale.assign(scale)
+    contest.note("residual", log_prob_of(corrected, rows[held_out]))
+    return corrected
 
 
 def _fit_by_folds(rows: np.ndarray, seconds: float, limit: float, seed: int, verbose: int) -> _Fit:

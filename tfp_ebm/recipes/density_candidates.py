@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from tfp_ebm.energy.gaussian_mixture import (
 )
 from tfp_ebm.energy.missing import fit_gaussian
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
+from tfp_ebm.networks.linear import LinearEnergy
 from tfp_ebm.networks.normalized import NormalizedEnergy
 from tfp_ebm.recipes.density_training import (
     MANY_ROWS,
@@ -38,10 +40,22 @@ _NUM_FINE_FUNCTIONS, _NUM_FINE_NODES = 64, 96
 _MIN_NETWORKS, _MAX_NETWORKS = 3, 8
 # Values of a column that have an output of the network each.
 _MAX_FREE_VALUES = 128
+# Starts of each mixture.
+_NUM_STARTS = 4
 # Columns up to which a kernel density is a candidate.
 MAX_KERNEL_COLUMNS = 64
 # Added to the variances of a Gaussian fitted to rows with missing cells.
 RIDGES = (0.0, 1e-3, 0.01, 0.03, 0.1)
+# Columns up to which linear combinations are learned, and rows and steps that find where this starts.
+_MAX_LINEAR_COLUMNS, _MAX_DEMIXED_ROWS, _MAX_DEMIXING_STEPS = 32, 10_000, 200
+# The condition number up to which a covariance is far enough from singular for them.
+_MAX_CONDITION = 1e8
+# A kind of network whose held-out loss is this much worse than that of the best kind, in nats, has no further turn.
+_MAX_LOSS_BEHIND = 0.05
+# By which a kind may be worse than another that has one network more, and still has the next turn.
+_LOSS_PER_NETWORK = 0.01
+# The turn of a second network whose proposals are the conditionals of a mixture.
+_SECOND_MIXTURE = 4
 # Of the first training, on two processor cores.
 SECONDS_TO_COMPILE = 10.0
 
@@ -70,15 +84,7 @@ class Table(NamedTuple):
 
     def choose_parts(self, number: int | None) -> tuple[MixtureParameters, MixtureChoice]:
         """Fits a Gaussian mixture, and also returns what the held-out rows chose."""
-        return choose_mixture(self.spread[0], number, seed=self.seed, x_held_out=self.spread[1])
-
-
-class Candidate(NamedTuple):
-    """An autoregressive energy to train: its name, the kind of its proposals, and the order of the columns."""
-
-    name: str
-    kind: str
-    order: list[int]
+        return choose_mixture(self.spread[0], number, seed=self.seed, x_held_out=self.spread[1], num_starts=_NUM_STARTS)
 
 
 class Baseline(NamedTuple):
@@ -104,7 +110,7 @@ def baselines(table: Table) -> tuple[dict[str, Baseline], MixtureParameters]:
         found["gaussian"] = _gaussian_of_gaps(table)
         del mixtures["gaussian"]
     for name, (fitted, chosen) in mixtures.items():
-        again = refit_mixture(everything, chosen, seed=table.seed)
+        again = refit_mixture(everything, chosen, seed=table.seed, start=fitted)
         found[name] = Baseline(of_mixture(table, fitted), of_mixture(table, again))
     if size <= MAX_KERNEL_COLUMNS and not table.has_missing and not table.supports:
         kernels = fit_kernel_density(*table.spread, seed=table.seed)
@@ -155,7 +161,7 @@ class Trained(NamedTuple):
     """An autoregressive candidate, whether time, or the user, ended its training, and the training."""
 
     name: str
-    network: networks.AutoregressiveEnergy
+    network: Any
     is_cut: bool
     training: Training
 
@@ -178,32 +184,45 @@ def train_networks(
     settings = settings_for_rows(len(table.y), size)
     most = _MIN_NETWORKS if table.supports else _MAX_NETWORKS  # with supports, each order is compiled by itself
     each = seconds_of(settings, size)
-    plan = _plan(size, int(np.clip(seconds / each, _MIN_NETWORKS, most)), seed, parts is not None)
+    total = 1 if size == 1 else int(np.clip(seconds / each, _MIN_NETWORKS, most))
+    with_linear = total > _MIN_NETWORKS and _can_be_demixed(table)
+    kinds = ["free", *["mixture"] * (parts is not None), *["linear"] * with_linear][:total]
+    turns = _Turns(kinds, size, seed)
     trainers: dict[str, Trainer] = {}
     spent = 0.0
-    for number, (name, kind, order) in enumerate(plan):
+    for number in range(total):
         start = time.monotonic()
-        left = len(plan) - number
+        name, kind, order = turns.next()
+        left = total - number
         if verbose:
             about = min(limit - spent, left * (spent / number if number else each + SECONDS_TO_COMPILE))
-            print(f"training {name}, {number + 1} of {len(plan)}; about {max(about, 0.0):.0f} s left", flush=True)
-        own = network_of(kind, table, settings, parts, order)
+            print(f"training {name}, {number + 1} of {total}; about {max(about, 0.0):.0f} s left", flush=True)
+        own: Any = network_of(kind, table, settings, parts, None if kind == "linear" else order)
+        rows, held_out = table.y, table.y_held_out
+        matrix = demixing(rows, seed + number)[order] if kind == "linear" else None
+        if matrix is not None:
+            own = LinearEnergy(own)
+            rows, held_out = ((part @ matrix.T).astype(np.float32) for part in (rows, held_out))
+        elif not table.supports:  # a network of its own orders the columns itself
+            rows, held_out = rows[:, order], held_out[:, order]
         if table.supports:
             trainer = Trainer(own, settings, seed)
         else:
             if kind not in trainers:
-                trainers[kind] = Trainer(network_of(kind, table, settings, parts), settings, seed)
+                first: Any = network_of(kind, table, settings, parts)
+                trainers[kind] = Trainer(first if matrix is None else LinearEnergy(first), settings, seed)
             trainer = trainers[kind]
-        columns = list(range(size)) if table.supports else order  # a network of its own orders the columns itself
         if kind == "mixture" and parts is not None:
             trainer.start_at(parts, order)
-        training = trainer.train(
-            table.y[:, columns], table.y_held_out[:, columns], max(limit - spent, 0.01) / left, seed + number
-        )
+        training = trainer.train(rows, held_out, max(limit - spent, 0.01) / left, seed + number)
         if training.weights is None:
             raise KeyboardInterrupt
         own.set_weights(training.weights)
+        if matrix is not None:
+            own.put_before(matrix, rows)
+            training = training.of_units(-float(np.linalg.slogdet(matrix)[1]))
         spent += time.monotonic() - start
+        turns.judge(kind, min(training.held_out_losses))
         yield Trained(name, own, training.is_cut, training)
         if training.is_interrupted:
             raise KeyboardInterrupt
@@ -212,7 +231,7 @@ def train_networks(
 def network_of(
     kind: str, table: Table, settings: Settings, parts: MixtureParameters | None, order: list[int] | None = None
 ) -> networks.AutoregressiveEnergy:
-    """Returns an untrained network: with free proposals, or with the conditionals of a mixture of as many parts."""
+    """Returns an untrained network: its proposals are free, or the conditionals of a mixture of as many parts."""
     size = table.y.shape[1]
     more = int(size > _FEW_COLUMNS)
     of_mixture = kind == "mixture" and parts is not None
@@ -238,19 +257,69 @@ def network_of(
     return network
 
 
-def _plan(size: int, number: int, seed: int, has_mixture: bool) -> list[Candidate]:
-    """Returns the autoregressive candidates: kinds of proposals and orders of the columns."""
-    natural = list(range(size))
-    if size == 1:
-        return [Candidate("autoregressive_1", "free", natural)]
-    rng = np.random.default_rng([seed, 7])
-    orders = [natural, natural[::-1], *(rng.permutation(size).tolist() for _ in range(number))]
-    kinds = ["free", "mixture" if has_mixture else "free", *["free"] * number]
-    counts = {"free": 0, "mixture": 0}
-    candidates = []
-    for i in range(number):
-        kind = kinds[i % 3] if i < 6 else "free"
-        counts[kind] += 1
-        name = f"autoregressive_{'mixture_' if kind == 'mixture' else ''}{counts[kind]}"
-        candidates.append(Candidate(name, kind, orders[counts[kind] - 1 if kind == "free" else -counts[kind]]))
-    return candidates
+class _Turns:
+    """Whose turn it is to be trained: each kind once, then the kinds that do well, in further orders of the columns.
+
+    Args:
+      kinds: "free" proposals, the conditionals of a "mixture", and "linear" combinations of the columns.
+      size: number of columns.
+      seed: of the orders.
+    """
+
+    def __init__(self, kinds: Sequence[str], size: int, seed: int) -> None:
+        self._kinds = tuple(kinds)
+        natural = list(range(size))
+        rng = np.random.default_rng([seed, 7])
+        self._orders = [natural, natural[::-1], *(rng.permutation(size).tolist() for _ in range(_MAX_NETWORKS))]
+        self._counts = dict.fromkeys(kinds, 0)
+        self._losses: dict[str, float] = {}
+
+    def next(self) -> tuple[str, str, list[int]]:
+        """Returns the name of the next candidate, its kind and its order."""
+        kind = self._next_kind(sum(self._counts.values()))
+        self._counts[kind] += 1
+        count = self._counts[kind]
+        prefix = "autoregressive_" + ("" if kind == "free" else f"{kind}_")
+        return f"{prefix}{count}", kind, self._orders[count - 1 if kind == "free" else -count]
+
+    def _next_kind(self, number: int) -> str:
+        if number < len(self._kinds):
+            return self._kinds[number]
+        best = min(self._losses.values())
+        good = [kind for kind in self._kinds if self._losses[kind] <= best + _MAX_LOSS_BEHIND]
+        others = [kind for kind in good if kind != "mixture"]
+        if not others or ("mixture" in good and number == _SECOND_MIXTURE):
+            return "mixture"
+        return min(others, key=lambda kind: self._losses[kind] + _LOSS_PER_NETWORK * self._counts[kind])
+
+    def judge(self, kind: str, loss: float) -> None:
+        """Notes the loss of a candidate on the rows held out."""
+        self._losses[kind] = min(loss, self._losses.get(kind, np.inf))
+
+
+def _can_be_demixed(table: Table) -> bool:
+    """Returns whether linear combinations of the columns have a density, and are worth a training."""
+    size = table.y.shape[1]
+    if table.supports or table.has_missing or not 2 < size <= _MAX_LINEAR_COLUMNS:
+        return False
+    return bool(np.linalg.cond(np.cov(table.y.T.astype(np.float64))) <= _MAX_CONDITION)
+
+
+def demixing(y: np.ndarray, seed: int) -> np.ndarray:
+    """Returns the matrix of linear combinations of columns that are as independent as they can be, `[size, size]`.
+
+    They are found by independent component analysis (FastICA; Hyvärinen & Oja 2000), and have unit variance.
+
+    >>> y = np.random.default_rng(0).uniform(-1.0, 1.0, size=(2000, 2)) @ [[1.0, 1.0], [-1.0, 1.0]]
+    >>> np.abs(demixing(y, seed=0) * [1.0, 1.0] / demixing(y, seed=0)[:, :1]).round(1).tolist()
+    [[1.0, 1.0], [1.0, 1.0]]
+    """
+    from sklearn.decomposition import FastICA
+    from sklearn.exceptions import ConvergenceWarning
+
+    rows = np.random.default_rng(seed).permutation(len(y))[:_MAX_DEMIXED_ROWS]
+    analysis = FastICA(whiten="unit-variance", max_iter=_MAX_DEMIXING_STEPS, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the matrix is only where training starts
+        analysis.fit(y[rows].astype(np.float64))
+    return np.asarray(analysis.components_)

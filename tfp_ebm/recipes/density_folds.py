@@ -34,6 +34,8 @@ _MAX_PROPOSAL_COMPONENTS = 8
 # Components that are tried, and how often a larger number may fail to be better; rows for each component at least.
 _SIZES, _PATIENCE, _ROWS_PER_COMPONENT = (2, 3, 4, 6, 8, 12, 16, 24), 2, 6
 _NUM_STARTS = 2
+# Fits with further starts, if one looks bad.
+_MAX_REFITS = 5
 _RIDGES = (0.0, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 0.6)
 _BANDWIDTHS = np.geomspace(0.05, 2.0, 24)
 _KERNEL_SHRINKAGES = (1.0, 0.1, 0.5)
@@ -177,9 +179,20 @@ def _judge(
 
     def again(rows: np.ndarray) -> MixtureParameters:
         moments = DataMoments.of([rows])
+        kept: MixtureParameters | None = None
+        score = -np.inf
         with threadpoolctl.threadpool_limits(1):
-            variants = fit((rows - moments.mean) / moments.scale, seed)
-        return variants[best].in_units(moments.mean, moments.scale)
+            for start in range(_MAX_REFITS):
+                one = fit((rows - moments.mean) / moments.scale, seed + start)[best]
+                one = one.in_units(moments.mean, moments.scale)
+                value = float(one.log_prob(rows).mean())
+                if kept is None or value > score:
+                    kept, score = one, value
+                # a fit that is less likely on its own rows than others were on theirs has a bad optimum
+                if score >= log_probs[best].mean():
+                    break
+        assert kept is not None
+        return kept
 
     return Chosen(log_probs[best], number, again)
 

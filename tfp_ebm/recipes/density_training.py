@@ -17,6 +17,7 @@ from tfp_ebm.caller import warn
 from tfp_ebm.energy.data import shuffled_batches
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters
 from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.networks.linear import LinearEnergy
 from tfp_ebm.networks.normalized import NormalizedEnergy
 
 # How often a training is judged on the held-out rows, and after how many judgements without a better one it ends.
@@ -29,6 +30,9 @@ _SECONDS_PER_STEP, _SECONDS_PER_NUMBER = 1.5e-3, 1.4e-6
 
 # Nodes of the lattices that are tried, and their error at most, in nats a row.
 _NUM_NODES, _MAX_QUADRATURE_ERROR = (128, 512), 1e-3
+
+# A training that learns linear combinations of the columns moves them, by about this factor at most.
+_LINEAR_RANGE = 1.5
 
 
 class Settings(NamedTuple):
@@ -177,6 +181,11 @@ class Training(NamedTuple):
     held_out_losses: list[float]
     snapshots: dict[int, list[np.ndarray]]
 
+    def of_units(self, shift: float) -> Training:
+        """Returns the training with losses of rows in other units, in which energies are larger by a number."""
+        losses = [loss + shift for loss in self.losses]
+        return self._replace(losses=losses, held_out_losses=[loss + shift for loss in self.held_out_losses])
+
 
 def history_of(
     trainings: Sequence[Training],
@@ -217,6 +226,8 @@ class Trainer:
 
     def __init__(self, network: NormalizedEnergy, settings: Settings, seed: int) -> None:
         self.network, self.settings = network, settings
+        self._is_linear = isinstance(network, LinearEnergy)
+        self._autoregressive: Any = network.network if isinstance(network, LinearEnergy) else network
         self._initial = network.get_weights()
         self._model = EnergyModel(_GapsAsFlags(network) if network.allows_missing else network, seed=seed)
         optimizer = keras.optimizers.Adam(
@@ -253,8 +264,9 @@ class Trainer:
         settings = self.settings
         optimizer = self._model.optimizer
         self.network.set_weights(self._initial)
-        ordered = z[:, list(self.network.order)]
-        self.network.seen_range.assign(np.stack([np.nanmin(ordered, axis=0), np.nanmax(ordered, axis=0)]))
+        ordered = z[:, list(self._autoregressive.order)]
+        seen = np.stack([np.nanmin(ordered, axis=0), np.nanmax(ordered, axis=0)])
+        self._autoregressive.seen_range.assign(_LINEAR_RANGE * seen if self._is_linear else seen)
         if self._fresh is None:
             optimizer.build(self._model.trainable_variables)
             self._fresh = [np.array(variable) for variable in optimizer.variables]
@@ -300,6 +312,8 @@ class Trainer:
 
 def settle_nodes(network: Any, y: np.ndarray) -> float:
     """Makes the lattice finer until its error is small; returns the error of the mean log density of rows, in nats."""
+    if isinstance(network, LinearEnergy):
+        network, y = network.network, network.forward(y)
     error = math.inf
     for number in _NUM_NODES:
         network.num_nodes = (network.num_nodes[0], number)
