@@ -1,4 +1,4 @@
-"""A recipe for data of few coordinates: one energy of the data at all noise levels, with log p at each."""
+"""Recipes of one energy of the data at all noise levels, with log p at each: few coordinates, and small images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfp_ebm import losses, networks
 from tfp_ebm.arguments import check_count, check_data, check_positive
 from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.networks.noise_levels import NoiseLevelEnergy
 
 # Number of batches that one compiled call runs, and the steps over which weights are averaged.
 _STEPS_PER_EXECUTION, _AVERAGED_STEPS = 50, 500.0
@@ -65,8 +67,6 @@ def noise_levels(
     0.0
     """
     x = check_data("x", x)
-    num_steps = check_count("num_steps", num_steps)
-    loss = losses.DualScoreMatching(sigma_min, sigma_max, average_targets=average_targets)
     network = networks.noise_level_mlp(
         x.shape[1:],
         units,
@@ -77,6 +77,72 @@ def noise_levels(
     )
     model = EnergyModel(network, seed=seed)
     model.adapt(x)
+    return _compiled(model, sigma_min, num_steps, learning_rate, average_targets)
+
+
+def noise_level_images(
+    x: Any,
+    num_steps: int = 5000,
+    *,
+    sigma_min: float = 0.05,
+    sigma_max: float = 10.0,
+    network: NoiseLevelEnergy | None = None,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> EnergyModel:
+    """Returns a compiled conditional model for small images of few grey levels, ready to `fit` by dual score matching.
+
+    It has the same log p, draws and checks as the model of `noise_levels`. All pixels have one scale, the standard
+    deviation of the pixels of `x` around their means, which is also the unit of the noise scales. Bits per dimension
+    are `evaluation.bits_per_dimension(model.given(sigma_min), test, 0.0, bin_width)`.
+
+    Args:
+      x: dequantised images `[rows, height, width, channels]`, such as `datasets.digits(images=True)`.
+      num_steps: optimizer steps that `fit` will take. The settings are meant for batches of 256 rows.
+      sigma_min: the smallest noise scale; by default, a third of a grey level of scikit-learn's digits.
+      sigma_max: the largest noise scale.
+      network: the network; None: `networks.noise_level_convnet` with 64, 128 and 128 filters and 256 units.
+      learning_rate: the learning rate at the start.
+      seed: seed of the initial weights and of all random numbers.
+
+    Returns:
+      A compiled, adapted `EnergyModel`.
+
+    Raises:
+      TypeError, ValueError: if `x` is not a finite array of images, or an argument is out of range.
+
+    >>> import tfp_ebm as ebm
+    >>> x = ebm.datasets.digits(images=True)[:128]
+    >>> network = ebm.networks.noise_level_convnet([8, 8, 1], filters=[4], units=[8])
+    >>> model = noise_level_images(x, num_steps=2, network=network)
+    >>> history = model.fit(x, batch_size=64, epochs=1, verbose=0)
+    >>> float(model.given(0.05).log_normalizer)
+    0.0
+    """
+    x = check_data("x", x)
+    if x.ndim != 4:
+        raise ValueError(f"`x` must be images [rows, height, width, channels], got the shape {x.shape}.")
+    if network is None:
+        network = networks.noise_level_convnet(
+            x.shape[1:], (64, 128, 128), strides=(1, 2, 2), units=(256,), sigma_max=sigma_max, seed=seed
+        )
+    elif not isinstance(network, NoiseLevelEnergy):
+        raise TypeError(f"`network` must be a `NoiseLevelEnergy`, got {type(network).__name__}.")
+    model = EnergyModel(network, seed=seed)
+    model.adapt(x)
+    standardization = model.standardization
+    scale = np.sqrt(np.mean(np.square(standardization.scale.numpy())))
+    standardization.scale.assign(np.full(x.shape[1:], scale))
+    network.adapt_to(standardization.to_z(np.asarray(x, model.dtype)).numpy())
+    return _compiled(model, sigma_min, num_steps, learning_rate, average_targets=True)
+
+
+def _compiled(
+    model: EnergyModel, sigma_min: float, num_steps: int, learning_rate: float, average_targets: bool
+) -> EnergyModel:
+    """Compiles a model of a `NoiseLevelEnergy` with dual score matching between `sigma_min` and its largest level."""
+    num_steps = check_count("num_steps", num_steps)
+    loss = losses.DualScoreMatching(sigma_min, model.network.sigma_max, average_targets=average_targets)
     schedule = keras.optimizers.schedules.CosineDecay(check_positive("learning_rate", learning_rate), num_steps)
     optimizer = keras.optimizers.Adam(
         schedule,
