@@ -86,6 +86,7 @@ def noise_level_images(
     *,
     sigma_min: float = 0.05,
     sigma_max: float = 10.0,
+    units: Sequence[int] = (256, 256, 256),
     network: NoiseLevelEnergy | None = None,
     learning_rate: float = 1e-3,
     seed: int = 0,
@@ -94,14 +95,16 @@ def noise_level_images(
 
     It has the same log p, draws and checks as the model of `noise_levels`. All pixels have one scale, the standard
     deviation of the pixels of `x` around their means, which is also the unit of the noise scales. Bits per dimension
-    are `evaluation.bits_per_dimension(model.given(sigma_min), test, 0.0, bin_width)`.
+    are `evaluation.bits_per_dimension(model.given(sigma_min), test, 0.0, bin_width)`. The network sees grey levels by
+    waves of each pixel, and its energy is quadratic in its outputs, without which there is mass between the digits.
 
     Args:
       x: dequantised images `[rows, height, width, channels]`, such as `datasets.digits(images=True)`.
       num_steps: optimizer steps that `fit` will take. The settings are meant for batches of 256 rows.
       sigma_min: the smallest noise scale; by default, a third of a grey level of scikit-learn's digits.
       sigma_max: the largest noise scale.
-      network: the network; None: `networks.noise_level_convnet` with 64, 128 and 128 filters and 256 units.
+      units: widths of the hidden layers of `networks.noise_level_mlp`.
+      network: another network, such as `networks.noise_level_convnet`, in place of that; `units` then has no effect.
       learning_rate: the learning rate at the start.
       seed: seed of the initial weights and of all random numbers.
 
@@ -123,8 +126,16 @@ def noise_level_images(
     if x.ndim != 4:
         raise ValueError(f"`x` must be images [rows, height, width, channels], got the shape {x.shape}.")
     if network is None:
-        network = networks.noise_level_convnet(
-            x.shape[1:], (64, 128, 128), strides=(1, 2, 2), units=(256,), sigma_max=sigma_max, seed=seed
+        network = networks.noise_level_mlp(
+            x.shape[1:],
+            units,
+            sigma_max=sigma_max,
+            fourier_features=0,
+            num_components=1,
+            seed=seed,
+            num_waves=5,
+            is_quadratic=True,
+            is_bounded=True,
         )
     elif not isinstance(network, NoiseLevelEnergy):
         raise TypeError(f"`network` must be a `NoiseLevelEnergy`, got {type(network).__name__}.")
@@ -133,6 +144,7 @@ def noise_level_images(
     standardization = model.standardization
     scale = np.sqrt(np.mean(np.square(standardization.scale.numpy())))
     standardization.scale.assign(np.full(x.shape[1:], scale))
+    standardization.loc.assign(np.full(x.shape[1:], 0.5 * (np.min(x) + np.max(x))))
     network.adapt_to(standardization.to_z(np.asarray(x, model.dtype)).numpy())
     return _compiled(model, sigma_min, num_steps, learning_rate, average_targets=True)
 
