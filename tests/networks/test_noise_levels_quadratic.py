@@ -1,4 +1,4 @@
-"""Energies over noise levels of many coordinates: quadratic residuals in closed form, their floor, bounded data, waves."""
+"""Energies over noise levels of many coordinates: quadratic residuals, their floor, bounded data, waves."""
 
 import keras
 import numpy as np
