@@ -360,6 +360,7 @@ class EnergyModel(EnergyTrainer):
             optional `step_size` replaces the kernel's own.
         Without `kernel`, if log Z is known: log_prob(x), and exact samples by sample(num_samples, seed) or draw; else,
           with a base of at most 50 coordinates: draw(num_samples, seed) and log_normalizer(seed), by particles.
+          A model at one noise level has log_prob(x), and draw and log_normalizer by particles down the noise.
 
         Args:
           filepath: the directory. If it exists, it must be empty or hold a SavedModel, which is replaced atomically.
