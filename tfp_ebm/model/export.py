@@ -25,8 +25,8 @@ from tfp_ebm.caller import warn
 from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
-from tfp_ebm.mcmc.running.steps import last_state
 from tfp_ebm.mcmc.noise_levels import frozen_descent
+from tfp_ebm.mcmc.running.steps import last_state
 from tfp_ebm.mcmc.sequential_monte_carlo import frozen_run
 from tfp_ebm.model.default_draws import suits_sequential_monte_carlo
 from tfp_ebm.networks.noise_levels import has_log_normalizer_zero, level_of
@@ -186,7 +186,7 @@ def particle_samplers(
 
     `draw(num_samples, seed)` returns states `[num_samples, *event]`, in passes of 1024 particles.
     `log_normalizer(seed)` returns an estimate of log Z, a float64 scalar; its exponential has the mean Z. Base,
-    temperatures or noise levels, and step sizes are those of the run. A warning gives its verdict, unless that is empty.
+    temperatures or noise levels, and step sizes are those of the run. A warning gives its verdict, unless it is empty.
 
     Args:
       energy_function: E_z, with its standardisation.
