@@ -26,6 +26,8 @@ def noise_levels(
     units: Sequence[int] = (192, 192, 192),
     fourier_features: int = 64,
     num_components: int = 16,
+    num_waves: int = 0,
+    is_bounded: bool = False,
     learning_rate: float = 2e-3,
     average_targets: bool = True,
     seed: int = 0,
@@ -49,6 +51,9 @@ def noise_levels(
       units: widths of the hidden layers.
       fourier_features: number of plane waves among the inputs; they help in eight coordinates too.
       num_components: number of Gaussians in the mixture at which the model starts.
+      num_waves: number of frequencies 1, 2, 4, … of waves of each coordinate among the inputs, which resolve edges.
+      is_bounded: whether the data have a known range, outside of which the energy then grows as that of noise. Set it
+        with `num_waves`, because waves can put mass outside of the data where no loss sees it.
       learning_rate: the learning rate at the start.
       average_targets: as for `losses.DualScoreMatching`; False for rows with sample weights.
       seed: seed of the initial weights and of all random numbers.
@@ -74,6 +79,8 @@ def noise_levels(
         fourier_features=fourier_features,
         num_components=num_components,
         seed=seed,
+        num_waves=num_waves,
+        is_bounded=is_bounded,
     )
     model = EnergyModel(network, seed=seed)
     model.adapt(x)
