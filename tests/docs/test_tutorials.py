@@ -26,6 +26,7 @@ NAMES = [
     "10_in_practice",
     "11_densities_of_tables",
     "12_a_users_own_table",
+    "13_noise_levels",
 ]
 ROW = re.compile(r"^(.+?) +\| +(\S+) \| (.+?) +\| holds$", re.MULTILINE)
 NUMBER = r"([-+\d.e]+)"

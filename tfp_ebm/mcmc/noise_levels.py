@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +25,7 @@ from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.clusters import MAX_POINTS, find_clusters
 from tfp_ebm.mcmc.draws import Draws, judged_draws
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
+from tfp_ebm.mcmc.running.frozen import draws_of_passes
 from tfp_ebm.mcmc.running.noise_levels import Descended, LevelSettings, descend, value_and_gradient
 from tfp_ebm.mcmc.weights import jackknife_of_log_mean
 from tfp_ebm.networks.noise_levels import NoiseLevelEnergy
@@ -108,9 +109,8 @@ def anneal_noise_levels(
     if not low < high:
         raise ValueError(f"`sigma_min` must be below `sigma_max`, got {sigma_min} and {sigma_max}.")
     num_samples, num_groups = check_count("num_samples", num_samples), check_count("num_groups", num_groups, 2)
-    size = math.prod(base.event_shape)
     if num_levels is None:
-        num_levels = 2 + math.ceil(_LEVELS_PER_E * math.sqrt(size) * math.log(high / low))
+        num_levels = _number_of_levels(base, low, high)
     run = _Run(
         target,
         base,
@@ -121,6 +121,61 @@ def anneal_noise_levels(
         check_jit_compile(jit_compile),
     )
     return run.draws(num_samples, Coordinates.of(energy_function))
+
+
+class FrozenDescent(NamedTuple):
+    """Passes down the noise levels with known step sizes, inside a graph that depends on TensorFlow alone.
+
+    Attributes:
+      base: the distribution from which particles start.
+      settings: the settings.
+      sigmas: the noise scales, in decreasing order.
+      log_step_sizes: log ε at each of them.
+      num_last_moves: number of moves after the last resampling.
+    """
+
+    base: tfp.distributions.Distribution
+    settings: LevelSettings
+    sigmas: np.ndarray
+    log_step_sizes: np.ndarray
+    num_last_moves: int
+
+    def draw(self, target: Any, num_samples: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Draws flat states `[num_samples, d]` at the smallest level of log f(x, σ); seed is int32[2]."""
+        shape = (self.settings.num, math.prod(self.base.event_shape))
+        return draws_of_passes(lambda seed: self._pass(target, seed).x, shape, self.base.dtype, num_samples, seed)
+
+    def log_normalizer(self, target: Any, seed: tf.Tensor) -> tf.Tensor:
+        """Estimates log Z by one pass; the mean of the estimates of Z over seeds is exactly Z. Float64 scalar."""
+        return tf.reduce_logsumexp(self._pass(target, seed).log_normalizers) - math.log(self.settings.num_groups)
+
+    def _pass(self, target: Any, seed: tf.Tensor) -> Descended:
+        return descend(
+            lambda: target,
+            self.base,
+            self.settings,
+            tf.constant(self.sigmas, self.base.dtype),
+            tf.constant(self.log_step_sizes, tf.float64),
+            (tf.constant(_MOVES), tf.constant(self.num_last_moves)),
+            tf.constant(True),
+            tf.constant(0),
+            seed,
+        )
+
+
+def frozen_descent(network: NoiseLevelEnergy, sigma: float) -> tuple[FrozenDescent, Draws]:
+    """Runs the particles of a network once down to `sigma`; returns the plan of later passes in graphs, and draws."""
+    base, (groups, last_moves) = network.reference(network.sigma_max), (8, 20)
+    num_levels = _number_of_levels(base, sigma, network.sigma_max)
+    sigmas = np.geomspace(network.sigma_max, sigma, num_levels)
+    settings = LevelSettings(_MIN_PARTICLES, groups, _NUM_LEAPFROG_STEPS)
+    run = _Run(network.unnormalized_log_prob, base, sigmas, settings, last_moves, random.stateless_seed(0), "auto")
+    draws = run.draws(_MIN_PARTICLES, Coordinates.of(None))
+    return FrozenDescent(base, settings, sigmas, run.log_step_sizes, last_moves), draws
+
+
+def _number_of_levels(base: tfp.distributions.Distribution, low: float, high: float) -> int:
+    return 2 + math.ceil(_LEVELS_PER_E * math.sqrt(math.prod(base.event_shape)) * math.log(high / low))
 
 
 class _Run:
@@ -138,6 +193,7 @@ class _Run:
     ) -> None:
         self._target, self._base, self._settings, self._seed = target, base, settings, seed
         self._sigmas, self._num_last_moves, self._jit_compile = sigmas, num_last_moves, jit_compile
+        self.log_step_sizes = np.zeros(0)
         self._event_shape, self._key = tuple(base.event_shape), serialization.fingerprint(base)
 
     def draws(self, num_samples: int, coordinates: Coordinates) -> Draws:
@@ -152,6 +208,7 @@ class _Run:
         refreshed = int(np.sum(self._sigmas**2 > of_data)) - 1
         pilot = settings._replace(num=min(settings.num, settings.num_groups * (_MIN_PARTICLES // settings.num_groups)))
         plan = self._pass(pilot, tf.fill([levels], tf.constant(first, tf.float64)), False, refreshed, _FIRST)
+        self.log_step_sizes = plan.log_step_sizes.numpy()
         passed = self._pass(settings, plan.log_step_sizes, True, refreshed, _SECOND)
         x, groups = passed.x.numpy().astype(np.float64), passed.groups.numpy()
         log_normalizers = passed.log_normalizers.numpy()

@@ -345,7 +345,7 @@ class EnergyModel(EnergyTrainer):
           sample(initial_state, seed, num_steps): the states after `num_steps` steps of the kernel; seed is int32[2]. An
             optional `step_size` replaces the kernel's own.
         Without `kernel`, if log Z is known: log_prob(x), and exact samples by sample(num_samples, seed) or draw; else,
-          with a base of at most 50 coordinates: draw(num_samples, seed) and log_normalizer(seed), by particles.
+          with a base of at most 50 coordinates, or at one noise level: draw(num_samples, seed), log_normalizer(seed).
 
         Args:
           filepath: the directory. If it exists, it must be empty or hold a SavedModel, which is replaced atomically.

@@ -25,9 +25,11 @@ from tfp_ebm.caller import warn
 from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
+from tfp_ebm.mcmc.noise_levels import frozen_descent
 from tfp_ebm.mcmc.running.steps import last_state
 from tfp_ebm.mcmc.sequential_monte_carlo import frozen_run
 from tfp_ebm.model.default_draws import suits_sequential_monte_carlo
+from tfp_ebm.networks.noise_levels import has_log_normalizer_zero, level_of
 from tfp_ebm.networks.normalized import is_normalized
 
 # Numbers of chains and steps of the run that adapts the step size of an adaptive kernel.
@@ -165,26 +167,34 @@ def exported_samplers(
     if kernel is not None:
         return {"sample": exported_sampler(energy_function, base, kernel, jit_compile)}
     samplers = {"sample": exported_sampler(energy_function, base, DEFAULT_KERNEL, jit_compile)}
-    if suits_sequential_monte_carlo(base):
-        samplers |= particle_samplers(energy_function, base)
+    if has_log_normalizer_zero(model):
+        samplers["log_prob"] = model._endpoints.unnormalized_log_prob
+    level = level_of(model)
+    if level is not None and level[1] < level[0].sigma_max:
+        samplers |= particle_samplers(energy_function, level[0].unnormalized_log_prob, *frozen_descent(*level))
+    elif suits_sequential_monte_carlo(base):
+        target, start = energy_function.unnormalized_log_prob, Coordinates.of(energy_function)
+        frozen = frozen_run(target, start.distribution_in_chain(base))
+        samplers |= particle_samplers(energy_function, target, *frozen)
     return samplers
 
 
 def particle_samplers(
-    energy_function: EnergyFunction, base: tfp.distributions.Distribution
+    energy_function: EnergyFunction, target: Any, frozen: Any, drawn: mcmc.Draws
 ) -> dict[str, tf.types.experimental.PolymorphicFunction]:
-    """Returns the endpoints `draw` and `log_normalizer`: sequential Monte Carlo with the plan of a run made here.
+    """Returns the endpoints `draw` and `log_normalizer`: particles that follow the plan of a run.
 
     `draw(num_samples, seed)` returns states `[num_samples, *event]`, in passes of 1024 particles.
     `log_normalizer(seed)` returns an estimate of log Z, a float64 scalar; its exponential has the mean Z. Base,
-    temperatures and step sizes are those of the run. A warning gives its verdict, unless that is empty.
+    temperatures or noise levels, and step sizes are those of the run. A warning gives its verdict, unless it is empty.
 
     Args:
       energy_function: E_z, with its standardisation.
-      base: a distribution over x with a normalised density.
+      target: −E_z, or that at all noise levels, of states and their noise scales.
+      frozen: the plan, of `frozen_run` or `frozen_descent`.
+      drawn: the draws of its run.
     """
-    coordinates, target = Coordinates.of(energy_function), energy_function.unnormalized_log_prob
-    frozen, drawn = frozen_run(target, coordinates.distribution_in_chain(base))
+    coordinates = Coordinates.of(energy_function)
     if drawn.trouble:
         warn(f"The endpoint `draw` may not have the distribution of the energy. {' '.join(drawn.trouble)}")
     count, words = tf.TensorSpec((), tf.int32, name="num_samples"), tf.TensorSpec((2,), tf.int32, name="seed")

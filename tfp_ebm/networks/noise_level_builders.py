@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ from tfp_ebm.networks.builders import (
     functional_model,
     layer_seeds,
 )
-from tfp_ebm.networks.noise_levels import NoiseLevelEnergy, NoiseLevelFeatures, NoiseLevelImages
+from tfp_ebm.networks.noise_level_features import NoiseLevelFeatures, NoiseLevelImages
+from tfp_ebm.networks.noise_levels import NoiseLevelEnergy
 
 
 def noise_level_mlp(
@@ -32,6 +34,10 @@ def noise_level_mlp(
     num_components: int = 16,
     dtype: Any = None,
     seed: Any = 0,
+    *,
+    num_waves: int = 0,
+    is_quadratic: bool = False,
+    is_bounded: bool = False,
 ) -> NoiseLevelEnergy:
     """A dense network of (y, σ): a mixture of the noisy data plus a residual that vanishes at `sigma_max`.
 
@@ -48,6 +54,11 @@ def noise_level_mlp(
       dtype: Keras dtype or policy of the layers; None for Keras's global policy. The energy is computed in float32 at
         least.
       seed: an int or a pair of ints that determines the initial weights; None uses `keras.utils.set_random_seed`.
+      num_waves: number of frequencies 1, 2, 4, … of waves of each coordinate among the inputs, for data with steps,
+        such as pixels of few grey levels.
+      is_quadratic: whether the residual is u·v + ½‖v‖² with d + 1 outputs v of the network, for data of many
+        coordinates; `num_components` must then be 1.
+      is_bounded: whether all coordinates have one known range, as in `NoiseLevelEnergy`.
 
     Returns:
       A `NoiseLevelEnergy`, `[batch, *event]` and `[batch]` -> `[batch]`.
@@ -67,9 +78,12 @@ def noise_level_mlp(
     policy, seeds = checked_policy(dtype), layer_seeds(seed)
     y, sigma = keras.Input(event_shape, dtype=policy.variable_dtype), keras.Input((), dtype=policy.variable_dtype)
     flat = y if len(event_shape) == 1 else keras.layers.Flatten(dtype=policy.variable_dtype)(y)
-    h = NoiseLevelFeatures(fourier_features, seed=next(seeds), dtype=policy, name="features")(flat, sigma)
-    h = dense_layers(h, units, activation, policy, seeds)
-    return NoiseLevelEnergy(functional_model([y, sigma], _head(h, policy), policy), sigma_max, num_components)
+    features = NoiseLevelFeatures(
+        fourier_features, seed=next(seeds), num_waves=num_waves, dtype=policy, name="features"
+    )
+    h = dense_layers(features(flat, sigma), units, activation, policy, seeds)
+    network = functional_model([y, sigma], _head(h, policy, event_shape, is_quadratic), policy)
+    return NoiseLevelEnergy(network, sigma_max, num_components, is_bounded)
 
 
 def noise_level_convnet(
@@ -83,13 +97,17 @@ def noise_level_convnet(
     num_components: int = 1,
     dtype: Any = None,
     seed: Any = 0,
+    *,
+    num_waves: int = 0,
+    is_quadratic: bool = False,
+    is_bounded: bool = False,
 ) -> NoiseLevelEnergy:
     """A convolutional network of noisy images and their noise scale; see `noise_level_mlp` and `convnet`.
 
     Args:
       event_shape: `[height, width, channels]`.
       filters, kernel_size, strides, units, activation: as for `convnet`.
-      sigma_max, num_components, dtype, seed: as for `noise_level_mlp`.
+      sigma_max, num_components, dtype, seed, num_waves, is_quadratic, is_bounded: as for `noise_level_mlp`.
 
     Returns:
       A `NoiseLevelEnergy`, `[batch, height, width, channels]` and `[batch]` -> `[batch]`.
@@ -109,13 +127,15 @@ def noise_level_convnet(
     sigma_max = check_positive("sigma_max", sigma_max)
     policy, seeds = checked_policy(dtype), layer_seeds(seed)
     y, sigma = keras.Input(event_shape, dtype=policy.variable_dtype), keras.Input((), dtype=policy.variable_dtype)
-    h = NoiseLevelImages(dtype=policy, name="channels")(y, sigma)
+    h = NoiseLevelImages(num_waves, dtype=policy, name="channels")(y, sigma)
     h = convolution_layers(h, filters, kernel_size, strides, activation, policy, seeds)
     h = dense_layers(h, units, activation, policy, seeds)
-    return NoiseLevelEnergy(functional_model([y, sigma], _head(h, policy), policy), sigma_max, num_components)
+    network = functional_model([y, sigma], _head(h, policy, event_shape, is_quadratic), policy)
+    return NoiseLevelEnergy(network, sigma_max, num_components, is_bounded)
 
 
-def _head(h: Any, policy: Any) -> Any:
-    """Returns the last sum, which starts at 0 and is never in half precision."""
+def _head(h: Any, policy: Any, event_shape: Sequence[int], is_quadratic: bool) -> Any:
+    """Returns the last sums, which start at 0 and are never in half precision."""
+    width = math.prod(event_shape) + 1 if is_quadratic else 1
     dtype = "float64" if policy.compute_dtype == "float64" else "float32"
-    return keras.layers.Dense(1, kernel_initializer="zeros", dtype=dtype, name="residual")(h)
+    return keras.layers.Dense(width, kernel_initializer="zeros", dtype=dtype, name="residual")(h)

@@ -11,6 +11,13 @@ E_x N(y; x, tI), exceeds that level, even without the c. Farther out than the da
 ½ log det 2π(Σₖ + tI), so that E keeps the share α of the mixture's growth at every level. Whatever the network returns,
 the mass far from the data is then small, and Z is finite. How far out y is, is measured by its distance
 from the nearest component, qₖ = ½(y−mₖ)ᵀ(Σₖ + tI)⁻¹(y−mₖ), compared with the largest such distance of the data.
+
+In many coordinates, such as those of images, that is not enough: between the data, where no loss sees it, a network of
+one output falls far below the data's energy. There the network returns a vector v(y, t), `[d + 1]`, instead, with
+
+    r = u·v + ½ g ‖v‖²,      G + g r = ½ log det 2π(Σ + tI) + ½‖u + g v‖² − ½d,      u = ((Σ + tI)^−½ (y − m), √d),
+
+so that the energy is low only where d + 1 numbers are small at once.
 """
 
 from __future__ import annotations
@@ -30,111 +37,11 @@ from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_mixture
 from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT, DataMoments
 from tfp_ebm.networks.conditional import FixedCondition
 from tfp_ebm.networks.normalized import is_normalized
-from tfp_ebm.networks.precision import at_least_float32
 
 # α, c, and where w falls from 1 to 0: at this multiple of the data's largest distance, over this share of that value.
 _GROWTH, _MARGIN, _REACH, _STEEPNESS = 0.8, 8.0, 1.5, 8.0
 # Rows for each coordinate of a component, at least; rows to which a mixture is fitted; rows evaluated at once.
 _ROWS_PER_COORDINATE, _MAX_FITTED_ROWS, _BLOCK = 10, 20_000, 8192
-# Angular frequencies of the features of log σ.
-_LEVEL_FREQUENCIES = (0.5, 1.0, 2.0)
-
-
-@keras.saving.register_keras_serializable("tfp_ebm")
-class NoiseLevelFeatures(keras.layers.Layer):
-    """Features of noisy vectors and their noise scales: y/√(1+t), fading plane waves of y, and waves of log σ.
-
-    The waves cos(b·y), sin(b·y) are multiplied by exp(−½‖b‖²t), the factor by which noise damps them in a density, so
-    that fine structure is seen at small levels only. Their frequencies b, log-uniform in size, are trained.
-
-    Args:
-      num_features: number of plane waves; may be 0.
-      frequencies: smallest and largest initial ‖b‖.
-      seed: int that determines the initial frequencies; None uses `keras.utils.set_random_seed`.
-      **kwargs: passed to `keras.layers.Layer`.
-
-    Inputs `[batch, d]` and `[batch]`, output `[batch, d + 2 num_features + 7]`.
-    """
-
-    def __init__(
-        self, num_features: int, frequencies: tuple[float, float] = (0.5, 10.0), seed: int | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(autocast=False, **kwargs)
-        self.num_features = check_count("num_features", num_features, minimum=0)
-        low, high = frequencies
-        self.frequencies = check_positive("frequencies[0]", low), check_positive("frequencies[1]", high)
-        self.seed = seed
-
-    def build(self, y_shape: tuple[int | None, ...], sigma_shape: Any = None) -> None:
-        """Draws the frequencies `kernel`, `[d, num_features]`."""
-        del sigma_shape
-        low, high = self.frequencies
-        seeds = [None, None] if self.seed is None else [self.seed, self.seed ^ 0x5EED]
-        directions = keras.initializers.RandomNormal(seed=seeds[0])
-        sizes = keras.initializers.RandomUniform(math.log(low), math.log(high), seed=seeds[1])
-
-        def initial(shape: tuple[int, ...], dtype: Any = None) -> Any:
-            unit = keras.ops.normalize(directions(shape, dtype=dtype), axis=0)
-            return unit * keras.ops.exp(sizes(shape[1:], dtype=dtype))
-
-        shape = (y_shape[-1], self.num_features)
-        self.kernel = self.add_weight(name="kernel", shape=shape, initializer=initial, autocast=False)
-
-    def call(self, y: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        """Returns the features of vectors `[batch, d]` and scales `[batch]`."""
-        # in full precision even under a mixed policy, because the absolute error of a phase matters
-        y, sigma = at_least_float32(y), at_least_float32(tf.reshape(sigma, [-1, 1]))
-        t = tf.square(sigma)
-        kernel = at_least_float32(self.kernel.value)
-        phase = tf.matmul(y, kernel)
-        fading = tf.exp(-0.5 * t * tf.reduce_sum(tf.square(kernel), 0))
-        parts = [y * tf.math.rsqrt(1.0 + t), fading * tf.cos(phase), fading * tf.sin(phase), level_features(sigma)]
-        return tf.cast(tf.concat(parts, -1), self.compute_dtype)
-
-    def compute_output_shape(self, y_shape: tuple[Any, ...], sigma_shape: Any = None) -> tuple[int | None, ...]:
-        """Returns the shape of the features."""
-        del sigma_shape
-        return (y_shape[0], y_shape[-1] + 2 * self.num_features + 1 + 2 * len(_LEVEL_FREQUENCIES))
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the arguments of the constructor."""
-        config = {"num_features": self.num_features, "frequencies": self.frequencies, "seed": self.seed}
-        return {**super().get_config(), **config}
-
-
-def level_features(sigma: tf.Tensor) -> tf.Tensor:
-    """Returns features `[batch, 7]` of scales `[batch, 1]`: log σ and slow waves of it.
-
-    >>> level_features(tf.ones([2, 1])).shape
-    TensorShape([2, 7])
-    """
-    level = tf.math.log(sigma)
-    waves = [wave(frequency * level) for frequency in _LEVEL_FREQUENCIES for wave in (tf.cos, tf.sin)]
-    return tf.concat([0.25 * level, *waves], -1)
-
-
-@keras.saving.register_keras_serializable("tfp_ebm")
-class NoiseLevelImages(keras.layers.Layer):
-    """Noisy images y/√(1+t) with seven more channels, the features of log σ, for a convolutional network.
-
-    Inputs `[batch, height, width, channels]` and `[batch]`.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(autocast=False, **kwargs)
-
-    def call(self, y: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        """Returns the images with their channels of the level."""
-        y, sigma = at_least_float32(y), at_least_float32(tf.reshape(sigma, [-1, 1]))
-        scale = tf.math.rsqrt(1.0 + tf.square(sigma))[:, :, None, None]
-        level = level_features(sigma)[:, None, None, :]
-        ones = tf.ones_like(y[..., :1])
-        return tf.cast(tf.concat([y * scale, ones * level], -1), self.compute_dtype)
-
-    def compute_output_shape(self, y_shape: tuple[Any, ...], sigma_shape: Any = None) -> tuple[int | None, ...]:
-        """Returns the shape of the images with all channels."""
-        del sigma_shape
-        return (*y_shape[:-1], y_shape[-1] + 1 + 2 * len(_LEVEL_FREQUENCIES))
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
@@ -145,9 +52,12 @@ class NoiseLevelEnergy(keras.Model):
     the data's mean and covariance, which is diagonal for more than 512 coordinates.
 
     Args:
-      network: the residual r: a Keras model of [y, σ], `[batch, *event]` and `[batch]`, to `[batch, 1]`.
+      network: the residual r, a Keras model of [y, σ], `[batch, *event]` and `[batch]`, to `[batch, 1]`; or v, with the
+        output `[batch, d + 1]`.
       sigma_max: √T, the noise scale at which the energy is that of the mixture.
       num_components: number of Gaussians in the mixture; small data get fewer.
+      is_bounded: whether all coordinates of the data have one known range, such as pixels. It is that of the rows of
+        `EnergyModel.adapt`. The energy outside of it then grows at least as that of noise.
       **kwargs: passed to `keras.Model`.
 
     Raises:
@@ -157,6 +67,7 @@ class NoiseLevelEnergy(keras.Model):
     arXiv:2506.05310.
 
     >>> y, sigma = keras.Input((2,)), keras.Input(())
+    >>> from tfp_ebm.networks.noise_level_features import NoiseLevelFeatures
     >>> h = NoiseLevelFeatures(4, seed=0)(y, sigma)
     >>> network = NoiseLevelEnergy(keras.Model([y, sigma], keras.layers.Dense(1)(h)), sigma_max=10.0)
     >>> energy = network(tf.zeros([1, 2]), tf.constant([10.0]))  # log 2π(1 + 10²)
@@ -167,7 +78,14 @@ class NoiseLevelEnergy(keras.Model):
     # Bound of |log Z| at the largest level: the softplus adds at most exp(−c) where the Gaussian has its mass.
     ANCHOR_ERROR = 1e-3
 
-    def __init__(self, network: keras.Model, sigma_max: float, num_components: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        network: keras.Model,
+        sigma_max: float,
+        num_components: int = 1,
+        is_bounded: bool = False,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("dtype", "float64" if network.compute_dtype == "float64" else "float32")
         super().__init__(**kwargs)
         self.network = network
@@ -178,6 +96,13 @@ class NoiseLevelEnergy(keras.Model):
         is_full = size <= FULL_COVARIANCE_LIMIT
         if count > 1 and not is_full:
             raise ValueError(f"`num_components` must be 1 for more than {FULL_COVARIANCE_LIMIT} coordinates.")
+        width = network.outputs[0].shape[-1]
+        if width not in (1, size + 1):
+            raise ValueError(f"`network` must return 1 or {size + 1} numbers for each state, got {width}.")
+        if count > 1 and width > 1:
+            raise ValueError(f"`num_components` must be 1 for a network of {width} outputs, got {count}.")
+        if not isinstance(is_bounded, bool):
+            raise TypeError(f"`is_bounded` must be True or False, got {is_bounded!r}.")
 
         def weight(name: str, shape: tuple[int, ...], initializer: Any = "zeros", **others: Any) -> keras.Variable:
             return self.add_weight(shape=shape, initializer=initializer, trainable=False, name=name, **others)
@@ -187,6 +112,8 @@ class NoiseLevelEnergy(keras.Model):
         self.variances = weight("variances", (count, size), "ones")
         self.axes = weight("axes", (count, size, size), _identities) if is_full else None
         self.reach = weight("reach", (), keras.initializers.Constant(_smallest_reach(size)))
+        self.is_bounded = is_bounded
+        self.bounds = weight("bounds", (2,)) if is_bounded else None
         self.levels_matched = weight("levels_matched", (), dtype="int32")
         self.built = True
 
@@ -214,6 +141,8 @@ class NoiseLevelEnergy(keras.Model):
             self.locs.assign(mixture.loc[index])
             self.variances.assign(variances)
             self.axes.assign(axes)
+        if self.bounds is not None:
+            self.bounds.assign([flat.min(), flat.max()])
         far = 0.0
         for part in np.array_split(flat, -(-len(flat) // _BLOCK)):
             y, sigma = (tf.constant(value, self.dtype) for value in (part, np.full(len(part), 1e-6)))
@@ -240,6 +169,18 @@ class NoiseLevelEnergy(keras.Model):
         energy = -tf.reduce_logsumexp(log_weights - squares - volumes, 1)
         return energy, -tf.reduce_logsumexp(-squares, 1), tf.reduce_sum(tf.exp(log_weights) * volumes, 1)
 
+    def whitened(self, y: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+        """Returns u = (Σ + tI)^−½ (y − m) of the first component, and √d, `[batch, d + 1]`."""
+        size = self.locs.shape[1]
+        centred = tf.reshape(y, [-1, size]) - self.locs.value[0]
+        inverse = tf.math.rsqrt(self.variances.value[0] + tf.square(sigma)[:, None])
+        if self.axes is None:
+            u = centred * inverse
+        else:
+            axes = self.axes.value[0]
+            u = tf.matmul(tf.matmul(centred, axes) * inverse, axes, transpose_b=True)
+        return tf.concat([u, tf.fill([tf.shape(u)[0], 1], tf.constant(math.sqrt(size), u.dtype))], 1)
+
     def reference(self, sigma: float) -> tfp.distributions.Distribution:
         """Returns the mixture plus noise of scale σ, over states `[*event]`, which is p_σ at the largest level."""
         variances = self.variances.value + tf.constant(sigma, self.dtype) ** 2
@@ -265,11 +206,17 @@ class NoiseLevelEnergy(keras.Model):
     def call(self, y: tf.Tensor, sigma: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns E(y, σ), `[batch]`, of states `[batch, *event]` and noise scales `[batch]`."""
         sigma = tf.reshape(sigma, [-1])
-        residual = self.network([y, sigma], training=training)
-        residual = tf.cast(tf.reshape(residual, [-1]), y.dtype) * self.gate(sigma)
+        residual, size = tf.cast(self.network([y, sigma], training=training), y.dtype), self.locs.shape[1]
+        residual *= self.gate(sigma)[:, None]
+        if residual.shape[1] > 1:
+            residual *= self.whitened(y, sigma) + 0.5 * residual
+        residual = tf.reduce_sum(residual, 1)
         energy, distance, volume = self.mixture_terms(y, sigma)
-        size = self.locs.shape[1]
         lowest = 0.5 * size * tf.math.log(2.0 * math.pi * tf.square(sigma)) - _MARGIN
+        if self.bounds is not None:
+            flat = tf.reshape(y, [-1, size])
+            outside = flat - tf.clip_by_value(flat, self.bounds[0], self.bounds[1])
+            lowest += 0.5 * tf.reduce_sum(tf.square(outside), 1) / tf.square(sigma)
         near = tf.sigmoid(_STEEPNESS * (1.0 - distance / (_REACH * self.reach.value)))
         floor = near * lowest + (1.0 - near) * (_GROWTH * energy + (1.0 - _GROWTH) * volume)
         above = near * (energy - lowest) + (1.0 - near) * (1.0 - _GROWTH) * (energy - volume)
@@ -279,6 +226,7 @@ class NoiseLevelEnergy(keras.Model):
         """Returns the arguments of the constructor."""
         network = keras.saving.serialize_keras_object(self.network)
         arguments = {"network": network, "sigma_max": self.sigma_max, "num_components": self.num_components}
+        arguments |= {"is_bounded": self.is_bounded}
         return {"name": self.name, "dtype": self.dtype, **arguments}
 
     @classmethod

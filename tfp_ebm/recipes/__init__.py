@@ -5,6 +5,7 @@ Each recipe returns a compiled `EnergyModel`, ready to `fit`:
     low_dimensional(x)            tables of up to some hundred coordinates
     noise_levels(x)               few coordinates, at all noise levels: log p, and the shares of separate modes
     regression(x, y)              the density p(y | x) of targets given inputs, with exact log p
+    noise_level_images(x)         small images at all noise levels: log p, and draws down the levels
     small_images(network)         small images of few grey levels: persistent chains, with draws at temperature 1
     du_mordatch_2019(network)     images in [0, 1]: short cold chains from a replay buffer
     uva_mnist(network)            MNIST in [−1, 1], as in the deep-learning course notes of Amsterdam
@@ -30,7 +31,7 @@ For the fourth recipe, `li_chen_sommer_2019_samples` draws samples.
 from tfp_ebm.recipes.density import fit_density
 from tfp_ebm.recipes.imputation import impute
 from tfp_ebm.recipes.li_chen_sommer import li_chen_sommer_2019, li_chen_sommer_2019_samples
-from tfp_ebm.recipes.noisy_tables import noise_levels
+from tfp_ebm.recipes.noise_levels import noise_level_images, noise_levels
 from tfp_ebm.recipes.regression import regression
 from tfp_ebm.recipes.short_run import du_mordatch_2019, jem, uva_mnist
 from tfp_ebm.recipes.small_images import small_images
@@ -45,6 +46,7 @@ __all__ = [
     "li_chen_sommer_2019_samples",
     "loss_for",
     "low_dimensional",
+    "noise_level_images",
     "noise_levels",
     "noise_scale",
     "regression",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -40,19 +41,10 @@ class Frozen(NamedTuple):
           num_samples: number of draws, int32 scalar, at least 1.
           seed: int32[2].
         """
-        num, size = self.num_particles, int(np.prod(self.base.event_shape))
-        count = (num_samples + num - 1) // num
-        parts = tf.TensorArray(self.base.dtype, count, element_shape=[num, size])
-
-        def one(i: tf.Tensor, parts: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-            return i + 1, parts.write(i, self._pass(target, random.fold_in(seed, i)).particles.x)
-
-        _, parts = tf.while_loop(lambda i, _: i < count, one, (tf.constant(0), parts), parallel_iterations=1)
-        u = random.uniform([1 + num_samples], random.fold_in(seed, _ORDER), tf.float64)
-        share = (tf.cast(tf.range(num_samples), tf.float64) + u[0]) / tf.cast(num_samples, tf.float64)
-        index = tf.cast(tf.floor(share * tf.cast(count * num, tf.float64)), tf.int32)
-        index = tf.gather(tf.minimum(index, count * num - 1), tf.argsort(u[1:], stable=True))
-        return tf.gather(tf.reshape(parts.stack(), [count * num, size]), index)
+        shape = (self.num_particles, int(np.prod(self.base.event_shape)))
+        return draws_of_passes(
+            lambda seed: self._pass(target, seed).particles.x, shape, self.base.dtype, num_samples, seed
+        )
 
     def log_normalizer(self, target: TargetLogProbFn, seed: tf.Tensor) -> tf.Tensor:
         """Estimates log Z by one pass; the mean of the estimates of Z over seeds is exactly Z. Float64 scalar."""
@@ -65,3 +57,34 @@ class Frozen(NamedTuple):
         particles = initial_particles(x, log_ratio, self.settings.num_groups)
         args = (self.settings, particles, self.plan, tf.constant(True), tf.zeros([], tf.float64), pass_seed)
         return run_pass(lambda: target, self.base, *args)
+
+
+def draws_of_passes(
+    run: Callable[[tf.Tensor], tf.Tensor],
+    shape: tuple[int, int],
+    dtype: tf.DType,
+    num_samples: tf.Tensor,
+    seed: tf.Tensor,
+) -> tf.Tensor:
+    """Draws flat states `[num_samples, d]`: particles of as many independent passes as are needed.
+
+    Args:
+      run: seed ↦ particles of equal weights of one pass.
+      shape: the shape `[num, d]` of these.
+      dtype: their dtype.
+      num_samples: number of draws, int32 scalar, at least 1.
+      seed: int32[2].
+    """
+    num, size = shape
+    count = (num_samples + num - 1) // num
+    parts = tf.TensorArray(dtype, count, element_shape=[num, size])
+
+    def one(i: tf.Tensor, parts: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+        return i + 1, parts.write(i, run(random.fold_in(seed, i)))
+
+    _, parts = tf.while_loop(lambda i, _: i < count, one, (tf.constant(0), parts), parallel_iterations=1)
+    u = random.uniform([1 + num_samples], random.fold_in(seed, _ORDER), tf.float64)
+    share = (tf.cast(tf.range(num_samples), tf.float64) + u[0]) / tf.cast(num_samples, tf.float64)
+    index = tf.cast(tf.floor(share * tf.cast(count * num, tf.float64)), tf.int32)
+    index = tf.gather(tf.minimum(index, count * num - 1), tf.argsort(u[1:], stable=True))
+    return tf.gather(tf.reshape(parts.stack(), [count * num, size]), index)

@@ -35,3 +35,22 @@ def test_settings():
     for arguments, name in (({"num_steps": 0}, "`num_steps`"), ({"learning_rate": 0.0}, "`learning_rate`")):
         with pytest.raises(ValueError, match=name):
             ebm.recipes.noise_levels(x, **arguments)
+
+
+def test_images_have_one_scale_and_a_bounded_quadratic_energy():
+    """All pixels get the same units, the range of the data is known to the network, and a step trains."""
+    x = ebm.datasets.digits(images=True)[:200]
+    model = ebm.recipes.noise_level_images(x, 4, units=[16], seed=3)
+    scale, loc = (np.unique(part.numpy()) for part in (model.standardization.scale, model.standardization.loc))
+    assert len(scale) == len(loc) == 1
+    np.testing.assert_allclose(scale, np.sqrt(np.mean(x.var(0))), rtol=1e-4)
+    np.testing.assert_allclose(model.network.bounds * scale + loc, [x.min(), x.max()], atol=1e-5)
+    assert model.network.network.outputs[0].shape[1] == 65 and model.network.is_bounded
+    before = model.given(0.05).energy(x[:5]).numpy()
+    assert np.isfinite(model.fit(x, batch_size=100, epochs=2, verbose=0).history["loss"]).all()
+    assert np.abs(model.given(0.05).energy(x[:5]).numpy() - before).max() > 1e-3
+    assert float(model.given(0.05).log_normalizer) == 0.0
+    with pytest.raises(ValueError, match="`x` must be images"):
+        ebm.recipes.noise_level_images(x[..., 0])
+    with pytest.raises(TypeError, match="`network` must be a `NoiseLevelEnergy`"):
+        ebm.recipes.noise_level_images(x, network=ebm.networks.mlp([8, 8, 1]))
