@@ -15,6 +15,7 @@ The peer: `pip install jax blackjax` (the extra `bench`).
 """
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -43,7 +44,7 @@ def parts_of(case):
     if case == "many_well":
         return {}, np.tile([1.65, 1.0], 16)
     sizes = (64, 256, 256, 1)
-    layers = [rng.normal(size=pair) * math.sqrt(2 / pair[0]) for pair in zip(sizes[:-1], sizes[1:], strict=True)]
+    layers = [rng.normal(size=pair) * math.sqrt(2 / pair[0]) for pair in itertools.pairwise(sizes)]
     return {f"layer{i}": layer for i, layer in enumerate(layers)}, np.full(64, 1.5)
 
 
