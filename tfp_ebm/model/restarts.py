@@ -40,11 +40,11 @@ def sample_with_restarts(
     """
     target, start, kernel, chain_seed = chains(num_chains, seed)
     samples = mcmc.sample(target, start, kernel, seed=chain_seed, **settings)
-    if not tf.executing_eagerly() or not int(samples.num_stuck):
+    if not tf.executing_eagerly():
         return samples
     stuck = never_moved(start, samples.states, samples.is_accepted)
-    num_stuck, num_all = int(samples.num_stuck), stuck.shape.num_elements()
-    if num_stuck == num_all:
+    num_stuck, num_all = int(tf.math.count_nonzero(stuck)), stuck.shape.num_elements()
+    if num_stuck in (0, num_all):
         return samples
     moving = tf.boolean_mask(tf.cast(samples.is_accepted, tf.float64), ~stuck, axis=1)
     stride = 1 + settings["num_steps_between_results"]
@@ -61,7 +61,8 @@ def sample_with_restarts(
         old, new = (tf.transpose(part[:num_kept], axes) for part in (old, new))
         return tf.transpose(tf.tensor_scatter_nd_update(old, places, new), axes)
 
-    num_moved = num_stuck - int(again.num_stuck)
+    still = never_moved(start, again.states, again.is_accepted)
+    num_moved = num_stuck - int(tf.math.count_nonzero(still))
     warn(
         f"{num_stuck} of {num_all} chains never moved and were restarted, with a new burn-in, from other draws of the "
         f"base; {num_moved} of them then moved."
