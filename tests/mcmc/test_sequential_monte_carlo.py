@@ -52,6 +52,7 @@ def frozen_pass(betas, num, seed, base, target, step_size=0.7, moves=2, jit_comp
         tf.range(num) // (num // 8),
         tf.range(num),
         tf.constant(0.0, tf.float64),
+        tf.range(num),
     )
     function = functools.partial(run_pass, lambda: target, base, settings)
     function = tf.function(function, autograph=False, jit_compile=jit_compile)

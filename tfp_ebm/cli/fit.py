@@ -85,7 +85,9 @@ def fit(options: argparse.Namespace) -> bool:
     judged["held_out"] |= log_normalizer_entries(model)
     report = {**judged, **report, "seconds": {"fit": fitted - start, "sample": time.perf_counter() - fitted}}
     figure = _figure(model, rows.values[held_out], samples, rows, options, judgement, by_epoch)
-    _write(out, options.overwrite, model, kernel, samples, figure, report, rows, judgement)
+    # without a kernel, the endpoint `draw` is exported beside `sample`
+    exported = None if sampling["sampler"] == "smc" else kernel
+    _write(out, options.overwrite, model, exported, samples, figure, report, rows, judgement)
     if not options.quiet:
         print_report(judged)
     elif judged["failures"]:

@@ -111,7 +111,7 @@ def _choose_sampler(model: EnergyModel, options: argparse.Namespace) -> None:
 
 
 def kernel_for(model: EnergyModel, options: argparse.Namespace) -> mcmc.Kernel | None:
-    """Chooses the sampler, and returns the kernel of chains; that of HMC, for the export, if the sampler has none.
+    """Chooses the sampler, and returns the kernel of chains; that of HMC if the sampler has none.
 
     It begins with global moves proposed from the model's base, which carry chains between separate modes and leave the
     target distribution unchanged. An adaptive local move follows; Langevin has no global moves. None for a model that

@@ -37,8 +37,9 @@ class Draws:
 
     Attributes:
       states: the draws, all of the same weight and in random order, `[num_samples, *event]`.
-      log_normalizer: estimate of log Z, Z = ∫ exp(target_log_prob_fn(x)) dx. Its standard error is the jackknife's over
-        groups (or over weights, for draws from the base); its `ess` is the effective number of weighted draws; its
+      log_normalizer: estimate of log Z, Z = ∫ exp(target_log_prob_fn(x)) dx. Its standard error is the
+        larger of the jackknife's over groups and of that from the descent of the particles (Lee & Whiteley 2018); for
+        draws from the base, the jackknife's over weights. Its `ess` is the effective number of weighted draws; its
         `log_weights` are the estimates of log Z from each group, `[num_groups]`.
       temperatures: inverse temperatures from 0 (the base) to 1 (the target), `[K + 1]`; `[1]` for a network that draws
         exactly.

@@ -178,6 +178,7 @@ class Sampler:
         self._plan = Plan(*(part[: passed.num_stages] for part in plan))
         log_normalizers = passed.particles.log_normalizers.numpy()
         value, error = jackknife_of_log_mean(log_normalizers)
+        error = float(np.maximum(error, np.sqrt(passed.relative_variance.numpy())))
         return self._draws(passed, Estimate(value, error, float(passed.ess), log_normalizers), num_samples)
 
     def _draws(self, passed: Passed, log_normalizer: Estimate, num_samples: int) -> Draws:

@@ -34,6 +34,7 @@ from tfp_ebm.model.exact_draws import draws_exactly, exact_draws, trusted_draws
 from tfp_ebm.model.joint_draws import next_draw
 from tfp_ebm.model.negative_energy import model_of, negative_energy_of, unnormalized_log_prob
 from tfp_ebm.model.product import Composable
+from tfp_ebm.model.restarts import sample_with_restarts
 from tfp_ebm.model.usable_starts import usable_starts
 from tfp_ebm.random import stateless_seed
 
@@ -242,6 +243,8 @@ class EnergyDistribution(tfp.distributions.Distribution, Composable):
     ) -> mcmc.Samples:
         """Runs chains from the base distribution and keeps their states, for `ebm.mcmc.diagnose`.
 
+        Chains that never moved, if others did, run again from other draws of the base, with a warning.
+
         Args:
           num_results: number of states kept per chain.
           num_chains: number of independent chains; an int, or a scalar tensor if it is known at run time only.
@@ -262,17 +265,12 @@ class EnergyDistribution(tfp.distributions.Distribution, Composable):
         TensorShape([5, 3, 1])
         """
         num_chains = check_count_or_tensor("num_chains", num_chains)
-        target, start, kernel, seed = self._chains(num_chains, stateless_seed(seed))
-        samples = mcmc.sample(
-            target,
-            start,
-            kernel,
-            num_results=num_results,
-            num_burnin_steps=self._num_burnin_steps if num_burnin_steps is None else num_burnin_steps,
-            num_steps_between_results=num_steps_between_results,
-            seed=seed,
-            **kwargs,
-        )
+        settings = {
+            "num_results": num_results,
+            "num_burnin_steps": self._num_burnin_steps if num_burnin_steps is None else num_burnin_steps,
+            "num_steps_between_results": num_steps_between_results,
+        }
+        samples = sample_with_restarts(self._chains, num_chains, stateless_seed(seed), settings | kwargs)
         samples = self._coordinates.finish(samples)
         if self._log_normalizer is None:
             return samples

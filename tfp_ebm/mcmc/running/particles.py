@@ -89,6 +89,7 @@ class Particles(NamedTuple):
       groups: the group to which a particle belongs, int32 `[n]`.
       ancestors: number of the draw from the base from which a particle descends, int32 `[n]`.
       beta: β, float64 scalar.
+      eves: number of the first particle from which a particle descends by resampling, int32 `[n]`.
     """
 
     x: tf.Tensor
@@ -98,6 +99,7 @@ class Particles(NamedTuple):
     groups: tf.Tensor
     ancestors: tf.Tensor
     beta: tf.Tensor
+    eves: tf.Tensor
 
 
 class Passed(NamedTuple):
@@ -106,6 +108,7 @@ class Passed(NamedTuple):
     Attributes:
       particles: of equal weights, at β = 1.
       ess: effective sample size of the weights before the last resampling, float64.
+      relative_variance: estimate of Var Ẑ / Z² from the descent of the particles, float64.
       num_stages: number of stages, the last included.
       plan: what the pass chose or followed.
       accept: mean acceptance of the trajectories in each stage, float64 `[max_temperatures + 1]`.
@@ -117,6 +120,7 @@ class Passed(NamedTuple):
 
     particles: Particles
     ess: tf.Tensor
+    relative_variance: tf.Tensor
     num_stages: tf.Tensor
     plan: Plan
     accept: tf.Tensor
@@ -131,7 +135,7 @@ def begun_pass(settings: Settings, particles: Particles, plan: Plan, log_step_si
     zero, zeros = tf.zeros([], tf.float64), tf.zeros([settings.max_temperatures + 1], tf.float64)
     nothing = tf.constant(0)
     plan = Plan(*map(tf.zeros_like, plan))
-    return Passed(particles, zero, nothing, plan, zeros, zeros, nothing, log_step_size, tf.constant(False))
+    return Passed(particles, zero, zero, nothing, plan, zeros, zeros, nothing, log_step_size, tf.constant(False))
 
 
 def log_density_and_gradient(
@@ -162,7 +166,7 @@ def initial_particles(x: tf.Tensor, log_ratio: tf.Tensor, num_groups: int, beta:
     zeros = tf.zeros([num], tf.float64)
     log_normalizers = tf.zeros([num_groups], tf.float64)
     groups = own // (num // num_groups)
-    return Particles(x, log_ratio, zeros, log_normalizers, groups, own, tf.constant(beta, tf.float64))
+    return Particles(x, log_ratio, zeros, log_normalizers, groups, own, tf.constant(beta, tf.float64), own)
 
 
 def run_pass(
@@ -212,13 +216,14 @@ def continue_pass(
     last = settings.max_temperatures - 1
 
     def stage(k: tf.Tensor, now: Particles, log_step_size: tf.Tensor, *state: Any) -> tuple[Any, ...]:
-        _, ess, notes, num_faults = state
+        _, ess, variance, notes, num_faults = state
         stage_seed = random.fold_in(seed, k)
         is_last = now.beta >= 1.0
         beta = tf.where(is_planned, plan.betas[k], _next_beta(settings, now))
         beta = tf.where(is_last | (k >= last), tf.ones_like(beta), beta)
         now = _weighted(settings, now, beta)
         ess = tf.where(is_last, effective_size(_total_log_weights(now)), ess)
+        variance = tf.where(is_last, _relative_variance(now), variance)
         now = _resampled(settings, now, is_last, stage_seed)
         scale = tf.where(
             is_planned, plan.scales[k], scale_of(bridge, now.beta, now.x, now.log_weights, settings.has_covariance)
@@ -232,7 +237,7 @@ def continue_pass(
         now, log_step_size, num_moves, accept, accept_base, faults = moved
         values = (beta, num_moves, log_step_size, scale, accept, accept_base)
         notes = tuple(note.write(k, value) for note, value in zip(notes, values, strict=True))
-        return k + 1, now, log_step_size, is_last, ess, notes, num_faults + faults
+        return k + 1, now, log_step_size, is_last, ess, variance, notes, num_faults + faults
 
     noted = (*begun.plan, begun.accept, begun.accept_base)
     notes = tuple(
@@ -244,15 +249,16 @@ def continue_pass(
         begun.log_step_size,
         begun.is_done,
         begun.ess,
+        begun.relative_variance,
         notes,
         begun.num_faults,
     )
-    num_stages, particles, log_step_size, is_done, ess, notes, num_faults = tf.while_loop(
+    num_stages, particles, log_step_size, is_done, ess, variance, notes, num_faults = tf.while_loop(
         lambda k, now, log_step_size, is_done, *_: ~is_done & (k < stop), stage, start, parallel_iterations=1
     )
     betas, num_moves, log_step_sizes, scales, accept, accept_base = (note.stack() for note in notes)
     plan = Plan(betas, num_moves, log_step_sizes, scales)
-    return Passed(particles, ess, num_stages, plan, accept, accept_base, num_faults, log_step_size, is_done)
+    return Passed(particles, ess, variance, num_stages, plan, accept, accept_base, num_faults, log_step_size, is_done)
 
 
 def _next_beta(settings: Settings, now: Particles) -> tf.Tensor:
@@ -277,6 +283,17 @@ def _total_log_weights(now: Particles) -> tf.Tensor:
     return now.log_weights + tf.gather(now.log_normalizers, now.groups)
 
 
+def _relative_variance(now: Particles) -> tf.Tensor:
+    """Estimates Var Ẑ / Z² by Σ mᵢ² − 1/n, with mᵢ the share of the weight that descends from the first particle i.
+
+    This is the estimator of Lee & Whiteley (2018, arXiv:1509.00394) but for terms that resampling as rare and as even
+    as here does not need.
+    """
+    num = now.x.shape[0]
+    shares = tf.math.unsorted_segment_sum(tf.nn.softmax(_total_log_weights(now)), now.eves, num)
+    return tf.maximum(tf.reduce_sum(tf.square(shares)) - 1.0 / num, 0.0)
+
+
 def _resampled(settings: Settings, now: Particles, is_last: tf.Tensor, seed: tf.Tensor) -> Particles:
     """Resamples the groups of unequal weights, each alone, or in the last stage all particles together."""
     groups, num = settings.num_groups, now.x.shape[0]
@@ -294,10 +311,10 @@ def _resampled(settings: Settings, now: Particles, is_last: tf.Tensor, seed: tf.
     ends = is_needed | is_last
     log_normalizers = now.log_normalizers + tf.where(ends, log_means, tf.zeros_like(log_means))
     log_weights = tf.where(needed | is_last, tf.zeros_like(now.log_weights), now.log_weights)
-    x, log_ratio, labels, ancestors = (
-        tf.gather(part, index) for part in (now.x, now.log_ratio, now.groups, now.ancestors)
+    x, log_ratio, labels, ancestors, eves = (
+        tf.gather(part, index) for part in (now.x, now.log_ratio, now.groups, now.ancestors, now.eves)
     )
-    return Particles(x, log_ratio, log_weights, log_normalizers, labels, ancestors, now.beta)
+    return Particles(x, log_ratio, log_weights, log_normalizers, labels, ancestors, now.beta, eves)
 
 
 def _moves(
