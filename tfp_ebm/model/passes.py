@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_ebm.arguments import check_count
 from tfp_ebm.energy.data import is_array
 from tfp_ebm.random import fold_in
 
@@ -33,13 +34,12 @@ def in_order_of_seed(model: Any, call: dict[str, Any]) -> dict[str, Any]:
       call: the arguments of `fit`, by name.
 
     Raises:
-      ValueError: if `validation_split` is no share.
+      ValueError: if `validation_split` or `batch_size` does not fit the number of rows.
     """
     x, split = call["x"], call.get("validation_split") or 0.0
     if not is_array(x):
         return call
-    if not 0.0 <= split < 1.0:
-        raise ValueError(f"`validation_split` must be at least 0 and below 1, got {split}.")
+    _check_sizes(len(x), split, call.get("batch_size"))
     if call.get("shuffle", True) is not True or model.distribute_strategy.num_replicas_in_sync > 1:
         return call
     arrays = [x, call.get("y"), call.get("sample_weight")]
@@ -50,12 +50,21 @@ def in_order_of_seed(model: Any, call: dict[str, Any]) -> dict[str, Any]:
     call = call | {"y": None, "sample_weight": None, "batch_size": None, "validation_split": 0.0, "shuffle": False}
     call["validation_batch_size"] = call.get("validation_batch_size") or batch_size
     if split and call.get("validation_data") is None:
-        total, count = count, math.floor(count * (1.0 - split))
-        if count in (0, total):
-            raise ValueError(f"`validation_split` must leave rows on both sides, got {split} of {total} rows.")
+        count = math.floor(count * (1.0 - split))
         call["validation_data"] = tuple(None if a is None else a[count:] for a in arrays)
     parts = [None if a is None else _tensor(a[:count], model.dtype if a is arrays[0] else None) for a in arrays]
     return call | {"x": _batches(keras.utils.pack_x_y_sample_weight(*parts), count, batch_size, model)}
+
+
+def _check_sizes(count: int, split: float, batch_size: Any) -> None:
+    """Raises ValueError if a split, or a batch, does not fit the number of rows."""
+    if not 0.0 <= split < 1.0:
+        raise ValueError(f"`validation_split` must be at least 0 and below 1, got {split}.")
+    train = math.floor(count * (1.0 - split))
+    if split and train in (0, count):
+        raise ValueError(f"`validation_split` must leave rows on both sides, got {split} of {count} rows.")
+    if batch_size is not None and check_count("batch_size", batch_size) > train:
+        raise ValueError(f"`batch_size` must not exceed the number of rows, got {batch_size} for {train} rows.")
 
 
 def _tensor(array: Any, dtype: str | None) -> tf.Tensor:

@@ -18,7 +18,7 @@ import keras
 import tensorflow as tf
 
 from tfp_ebm import losses
-from tfp_ebm.arguments import check_count, check_keras_3
+from tfp_ebm.arguments import check_keras_3
 from tfp_ebm.derivatives.failures import naming_the_layer
 from tfp_ebm.energy.base import GaussianBase
 from tfp_ebm.energy.data import Prepared, check_kind, check_source, is_array, prepared
@@ -249,12 +249,6 @@ class EnergyTrainer(AtomicallySavedModel):
             raise ValueError("`class_weight` must not be given: there are no classes; use `sample_weight`.")
         steps = None if call.get("steps_per_epoch") else "steps_per_epoch"
         data = self._prepared(x, y, call.pop("sample_weight", None), steps)
-        if is_array(x) and batch_size is not None:
-            num_rows = int(len(x) * (1.0 - call.get("validation_split", 0.0)))
-            if check_count("batch_size", batch_size) > num_rows:
-                raise ValueError(
-                    f"`batch_size` must not exceed the number of rows, got {batch_size} for {num_rows} rows."
-                )
         call |= {"x": data.x, "y": data.y, "sample_weight": data.sample_weight}
         if call.get("validation_data") is not None:
             steps = None if call.get("validation_steps") else "validation_steps"
