@@ -55,11 +55,12 @@ class ResidualEnergy(NormalizedEnergy):
             raise ValueError("`network` must be an energy of vectors without missing cells.")
         (size,) = self.event_shape
         self.network, self.bound = network, float(bound)
-        self._config = {"units": [check_count("units", width) for width in units], "bound": self.bound, "seed": seed}
+        widths = [check_count("units", width) for width in units]
+        self._config = {"units": widths, "bound": self.bound, "seed": seed}
         layers: list[Any] = [keras.layers.Input([size], dtype=self.dtype)]
         if size <= _MAX_FOURIER:
             layers.append(FourierFeatures(_NUM_FEATURES, _DEVIATION, seed=seed, dtype=self.dtype))
-        for number, width in enumerate(self._config["units"]):
+        for number, width in enumerate(widths):
             start = keras.initializers.HeNormal(seed=seed + number)
             layers.append(keras.layers.Dense(width, "silu", kernel_initializer=start, dtype=self.dtype))
         layers.append(keras.layers.Dense(1, kernel_initializer="zeros", dtype=self.dtype))
