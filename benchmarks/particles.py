@@ -1,13 +1,15 @@
 """Sequential Monte Carlo beside BlackJAX's adaptive tempered one: effective draws per second of a processor core.
 
-The same targets, base, number of particles, groups of leapfrog steps and number of moves per temperature for both. One
-independent run after another, in turns, each contestant in a process of its own on one core; the time is that of the
-processor, so that other work on the machine counts little, and compilation is not in it. The effective number of draws
-of a run is Var f / E (mean of f − E f)² over the runs, for functions f whose expectation is known, or, for the network,
-estimated from all runs of both: the harmonic mean over the functions. So a bias counts, and no sampler judges itself.
+The same targets, base and number of particles for both. One independent run after another, in turns, each contestant in
+a process of its own on one core; the time is that of the processor, so that other work on the machine counts little,
+and compilation is not in it. The effective number of draws of a run is Var f / E (mean of f − E f)² over the runs, the
+harmonic mean over functions f whose expectation is known. So a bias counts, and no sampler judges itself; only for the
+network the expectations are the means of our runs.
 
-BlackJAX does not choose step sizes along the path: it runs with each of some, times the standard deviations of the
-base, and its best counts. Its number of moves per temperature is that of our runs, rounded.
+BlackJAX chooses the temperatures, by the same effective sample size, but neither step sizes nor numbers of moves: it
+makes three moves of six leapfrog steps at each temperature, with each of some step sizes, in units of the standard
+deviations of the base, and its best counts. Ours chooses its moves, of four to eight leapfrog steps, and where the base
+is near enough resamples draws from it instead of annealing.
 
     python benchmarks/particles.py [--cases two_moons] [--runs 24] [--json out.json]
 

@@ -37,8 +37,8 @@ _MAX_PILOT = 4096
 # Draws from the base per particle, and when importance resampling of them suffices: the shape of the tail of their
 # weights, and their effective share.
 _DRAWS_PER_PARTICLE, _MAX_SHAPE, _MIN_BASE_ESS = 4, 0.5, 0.1
-# Moves after importance resampling, at most.
-_MOVES_AFTER_BASE = 8
+# Moves after importance resampling, at least (if the particles have moved by then) and at most.
+_MOVES_AFTER_BASE = (4, 8)
 # Largest number of coordinates for which XLA is faster, as in `running/compiled.py`.
 _XLA_MAX_EVENT_SIZE = 512
 # Intended seconds of a call, and what a progress bar counts to.
@@ -162,8 +162,8 @@ class Sampler:
         index = resample(tf.constant(log_ratio)[None], u, self._num)[0]
         particles = self._start(tf.gather(x, index), log_ratio[index.numpy()], beta=1.0)
         particles = particles._replace(groups=index // (number // num_groups), ancestors=index)
-        moves = min(_MOVES_AFTER_BASE, self.settings.num_last_moves)
-        self.settings = self.settings._replace(num_last_moves=moves)
+        fewest, most = (min(moves, self.settings.num_last_moves) for moves in _MOVES_AFTER_BASE)
+        self.settings = self.settings._replace(num_last_moves=most, min_last_moves=fewest)
         passed = self._pass(particles, None, np.log(_first_step_size(self._size)), _SECOND, pays=False)
         return self._draws(passed, Estimate(value, error, ess, grouped), num_samples)
 

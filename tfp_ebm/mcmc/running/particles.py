@@ -50,6 +50,7 @@ class Settings(NamedTuple):
       max_temperatures: the largest number of steps in β; the last goes to 1 in any case.
       has_covariance: whether L is a matrix; False: it is diagonal, from the diagonals of all matrices.
       jit_moves: whether XLA compiles the moves, inside a pass in graph mode.
+      min_last_moves: the last moves end after so many if the particles have moved; 0 means `num_last_moves`.
     """
 
     num_groups: int
@@ -60,6 +61,7 @@ class Settings(NamedTuple):
     max_temperatures: int
     has_covariance: bool
     jit_moves: bool = False
+    min_last_moves: int = 0
 
 
 class Plan(NamedTuple):
@@ -230,7 +232,7 @@ def continue_pass(
         )
         log_step_size = tf.where(is_planned, plan.log_step_sizes[k], log_step_size)
         most = tf.where(is_last, settings.num_last_moves, settings.max_moves)
-        fewest = tf.where(is_last, settings.num_last_moves, 1)
+        fewest = tf.where(is_last, settings.min_last_moves or settings.num_last_moves, 1)
         fewest = tf.where(is_planned, plan.num_moves[k], fewest)
         most = tf.where(is_planned, plan.num_moves[k], most)
         moved = _moves(bridge, settings, now, (fewest, most), scale, log_step_size, is_planned, stage_seed)
