@@ -29,7 +29,7 @@ import numpy as np
 
 PLANE = ("two_gaussians", "eight_gaussians", "unequal", "two_moons", "banana", "rings", "checkerboard", "far")
 NUM_ROWS, BATCH_SIZE, NUM_STEPS = 50_000, 256, 5000
-SHOTS = 1024
+NUM_DRAWS = 1024
 # Settings for data with edges, under those of --options.
 EDGES = {"sigma_min": 0.01, "num_components": 1, "num_waves": 6, "is_bounded": True}
 
@@ -113,7 +113,7 @@ def log_normalizer_of_draws(sharp, seed):
     import tfp_ebm as ebm
 
     start = time.process_time()
-    draws = ebm.EnergyDistribution(sharp).draw(SHOTS, seed=seed)
+    draws = ebm.EnergyDistribution(sharp).draw(NUM_DRAWS, seed=seed)
     value, error = draws.log_normalizer.value, draws.log_normalizer.standard_error
     seconds = time.process_time() - start
     found = {"drawn_log_normalizer": value, "drawn_error": error, "trouble": list(draws.trouble)}
