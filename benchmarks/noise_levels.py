@@ -3,7 +3,8 @@
 On the plane: `recipes.noise_levels`, 5000 steps with batches of 256, 50 000 rows, judged as in `quality.py`, on a grid
 of ±12, at the smallest noise scale of the recipe. "unequal" has eight Gaussians with weights proportional to 1 … 8,
 "far" two Gaussians twelve deviations apart with weights .3 and .7. Beside the KL stand log Z on the grid, which is 0 if
-the model knows it, and the largest error of a share of a mode ("unequal" and "far").
+the model knows it, and the largest error of a share of a mode ("unequal" and "far"). The checkerboard has settings for
+data with edges.
 
 Families: the same recipe on 20 000 rows of families of `tables.py`. KL by 20 000 fresh rows with the model's own log Z,
 and log Z by the draws of `EnergyDistribution.draw`.
@@ -28,7 +29,9 @@ import numpy as np
 
 PLANE = ("two_gaussians", "eight_gaussians", "unequal", "two_moons", "banana", "rings", "checkerboard", "far")
 NUM_ROWS, BATCH_SIZE, NUM_STEPS = 50_000, 256, 5000
-SHOTS = 1024
+NUM_DRAWS = 1024
+# Settings for data with edges, under those of --options.
+EDGES = {"sigma_min": 0.01, "num_components": 1, "num_waves": 6, "is_bounded": True}
 
 
 def mixture(locs, width, probs):
@@ -65,6 +68,7 @@ def plane(name, seed, options):
         log_p = np.concatenate([target.log_prob(part).numpy() for part in np.array_split(nodes, 200)])
     x = target.sample(NUM_ROWS, seed=[seed, 0]).numpy().astype("float32")
     start = time.process_time()
+    options = (EDGES if name == "checkerboard" else {}) | options
     model = ebm.recipes.noise_levels(x, NUM_STEPS, seed=seed, **options)
     batches = shuffled_batches(x, BATCH_SIZE, seed)
     model.fit(batches, epochs=1, steps_per_epoch=NUM_STEPS, shuffle=False, verbose=0)
@@ -109,7 +113,7 @@ def log_normalizer_of_draws(sharp, seed):
     import tfp_ebm as ebm
 
     start = time.process_time()
-    draws = ebm.EnergyDistribution(sharp).draw(SHOTS, seed=seed)
+    draws = ebm.EnergyDistribution(sharp).draw(NUM_DRAWS, seed=seed)
     value, error = draws.log_normalizer.value, draws.log_normalizer.standard_error
     seconds = time.process_time() - start
     found = {"drawn_log_normalizer": value, "drawn_error": error, "trouble": list(draws.trouble)}

@@ -45,8 +45,8 @@ def noise_levels(
     Args:
       x: the data `[rows, *event]`.
       num_steps: optimizer steps that `fit` will take.
-      sigma_min: the smallest noise scale, in standard deviations of the data: the model is sharp down to it. Edges
-        need a smaller one, .01 for a checkerboard.
+      sigma_min: the smallest noise scale, in standard deviations of the data: the model is sharp down to it. Data with
+        edges, such as a checkerboard, need .01, `num_waves=6`, `num_components=1` and `is_bounded=True`.
       sigma_max: the largest noise scale.
       units: widths of the hidden layers.
       fourier_features: number of plane waves among the inputs; they help in eight coordinates too.
