@@ -223,7 +223,7 @@ class GivenInputs(NormalizedEnergy):
         self.built = True
 
     @property
-    def input_shape(self) -> Any:  # type: ignore[override]
+    def input_shape(self) -> Any:
         """None, so that `EnergyModel.given` can share the units of another model before it builds this one."""
         return None
 
