@@ -144,6 +144,11 @@ class ClassEnergy(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.network, self.label = network, number
 
+    def build(self, input_shape: Any) -> None:
+        """Builds the joint energy, if it is not built yet."""
+        if not self.network.built:
+            self.network.build(input_shape)
+
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns −f(x)[label], `[batch]`, of states `[batch, *event]`."""
         return -self.network.logits(x, training)[:, self.label]
