@@ -534,3 +534,13 @@ def test_exclusions_from_weight_decay_are_kept():
 @private_part("tfd.JointDistribution._get_single_sample_distributions", "model/default_draws.py")
 def test_joints_find_their_structure_in_a_method_of_this_name():
     assert callable(tfp.distributions.JointDistribution._get_single_sample_distributions)
+
+
+@door("what `compile(metrics=...)` keeps", "model/trainer.py", names=["_compile_metrics"])
+def test_compiled_metrics_are_built_from_symbols_and_updated(network):
+    network.compile(loss="mse", metrics=["mae"])
+    compiled = network._compile_metrics
+    assert not compiled.built
+    compiled.build(keras.KerasTensor((None, 1)), keras.KerasTensor((None, 1)))
+    compiled.update_state(tf.ones([4, 1]), tf.zeros([4, 1]), None)
+    assert float(network.get_metrics_result()["mae"]) == 1.0

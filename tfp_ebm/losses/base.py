@@ -163,7 +163,9 @@ class Loss(keras.layers.Layer):
         x = tf.convert_to_tensor(x)
         self.check(energy_fn)
         if getattr(energy_fn, "is_conditional", False) and not self.gives_condition:
-            energy_fn, condition = energy_fn.with_condition(energy_fn.condition_of_rows(condition, x)), None
+            conditional: Any = energy_fn
+            energy_fn = conditional.with_condition(conditional.condition_of_rows(condition, x))
+            condition = None
         if condition is not None and not self.takes_labels:
             raise ValueError(f"{type(self).__name__} takes no labels, but `condition` was given.")
         if not self.built:

@@ -143,7 +143,7 @@ class MaximumLikelihood(Loss):
         super().check(energy_fn)
         self._check_replicas()
         is_conditional = getattr(energy_fn, "is_conditional", False)
-        self.chains.keep_conditions(energy_fn.condition_spec if is_conditional else None)
+        self.chains.keep_conditions(getattr(energy_fn, "condition_spec", None) if is_conditional else None)
         network = getattr(energy_fn, "network", None)
         if isinstance(energy_fn, EnergyFunction) and getattr(self.kernel, "uses_gradient", False):
             purpose = f"The kernel of {type(self).__name__}"
@@ -185,7 +185,7 @@ class MaximumLikelihood(Loss):
             self.chains.build(tuple(event_shape), dtype)
         self.built = True
 
-    def get_build_config(self) -> None:  # type: ignore[override]
+    def get_build_config(self) -> None:
         """Returns None: a loaded model creates the weights, since it knows whether chains have conditions."""
 
     def call(

@@ -235,7 +235,7 @@ class EnergyModel(EnergyTrainer):
         """
         if self.base_measure is not None:
             return self.base_measure
-        return self._fitted_base.distribution() if self._has_base else self.energy_function.base
+        return self._fitted_base.distribution() if self._fitted_base and self._has_base else self.energy_function.base
 
     @property
     def _has_base(self) -> bool:

@@ -176,7 +176,8 @@ def product_energy(parts: Sequence[Any], exponents: Any = None) -> tuple[Any, di
     factor = np.linalg.cholesky(covariance)
     # as many rows as make mean and covariance exact: the mean plus and minus the columns of a factor
     steps = np.concatenate([factor.T, -factor.T]) * np.sqrt(len(loc))
-    model._fitted_base.assign(DataMoments.of([(loc + steps).reshape(-1, *shape)]))
+    own: Any = model._fitted_base
+    own.assign(DataMoments.of([(loc + steps).reshape(-1, *shape)]))
     return model, {}
 
 

@@ -124,7 +124,7 @@ def serialized(network: keras.layers.Layer) -> dict[str, Any]:
     from it; a network with two arguments must be built by the caller.
 
     >>> sorted(serialized(FixedCondition(keras.Model([x := keras.Input((2,)), keras.Input(())], x), 1.0))["config"])[:2]
-    ['condition', 'dtype']
+    ['condition', 'condition_dtype']
     """
     config = keras.saving.serialize_keras_object(network)
     if takes_condition(network):

@@ -69,7 +69,7 @@ class JointEnergy(keras.Model):
     @property
     def num_classes(self) -> int | None:
         """The number of classes; None if the classifier has no known output shape."""
-        shape = getattr(self.classifier, "output_shape", None) if self.classifier.built else None
+        shape: Any = getattr(self.classifier, "output_shape", None) if self.classifier.built else None
         return shape[-1] if isinstance(shape, tuple) and len(shape) == 2 else None
 
     def logits(self, x: Any, training: bool = False) -> tf.Tensor:
@@ -79,7 +79,7 @@ class JointEnergy(keras.Model):
           ValueError: if the classifier's output is not at least two numbers per row.
         """
         logits = self.classifier(x, training=training)
-        shape = getattr(logits, "shape", ())
+        shape: Any = getattr(logits, "shape", ())
         if len(shape) != 2 or shape[1] is None or shape[1] < 2:
             raise ValueError(
                 "`classifier` must return logits of shape [batch, classes] with at least two classes, got shape "
@@ -143,6 +143,11 @@ class ClassEnergy(keras.layers.Layer):
         kwargs.setdefault("dtype", network.dtype)
         super().__init__(autocast=False, **kwargs)
         self.network, self.label = network, number
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the joint energy, if it is not built yet."""
+        if not self.network.built:
+            self.network.build(input_shape)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns −f(x)[label], `[batch]`, of states `[batch, *event]`."""

@@ -223,20 +223,20 @@ class GivenInputs(NormalizedEnergy):
         self.built = True
 
     @property
-    def input_shape(self) -> Any:  # type: ignore[override]
+    def input_shape(self) -> Any:
         """None, so that `EnergyModel.given` can share the units of another model before it builds this one."""
         return None
 
-    def _inputs(self, number: Any) -> tf.Tensor:
+    def _repeated(self, number: Any) -> tf.Tensor:
         return tf.tile(tf.constant(self.x)[None], tf.stack([number, 1]))
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns −log p(y | x), `[batch]`, of targets `[batch, num_targets]`."""
-        return self.network(x, self._inputs(tf.shape(x)[0]), training=training)
+        return self.network(x, self._repeated(tf.shape(x)[0]), training=training)
 
     def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
         """Returns exact samples of y, `[num_samples, num_targets]`."""
-        return self.network.draw_given(self._inputs(num_samples), seed)
+        return self.network.draw_given(self._repeated(num_samples), seed)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras."""
