@@ -536,7 +536,7 @@ def test_joints_find_their_structure_in_a_method_of_this_name():
     assert callable(tfp.distributions.JointDistribution._get_single_sample_distributions)
 
 
-@door("what `compile(metrics=...)` keeps", "model/trainer.py", names=["_compile_metrics"])
+@private_part("what `compile(metrics=...)` keeps", "model/trainer.py", names=["_compile_metrics"])
 def test_compiled_metrics_are_built_from_symbols_and_updated(network):
     network.compile(loss="mse", metrics=["mae"])
     compiled = network._compile_metrics
