@@ -54,6 +54,7 @@ def test_it_learns_a_density_and_its_normaliser(trained):
     assert abs(draws[:, 0].mean()) < 0.05 and abs(rest.std() - 0.4) < 0.05
 
 
+@pytest.mark.slow
 def test_evaluation_is_exact_and_in_standardised_units(trained):
     model, _ = trained
     x = ring(256, 2)

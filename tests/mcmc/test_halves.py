@@ -27,7 +27,7 @@ def loop_of(kernel, state=START, target=normal):
     return {1: "Chain", 2: "Halves"}[groups]
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kernel", [mcmc.MALA(0.5), mcmc.HMC(0.4, 3)], ids=["mala", "hmc"])
 def test_law(kernel, jit_compile):
     """R̂ near 1 and the mean square of 257 × 400 draws, of which each chain gives at least 60 independent ones: its

@@ -100,6 +100,7 @@ def test_a_summary_is_that_of_what_was_drawn(short_stretches):
         assert np.all(np.abs(summary.rhat - split) > 1e-9)  # control
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("jit_compile", "kernel"), [(False, mcmc.Adaptive(mcmc.HMC(0.3, 2))), (True, mcmc.MALA(0.8))], ids=["graph", "XLA"]
 )

@@ -86,6 +86,7 @@ KERNELS = {
     "tempered": (mcmc.ReplicaExchange(mcmc.HMC(0.6, 4), [1.0, 0.6]), 14, False),
     "transformed": (mcmc.Transformed(mcmc.MALA(0.9), tfp.bijectors.SinhArcsinh(np.float64(0.3))), 12, False),
 }
+SLOW = ("nuts", "tempered_transition", "tempered", "transformed")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def groups():
 # Each test accepts at p > 1e-3 for three targets, so for a new seed the eleven would raise a false alarm once in
 # thirty; the controls must reach p < 2e-5. Power: the cooler Gaussian has .8 of the variance, a KS distance of .027
 # when the chain has mixed, and √40 000 · .027 = 5.4 is p = 1e-25; the banana's first coordinate is such a Gaussian.
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in KERNELS])
 def test_exact_draws_stay_exact(name, groups):
     kernel, num_steps, jit_compile = KERNELS[name]
     log_prob, start, cdfs = groups

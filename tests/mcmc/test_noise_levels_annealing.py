@@ -34,6 +34,7 @@ def run(target=two_modes, seed=0, **kwargs):
     return ebm.mcmc.anneal_noise_levels(target, base(), seed=seed, **settings)
 
 
+@pytest.mark.slow
 def test_shares_and_log_z():
     """Ten runs: the mean of Ẑ/Z and the mean share within 4 of their standard errors (a bias of .2 is over twenty),
     each run within 5 of the error that it reports, no trouble, and the same bits for the same seed."""
@@ -82,6 +83,7 @@ def test_a_hole_shows_in_log_z():
     assert abs(value - LOG_Z - math.log1p(math.exp(-1.5))) < 0.15
 
 
+@pytest.mark.slow
 def test_draws_of_a_model_at_one_level():
     """Of an untrained network the Gaussian of the data: `p.draw` has its moments in x, log Z = 0, and no trouble."""
     data = np.random.default_rng(0).normal(size=(3000, 2)) @ [[2.0, 1.0], [0.0, 0.5]] + [3.0, -1.0]

@@ -106,6 +106,7 @@ def two_modes():
     return target, base, run(target.log_prob, base, num_samples=2000, seed=5)
 
 
+@pytest.mark.slow
 def test_shares_and_log_normalizer_of_two_modes(two_modes):
     draws = two_modes[2]
     share = np.mean(draws.states.numpy()[:, 0] > 0)
@@ -224,6 +225,7 @@ def test_systematic_resampling(jit_compile):
     assert np.abs(total / 200 - 25 * share).max() < 0.011
 
 
+@pytest.mark.slow
 def test_unequal_widths_that_annealing_gets_wrong_are_reported(monkeypatch):
     # a width of ¼ in 20 coordinates, without the search for modes: of 16 seeds, 15 have a verdict that is not empty
     # (share .68 ± .07)

@@ -78,6 +78,7 @@ def test_same_seed_same_bits_and_one_trace():
     assert np.abs(other.states - first.states).max() > 0.01
 
 
+@pytest.mark.slow
 def test_it_is_saved_and_trains():
     """A model with a tempered move: the step of its local kernel serves, its acceptance is reported."""
     base = tfd.MultivariateNormalDiag(tf.zeros([2]), 2.0 * tf.ones([2]))

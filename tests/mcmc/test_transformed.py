@@ -135,6 +135,7 @@ def test_adaptation_in_the_driver():
     assert abs(np.mean(samples.is_accepted) - 0.75) < 0.05
 
 
+@pytest.mark.slow
 def test_under_xla():
     kernel = mcmc.Transformed(mcmc.MALA(1.0), tfb.Sigmoid(0.0, 1.0))
     samples = mcmc.sample(

@@ -57,6 +57,7 @@ def test_few_draws_are_as_right_as_many():
     assert share(trapped) < 0.1
 
 
+@pytest.mark.slow
 def test_seeds_and_batches():
     p = make()
     x = p.sample(6, seed=3)
@@ -68,6 +69,7 @@ def test_seeds_and_batches():
     assert not np.array_equal(x, p.sample(6, seed=4)) and not np.array_equal(p.sample(6), p.sample(6))
 
 
+@pytest.mark.slow
 def test_a_second_call_compiles_nothing(monkeypatch):
     """Nor does that of a copy, or of another number of draws up to 1024. Control: another energy compiles."""
     made = []
@@ -91,6 +93,7 @@ def test_a_second_call_compiles_nothing(monkeypatch):
     assert len(made) > number
 
 
+@pytest.mark.slow
 def test_a_warning_says_what_is_wrong_and_its_cure_works(monkeypatch):
     """Modes of widths 1 and .1 in 5 coordinates, which no path from a Gaussian reaches in their shares of .3 and .7. A
     mixture fitted to data gives them: within .09, 4 standard errors of 400 effective draws. The search for modes, which

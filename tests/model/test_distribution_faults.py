@@ -40,6 +40,7 @@ def make(energy=energy, **arguments):
 # --- draws -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_default_kernel_leaves_a_hard_core():
     """No draw of 500 deep in the core (E > 60 has probability e⁻⁶⁰), and no warning; HMC alone leaves many, as the
     control shows and warns."""
@@ -476,7 +477,9 @@ PICKLED = {
 }
 
 
-@pytest.mark.parametrize("name", PICKLED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("model", "fitted base") else n for n in PICKLED]
+)
 def test_distributions_copy_and_pickle(name):
     """All copies are made before the first draw, and compared with one draw of the original."""
     p = PICKLED[name]()

@@ -32,9 +32,9 @@ class Interrupt(keras.callbacks.Callback):
 
 
 def test_arrays_are_shuffled_alike_in_runs_that_are_resumed_or_repeated(tmp_path):
-    """With Keras's own shuffling the two runs differ (control)."""
     whole, again, other = make(), make(), make(seed=1)
-    for model in (whole, again, other):
+    for number, model in enumerate((whole, again, other)):
+        tf.random.set_seed(number)
         model.fit(X, epochs=4, verbose=0)
     assert same(whole, again) and not same(whole, other)
     cut, resumed = make(), make()
@@ -53,7 +53,8 @@ def test_arrays_are_shuffled_alike_in_runs_that_are_resumed_or_repeated(tmp_path
 def test_control_keras_own_shuffling_differs(monkeypatch):
     monkeypatch.setattr("tfp_ebm.model.trainer.in_order_of_seed", lambda model, call: call)
     one, two = make(), make()
-    for model in (one, two):
+    for number, model in enumerate((one, two)):
+        tf.random.set_seed(number)  # processes that set none have different ones
         model.fit(X, epochs=2, verbose=0)
     assert not same(one, two)
 
@@ -96,13 +97,13 @@ def test_splits_and_sizes_of_batches_are_those_of_keras():
 
 
 def test_orders_are_uniform():
-    """Where row 0 goes in 600 passes of 5 rows: χ² with 4 degrees of freedom, above 18.5 in one run of a thousand."""
+    """Where row 0 goes in 200 passes of 5 rows: χ² with 4 degrees of freedom, above 18.5 in one run of a thousand."""
     model = make()
     model.build((None, 2))
     call = passes.in_order_of_seed(model, {"x": np.arange(10.0).reshape(5, 2), "batch_size": 5})
     places = []
-    for step in range(600):
+    for step in range(200):
         model._step.assign(step)
         places.append(int(np.argmin(next(iter(call["x"])).numpy()[:, 0])))
     counts = np.bincount(places, minlength=5)
-    assert np.square(counts - 120).sum() / 120 < 18.5
+    assert np.square(counts - 40).sum() / 40 < 18.5

@@ -75,6 +75,7 @@ def test_gaussians_in_closed_form():
         assert abs(value - stats.norm.cdf(row[0], mean, deviation)) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["free", "mixture"])
 def test_autoregressive_conditionals(kind):
     """The integral of exp(log p) by SciPy to 1e-5; uniform at draws (KS of 2000, 1 % critical value .0365).

@@ -121,6 +121,7 @@ def test_mixture_of_several_components():
         ebm.networks.noise_level_convnet([24, 24, 1], num_components=2)
 
 
+@pytest.mark.slow
 def test_precision_xla_images_and_unknown_statistics():
     """float32 follows float64; XLA the graph; half precision trains; images and more than 512 coordinates work."""
     exact, single = adapted("float64"), adapted("float32")

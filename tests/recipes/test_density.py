@@ -30,6 +30,7 @@ def fitted():
     return ebm.fit_density(x, minutes=0.1, seed=1, verbose=0)
 
 
+@pytest.mark.slow
 def test_it_is_a_density_better_than_its_parts(fitted):
     """KL of 5000 new rows below .15 nat, standard error .01; the Gaussian is more than .5 away."""
     x = table(5000, 1)

@@ -154,6 +154,7 @@ def fitted():
     return ebm.fit_density(x, minutes=0.02, seed=1, verbose=0)
 
 
+@pytest.mark.slow
 def test_files_keep_candidates_and_curves(fitted, tmp_path):
     """The curve at the judgement kept is the result of the candidate, to .05 nat: both are means over held-out rows."""
     (name,) = fitted.histories
@@ -167,6 +168,7 @@ def test_files_keep_candidates_and_curves(fitted, tmp_path):
     assert loaded.get_config()["report"] == fitted.get_config()["report"]
 
 
+@pytest.mark.slow
 def test_no_time_left_ends_a_training_at_once():
     """Two judgements after the first, which compiles. Planted: a negative number of seconds, which ends nothing."""
     x = np.random.default_rng(0).normal(size=(64, 1)).astype("float32")

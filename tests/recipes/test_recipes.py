@@ -220,6 +220,7 @@ def test_du_mordatch_adam_clips_to_three_deviations():
 # --- training and files -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the covariance is singular")  # of 16 images; the base that `fit` fits is not used
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_and_comes_back_from_its_file(name, tmp_path):

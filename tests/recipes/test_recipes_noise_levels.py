@@ -7,6 +7,7 @@ import pytest
 import tfp_ebm as ebm
 
 
+@pytest.mark.slow
 def test_shares_of_far_modes_and_log_z(tmp_path):
     """1000 small steps from a single Gaussian. The share of .3 is exact to .03, where denoising at all levels is blind;
     log Z on the grid is within .1 of 0. (5000 steps of the recipe: .001 and .01.)"""
@@ -37,6 +38,7 @@ def test_settings():
             ebm.recipes.noise_levels(x, **arguments)
 
 
+@pytest.mark.slow
 def test_images_have_one_scale_and_a_bounded_quadratic_energy():
     """All pixels get the same units, the range of the data is known to the network, and a step trains."""
     x = ebm.datasets.digits(images=True)[:200]

@@ -23,6 +23,7 @@ def model_of(num_inputs, num_targets, seed=0):
     return model
 
 
+@pytest.mark.slow
 def test_every_conditional_density_is_normalised_and_agrees_with_its_draws():
     """∫ p(y|x) dy = 1 by the trapezoid rule; means and quantiles of 20 000 draws within 4 standard errors."""
     model = model_of(2, 1)
