@@ -35,14 +35,17 @@ def memory():
             _last["bytes"] = _bytes_in_use()
 
 
-# A process never frees the programs that XLA compiled, some 10 MB a test: after so many tests another one goes on.
-_TESTS_PER_PROCESS = 700
+# A process never frees the programs that XLA compiled, some 10 MB a test, and 100 MB a slow one: after so many tests
+# another one goes on.
+_TESTS_PER_PROCESS, _SLOW_TESTS_PER_PROCESS = 700, 40
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Runs the tests of a file in one process, which makes its fixtures and compiles its functions once."""
     from xdist.scheduler import LoadFileScheduling
+
+    most = _SLOW_TESTS_PER_PROCESS if config.option.markexpr == "slow" else _TESTS_PER_PROCESS
 
     class Scheduling(LoadFileScheduling):
         """Replaces a process at the end of a file once it has run many tests."""
@@ -52,7 +55,7 @@ def pytest_xdist_make_scheduler(config, log):
                 return
             units = self.assigned_work.get(node, {})
             done = sum(sum(unit.values()) for unit in units.values())
-            if self.workqueue and not node.shutting_down and done > _TESTS_PER_PROCESS and self._pending_of(units) <= 2:
+            if self.workqueue and not node.shutting_down and done > most and self._pending_of(units) <= 2:
                 node.shutdown()  # it still runs what it was given
                 config.pluginmanager.getplugin("dsession")._clone_node(node)
                 return
