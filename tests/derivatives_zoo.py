@@ -255,6 +255,24 @@ _twice("our GroupNormalization along axis 1", IMAGE, lambda: networks.GroupNorma
 _twice("FourierFeatures", VECTOR, lambda: networks.FourierFeatures(3, seed=0))
 _twice("SpectralNormalization of Dense", VECTOR, lambda: networks.SpectralNormalization(layers.Dense(5, "silu")))
 _twice("SpectralNormalization of Conv2D", IMAGE, lambda: networks.SpectralNormalization(layers.Conv2D(2, 2)))
+
+
+def _classifier():
+    return keras.Sequential([_input(VECTOR), layers.Dense(4, "tanh"), layers.Dense(3)])
+
+
+@_entry("JointEnergy")
+def _joint_energy():
+    inputs = _input(VECTOR)
+    return keras.Model(inputs, networks.JointEnergy(_classifier(), dtype="float64")(inputs))
+
+
+@_entry("ClassEnergy")
+def _class_energy():
+    inputs = _input(VECTOR)
+    return keras.Model(inputs, networks.JointEnergy(_classifier(), dtype="float64").given(1)(inputs))
+
+
 _entry("mlp")(lambda: networks.mlp([2, 2], units=[5, 4], dtype="float64", seed=0))
 _entry("mlp with Fourier features")(lambda: networks.mlp([2], units=[5], fourier_features=3, dtype="float64", seed=0))
 _entry("convnet")(lambda: networks.convnet([4, 3, 2], filters=[2, 3], units=[4], dtype="float64", seed=0))

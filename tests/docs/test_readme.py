@@ -95,7 +95,7 @@ def test_the_example_runs(tmp_path, monkeypatch):
 def test_the_picture_is_what_its_command_draws(tmp_path, monkeypatch):
     """Settings of the picture against those that the command reports; a short run without chains resolves them all."""
     module = importlib.import_module("tfp_ebm.cli.fit")
-    monkeypatch.setattr(module, "draw", lambda *given: (np.zeros((8, 2), "float32"), {}))
+    monkeypatch.setattr(module, "draw", lambda *given: (np.zeros((8, 2), "float32"), {"sampler": "hmc"}))
     recorded = json.loads((ROOT / "tutorials" / "figures" / "two_moons.json").read_text(encoding="utf-8"))
     command = ["fit", "two_moons", "--out", str(tmp_path / "run")]
     defaults = vars(cli_options.make_parser().parse_args(command))
