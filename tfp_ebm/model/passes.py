@@ -23,6 +23,20 @@ _ORDER = 2
 _PREFETCHED = 16
 
 
+class Beginning(keras.callbacks.Callback):
+    """Notes the model's step at the beginning of each epoch.
+
+    The order of a pass follows from it. The counter itself may already have been raised when the pass begins: reading
+    rows and counting are operations of one step, which no order of execution connects.
+    """
+
+    step = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """See Keras."""
+        self.step = int(self.model._step.numpy())
+
+
 def in_order_of_seed(model: Any, call: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments of Keras's `fit`, in which arrays that are to be shuffled are a dataset of batches.
 
@@ -30,7 +44,7 @@ def in_order_of_seed(model: Any, call: dict[str, Any]) -> dict[str, Any]:
     and `batch_size` is 32 or what `steps_per_epoch` requires. Where several replicas share a batch, Keras shuffles.
 
     Args:
-      model: an `EnergyTrainer`; its step counter when a pass begins decides the order.
+      model: an `EnergyTrainer`; its step counter when an epoch begins decides the order of the passes begun in it.
       call: the arguments of `fit`, by name.
 
     Raises:
@@ -53,7 +67,14 @@ def in_order_of_seed(model: Any, call: dict[str, Any]) -> dict[str, Any]:
         count = math.floor(count * (1.0 - split))
         call["validation_data"] = tuple(None if a is None else a[count:] for a in arrays)
     parts = [None if a is None else _tensor(a[:count], model.dtype if a is arrays[0] else None) for a in arrays]
-    return call | {"x": _batches(keras.utils.pack_x_y_sample_weight(*parts), count, batch_size, model)}
+    beginning, callbacks = Beginning(), call.get("callbacks") or []
+    if isinstance(callbacks, keras.callbacks.CallbackList):  # it may have been used before
+        beginning.set_model(model)
+        callbacks.callbacks = [beginning, *(one for one in callbacks.callbacks if not isinstance(one, Beginning))]
+    else:
+        callbacks = [beginning, *callbacks]
+    batches = _batches(keras.utils.pack_x_y_sample_weight(*parts), count, batch_size, model.seed, beginning)
+    return call | {"x": batches, "callbacks": callbacks}
 
 
 def _check_sizes(count: int, split: float, batch_size: Any) -> None:
@@ -73,13 +94,15 @@ def _tensor(array: Any, dtype: str | None) -> tf.Tensor:
     return tf.cast(tensor, dtype or keras.config.floatx()) if tensor.dtype.is_floating else tensor
 
 
-def _batches(parts: Any, count: int, batch_size: int, model: Any) -> tf.data.Dataset:
+def _batches(
+    parts: Any, count: int, batch_size: int, model_seed: tuple[int, int], beginning: Beginning
+) -> tf.data.Dataset:
     """Returns one pass over rows in batches, in a new order each time that it is iterated over."""
     number_of_batches = math.ceil(count / batch_size)
 
     def order(_: tf.Tensor) -> tf.data.Dataset:
-        step = tf.numpy_function(lambda: np.int64(model._step.numpy()), [], tf.int64)
-        seed = fold_in(fold_in(tf.constant(model.seed, tf.int32), _ORDER), step)
+        step = tf.numpy_function(lambda: np.int64(beginning.step), [], tf.int64)
+        seed = fold_in(fold_in(tf.constant(model_seed, tf.int32), _ORDER), step)
         indices = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
         return tf.data.Dataset.from_tensor_slices(indices).batch(batch_size)
 
