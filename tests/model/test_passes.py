@@ -74,6 +74,7 @@ def test_each_pass_has_every_row_once_with_its_weight():
     x, y, w = (np.concatenate(parts) for parts in zip(*first, strict=True))
     assert sorted(w) == list(range(70)) and y.shape == (70, 0) and x.dtype == "float32"
     np.testing.assert_array_equal(x[:, 0], 2 * w)
+    model._step.assign(5)  # the first step of a pass may count before it reads its rows
     again = np.concatenate([batch[0] for batch in call["x"].map(lambda x, y, w: (x,)).as_numpy_iterator()])
     np.testing.assert_array_equal(again, x)
     call["callbacks"][0].step = 3
