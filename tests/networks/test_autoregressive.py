@@ -99,15 +99,16 @@ def influence(network, size):
     return np.abs(tape.batch_jacobian(total, x, experimental_use_pfor=False)).max(0) > 1e-12
 
 
+@pytest.mark.parametrize("num_frequencies", [0, 3])
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1]])
-def test_each_coordinate_sees_those_before_it_alone(order, monkeypatch):
-    network = random_network(4, order=order)
+def test_each_coordinate_sees_those_before_it_alone(order, num_frequencies, monkeypatch):
+    network = random_network(4, order=order, num_frequencies=num_frequencies)
     places = np.argsort(order)
     allowed = places[None, :] <= places[:, None]
     np.testing.assert_array_equal(influence(network, 4), allowed)
     # planted: the mask off by one
     monkeypatch.setattr(masked, "sees", lambda places, degrees: places[:, None] <= degrees[None, :] + 1)
-    assert (influence(random_network(4, order=order), 4) & ~allowed).any()
+    assert (influence(random_network(4, order=order, num_frequencies=num_frequencies), 4) & ~allowed).any()
 
 
 def spikes(num_rows):
@@ -186,7 +187,7 @@ def smallest_p_value(network, samples):
     return min(values)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_components": 3}, {"order": [1, 0]}])
+@pytest.mark.parametrize("options", [{}, {"num_components": 3, "num_frequencies": 2}, {"order": [1, 0]}])
 def test_samples_have_the_density(options):
     """100 samples: below .001 by chance once in 500; samples moved by .5 deviations fail."""
     network = random_network(2, **options)

@@ -53,9 +53,10 @@ class Features:
     Args:
       supports: the values of each coordinate in the order of dependence, None for numbers on the line.
       allows_missing: whether cells may be NaN.
+      num_frequencies: of the waves sin(2ᵏy) and cos(2ᵏy) of each number on the line, k = 0, 1, …
     """
 
-    def __init__(self, supports: Sequence[np.ndarray | None], allows_missing: bool) -> None:
+    def __init__(self, supports: Sequence[np.ndarray | None], allows_missing: bool, num_frequencies: int = 0) -> None:
         self.allows_missing, size = allows_missing, len(supports)
         self.center = np.array([0.0 if values is None else values.mean() for values in supports])
         self.scale = np.array([1.0 if values is None else values.std() for values in supports])
@@ -69,7 +70,12 @@ class Features:
         self._values = np.array([value for _, values in with_indicators for value in values])
         self._reach = np.array([0.5 * np.diff(values).min() for _, values in with_indicators for _ in values])
         own: np.ndarray = np.arange(1, size + 1)
-        self.places = np.concatenate([own, self._source + 1, own if allows_missing else own[:0]])
+        self._lines = np.array(
+            [place for place, values in enumerate(supports) if values is None and num_frequencies], int
+        )
+        self._frequencies = 2.0 ** np.arange(num_frequencies)
+        waves = np.repeat(self._lines + 1, 2 * num_frequencies)
+        self.places = np.concatenate([own, self._source + 1, own if allows_missing else own[:0], waves])
 
     def __call__(self, y: tf.Tensor, seen_range: tf.Tensor) -> tf.Tensor:
         """Returns the features `[batch, number]` of states `[batch, size]`, clipped to a range `[2, size]`."""
@@ -84,6 +90,10 @@ class Features:
             is_missing = tf.math.is_nan(y)
             parts[0] = tf.where(is_missing, tf.zeros_like(y), number)
             parts.append(tf.cast(is_missing, y.dtype))
+        if len(self._lines):
+            angles = tf.gather(parts[0], self._lines, axis=1)[..., None] * tf.constant(self._frequencies, y.dtype)
+            waves = tf.concat([tf.sin(angles), tf.cos(angles)], -1)
+            parts.append(tf.reshape(waves, [-1, 2 * len(self._lines) * len(self._frequencies)]))
         return parts[0] if len(parts) == 1 else tf.concat(parts, 1)
 
 
