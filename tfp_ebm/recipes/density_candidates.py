@@ -34,8 +34,8 @@ from tfp_ebm.recipes.density_units import frequencies
 
 # Logistics of proposals that are free, and functions of each energy; in few columns, where they are cheap, and in more.
 _FEW_COLUMNS, _NUM_LOGISTICS, _NUM_FUNCTIONS = 4, (8, 4), (32, 16)
-# Many rows of few columns show edges that more functions resolve; these need more nodes in training. Waves of the columns
-# let the network learn where an edge moves quickly.
+# Many rows of few columns show edges that more functions resolve; these need more nodes in training. Waves of the
+# columns let the network learn where an edge moves quickly.
 _NUM_FINE_FUNCTIONS, _NUM_FINE_NODES, _NUM_FREQUENCIES = 64, 96, 4
 # The number of orders of the columns is as many as the time allows, within these bounds.
 _MIN_NETWORKS, _MAX_NETWORKS = 3, 8
