@@ -192,13 +192,16 @@ class GivenConditions(EnergyDistribution):
         static = [*states.shape[:before], *self._batch_shape(), *self._event]
         return tf.ensure_shape(tf.reshape(states, shape), static)
 
-    def draw(self, num_samples: int, *, seed: Any, **kwargs: Any) -> ConditionalDraws:
+    def draw(self, num_samples: int, *, seed: Any, **kwargs: Any) -> Any:
         """Draws of each condition by sequential Monte Carlo from the base, as `EnergyDistribution.draw` does.
 
         Args:
           num_samples: number of draws of each condition.
           seed: int or int32[2].
           **kwargs: further arguments of `ebm.mcmc.sequential_monte_carlo`.
+
+        Returns:
+          A `ConditionalDraws`.
 
         Raises:
           NotImplementedError: inside a `tf.function`.

@@ -107,8 +107,9 @@ def gaussians_of_network(network: Any) -> MixtureParameters | None:
         shift, scale = (np.asarray(part, np.float64).reshape(-1) for part in (network.shift, network.scale))
         return None if inner is None else inner.in_units(-shift / scale, 1.0 / scale)
     if isinstance(network, MixtureEnergy):
-        parts = [gaussians_of_network(part) for part in network.parts]
-        if any(part is None for part in parts):
+        found = [gaussians_of_network(part) for part in network.parts]
+        parts = [part for part in found if part is not None]
+        if len(parts) < len(found):
             return None
         weights = [w * part.probs for w, part in zip(np.asarray(network.probs, np.float64), parts, strict=True)]
         return MixtureParameters(

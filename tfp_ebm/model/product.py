@@ -121,7 +121,9 @@ class ConditionalProductEnergy(ProductEnergy):
         """Returns a dictionary of conditions as the parts take it."""
         return packed(self._conditional_part().network, conditions, name)
 
-    def call(self, z: tf.Tensor, condition: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def call(  # type: ignore[override]
+        self, z: tf.Tensor, condition: tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
         """Returns the energies `[batch]` of states `[batch, *event]` and conditions `[batch, *condition]`."""
         return self._sum_at(z, training, condition)
 

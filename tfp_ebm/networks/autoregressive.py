@@ -330,6 +330,7 @@ def autoregressive(
     units: Sequence[int] = (128, 128),
     order: Sequence[int] | None = None,
     *,
+    condition_shape: Sequence[int] | None = None,
     num_components: int = 1,
     proposal: Any = None,
     dropout: float = 0.0,
@@ -337,13 +338,14 @@ def autoregressive(
     dtype: Any = None,
     seed: Any = None,
     **kwargs: Any,
-) -> AutoregressiveEnergy:
+) -> Any:
     """Makes an autoregressive energy E(x) = −log p(x), with log Z = 0 (Nash & Durkan 2019).
 
     Args:
       event_shape: shape of one data point; any rank, it is flattened.
       units: equal widths; one residual block of two masked layers for each.
       order: the coordinates in the order in which each depends on those before; default: as they come.
+      condition_shape: that of conditions c, numbers or vectors, for E(x; c) = −log p(x | c) with log Z = 0 for every c.
       num_components: logistics of each proposal.
       proposal: a Gaussian mixture (`tfd.MixtureSameFamily` of multivariate normals) or a multivariate normal, whose
         conditionals are the proposals; the energy then starts as that distribution. In the coordinates of the network.
@@ -356,7 +358,7 @@ def autoregressive(
       **kwargs: further arguments of `AutoregressiveEnergy`.
 
     Returns:
-      An `AutoregressiveEnergy`, a `keras.Model` `[batch, *event] -> [batch]`.
+      An `AutoregressiveEnergy`, a `keras.Model` `[batch, *event] -> [batch]`; or a network of (x, c).
 
     Raises:
       TypeError, ValueError: if an argument is not of the form above.
@@ -366,34 +368,28 @@ def autoregressive(
     >>> float(model.log_normalizer)
     0.0
     """
-    seed = 0 if seed is None else seed
-    if proposal is None:
-        return AutoregressiveEnergy(
-            event_shape,
-            units,
-            order,
-            num_components,
-            dropout=dropout,
-            supports=supports,
-            dtype=dtype,
-            seed=seed,
-            **kwargs,
-        )
-    probs, loc, covariance = gaussian_parts(proposal)
-    if loc.shape[1] != int(np.prod(check_event_shape(event_shape))):
+    if condition_shape is not None:
+        from tfp_ebm.networks.conditional_autoregressive import conditional_autoregressive
+
+        refused = {"order": order, "proposal": proposal, "supports": supports, "dropout": dropout or None, **kwargs}
+        return conditional_autoregressive(event_shape, condition_shape, units, num_components, dtype, seed, refused)
+    parts = None if proposal is None else gaussian_parts(proposal)
+    if parts is not None and parts[1].shape[1] != int(np.prod(check_event_shape(event_shape))):
         raise ValueError(f"`proposal` must have event shape {tuple(event_shape)}, got {tuple(proposal.event_shape)}.")
     network = AutoregressiveEnergy(
         event_shape,
         units,
         order,
-        len(probs),
-        True,
+        num_components if parts is None else len(parts[0]),
+        parts is not None,
         dropout=dropout,
         supports=supports,
         dtype=dtype,
-        seed=seed,
+        seed=0 if seed is None else seed,
         **kwargs,
     )
-    ordered = list(network.order)
-    network.proposal.assign(probs, loc[:, ordered], covariance[:, ordered][:, :, ordered])
+    if parts is not None:
+        probs, loc, covariance = parts
+        ordered = list(network.order)
+        network.proposal.assign(probs, loc[:, ordered], covariance[:, ordered][:, :, ordered])
     return network

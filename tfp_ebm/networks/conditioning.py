@@ -65,7 +65,9 @@ def condition_of(
     if condition_shape is None and num_labels is None:
         return None
     shapes, counts = _named(condition_shape, num_labels)
-    inputs, features, channels = {}, [], []
+    inputs: dict[str, Any] = {}
+    features: list[Any] = []
+    channels: list[Any] = []
     for name, shape in shapes.items():
         inputs[name], part = _one(name, shape, counts.get(name), policy, seeds)
         is_image = image_shape is not None and len(shape) == 3 and shape[:2] == tuple(image_shape[:2])
