@@ -65,7 +65,8 @@ def test_energies_scores_and_chains_of_each_row(kind, tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     again.export(tmp_path / "again", kernel=ebm.mcmc.HMC(0.3, 2), verbose=False)
-    np.testing.assert_array_equal(tf.saved_model.load(tmp_path / "again").energy(X, rows), model.energy(X, c))
+    served = tf.saved_model.load(tmp_path / "again")
+    np.testing.assert_array_equal(served.energy(X, rows), model.energy(X, c))
     if kind == "vector":
         arrays = {"x": X, "c": rows, "energy": model.energy(X, c), "score": model.score(X, c)}
         np.savez(tmp_path / "data.npz", **arrays)

@@ -114,14 +114,14 @@ class ConditionalMixtureEnergy(keras.Model):
         x = tf.gather(tf.stack(draws, 1), chosen, axis=1, batch_dims=1)
         return (x - self.loc.value) / self.scale.value
 
-    def given(self, condition: Any) -> MixtureEnergy:
+    def given(self, condition: Any) -> GivenMixtureEnergy:
         """Returns the network of z alone for one condition."""
         loc, scale = np.asarray(self.loc), np.asarray(self.scale)
         networks = []
         for part in self.parts:
             one = part.given(condition) if _takes_condition(part) else part
             networks.append(in_units(one, loc, scale))
-        return MixtureEnergy(networks, np.asarray(self.probs), dtype=self.dtype)
+        return GivenMixtureEnergy(networks, np.asarray(self.probs), dtype=self.dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras; loc and scale are weights."""
@@ -133,6 +133,16 @@ class ConditionalMixtureEnergy(keras.Model):
         """Rebuilds the network from `get_config`."""
         parts = [keras.saving.deserialize_keras_object(part, custom_objects) for part in config["parts"]]
         return cls(**{**config, "parts": parts})
+
+
+@keras.saving.register_keras_serializable("tfp_ebm")
+class GivenMixtureEnergy(MixtureEnergy):
+    """A mixture for one condition, whose model takes the units of the conditional model."""
+
+    @property
+    def input_shape(self) -> Any:
+        """None, so that `EnergyModel.given` can share the units of another model before it builds this one."""
+        return None
 
 
 def _takes_condition(part: Any) -> bool:

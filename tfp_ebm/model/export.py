@@ -78,17 +78,27 @@ def export_saved_model(
 
 
 def write_saved_model(
-    model: keras.Model,
+    model: Any,
     endpoints: Mapping[str, tf.types.experimental.PolymorphicFunction],
     path: str | os.PathLike[str],
 ) -> None:
     """Writes compiled functions of a model, by name, to the directory `path`; the first is the default signature."""
     archive = keras.export.ExportArchive()
-    archive.track(model)
+    archive.track(_weights_of(model) if model.is_conditional else model)
     checked = {id(function): _checks_shapes(function) for function in endpoints.values()}  # traced once for all names
     for name, function in endpoints.items():
         archive.add_endpoint(name, checked[id(function)])
     archive.write_out(str(path), verbose=False)  # its lines name a temporary directory
+
+
+def _weights_of(model: Any) -> tf.Module:
+    """Returns an object that has the weights of a model, and nothing else.
+
+    From the model itself TensorFlow would export a function of its first input alone, which a conditional one is not.
+    """
+    holder = tf.Module()
+    holder.weights = [weight.value for weight in model.weights]
+    return holder
 
 
 def _checks_shapes(
