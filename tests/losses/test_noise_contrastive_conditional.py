@@ -13,7 +13,7 @@ SLOPE, SD = 0.8, 0.6  # c ~ N(0, 1), x | c ~ N(.8c, .6²), so x ~ N(0, 1)
 
 
 @keras.saving.register_keras_serializable("tests")
-class Quadratic(keras.Model):
+class QuadraticInBoth(keras.Model):
     """The energy ax² + bxc + dc², float64: quadratic in (x, c)."""
 
     def __init__(self, **kwargs):
@@ -53,7 +53,7 @@ def ratio():
 
 
 def model_of(loss, measure=None):
-    model = ebm.EnergyModel(Quadratic(), event_shape=(1,), condition_shape=(), base_measure=measure)
+    model = ebm.EnergyModel(QuadraticInBoth(), event_shape=(1,), condition_shape=(), base_measure=measure)
     model.compile(loss=loss)
     return model
 
@@ -120,7 +120,7 @@ def test_posterior_is_prior_times_ratio(tmp_path):
     x, c = data(4000, seed=1)
     prior = tfd.MultivariateNormalDiag(np.zeros(1), np.ones(1))
     loss = ebm.losses.NoiseContrastiveEstimation("shuffled", 4.0)
-    model = ebm.EnergyModel(Quadratic(), event_shape=(1,), condition_shape=(), base_measure=prior)
+    model = ebm.EnergyModel(QuadraticInBoth(), event_shape=(1,), condition_shape=(), base_measure=prior)
     model.compile(
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.05, 300)), loss, steps_per_execution=20
     )
