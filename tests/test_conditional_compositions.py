@@ -108,10 +108,6 @@ def test_mixtures_of_normalised_parts(tmp_path):
     model.save(tmp_path / "mixture.keras")
     loaded = keras.saving.load_model(tmp_path / "mixture.keras")
     np.testing.assert_array_equal(loaded.energy(x, c), model.energy(x, c))
-    model.export(tmp_path / "mixture", verbose=False)
-    served = tf.saved_model.load(tmp_path / "mixture")
-    np.testing.assert_array_equal(served.log_prob(x, c), -model.energy(x, c))
-    assert served.sample(c, tf.constant([0, 1])).shape == (6, 2)
 
 
 NORMAL = tfd.MultivariateNormalDiag(X[0], np.ones(2))

@@ -118,7 +118,6 @@ def test_any_energy_has_a_density_of_the_rest(tmp_path):
     rest = covariance[1:, 1:] - np.outer(gain, covariance[0, 1:])
     marginal = stats.norm(1.0, np.sqrt(covariance[0, 0])).logpdf(0.3)
     for p in (
-        ebm.EnergyDistribution(model),
         ebm.EnergyDistribution(model, base=mixture_base),
         ebm.EnergyDistribution(lambda x: model.energy(x), [3], base=normal, dtype="float64"),
     ):
