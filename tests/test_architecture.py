@@ -175,7 +175,10 @@ def test_arguments_of_public_names():
     assert names(ebm.EnergyDistribution.__init__)[:6] == [
         "energy", "event_shape", "kernel", "base", "num_burnin_steps", "log_normalizer",
     ]  # fmt: skip
-    assert names(ebm.networks.mlp) == ["event_shape", "units", "activation", "fourier_features", "dtype", "seed"]
+    assert names(ebm.networks.mlp) == [
+        "event_shape", "units", "activation", "fourier_features", "dtype", "seed",
+        "condition_shape", "num_labels", "conditioning",
+    ]  # fmt: skip
     assert names(ebm.losses.DenoisingScoreMatching) == ["sigma"]
     assert names(ebm.losses.NoiseContrastiveEstimation)[:2] == ["noise", "noise_ratio"]
     assert names(ebm.mcmc.HMC) == ["step_size", "num_leapfrog_steps", "mass"]

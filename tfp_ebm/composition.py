@@ -16,12 +16,13 @@ import tensorflow_probability as tfp
 
 from tfp_ebm.arguments import check_data, numbers_of
 from tfp_ebm.energy.base import check_base
+from tfp_ebm.model.conditional_mixture import ConditionalMixtureEnergy, draws_exactly_given, in_units
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.exact_draws import draws_exactly
 from tfp_ebm.model.product import product_energy
 from tfp_ebm.networks.cumulative import cumulative
-from tfp_ebm.networks.normalized import AffineEnergy, DistributionEnergy, MixtureEnergy, NormalizedEnergy
+from tfp_ebm.networks.normalized import DistributionEnergy, MixtureEnergy
 
 __all__ = ["cdf", "mixture", "product", "stack"]
 
@@ -37,7 +38,8 @@ def mixture(parts: Sequence[Any], probs: Any) -> EnergyModel:
     Args:
       parts: densities over x of one event shape: each an `EnergyModel` with log Z = 0, such as one of
         `networks.autoregressive`, or a `tfd.Distribution` with `log_prob` and `sample`. They are not copied: training
-        one trains it in the mixture too.
+        one trains it in the mixture too. Conditional models that are normalised, such as those of
+        `recipes.regression`, must take one kind of condition; the mixture is then conditional too.
       probs: weights wₖ, not negative, with sum 1.
 
     Returns:
@@ -64,15 +66,19 @@ def mixture(parts: Sequence[Any], probs: Any) -> EnergyModel:
     units = next((part.standardization for part in parts if isinstance(part, EnergyModel)), None)
     loc = np.zeros(event_shape) if units is None else np.asarray(units.loc)
     scale = np.ones(event_shape) if units is None else np.asarray(units.scale)
-    networks = [_in_units(part, loc, scale) for part in parts]
-    dtype = np.result_type(*(network.dtype for network in networks)).name
-    model = EnergyModel(MixtureEnergy(networks, probs, dtype=dtype))
+    if any(isinstance(part, EnergyModel) and part.is_conditional for part in parts):
+        models = [part if isinstance(part, EnergyModel) else DistributionEnergy(part) for part in parts]
+        network: Any = ConditionalMixtureEnergy(models, probs, loc, scale)
+    else:
+        networks = [in_units(part, loc, scale) for part in parts]
+        network = MixtureEnergy(networks, probs, dtype=np.result_type(*(one.dtype for one in networks)).name)
+    model = EnergyModel(network)
     model.standardization.loc.assign(loc)
     model.standardization.scale.assign(scale)
     return model
 
 
-def product(parts: Sequence[Any], exponents: Any = None) -> EnergyDistribution:
+def product(parts: Sequence[Any], exponents: Any = None) -> Any:
     """Makes the density proportional to Π pᵢ(x)^aᵢ, whose energy is Σ aᵢ Eᵢ(x); its log Z is unknown.
 
     One part with an exponent below 1 is tempered. `p * q` and `p ** a` of `EnergyDistribution`s make the same.
@@ -80,12 +86,13 @@ def product(parts: Sequence[Any], exponents: Any = None) -> EnergyDistribution:
     Args:
       parts: densities over x of one event shape: each an `EnergyModel`, an `EnergyDistribution` or a
         `tfd.Distribution`. Each counts with its own units and with its base measure, as the density that it is. They
-        are not copied: training one trains it in the product too.
+        are not copied: training one trains it in the product too. Conditional models must take one kind of condition.
       exponents: the numbers aᵢ; default: 1. A negative one is possible if the others outweigh it.
 
     Returns:
       An `EnergyDistribution`, whose draws start from the product of the parts' bases, broadened. Its `energy_model` is
-      saved and exported as any other, unless a part has a callable energy.
+      saved and exported as any other, unless a part has a callable energy. If a part is a conditional model, the result
+      is a conditional `EnergyModel`, whose `given(c)` gives c to all such parts.
 
     Raises:
       TypeError, ValueError: if a part is no such density, has no base, or the event shapes differ; if the exponents are
@@ -100,12 +107,14 @@ def product(parts: Sequence[Any], exponents: Any = None) -> EnergyDistribution:
     True
     """
     energy, arguments = product_energy(parts, exponents)
+    if isinstance(energy, EnergyModel) and energy.is_conditional:
+        return energy
     return EnergyDistribution(energy, **arguments)
 
 
 def _check_part(name: str, part: Any) -> None:
     if isinstance(part, EnergyModel):
-        if not draws_exactly(part):
+        if not (draws_exactly(part) or draws_exactly_given(part)):
             raise ValueError(
                 f"`{name}` must have a known log Z: a network such as `networks.autoregressive` and no base measure, "
                 f"got an EnergyModel of {type(part.network).__name__}."
@@ -114,20 +123,6 @@ def _check_part(name: str, part: Any) -> None:
         check_base(name, part)
     else:
         raise TypeError(f"`{name}` must be an EnergyModel or a tfd.Distribution, got {part!r}.")
-
-
-def _in_units(part: Any, loc: np.ndarray, scale: np.ndarray) -> NormalizedEnergy:
-    """Returns a part as a network of z = (x − loc)/scale."""
-    network, part_loc, part_scale = part, 0.0, 1.0
-    if isinstance(part, EnergyModel):
-        network = part.network
-        part_loc, part_scale = np.asarray(part.standardization.loc), np.asarray(part.standardization.scale)
-    else:
-        network = DistributionEnergy(part)
-    shift, stretch = (loc - part_loc) / part_scale, scale / part_scale
-    if np.all(shift == 0.0) and np.all(stretch == 1.0):
-        return network
-    return AffineEnergy(network, shift, stretch, dtype=network.dtype)
 
 
 def log_prob_of(part: Any, x: np.ndarray) -> np.ndarray:

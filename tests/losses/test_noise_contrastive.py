@@ -266,7 +266,7 @@ class Density(tfd.Distribution):
         (lambda: NCE(noise_ratio=-1.0), ValueError, "`noise_ratio` must be a positive number, got -1.0"),
         (lambda: NCE(noise_ratio="4"), TypeError, "`noise_ratio` must be a positive number, got '4'"),
         (lambda: NCE(noise_ratio=np.inf), ValueError, "`noise_ratio` must be a positive number, got inf"),
-        (lambda: NCE(lambda x: x), TypeError, "`noise` must be a tfp.distributions.Distribution"),
+        (lambda: NCE(3.0), TypeError, "`noise` must be a tfp.distributions.Distribution"),
         (lambda: NCE("normal"), ValueError, "`noise` must be one of 'gaussian', 'gaussian_mixture', 'kernel_density'"),
         (lambda: NCE(tfd.Normal([0.0, 0.0], 1.0)), ValueError, "`noise` must be one distribution, got a batch"),
         (

@@ -121,7 +121,7 @@ BAD = {
     "energy size": (lambda v, w: v.energy(X, VECTOR[:, :2]), ValueError, r"`condition` must have shape \[..., 3\]"),
     "energy of fractions": (lambda v, w: w.energy(X, X[:, 0]), TypeError, "`condition` must hold whole numbers"),
     "given number": (lambda v, w: v.given(1.0), ValueError, r"`condition` must have shape \(3,\), got \(\)"),
-    "given two": (lambda v, w: v.given(VECTOR[:2]), ValueError, r"`condition` must have shape \(3,\), got \(2, 3\)"),
+    "given columns": (lambda v, w: v.given(VECTOR[:2, :2]), ValueError, r"`condition` must have shape \[..., 3\]"),
     "given nan": (lambda v, w: v.given([0.0, np.nan, 0.0]), ValueError, "`condition` must be finite"),
     "given fraction": (lambda v, w: w.given(0.5), TypeError, "`condition` must hold whole numbers"),
     "another shape": (

@@ -88,8 +88,7 @@ def as_energy(energy_fn: Any, x: tf.Tensor) -> Energy:
         )
     if hasattr(energy_fn, "terms") and hasattr(energy_fn, "network"):
         network, *others = energy_fn.terms
-        # a network with one condition for each row is not read layer by layer
-        source = energy_fn.network if getattr(energy_fn, "condition", None) is None else network
+        source = getattr(energy_fn, "network_source", energy_fn.network)
         terms = (Term(network, source, dtype=energy_fn.dtype), *(Term(other, other) for other in others))
         return Energy(terms, tuple(energy_fn.event_shape), bool(getattr(energy_fn, "training", False)))
     if isinstance(energy_fn, keras.Layer):

@@ -140,6 +140,8 @@ def propagate(operation: Any, *args: Any, training: bool = False, **kwargs: Any)
     """
     leaves = keras.tree.flatten((args, kwargs))
     if not any(isinstance(leaf, Jet) for leaf in leaves):
+        if isinstance(operation, keras.Layer):
+            kwargs["training"] = training
         return operation(*args, **kwargs)
     graph = graph_of(operation)
     if graph is None:
@@ -160,6 +162,10 @@ def _in_dtype_of(operation: Any, args: Any) -> Any:
 def _apply(operation: Any, in_training: bool, /, *args: Any, **kwargs: Any) -> Any:
     if graph_of(operation) is not None:
         return propagate(operation, *args, training=in_training)
+    if not any(isinstance(leaf, Jet) for leaf in keras.tree.flatten((args, kwargs))):  # of a condition, not of x
+        if in_training and _key(operation) in INFERENCE_ONLY:
+            raise no_rule(operation, "does not behave in training mode as its rule assumes")
+        return operation(*args, **kwargs)
     kwargs.pop("training", None)
     if kwargs.pop("mask", None) is not None:
         raise no_rule(operation, "is called with a mask")

@@ -108,6 +108,11 @@ class Jet:
         tangents = tf.reshape(moved, [directions, batch, *_sizes(moved)[1:]])
         return Jet(value, tangents, self._bends)
 
+    def constant(self, value: tf.Tensor) -> Jet:
+        """Returns the jet of a tensor that does not depend on x, `[batch, ...]`, with the directions of this one."""
+        tangents = tf.zeros([_sizes(self.tangents)[0], 1, *_sizes(value)[1:]], value.dtype)
+        return Jet(value, tangents, self._bends)
+
     def elementwise(self, function: LinearMap) -> Jet:
         """Returns the jet of s(y), for a function s of single numbers that TensorFlow can differentiate twice."""
         value, slope, bend = value_slope_bend(function, self.value)

@@ -64,7 +64,8 @@ def draw(base: tfp.distributions.Distribution, shape: Any, seed: tf.Tensor) -> t
     if type(base) is tfd.TransformedDistribution and base.distribution.batch_shape == base.batch_shape:
         return base.bijector.forward(draw(base.distribution, shape, seed))
     if type(base) in (tfd.MultivariateNormalTriL, tfd.MultivariateNormalDiag):
-        z = random.normal(tf.concat([shape, base.batch_shape, base.event_shape], 0), seed, base.dtype)
+        batch = base.batch_shape if base.batch_shape.is_fully_defined() else base.batch_shape_tensor()
+        z = random.normal(tf.concat([shape, batch, base.event_shape], 0), seed, base.dtype)
         return base.bijector.forward(z)
     if type(base) is tfd.Independent:
         return draw(base.distribution, shape, seed)

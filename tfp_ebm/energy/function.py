@@ -26,7 +26,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm.derivatives.forward_laplacian import forward_laplacian_rule, no_rule
 from tfp_ebm.derivatives.jet import Jet
-from tfp_ebm.networks.conditional import call_network, in_dtype, takes_condition
+from tfp_ebm.networks.conditional import call_network, in_dtype, propagate_given, takes_condition
 from tfp_ebm.networks.conditional import condition_spec as spec_of_network
 
 if TYPE_CHECKING:
@@ -170,12 +170,17 @@ class EnergyFunction:
         twin.condition, twin.is_conditional = condition, False
         return twin
 
-    def _conditions_of(self, z: tf.Tensor) -> tf.Tensor | None:
+    def conditions_of(self, z: tf.Tensor) -> tf.Tensor | None:
         """Returns the conditions of states `[batch, *event]`, if they are fixed."""
         fixed = self.condition
         if fixed is None or (z.shape[0] is not None and z.shape[0] == fixed.shape[0]):
             return fixed
         return tf.gather(fixed, tf.range(tf.shape(z)[0]) % tf.maximum(tf.shape(fixed)[0], 1))
+
+    @property
+    def network_source(self) -> Any:
+        """What the derivative engine reads: the network, or `RowConditions` if each row has a condition."""
+        return self.network if self.condition is None else RowConditions(self)
 
     @property
     def base(self) -> tfp.distributions.Distribution:
@@ -195,7 +200,7 @@ class EnergyFunction:
     def network_term(self, z: tf.Tensor, condition: tf.Tensor | None = None, training: bool | None = None) -> tf.Tensor:
         """Returns the network's energies `[batch]` in the dtype of the states, whatever precision the network uses."""
         mode = self.training if training is None else training
-        condition = self._conditions_of(z) if condition is None else condition
+        condition = self.conditions_of(z) if condition is None else condition
         return one_per_row(tf.cast(call_network(self.network, z, condition, training=mode), self.dtype), z)
 
     def condition_of_rows(self, condition: Any, z: tf.Tensor) -> tf.Tensor | None:
@@ -243,3 +248,16 @@ class EnergyFunction:
         """Returns −E_z, the target of a kernel that works in standardised coordinates."""
         z = as_state(z, self.dtype, self.event_shape, "z")
         return -self(z, condition)
+
+
+class RowConditions:
+    """The network of an `EnergyFunction` in which each row has its condition, for the forward mode of derivatives."""
+
+    def __init__(self, energy_function: EnergyFunction) -> None:
+        self.energy_function = energy_function
+
+
+@forward_laplacian_rule(RowConditions, takes_training=True)
+def _row_conditions(rows: RowConditions, jet: Jet, training: bool = False) -> Jet:
+    function = rows.energy_function
+    return propagate_given(function.network, jet, function.conditions_of(jet.value), training)

@@ -9,6 +9,10 @@ The mean log-likelihood of these labels, per draw of the data, is the objective.
 other parameter: the classifier is right only for normalised densities, so that p = p_data and log Z = log ∫exp(−E)
 where it is minimal (eq. 64).
 
+For a network of (x, c), data and noise have the same conditions. With the noise "shuffled" these are pairs (x, c') from
+different rows, draws of p(x) p(c), so that the network learns the ratio p(x, c)/(p(x) p(c)) = exp(−E(x; c))/Z, and
+needs no density of noise: ratio estimation (Hermans, Begy & Louppe 2020; Miller, Weniger & Forré 2022).
+
 The ν of Gutmann & Hyvärinen, used here, counts noise per data; the note's is its inverse. Its eq. 63 drops the weights
 P(y) of eq. 62, without which the optimum is off by log ν in log Z; they are the ν in front of the noise's term here.
 """
@@ -32,10 +36,11 @@ from tfp_ebm.energy.data import first_rows, row_blocks
 from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.losses.base import Loss, LossOutput
-from tfp_ebm.losses.noise_models import MIXTURE_ROWS, FittedNoise
-from tfp_ebm.random import fold_in
+from tfp_ebm.losses.noise_models import MIXTURE_ROWS, FittedNoise, check_usable, decoded, encoded, is_function
+from tfp_ebm.random import fold_in, uniform
 
-NOISES = ("gaussian", "gaussian_mixture", "kernel_density")
+FITTED = ("gaussian", "gaussian_mixture", "kernel_density")
+NOISES = (*FITTED, "shuffled")
 
 # Below this overlap a training warns that its noise is too easy: one row in fifty still has a gradient.
 _SATURATED = 0.02
@@ -58,7 +63,10 @@ class NoiseContrastiveEstimation(Loss):
       noise: q, over x: a `tfd.Distribution`, or what `adapt` shall fit: "gaussian", "gaussian_mixture" or
         "kernel_density". None: the Gaussian if `adapt` was called, else the base distribution of the model, which is
         the Gaussian fitted to its data, or its base measure. It must cover the data, and better a little more: where
-        its density is zero nothing is learned, and where neither falls nothing holds the energy.
+        its density is zero nothing is learned, and where neither falls nothing holds the energy. For a network of
+        (x, c) also "shuffled", with a `base_measure` of the model as p(x), so that p(x | c) is p(x) times the ratio; or
+        a function of conditions `[rows, *condition]` that returns distributions of x of batch shape `[rows]`. To be
+        saved, it must be registered by `keras.saving.register_keras_serializable`.
       noise_ratio: ν, draws of noise per row of data, any number > 0.
       num_components: Gaussians of a "gaussian_mixture", beside the one twice as wide as the data that has a tenth.
       num_centers: rows of the data that a "kernel_density" smooths, at most. Its density at these very
@@ -96,7 +104,7 @@ class NoiseContrastiveEstimation(Loss):
 
     def __init__(
         self,
-        noise: tfp.distributions.Distribution | str | None = None,
+        noise: tfp.distributions.Distribution | Callable[[tf.Tensor], Any] | str | None = None,
         noise_ratio: float = 1.0,
         *,
         num_components: int = 8,
@@ -107,26 +115,26 @@ class NoiseContrastiveEstimation(Loss):
         super().__init__(**kwargs)
         if isinstance(noise, str):
             check_choice("noise", noise, NOISES)
-        elif noise is not None:
+        elif noise is not None and not is_function(noise):
             check_base("noise", noise)
-            _check_usable(noise)
+            check_usable(noise)
         self.noise_ratio = check_positive("noise_ratio", noise_ratio)
         self.num_components = check_count("num_components", num_components)
         self.num_centers = check_count("num_centers", num_centers)
         self.bandwidth = None if bandwidth is None else check_positive("bandwidth", bandwidth)
         self.log_normalizer: Any = None
         # Out of Keras's and TensorFlow's sight, which would track all that a distribution is made of.
-        self._given = types.SimpleNamespace(noise=noise, fitted=None, is_used=False)
+        self._given = types.SimpleNamespace(noise=noise, fitted=None, is_used=False, has_measure=False)
         self.metric_names = ("accuracy", "overlap", "log_normalizer", *(("uncovered",) if self._may_miss else ()))
 
     @property
-    def noise(self) -> tfp.distributions.Distribution | str | None:
+    def noise(self) -> tfp.distributions.Distribution | Callable[[tf.Tensor], Any] | str | None:
         """What was given as `noise`."""
         return self._given.noise
 
     @property
     def _may_miss(self) -> bool:
-        return isinstance(self.noise, tfp.distributions.Distribution)
+        return isinstance(self.noise, tfp.distributions.Distribution) or is_function(self.noise)
 
     def adapt(self, x: Any) -> None:
         """Fits the noise to data, in the units of the data; before training.
@@ -141,7 +149,7 @@ class NoiseContrastiveEstimation(Loss):
           TypeError, ValueError: if `x` is not whole, or has fewer rows than the mixture has components.
           ValueError: once the loss has been used: a compiled step would go on with the noise of then.
         """
-        if self._may_miss:
+        if self._may_miss or self.noise == "shuffled":
             return
         if self._given.is_used:
             raise ValueError("`adapt` must come before the loss is used: make a new one and compile again.")
@@ -176,7 +184,11 @@ class NoiseContrastiveEstimation(Loss):
     def check(self, energy_fn: Callable[..., tf.Tensor]) -> None:
         """See `Loss.check`; the noise must be of the energy's dtype and event shape."""
         super().check(energy_fn)
-        if self._may_miss and hasattr(energy_fn, "event_shape"):
+        if self.noise == "shuffled" or is_function(self.noise):
+            if not getattr(energy_fn, "is_conditional", False):
+                raise ValueError(f"`noise` {self.noise!r} needs a network of (x, condition), got one of x alone.")
+            self._given.has_measure = getattr(energy_fn, "base_measure", None) is not None
+        elif self._may_miss and hasattr(energy_fn, "event_shape"):
             check_base("noise", self.noise, getattr(energy_fn, "dtype", None), tuple(energy_fn.event_shape))
 
     def call(
@@ -189,12 +201,11 @@ class NoiseContrastiveEstimation(Loss):
         training: bool,
     ) -> LossOutput:
         """softplus(−u(x)) of each row, plus ν times the mean of softplus(u(x')) over the noise."""
-        noise = self._noise(energy_fn, x)
         num_noise = tf.cast(tf.math.ceil(self.noise_ratio * tf.cast(tf.shape(x)[0], tf.float64)), tf.int32)
-        drawn = tf.ensure_shape(draw(noise, num_noise[None], fold_in(seed, 0)), [None, *x.shape[1:]])
-        both = tf.concat([x, drawn], 0)
-        # one call of the network for both: larger matrices, and its layers see data and noise alike
-        log_ratio = -energy_fn(both) - noise.log_prob(both)  # log p/q, but for log Z
+        if self.noise == "shuffled":
+            log_ratio = self._ratio_to_shuffled(energy_fn, x, num_noise, seed)
+        else:
+            log_ratio = self._ratio_to_noise(energy_fn, x, num_noise, fold_in(seed, 0))
         if training:
             self._begin(tf.stop_gradient(log_ratio), tf.shape(x)[0])
         log_ratio -= self.log_normalizer.value
@@ -203,6 +214,48 @@ class NoiseContrastiveEstimation(Loss):
         of_noise = self.noise_ratio * tf.reduce_mean(tf.nn.softplus(u[num_rows:]))
         per_example = tf.nn.softplus(-u[:num_rows]) + of_noise
         return LossOutput(tf.ensure_shape(per_example, x.shape[:1]), self._figures(log_ratio, u, num_rows))
+
+    def _ratio_to_noise(self, energy_fn: Any, x: tf.Tensor, num_noise: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Returns log p/q, but for log Z, of the rows and of draws of the noise."""
+        if is_function(self.noise):
+            both = tf.range(tf.shape(x)[0] + num_noise) % tf.maximum(tf.shape(x)[0], 1)
+            conditions = tf.gather(energy_fn.condition, both)  # those of the noise are those of the rows, in turn
+            drawn = draw(self._given_noise(energy_fn, x, conditions[tf.shape(x)[0] :]), tf.zeros([0], tf.int32), seed)
+            noise = self._given_noise(energy_fn, x, conditions)
+        else:
+            noise = self._noise(energy_fn, x)
+            drawn = draw(noise, num_noise[None], seed)
+        both = tf.concat([x, tf.ensure_shape(drawn, [None, *x.shape[1:]])], 0)
+        # one call of the network for both: larger matrices, and its layers see data and noise alike
+        return -energy_fn(both) - noise.log_prob(both)
+
+    def _given_noise(self, energy_fn: Any, x: tf.Tensor, conditions: tf.Tensor) -> tfp.distributions.Distribution:
+        """Returns the noise of each condition, in the coordinates of the energy function."""
+        function: Any = self.noise
+        noise = function(conditions)
+        if not isinstance(noise, tfp.distributions.Distribution):
+            raise TypeError(f"`noise` must return a tfp.distributions.Distribution, got {noise!r}.")
+        if noise.batch_shape.rank != 1 or tuple(noise.event_shape) != tuple(x.shape[1:]) or noise.dtype != x.dtype:
+            raise ValueError(
+                f"`noise` must return {x.dtype.name} distributions of batch shape [rows] and event shape "
+                f"{tuple(x.shape[1:])}, got {noise}."
+            )
+        return Coordinates.of(energy_fn).distribution_in_chain(noise)
+
+    def _ratio_to_shuffled(self, energy_fn: Any, x: tf.Tensor, num_noise: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Returns log p(x | c)/p(x), but for log Z, of the rows and of rows with the conditions of others.
+
+        The base measure of the model is p(x), so its density is not part of the ratio.
+        """
+        number = tf.maximum(tf.shape(x)[0], 1)
+        i = tf.range(num_noise)
+        others = tf.maximum(number - 1, 1)
+        # whole turns of the batch: no row meets its own condition, and each pair occurs once before any occurs again
+        first = tf.cast(uniform([], seed, tf.float32) * tf.cast(others, tf.float32), tf.int32)
+        turns = 1 + (first + i // number) % others
+        conditions = tf.gather(energy_fn.condition, (i + turns) % number)
+        joined = energy_fn.with_condition(tf.concat([energy_fn.condition, conditions], 0))
+        return -joined.network_term(tf.concat([x, tf.gather(x, i % number)], 0))
 
     def _figures(self, log_ratio: tf.Tensor, u: tf.Tensor, num_rows: tf.Tensor) -> dict[str, tf.Tensor]:
         sign = tf.sign(log_ratio)  # 0 for a tie, half of which is right
@@ -269,7 +322,7 @@ class NoiseContrastiveEstimation(Loss):
     @property
     def known_log_normalizer(self) -> tf.Tensor | None:
         """See `Loss.known_log_normalizer`: log Z once training has begun."""
-        if self.log_normalizer is None:
+        if self.log_normalizer is None or (self.noise == "shuffled" and not self._given.has_measure):
             return None
         with tf.init_scope():  # whether it has begun is a fact, also while a function of it is traced
             has_begun = bool(self._begun.value.numpy())
@@ -295,7 +348,7 @@ class NoiseContrastiveEstimation(Loss):
         fitted = self._given.fitted
         return {
             **super().get_config(),
-            "noise": serialization.encode(self.noise, "noise"),
+            "noise": encoded(self.noise),
             "noise_ratio": self.noise_ratio,
             "num_components": self.num_components,
             "num_centers": self.num_centers,
@@ -308,26 +361,9 @@ class NoiseContrastiveEstimation(Loss):
         """The inverse of `get_config`."""
         config = dict(config)
         fitted = config.pop("fitted")
-        loss = cls(**{**config, "noise": serialization.decode(config["noise"])})
+        loss = cls(**{**config, "noise": decoded(config["noise"])})
         if fitted is not None:
             shape, loc, scale, probs = (serialization.decode(value) for value in fitted)
             probs = None if probs is None else probs.numpy()
             loss._given.fitted = FittedNoise(tuple(shape), loc.numpy(), scale.numpy(), probs)
         return loss
-
-
-def _check_usable(noise: tfp.distributions.Distribution) -> None:
-    """Raises ValueError unless `noise` has a density, and gives as many draws as a step needs."""
-    try:
-        noise.log_prob(tf.zeros(noise.event_shape, noise.dtype))
-    except NotImplementedError as error:
-        raise ValueError(f"`noise` must have a log_prob, got {type(noise).__name__}: {error}") from error
-    except tf.errors.InvalidArgumentError:
-        pass  # zero is not in its support, and it raises an error
-    number, seed = tf.TensorSpec([1], tf.int32), tf.TensorSpec([2], tf.int32)
-    try:  # traced as a step is, and not run
-        tf.function(lambda n, s: draw(noise, n, s), autograph=False).get_concrete_function(number, seed)
-    except (NotImplementedError, TypeError) as error:
-        raise ValueError(
-            f"`noise` must have a sample that works in a graph, got {type(noise).__name__}: {error}"
-        ) from error

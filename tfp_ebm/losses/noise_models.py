@@ -19,11 +19,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm.energy.base import gaussian, with_broad_part
+from tfp_ebm import serialization
+from tfp_ebm.energy.base import draw, gaussian, with_broad_part
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters, draw_of_gaussians, fit_mixture
 from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT, DataMoments
 
@@ -180,3 +182,39 @@ def _rows(x: np.ndarray, minimum: int, name: str) -> tuple[np.ndarray, DataMomen
     moments = DataMoments.of([rows])
     moments.check_varies()
     return rows, moments
+
+
+def is_function(noise: Any) -> bool:
+    """Returns whether the noise is a function of conditions."""
+    return callable(noise) and not isinstance(noise, tfp.distributions.Distribution | str | type)
+
+
+def encoded(noise: Any) -> Any:
+    """Returns a noise as plain values, for a config; the inverse of `decoded`."""
+    if not is_function(noise):
+        return serialization.encode(noise, "noise")
+    return {"function": keras.saving.serialize_keras_object(noise)}
+
+
+def decoded(config: Any) -> Any:
+    """Returns the noise of a config that `encoded` made."""
+    if isinstance(config, dict) and "function" in config:
+        return keras.saving.deserialize_keras_object(config["function"])
+    return serialization.decode(config)
+
+
+def check_usable(noise: tfp.distributions.Distribution) -> None:
+    """Raises ValueError unless `noise` has a density, and gives as many draws as a step needs."""
+    try:
+        noise.log_prob(tf.zeros(noise.event_shape, noise.dtype))
+    except NotImplementedError as error:
+        raise ValueError(f"`noise` must have a log_prob, got {type(noise).__name__}: {error}") from error
+    except tf.errors.InvalidArgumentError:
+        pass  # zero is not in its support, and it raises an error
+    number, seed = tf.TensorSpec([1], tf.int32), tf.TensorSpec([2], tf.int32)
+    try:  # traced as a step is, and not run
+        tf.function(lambda n, s: draw(noise, n, s), autograph=False).get_concrete_function(number, seed)
+    except (NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"`noise` must have a sample that works in a graph, got {type(noise).__name__}: {error}"
+        ) from error

@@ -19,22 +19,22 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import serialization
-from tfp_ebm.arguments import check_event_shape, check_keras_3, check_kernel
+from tfp_ebm.arguments import check_event_shape, check_keras_3
 from tfp_ebm.energy.base import GaussianBase, check_base
 from tfp_ebm.energy.data import row_blocks
 from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.energy.shapes import as_state, input_event_shape, over_leading_dimensions, state_dtype
 from tfp_ebm.energy.standardization import Standardization
-from tfp_ebm.files import written_atomically
 from tfp_ebm.model import second_input
 from tfp_ebm.model.conditional_distribution import ConditionalDistribution
 from tfp_ebm.model.endpoints import endpoints_of
-from tfp_ebm.model.export import export_energy, exported_samplers, replaceable_directory, write_saved_model
+from tfp_ebm.model.export import export_energy, export_saved_model
 from tfp_ebm.model.trainer import EnergyTrainer
 from tfp_ebm.networks.conditional import serialized, takes_condition
 from tfp_ebm.networks.joint_energy import JointEnergy
 from tfp_ebm.networks.noise_levels import adapt_noise_levels
+from tfp_ebm.networks.packed_conditions import packed, with_packed_conditions
 from tfp_ebm.networks.targets import RegressionEnergy
 from tfp_ebm.types import KernelLike, Seed
 
@@ -46,13 +46,15 @@ class EnergyModel(EnergyTrainer):
     Args:
       network: any Keras model or layer `[batch, *event] -> [batch]` or `[batch, 1]`. If it also takes a condition, such
         as a noise scale, a vector, an image or a label for each row, the model is conditional. Such a network is a
-        functional model with a second input, or a layer whose `call` has a second required argument.
+        functional model with a second input, or a layer whose `call` has a second required argument. With further
+        inputs, or a dictionary as the second, its conditions are dictionaries, by the names of the inputs.
       base_measure: a `tfd.Distribution` over x, which gives E(x) = network(x) − log base(x) and keeps Z finite in every
         direction. None for the network alone.
       event_shape: shape of one x. Needed only if the network's input shape is unknown and there is no batch yet.
       seed: int or two ints; together with the model's step counter, it determines all random numbers in training.
       condition_shape, condition_dtype: of one condition, such as (3,), or () and "int32" for labels. Needed only if a
-        subclassed network must be built before its first conditions come; numbers by default.
+        subclassed network must be built before its first conditions come, numbers by default; or if its conditions are
+        dictionaries: then a dictionary of shapes, and one of the dtypes that are not floating-point.
 
     Raises:
       TypeError: if `network` is not a Keras layer, the base measure has another dtype, or a `dtype` is given.
@@ -83,8 +85,8 @@ class EnergyModel(EnergyTrainer):
         base_measure: tfp.distributions.Distribution | None = None,
         event_shape: tuple[int, ...] | list[int] | None = None,
         seed: Seed = 0,
-        condition_shape: tuple[int, ...] | list[int] | None = None,
-        condition_dtype: str | None = None,
+        condition_shape: Any = None,
+        condition_dtype: Any = None,
         **kwargs: Any,
     ) -> None:
         check_keras_3("network", network)
@@ -95,6 +97,7 @@ class EnergyModel(EnergyTrainer):
             )
         if "dtype" in kwargs:
             raise TypeError(f"`dtype` is set in the network's layers: pass dtype={kwargs['dtype']!r} to them instead.")
+        network, condition_shape, condition_dtype = with_packed_conditions(network, condition_shape, condition_dtype)
         # The dtype policy is that of the states, not of the network: in half precision the data would lose digits
         # before standardisation. The network's layers still use their own policies.
         super().__init__(dtype=state_dtype(network), **kwargs)
@@ -165,7 +168,8 @@ class EnergyModel(EnergyTrainer):
         if isinstance(x, list | tuple):
             if len(x) != 2:
                 raise ValueError(f"`x` must be one tensor, or [x, condition], got {len(x)} tensors.")
-            x, condition = x[0], tf.cast(x[1], self.energy_function.condition_spec.dtype)
+            condition = tf.cast(packed(self.network, x[1]), self.energy_function.condition_spec.dtype)
+            x = x[0]
         x = as_state(tf.cast(x, self.dtype), self.dtype, self.energy_function.event_shape)
         if condition is not None and condition.shape.rank is None:  # Keras was called with both vectors and columns
             leading = x.shape.rank - len(self.event_shape)
@@ -178,16 +182,19 @@ class EnergyModel(EnergyTrainer):
         """Whether the network takes a condition in addition to x."""
         return takes_condition(self.network)
 
-    def given(self, condition: Any) -> Any:
-        """Returns the model of x at one value of the condition: an ordinary, unconditional `EnergyModel`.
+    def given(self, condition: Any, as_distribution: bool = False) -> Any:
+        """Returns the model of x at one value of the condition, or the distributions for a batch of conditions.
 
-        It shares network, standardisation and base with this model: training or adapting either model changes both.
-        Saving it writes an independent copy.
+        A model for one condition is an ordinary `EnergyModel`. It shares network, standardisation and base with this
+        model: training or adapting either model changes both. Saving it writes an independent copy.
 
         Args:
           condition: one condition: a number, an array or a label. A noise scale is in standardised units, as in
             training. For a `networks.JointEnergy`, a label: the model is then the energy −f(x)[label] of the class,
-            which is −log p(x|label) up to a constant. A batch, for a model of `recipes.regression`.
+            which is −log p(x|label) up to a constant. Of a batch, `[n, *condition]`, the result is an
+            `EnergyDistribution` of batch shape `[n]`.
+          as_distribution: whether the result is a distribution in any case, of batch shape () for one condition, as
+            joint distributions need it: `x=lambda c: model.given(c, as_distribution=True)`.
 
         Raises:
           TypeError, ValueError: if the condition is not finite, has another shape, or the network takes none.
@@ -201,12 +208,21 @@ class EnergyModel(EnergyTrainer):
         >>> bool(tf.reduce_all(sharp.energy(x) == model.energy(x, 0.1)))
         True
         """
-        if isinstance(self.network, RegressionEnergy) and len(np.shape(condition)) == 2:
+        if isinstance(self.network, RegressionEnergy) and len(np.shape(condition)) == 2 and not as_distribution:
             return ConditionalDistribution(self, condition)
-        model = EnergyModel(second_input.given_network(self, condition), seed=self.seed)
+        if as_distribution or second_input.is_batch(self, condition):
+            from tfp_ebm.model.given_conditions import GivenConditions  # which is made of models
+
+            return GivenConditions(self, condition)
+        return self.with_network(second_input.given_network(self, condition))
+
+    def with_network(self, network: keras.layers.Layer) -> EnergyModel:
+        """Returns a model of another network that shares standardisation, base and learned log Z with this one."""
+        model = EnergyModel(network, seed=self.seed)
         # A layer has no input shape, so the new model is not built yet. The parts set here are not created by `build`.
         model._given.base_measure = self.base_measure
         model._standardization, model._fitted_base = self._standardization, self._fitted_base
+        model._known.loss = self.loss
         model.build((None, *self.event_shape))
         return model
 
@@ -258,6 +274,7 @@ class EnergyModel(EnergyTrainer):
         return self._evaluate("unnormalized_log_prob", x, condition)
 
     def _evaluate(self, name: str, x: Any, condition: Any, keeps_event: bool = False) -> tf.Tensor:
+        condition = packed(self.network, condition)
         if not self.built:
             self._known.event_shape = self._known.event_shape or tuple(np.shape(x)[1:])
             second_input.note_for_states(self, condition, x)
@@ -334,6 +351,7 @@ class EnergyModel(EnergyTrainer):
         *,
         kernel: KernelLike | None = None,
         jit_compile: bool = False,
+        condition: Any = None,
         **kwargs: Any,
     ) -> None:
         """Writes a SavedModel that loads with TensorFlow alone, without this package.
@@ -346,6 +364,9 @@ class EnergyModel(EnergyTrainer):
             optional `step_size` replaces the kernel's own.
         Without `kernel`, if log Z is known: log_prob(x), and exact samples by sample(num_samples, seed) or draw; else,
           with a base of at most 50 coordinates, or at one noise level: draw(num_samples, seed), log_normalizer(seed).
+        Those of a conditional model take conditions `[batch, *condition]`, one for each row: energy(x, condition) and
+          so on, and sample(initial_state, condition, seed, num_steps); or sample(condition, seed), one exact draw each.
+          Several conditions are one vector for each row, their numbers in the order of their names.
 
         Args:
           filepath: the directory. If it exists, it must be empty or hold a SavedModel, which is replaced atomically.
@@ -355,32 +376,21 @@ class EnergyModel(EnergyTrainer):
           kernel: the kernel that `sample` runs, in standardised units; default: HMC. An adaptive kernel is adapted
             during the export, starting from the base distribution, and exported with the resulting step size.
           jit_compile: whether XLA compiles `sample`, once for each batch size.
+          condition: for a conditional model, conditions `[n, *condition]` to which an adaptive kernel is adapted;
+            without them it is exported with its initial step size.
           **kwargs: passed to Keras, for other formats.
 
         Raises:
           RuntimeError: if LiteRT cannot run the exported file.
-          ValueError: if `filepath` holds anything other than a SavedModel, the event shape is unknown, or the network
-            takes a condition (export `model.given(condition)` instead).
+          ValueError: if `filepath` holds anything other than a SavedModel, or the event shape is unknown.
           TypeError: if `kernel` is not a kernel, or an argument is unknown.
         """
-        if self.is_conditional:
-            raise ValueError("a conditional model cannot be exported: export `model.given(condition)`.")
         if format != "tf_saved_model":
-            if kernel is not None or jit_compile:
+            if kernel is not None or jit_compile or condition is not None:
                 raise TypeError(f"`kernel` and `jit_compile` are for format 'tf_saved_model', got format {format!r}.")
             export = functools.partial(super().export, filepath, format=format, verbose=verbose, **kwargs)
             export_energy(self, export, filepath if format == "litert" else None)
             return
         if kwargs:
             raise TypeError(f"export takes no argument {', '.join(map(repr, kwargs))} with format 'tf_saved_model'.")
-        if kernel is not None:
-            check_kernel(kernel)
-        path, energy_function = replaceable_directory(filepath), self.energy_function
-        base = self.base if self._has_base else None
-        samplers = exported_samplers(self, energy_function, base, kernel, jit_compile)
-        # TensorFlow Serving looks for `serve`, and for the first endpoint.
-        endpoints = {"serve": self._endpoints.energy, **vars(self._endpoints), **samplers}
-        with written_atomically(path) as temporary:
-            write_saved_model(self, endpoints, temporary)
-        if verbose:
-            print(f"Saved model at {path}, with the endpoints {', '.join(endpoints)}.")
+        export_saved_model(self, filepath, verbose, kernel, jit_compile, packed(self.network, condition))

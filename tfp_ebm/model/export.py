@@ -21,9 +21,11 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc
+from tfp_ebm.arguments import check_kernel
 from tfp_ebm.caller import warn
 from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.standardization import Coordinates
+from tfp_ebm.files import written_atomically
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
 from tfp_ebm.mcmc.noise_levels import frozen_descent
 from tfp_ebm.mcmc.running.steps import last_state
@@ -56,18 +58,47 @@ def replaceable_directory(path: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
+def export_saved_model(
+    model: Any, filepath: str | os.PathLike[str], verbose: bool, kernel: Any, jit_compile: bool, condition: Any
+) -> None:
+    """Writes an `EnergyModel` as a SavedModel; the arguments are those of `EnergyModel.export`."""
+    if kernel is not None:
+        check_kernel(kernel)
+    path, energy_function = replaceable_directory(filepath), model.energy_function
+    base = model.base if model._has_base else None
+    if condition is not None and not model.is_conditional:
+        raise ValueError("`condition` must not be given: the network takes x alone.")
+    samplers = exported_samplers(model, energy_function, base, kernel, jit_compile, condition)
+    # TensorFlow Serving looks for `serve`, and for the first endpoint.
+    endpoints = {"serve": model._endpoints.energy, **vars(model._endpoints), **samplers}
+    with written_atomically(path) as temporary:
+        write_saved_model(model, endpoints, temporary)
+    if verbose:
+        print(f"Saved model at {path}, with the endpoints {', '.join(endpoints)}.")
+
+
 def write_saved_model(
-    model: keras.Model,
+    model: Any,
     endpoints: Mapping[str, tf.types.experimental.PolymorphicFunction],
     path: str | os.PathLike[str],
 ) -> None:
     """Writes compiled functions of a model, by name, to the directory `path`; the first is the default signature."""
     archive = keras.export.ExportArchive()
-    archive.track(model)
+    archive.track(_weights_of(model) if model.is_conditional else model)
     checked = {id(function): _checks_shapes(function) for function in endpoints.values()}  # traced once for all names
     for name, function in endpoints.items():
         archive.add_endpoint(name, checked[id(function)])
     archive.write_out(str(path), verbose=False)  # its lines name a temporary directory
+
+
+def _weights_of(model: Any) -> tf.Module:
+    """Returns an object that has the weights of a model, and nothing else.
+
+    From the model itself TensorFlow would export a function of its first input alone, which a conditional one is not.
+    """
+    holder = tf.Module()
+    holder.weights = [weight.value for weight in model.weights]
+    return holder
 
 
 def _checks_shapes(
@@ -103,7 +134,9 @@ def export_energy(model: Any, export: Callable[[], None], litert_path: str | os.
       export: calls Keras's `export`.
       litert_path: the path of the file if it is for LiteRT, else None.
     """
-    model(tf.zeros((1, *model.event_shape), model.dtype))  # Keras exports only what was called
+    x = tf.zeros((1, *model.event_shape), model.dtype)
+    spec = model.energy_function.condition_spec
+    model([x, tf.zeros((1, *spec.shape), spec.dtype)] if model.is_conditional else x)  # Keras exports what was called
     with without_solves(model.energy_function):
         export()
     if litert_path is not None:
@@ -145,12 +178,24 @@ def exact_sampler(model: Any) -> tf.types.experimental.PolymorphicFunction:
     return tf.function(draw, input_signature=signature, autograph=False)
 
 
+def exact_conditional_sampler(model: Any) -> tf.types.experimental.PolymorphicFunction:
+    """Returns the function (condition, seed) to one exact sample `[rows, *event]` for each condition."""
+    network, standardization, spec = model.network, model.standardization, model.energy_function.condition_spec
+    signature = [
+        tf.TensorSpec((None, *spec.shape), spec.dtype, name="condition"),
+        tf.TensorSpec((2,), tf.int32, name="seed"),
+    ]
+    draw = functools.partial(lambda condition, seed: standardization.to_x(network.draw_given(condition, seed)))
+    return tf.function(draw, input_signature=signature, autograph=False)
+
+
 def exported_samplers(
     model: Any,
     energy_function: EnergyFunction,
     base: tfp.distributions.Distribution | None,
     kernel: Any,
     jit_compile: bool,
+    condition: Any = None,
 ) -> dict[str, tf.types.experimental.PolymorphicFunction]:
     """Returns the endpoints that draw samples, by name, and that of the log density where it is known exactly.
 
@@ -159,8 +204,14 @@ def exported_samplers(
       energy_function, base: see `exported_sampler`.
       kernel: see `exported_sampler`; None: the default, and sequential Monte Carlo where the base allows it, or exact
         samples if the network draws them.
-      jit_compile: see `exported_sampler`.
+      jit_compile, condition: see `exported_sampler`.
     """
+    if energy_function.is_conditional:
+        if kernel is None and getattr(model.network, "is_normalized", False) and model.base_measure is None:
+            draw = exact_conditional_sampler(model)
+            return {"log_prob": model._endpoints.unnormalized_log_prob, "sample": draw, "draw": draw}
+        kernel = DEFAULT_KERNEL if kernel is None else kernel
+        return {"sample": exported_sampler(energy_function, base, kernel, jit_compile, condition)}
     if kernel is None and is_normalized(model):
         draw = exact_sampler(model)
         return {"log_prob": model._endpoints.unnormalized_log_prob, "sample": draw, "draw": draw}
@@ -216,41 +267,65 @@ def particle_samplers(
 
 
 def exported_sampler(
-    energy_function: EnergyFunction, base: tfp.distributions.Distribution | None, kernel: Any, jit_compile: bool
+    energy_function: EnergyFunction,
+    base: tfp.distributions.Distribution | None,
+    kernel: Any,
+    jit_compile: bool,
+    condition: Any = None,
 ) -> tf.types.experimental.PolymorphicFunction:
     """Returns sample(initial_state, seed, num_steps, step_size=...), traced with and without the optional step size.
+
+    That of a network with conditions is sample(initial_state, condition, seed, num_steps, step_size=...).
 
     Args:
       energy_function: E_z, with its standardisation.
       base: the base from which the adaptation of an adaptive kernel starts; None keeps the kernel's initial step size.
       kernel: a kernel of `ebm.mcmc`, or any callable `target -> tfp.mcmc.TransitionKernel`.
       jit_compile: whether XLA compiles the sampler.
+      condition: conditions of the adaptation, for a network that takes some; None keeps the initial step size.
     """
     coordinates, dtype = Coordinates.of(energy_function), energy_function.dtype
+    is_conditional, spec = energy_function.is_conditional, energy_function.condition_spec
     settled: Any = ()
     if isinstance(kernel, mcmc.Kernel):
         kernel = kernel.in_coordinates(coordinates.standardization)
         settled = kernel.initial_step_size
         if kernel.is_adaptive:
-            if base is not None:
-                settled = _adapted_step_size(energy_function, base, kernel)
+            if base is not None and not (is_conditional and condition is None):
+                settled = _adapted_step_size(energy_function, base, kernel, condition)
             kernel = kernel.unadapted
         settled = tf.nest.map_structure(lambda step: np.asarray(step, dtype), settled)
         kernel = kernel.without_step_size
 
-    def sample(initial_state: tf.Tensor, seed: tf.Tensor, num_steps: tf.Tensor, step_size: Any = None) -> tf.Tensor:
-        initial_state = tf.ensure_shape(initial_state, arguments[0].shape)
+    def run(
+        function: EnergyFunction, initial_state: tf.Tensor, seed: tf.Tensor, num_steps: tf.Tensor, step_size: Any
+    ) -> tf.Tensor:
+        initial_state = tf.ensure_shape(initial_state, state.shape)
         seed, num_steps = tf.ensure_shape(seed, [2]), tf.ensure_shape(num_steps, [])
         step_size = tf.nest.map_structure(tf.constant, settled) if step_size is None else step_size
-        target, z = energy_function.unnormalized_log_prob, coordinates.to_chain(initial_state)
+        target, z = function.unnormalized_log_prob, coordinates.to_chain(initial_state)
         return coordinates.from_chain(last_state(target, kernel, z, step_size, seed, num_steps))
 
-    function = tf.function(sample, jit_compile=jit_compile, autograph=False)
-    arguments = (
-        tf.TensorSpec((None, *energy_function.event_shape), dtype, name="initial_state"),
-        tf.TensorSpec((2,), tf.int32, name="seed"),
-        tf.TensorSpec((), tf.int32, name="num_steps"),
-    )
+    def sample(initial_state: tf.Tensor, seed: tf.Tensor, num_steps: tf.Tensor, step_size: Any = None) -> tf.Tensor:
+        return run(energy_function, initial_state, seed, num_steps, step_size)
+
+    def sample_given(
+        initial_state: tf.Tensor, condition: tf.Tensor, seed: tf.Tensor, num_steps: tf.Tensor, step_size: Any = None
+    ) -> tf.Tensor:
+        condition = tf.ensure_shape(condition, [None, *spec.shape])
+        number = tf.shape(initial_state)[0]
+        check = tf.debugging.assert_equal(
+            tf.shape(condition)[0], number, "`condition` must have one row for each state."
+        )
+        with tf.control_dependencies([] if check is None else [check]):
+            given = energy_function.with_condition(tf.identity(condition))
+        return run(given, initial_state, seed, num_steps, step_size)
+
+    function = tf.function(sample_given if is_conditional else sample, jit_compile=jit_compile, autograph=False)
+    state = tf.TensorSpec((None, *energy_function.event_shape), dtype, name="initial_state")
+    arguments = [state, tf.TensorSpec((2,), tf.int32, name="seed"), tf.TensorSpec((), tf.int32, name="num_steps")]
+    if is_conditional:
+        arguments.insert(1, tf.TensorSpec((None, *spec.shape), spec.dtype, name="condition"))
     function.get_concrete_function(*arguments)
     if tf.nest.flatten(settled):
         steps = tf.nest.map_structure(lambda step: tf.TensorSpec(step.shape, dtype, name="step_size"), settled)
@@ -259,12 +334,18 @@ def exported_sampler(
 
 
 def _adapted_step_size(
-    energy_function: EnergyFunction, base: tfp.distributions.Distribution, kernel: mcmc.Kernel
+    energy_function: EnergyFunction, base: tfp.distributions.Distribution, kernel: mcmc.Kernel, condition: Any
 ) -> Any:
     start = base.sample(_ADAPTATION_CHAINS, seed=tf.constant([0, 0]))
+    z = Coordinates.of(energy_function).to_chain(start)
+    if condition is not None:
+        rank = len(energy_function.condition_spec.shape)
+        rows = np.asarray(condition).reshape(-1, *np.shape(condition)[np.ndim(condition) - rank :])
+        rows = rows[np.arange(_ADAPTATION_CHAINS) % len(rows)]
+        energy_function = energy_function.with_condition(energy_function.condition_of_rows(rows, z))
     samples = mcmc.sample(
         energy_function.unnormalized_log_prob,
-        Coordinates.of(energy_function).to_chain(start),
+        z,
         kernel,
         num_results=1,
         num_burnin_steps=_ADAPTATION_STEPS,

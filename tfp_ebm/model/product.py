@@ -2,7 +2,8 @@
 
 One part with an exponent below 1 is tempered, several parts are a product of experts (Hinton 2002; Du, Li & Mordatch
 2020). Each energy counts with its base measure and its own units, as a density of x; nothing is counted twice. The base
-from which draws start is the product of the Gaussians of the parts' bases, of twice the covariance.
+from which draws start is the product of the Gaussians of the parts' bases, of twice the covariance. Parts that take a
+condition all take the same, and so does the product.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from tfp_ebm.arguments import check_finite
 from tfp_ebm.energy.base import check_base, draw, gaussian
 from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.model.given_coordinates import part_of
 from tfp_ebm.networks.normalized import DistributionEnergy
+from tfp_ebm.networks.packed_conditions import packed
 from tfp_ebm.random import stateless_seed
 
 # The covariance of the base in terms of that of the product of Gaussians, and draws for moments that are not known.
@@ -64,11 +67,15 @@ class ProductEnergy(keras.Model):
 
     def call(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns the energies `[batch]` of states `[batch, *event]`."""
+        return self._sum_at(z, training)
+
+    def _sum_at(self, z: tf.Tensor, training: bool, condition: tf.Tensor | None = None) -> tf.Tensor:
         scale = self.scale.value
         x = self.loc.value + scale * z
         total: Any = -tf.reduce_sum(tf.math.log(scale))
         for part, exponent in zip(self.parts, self.exponents, strict=True):
-            energy = part(tf.cast(x, part.dtype), training=training)
+            at = tf.cast(x, part.dtype)
+            energy = part([at, condition] if _takes_condition(part) else at, training=training)
             total += exponent * tf.cast(energy, self.dtype)
         return total
 
@@ -84,6 +91,47 @@ class ProductEnergy(keras.Model):
         return cls(**{**config, "parts": parts})
 
 
+@keras.saving.register_keras_serializable("tfp_ebm")
+class ConditionalProductEnergy(ProductEnergy):
+    """The same network of z and a condition, which all parts that take one receive.
+
+    Args:
+      parts, exponents, loc, scale: as for `ProductEnergy`; one part at least is a conditional `EnergyModel`.
+
+    >>> import tfp_ebm as ebm
+    >>> model = EnergyModel(ebm.networks.mlp([2], units=[4], condition_shape=[3]))
+    >>> network = ConditionalProductEnergy([model, model], [1.0, 0.5])
+    >>> network(tf.zeros([5, 2]), tf.ones([5, 3])).shape
+    TensorShape([5])
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.own_condition_spec = self._conditional_part().energy_function.condition_spec
+
+    def _conditional_part(self) -> EnergyModel:
+        return next(part for part in self.parts if _takes_condition(part))
+
+    @property
+    def input_shape(self) -> Any:
+        """The shapes of batches of z and of conditions."""
+        return [(None, *self.event_shape), (None, *self.own_condition_spec.shape)]
+
+    def pack(self, conditions: Any, name: str = "condition") -> Any:
+        """Returns a dictionary of conditions as the parts take it."""
+        return packed(self._conditional_part().network, conditions, name)
+
+    def call(  # type: ignore[override]
+        self, z: tf.Tensor, condition: tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
+        """Returns the energies `[batch]` of states `[batch, *event]` and conditions `[batch, *condition]`."""
+        return self._sum_at(z, training, condition)
+
+
+def _takes_condition(part: Any) -> bool:
+    return isinstance(part, EnergyModel) and part.is_conditional
+
+
 def checked_parts(parts: Sequence[Any], exponents: Any) -> tuple[list[Any], list[float]]:
     """Returns the parts of a product and their exponents, 1 by default.
 
@@ -93,14 +141,19 @@ def checked_parts(parts: Sequence[Any], exponents: Any) -> tuple[list[Any], list
     parts = list(parts)
     if not parts:
         raise ValueError("`parts` must hold at least one density, got none.")
+    specs: dict[str, int] = {}
     for i, part in enumerate(parts):
         if isinstance(part, EnergyModel):
             if part.is_conditional:
-                raise ValueError(f"`parts[{i}]` must be of x alone, got a conditional model: `model.given(condition)`.")
+                specs[str(part.energy_function.condition_spec)] = i
+        elif hasattr(part, "conditions"):
+            raise ValueError(f"`parts[{i}]` must be one density, got a batch: pass its model, then use `given`.")
         elif isinstance(part, tfp.distributions.Distribution):
             check_base(f"parts[{i}]", part)
         else:
             raise TypeError(f"`parts[{i}]` must be an EnergyModel or a tfd.Distribution, got {part!r}.")
+    if len(specs) > 1:
+        raise ValueError(f"`parts` must take one kind of condition, got {' and '.join(specs)}.")
     shapes = {tuple(part.event_shape) for part in parts}
     if len(shapes) > 1:
         raise ValueError(f"`parts` must have one event shape, got {sorted(shapes)}.")
@@ -165,12 +218,20 @@ def product_energy(parts: Sequence[Any], exponents: Any = None) -> tuple[Any, di
     loc, covariance = broadened_base(parts, exponents)
     shape = tuple(parts[0].event_shape)
     models = [model_of_part(part) for part in parts]
+    is_conditional = any(map(_takes_condition, models))
     if any(model is None for model in models):
+        if is_conditional:
+            raise ValueError(
+                "`parts` must be models or distributions, if one takes a condition, got a callable energy."
+            )
         dtype = tf.as_dtype(parts[0].dtype)
         base = gaussian(tf.constant(loc, dtype), tf.constant(np.linalg.cholesky(covariance), dtype), shape)
         return _sum_of(parts, exponents), {"event_shape": shape, "base": base}
     scale = np.sqrt(np.diag(covariance)).reshape(shape)
-    model = EnergyModel(ProductEnergy(models, exponents, loc.reshape(shape), scale))
+    network = (ConditionalProductEnergy if is_conditional else ProductEnergy)(
+        models, exponents, loc.reshape(shape), scale
+    )
+    model = EnergyModel(network)
     model.standardization.loc.assign(loc.reshape(shape))
     model.standardization.scale.assign(scale)
     factor = np.linalg.cholesky(covariance)
@@ -179,6 +240,11 @@ def product_energy(parts: Sequence[Any], exponents: Any = None) -> tuple[Any, di
     own: Any = model._fitted_base
     own.assign(DataMoments.of([(loc + steps).reshape(-1, *shape)]))
     return model, {}
+
+
+def _equal(left: tf.Tensor, right: tf.Tensor) -> bool:
+    values = [tf.get_static_value(part) for part in (left, right)]
+    return values[0] is not None and values[1] is not None and np.array_equal(*values)
 
 
 def _sum_of(parts: Sequence[Any], exponents: Sequence[float]) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -206,14 +272,53 @@ class Composable:
         return self._energy
 
     def _composed(self, parts: Sequence[Any], exponents: Sequence[float]) -> Any:
+        batches = [part for part in parts if hasattr(part, "conditions")]
+        if not batches:
+            kind: Any = type(self)
+            energy, arguments = product_energy(parts, exponents)
+            return kind(energy, **arguments)
+        conditions = batches[0].conditions
+        if any(part.conditions is not conditions and not _equal(part.conditions, conditions) for part in batches):
+            raise ValueError("both factors must have the same conditions; `product` of the models takes any later.")
+        parts = [part.energy_model if hasattr(part, "conditions") else part for part in parts]
+        return product_energy(parts, exponents)[0].given(conditions, as_distribution=True)
+
+    def given_coordinates(self, values: Any, mask: Any) -> Any:
+        """Returns the distribution of the coordinates that are not known, given those that are.
+
+        It is exact for Gaussians, Gaussian mixtures and kernel densities. Elsewhere its log Z, by `draw`, is log Z of
+        this distribution plus the log marginal density of the known coordinates.
+
+        Args:
+          values: x, of the event shape. Only the known coordinates count; the others may be NaN.
+          mask: bool of the event shape, True where a coordinate is known.
+
+        Returns:
+          An `EnergyDistribution` of the unknown coordinates, a vector in their order in x.
+
+        Raises:
+          TypeError, ValueError: if the mask is not bool, or leaves nothing known or unknown; if the shapes differ, or a
+            known value is not finite; if there is no base distribution.
+
+        >>> import tfp_ebm as ebm
+        >>> p = ebm.EnergyDistribution(ebm.composition.mixture([tfp.distributions.MultivariateNormalTriL(
+        ...     [0.0, 0.0], [[1.0, 0.0], [0.6, 0.8]])], [1.0]))
+        >>> q = p.given_coordinates([2.0, np.nan], [True, False])  # N(1.2, .8²)
+        >>> bool(abs(q.log_prob([1.2]) + 0.5 * np.log(2 * np.pi * 0.64)) < 1e-5)
+        True
+        """
+        if hasattr(self, "conditions"):
+            raise NotImplementedError("`given_coordinates` is for one density, not for a batch: take `p[i]`'s model.")
         kind: Any = type(self)
-        energy, arguments = product_energy(parts, exponents)
+        energy, arguments = part_of(self, values, mask)
         return kind(energy, **arguments)
 
     def __mul__(self, other: Any) -> Any:
         """Returns the density proportional to p(x) q(x), for q an `EnergyModel` or a `tfd.Distribution`."""
         if not isinstance(other, EnergyModel | tfp.distributions.Distribution):
             return NotImplemented
+        if _takes_condition(other):
+            raise ValueError("a conditional model is no density: `model.given(condition)`, or `product([p, model])`.")
         return self._composed([self, other], [1.0, 1.0])
 
     def __rmul__(self, other: Any) -> Any:

@@ -1,7 +1,7 @@
 """The second input of `fit`: labels, for losses that take them, or the conditions of a network of (x, condition).
 
-A functional network says what its conditions are. The `call` of a subclass may take any: its model is then built when
-the first conditions come, or with numbers if the model is needed before.
+A functional network says what its conditions are; dictionaries of them become vectors. The `call` of a subclass may
+take any: its model is then built when the first conditions come, or with numbers if the model is needed before.
 """
 
 from __future__ import annotations
@@ -15,9 +15,16 @@ import tensorflow as tf
 from tfp_ebm.arguments import check_event_shape, numbers_of
 from tfp_ebm.energy.data import is_array
 from tfp_ebm.losses.base import Loss
-from tfp_ebm.networks.conditional import FixedCondition, condition_spec, in_dtype, spec_of_conditions, takes_condition
+from tfp_ebm.networks.conditional import (
+    FixedCondition,
+    condition_spec,
+    in_dtype,
+    spec_of_conditions,
+    takes_columns,
+    takes_condition,
+)
 from tfp_ebm.networks.joint_energy import JointEnergy, labels_of
-from tfp_ebm.networks.targets import RegressionEnergy
+from tfp_ebm.networks.packed_conditions import packed
 
 # Arguments of Keras's `compile` that compare predictions with labels.
 _COMPARING = ("metrics", "weighted_metrics", "loss_weights")
@@ -126,6 +133,7 @@ def checked(model: Any, x: Any, y: Any, name: str = "y") -> Any:
       TypeError, ValueError: if it is missing, or given although there is none; if labels are no classes, conditions are
         not finite or have another shape, or their number differs from that of the rows.
     """
+    y = packed(model.network, y, name)
     if not is_array(x):
         note_of_source(model, x)
         if not is_absent(y):
@@ -165,6 +173,7 @@ def of_batch(model: Any, y: Any) -> Any:
     Raises:
       ValueError: if it is missing, or given although there is none.
     """
+    y = packed(model.network, y, "y")
     _refuse(model, y)
     if is_absent(y):
         return None
@@ -173,13 +182,28 @@ def of_batch(model: Any, y: Any) -> Any:
     return y
 
 
+def is_batch(model: Any, condition: Any) -> bool:
+    """Returns whether `condition` is a batch of conditions, or one that is not known while a function is traced."""
+    if not model.is_conditional:
+        return False
+    known = condition if not isinstance(condition, dict) else packed(model.network, condition)
+    if is_pending(model):
+        return False
+    spec = model.energy_function.condition_spec
+    shape = tuple(known.shape) if hasattr(known, "shape") else np.shape(known)
+    if len(shape) == len(spec.shape) or (shape == (1,) and takes_columns(model.network)):
+        return tf.is_tensor(known) and not hasattr(known, "numpy")
+    return len(shape) > len(spec.shape)
+
+
 def given_network(model: Any, condition: Any) -> keras.layers.Layer:
     """Returns the network of x alone with one condition, or of one class of a `JointEnergy`.
 
     Raises:
       ValueError: if the network takes no condition.
     """
-    if isinstance(model.network, JointEnergy | RegressionEnergy):
+    condition = packed(model.network, condition)
+    if isinstance(model.network, JointEnergy) or hasattr(model.network, "draw_given"):
         return model.network.given(condition)
     if not model.is_conditional:
         raise ValueError("`condition` must not be given: the network takes x alone.")

@@ -56,7 +56,7 @@ class EnergyTrainer(AtomicallySavedModel):
         self._traced = types.SimpleNamespace(variables=None, loss=None)
         self._energy_function: EnergyFunction | None = None
         # What is known of x and of conditions before the energy function exists; hidden from Keras's tracking.
-        self._known = types.SimpleNamespace(event_shape=None, condition=None)
+        self._known = types.SimpleNamespace(event_shape=None, condition=None, loss=None)
         self._standardization = None
         self._fitted_base: GaussianBase | None = None
 
@@ -96,7 +96,8 @@ class EnergyTrainer(AtomicallySavedModel):
         """log Z (eq. 2) if the loss learns it, as noise contrastive estimation does; None if it is unknown."""
         if has_log_normalizer_zero(self):
             return tf.zeros([], self.dtype)
-        return None if self.loss is None else self.loss.known_log_normalizer
+        loss = self.loss or self._known.loss  # that of the model with conditions, for `given`
+        return None if loss is None else loss.known_log_normalizer
 
     def _build_training(self) -> None:
         """Creates the weights for training, once the energy function exists."""

@@ -333,6 +333,7 @@ def autoregressive(
     units: Sequence[int] = (128, 128),
     order: Sequence[int] | None = None,
     *,
+    condition_shape: Sequence[int] | None = None,
     num_components: int = 1,
     proposal: Any = None,
     dropout: float = 0.0,
@@ -340,13 +341,14 @@ def autoregressive(
     dtype: Any = None,
     seed: Any = None,
     **kwargs: Any,
-) -> AutoregressiveEnergy:
+) -> Any:
     """Makes an autoregressive energy E(x) = −log p(x), with log Z = 0 (Nash & Durkan 2019).
 
     Args:
       event_shape: shape of one data point; any rank, it is flattened.
       units: equal widths; one residual block of two masked layers for each.
       order: the coordinates in the order in which each depends on those before; default: as they come.
+      condition_shape: that of conditions c, numbers or vectors, for E(x; c) = −log p(x | c) with log Z = 0 for every c.
       num_components: logistics of each proposal.
       proposal: a Gaussian mixture (`tfd.MixtureSameFamily` of multivariate normals) or a multivariate normal, whose
         conditionals are the proposals; the energy then starts as that distribution. In the coordinates of the network.
@@ -359,7 +361,7 @@ def autoregressive(
       **kwargs: further arguments of `AutoregressiveEnergy`.
 
     Returns:
-      An `AutoregressiveEnergy`, a `keras.Model` `[batch, *event] -> [batch]`.
+      An `AutoregressiveEnergy`, a `keras.Model` `[batch, *event] -> [batch]`; or a network of (x, c).
 
     Raises:
       TypeError, ValueError: if an argument is not of the form above.
@@ -369,6 +371,11 @@ def autoregressive(
     >>> float(model.log_normalizer)
     0.0
     """
+    if condition_shape is not None:
+        from tfp_ebm.networks.conditional_autoregressive import conditional_autoregressive
+
+        refused = {"order": order, "proposal": proposal, "supports": supports, "dropout": dropout or None, **kwargs}
+        return conditional_autoregressive(event_shape, condition_shape, units, num_components, dtype, seed, refused)
     parts = None if proposal is None else gaussian_parts(proposal)
     if parts is not None and parts[1].shape[1] != int(np.prod(check_event_shape(event_shape))):
         raise ValueError(f"`proposal` must have event shape {tuple(event_shape)}, got {tuple(proposal.event_shape)}.")

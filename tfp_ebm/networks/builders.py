@@ -14,7 +14,6 @@ several times larger. The inputs are expected to be standardised, as by `EnergyM
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +22,15 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.arguments import check_count
+from tfp_ebm.networks.conditioning import (
+    Condition,
+    check_sizes,
+    check_used,
+    condition_of,
+    joined_of,
+    modulated,
+    uniform_weights,
+)
 from tfp_ebm.networks.fourier import FourierFeatures
 from tfp_ebm.random import stateless_seed
 
@@ -38,10 +46,17 @@ def mlp(
     fourier_features: int = 0,
     dtype: Any = None,
     seed: Any = 0,
+    *,
+    condition_shape: Any = None,
+    num_labels: Any = None,
+    conditioning: str = "concatenation",
 ) -> keras.Model:
     """A dense network `[batch, *event]` -> `[batch, 1]`, initialised for low dimensions.
 
         E(x) = w · h_L,   h_l = s(W_l h_{l−1} + b_l),   h_0 = x flattened, or [x, cos(xB), sin(xB)]
+
+    With a condition c it is a network of [x, c] for `EnergyModel.fit(x, c)`. Either h_0 = [x, c] ("concatenation"), or
+    h_l = s(γ_l(c) (W_l h_{l−1} + b_l) + β_l(c)) ("film"), where γ_l and β_l are linear in one hidden layer of c.
 
     Args:
       event_shape: shape of one data point, of any rank; points are flattened.
@@ -54,6 +69,11 @@ def mlp(
       dtype: Keras dtype or policy of every layer and of the model; None for Keras's global policy. The energy is
         computed in float32 at least.
       seed: an int or a pair of ints that determines the initial weights; None uses `keras.utils.set_random_seed`.
+      condition_shape: shape of one condition, `()` for a number; or a dictionary of shapes, for conditions that are
+        dictionaries. None for a network of x alone, and for a single label.
+      num_labels: the number of labels, if the condition is a label, 0 to `num_labels` − 1, or holds some; with a
+        dictionary of shapes, a dictionary for those that are labels. A label becomes a learned vector.
+      conditioning: "concatenation" or "film".
 
     Returns:
       A functional `keras.Model`.
@@ -63,9 +83,14 @@ def mlp(
 
     References:
       Ramachandran, Zoph, Le. Searching for activation functions (silu). 2017. arXiv:1710.05941.
+      Perez, Strub, de Vries, Dumoulin, Courville. FiLM: Visual reasoning with a general conditioning layer. AAAI 2018.
+      arXiv:1709.07871.
 
     >>> network = mlp([2], units=[16, 16], seed=0)
     >>> network(np.zeros([5, 2], "float32")).shape
+    TensorShape([5, 1])
+    >>> network = mlp([2], units=[16, 16], num_labels=10, conditioning="film")
+    >>> network([np.zeros([5, 2], "float32"), np.arange(5)]).shape
     TensorShape([5, 1])
     """
     event_shape = check_sizes("event_shape", event_shape)
@@ -78,9 +103,11 @@ def mlp(
     x = inputs if len(event_shape) == 1 else keras.layers.Flatten(dtype=policy)(inputs)
     if fourier_features:
         x = FourierFeatures(fourier_features, seed=next(seeds), dtype=policy, name="fourier_features")(x)
+    condition = condition_of(condition_shape, num_labels, conditioning, activation, policy, seeds)
+    check_used(condition, len(units), "units")
     gain = 1.0 if fourier_features else _FIRST_LAYER_GAIN
-    x = dense_layers(x, units, activation, policy, seeds, gain)
-    return functional_model(inputs, energy_head(x, policy, seeds), policy)
+    x = dense_layers(x, units, activation, policy, seeds, gain, condition)
+    return functional_model(_inputs(inputs, condition), energy_head(x, policy, seeds), policy)
 
 
 def convnet(
@@ -92,6 +119,10 @@ def convnet(
     activation: Activation = "silu",
     dtype: Any = None,
     seed: Any = 0,
+    *,
+    condition_shape: Any = None,
+    num_labels: Any = None,
+    conditioning: str = "concatenation",
 ) -> keras.Model:
     """A small convolutional network for images, `[batch, height, width, channels]` -> `[batch, 1]`.
 
@@ -110,6 +141,9 @@ def convnet(
       dtype: Keras dtype or policy of every layer and of the model; None for Keras's global policy. The energy is
         computed in float32 at least.
       seed: an int or a pair of ints that determines the initial weights; None uses `keras.utils.set_random_seed`.
+      condition_shape, num_labels, conditioning: as for `mlp`. With "concatenation", images of the height and width of x
+        become channels of x, and all other conditions join the flattened result of the convolutions. With "film", all
+        but these images modulate the channels of each convolution and the units of each dense layer.
 
     Returns:
       A functional `keras.Model`.
@@ -132,9 +166,16 @@ def convnet(
     policy, seeds = checked_policy(dtype), layer_seeds(seed)
 
     inputs = keras.Input(event_shape, dtype=policy.variable_dtype)
-    x = convolution_layers(inputs, filters, kernel_size, strides, activation, policy, seeds)
-    x = dense_layers(x, units, activation, policy, seeds)
-    return functional_model(inputs, energy_head(x, policy, seeds), policy)
+    condition = condition_of(condition_shape, num_labels, conditioning, activation, policy, seeds, event_shape)
+    if condition is not None and condition.modulation is None:
+        check_used(condition, len(units), "units")
+    x = convolution_layers(inputs, filters, kernel_size, strides, activation, policy, seeds, condition)
+    x = dense_layers(x, units, activation, policy, seeds, condition=condition)
+    return functional_model(_inputs(inputs, condition), energy_head(x, policy, seeds), policy)
+
+
+def _inputs(x: Any, condition: Condition | None) -> Any:
+    return x if condition is None else [x, condition.inputs]
 
 
 def check_image_sizes(
@@ -158,29 +199,51 @@ def convolution_layers(
     activation: Any,
     policy: Any,
     seeds: Iterator[int | None],
+    condition: Condition | None = None,
 ) -> Any:
     """Returns the flattened output of convolutions."""
+    modulation = None if condition is None else condition.modulation
+    if condition is not None and condition.channels is not None:
+        x = joined_of([x, condition.channels], policy)
     for i, (channels, stride) in enumerate(zip(filters, strides, strict=True)):
+        name = f"convolution_{i}"
         x = keras.layers.Conv2D(
             channels,
             kernel_size,
             strides=stride,
             padding="same",
-            activation=activation,
+            activation=activation if modulation is None else None,
             dtype=policy,
-            name=f"convolution_{i}",
+            name=name,
             **uniform_weights(kernel_size**2 * x.shape[-1], seeds),
         )(x)
+        if modulation is not None:
+            x = modulated(x, modulation, name, policy, seeds)
+            x = keras.layers.Activation(activation, dtype=policy)(x)
     return keras.layers.Flatten(dtype=policy)(x)
 
 
 def dense_layers(
-    x: Any, units: Sequence[int], activation: Any, policy: Any, seeds: Iterator[int | None], first_gain: float = 1.0
+    x: Any,
+    units: Sequence[int],
+    activation: Any,
+    policy: Any,
+    seeds: Iterator[int | None],
+    first_gain: float = 1.0,
+    condition: Condition | None = None,
 ) -> Any:
     """Returns the output of hidden dense layers; `first_gain` is that of the weights of the first."""
+    modulation = None if condition is None else condition.modulation
+    if condition is not None and condition.features is not None:
+        x = joined_of([x, condition.features], policy)
     for i, width in enumerate(units):
-        weights = uniform_weights(x.shape[-1], seeds, first_gain if i == 0 else 1.0)
-        x = keras.layers.Dense(width, activation, dtype=policy, name=f"hidden_{i}", **weights)(x)
+        weights, name = uniform_weights(x.shape[-1], seeds, first_gain if i == 0 else 1.0), f"hidden_{i}"
+        if modulation is None:
+            x = keras.layers.Dense(width, activation, dtype=policy, name=name, **weights)(x)
+        else:
+            x = keras.layers.Dense(width, dtype=policy, name=name, **weights)(x)
+            x = modulated(x, modulation, name, policy, seeds)
+            x = keras.layers.Activation(activation, dtype=policy)(x)
     return x
 
 
@@ -189,15 +252,6 @@ def energy_head(x: Any, policy: Any, seeds: Iterator[int | None]) -> Any:
     kernel = uniform_weights(x.shape[-1], seeds)["kernel_initializer"]
     dtype = "float64" if policy.compute_dtype == "float64" else "float32"
     return keras.layers.Dense(1, use_bias=False, kernel_initializer=kernel, dtype=dtype, name="energy")(x)
-
-
-def uniform_weights(fan_in: int, seeds: Iterator[int | None], gain: float = 1.0) -> dict[str, Any]:
-    """Returns the initialisers of kernel and bias: uniform on ±gain/√fan_in."""
-    limit = gain / math.sqrt(fan_in)
-    return {
-        f"{weight}_initializer": keras.initializers.RandomUniform(-limit, limit, seed=next(seeds))
-        for weight in ("kernel", "bias")
-    }
 
 
 def layer_seeds(seed: Any) -> Iterator[int | None]:
@@ -224,13 +278,6 @@ def functional_model(inputs: Any, outputs: Any, policy: Any) -> keras.Model:
     model = keras.Model(inputs, outputs)
     model.dtype_policy = policy
     return model
-
-
-def check_sizes(name: str, value: Any) -> tuple[int, ...]:
-    """Returns `value` as a tuple of counts, or raises an error that names the argument."""
-    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
-        raise TypeError(f"`{name}` must be a list of whole numbers, got {value!r}.")
-    return tuple(check_count(f"{name}[{i}]", entry) for i, entry in enumerate(value))
 
 
 def check_strides(strides: Any, num_convolutions: int) -> tuple[int, ...]:

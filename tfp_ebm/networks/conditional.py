@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.arguments import check_finite, numbers_of
-from tfp_ebm.derivatives.forward_laplacian import graph_of
+from tfp_ebm.derivatives.forward_laplacian import forward_laplacian_rule, graph_of, no_rule, propagate
+from tfp_ebm.derivatives.jet import Jet
 
 
 def takes_condition(network: Any) -> bool:
@@ -52,12 +53,16 @@ def takes_condition(network: Any) -> bool:
 def condition_spec(network: Any) -> tf.TensorSpec | None:
     """Returns shape and dtype of one condition, if the network says so; None for a subclass, whose `call` may take any.
 
-    A condition of shape (1,) counts as a number, (). Whole numbers, such as labels, are int32.
+    A condition of shape (1,) counts as a number, (). Whole numbers, such as labels, are int32. A network of the package
+    has its own as the attribute `own_condition_spec`.
 
     >>> x, label = keras.Input((2,)), keras.Input((), dtype="int32")
     >>> condition_spec(keras.Model([x, label], x))
     TensorSpec(shape=(), dtype=tf.int32, name=None)
     """
+    own = getattr(network, "own_condition_spec", None)
+    if own is not None:
+        return own
     graph = graph_of(network)
     if graph is not None and len(graph.inputs) == 2:
         shape, dtype = tuple(graph.inputs[1].shape[1:]), tf.as_dtype(graph.inputs[1].dtype)
@@ -68,6 +73,17 @@ def condition_spec(network: Any) -> tf.TensorSpec | None:
         shape, dtype = tuple(shapes[1][1:]), tf.as_dtype(network.variable_dtype)
     dtype = tf.int32 if dtype.is_integer or dtype.is_bool else dtype
     return tf.TensorSpec(() if shape == (1,) else shape, dtype)
+
+
+def takes_columns(network: Any) -> bool:
+    """Returns whether a network says that its condition is a number in a column, of shape (1,).
+
+    >>> x = keras.Input((2,))
+    >>> takes_columns(keras.Model([x, keras.Input((1,))], x)), takes_columns(keras.Model([x, keras.Input(())], x))
+    (True, False)
+    """
+    shapes = getattr(network, "input_shape", None)
+    return isinstance(shapes, list) and len(shapes) == 2 and tuple(shapes[1][1:]) == (1,)
 
 
 def spec_of_conditions(conditions: Any, shape: tuple[int, ...], dtype: Any) -> tf.TensorSpec:
@@ -115,6 +131,19 @@ def call_network(network: Any, x: Any, condition: Any, **kwargs: Any) -> Any:
     if graph is None:
         return network(x, condition, **kwargs)
     return network([x, keras.ops.reshape(condition, [-1, *graph.inputs[1].shape[1:]])], **kwargs)
+
+
+def propagate_given(network: Any, jet: Jet, condition: tf.Tensor, training: bool) -> Jet:
+    """Propagates the jet of x through a functional network of [x, condition].
+
+    Raises:
+      NoForwardRule: if the network has no graph, or one of its layers has no rule.
+    """
+    graph = graph_of(network)
+    if graph is None or len(graph.inputs) != 2:
+        raise no_rule(network, "takes a condition in a `call` of its own")
+    given = tf.reshape(condition, [-1, *graph.inputs[1].shape[1:]])
+    return propagate(network, [jet, given], training=training)
 
 
 def serialized(network: keras.layers.Layer) -> dict[str, Any]:
@@ -202,11 +231,14 @@ class FixedCondition(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Returns the network's output at states `[batch, *event]`."""
+        return call_network(self.network, x, self.for_rows(x), training=training)
+
+    def for_rows(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the condition once for each state."""
         dtype = self.condition_spec.dtype
         one = tf.constant(self.condition, dtype if dtype.is_integer else x.dtype)
         condition = tf.broadcast_to(one, tf.concat([tf.shape(x)[:1], self.condition_spec.shape], 0))
-        condition = tf.ensure_shape(condition, [x.shape[0], *self.condition_spec.shape])
-        return call_network(self.network, x, condition, training=training)
+        return tf.ensure_shape(condition, [x.shape[0], *self.condition_spec.shape])
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
@@ -222,3 +254,8 @@ class FixedCondition(keras.layers.Layer):
         """Rebuilds the layer from `get_config`."""
         network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
         return cls(**{**config, "network": network})
+
+
+@forward_laplacian_rule(FixedCondition, takes_training=True)
+def _fixed_condition(layer: FixedCondition, jet: Jet, training: bool = False) -> Jet:
+    return propagate_given(layer.network, jet, layer.for_rows(jet.value), training)

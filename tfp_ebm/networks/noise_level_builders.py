@@ -13,7 +13,6 @@ from tfp_ebm.networks.builders import (
     Activation,
     check_activation,
     check_image_sizes,
-    check_sizes,
     check_strides,
     checked_policy,
     convolution_layers,
@@ -21,6 +20,7 @@ from tfp_ebm.networks.builders import (
     functional_model,
     layer_seeds,
 )
+from tfp_ebm.networks.conditioning import check_sizes
 from tfp_ebm.networks.noise_level_features import NoiseLevelFeatures, NoiseLevelImages
 from tfp_ebm.networks.noise_levels import NoiseLevelEnergy
 

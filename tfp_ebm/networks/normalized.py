@@ -257,14 +257,12 @@ class MixtureEnergy(NormalizedEnergy):
         shapes = {tuple(part.event_shape) for part in parts}
         if len(shapes) != 1:
             raise ValueError(f"`parts` must have one event shape, got {sorted(shapes)}.")
-        probs = np.asarray(probs, np.float64)
-        if probs.shape != (len(parts),) or not (probs >= 0).all() or not np.isclose(probs.sum(), 1.0, atol=1e-5):
-            raise ValueError(f"`probs` must be {len(parts)} weights that add up to 1, got {probs.tolist()}.")
+        probs = check_probs(probs, len(parts))
         kwargs.pop("event_shape", None)
         super().__init__(shapes.pop(), **kwargs)
         self.parts = list(parts)
         self.probs = self.add_weight(shape=probs.shape, initializer="zeros", trainable=False, name="probs")
-        self.probs.assign(probs / probs.sum())
+        self.probs.assign(probs)
         self.built = True
 
     @property
@@ -309,6 +307,14 @@ class MixtureEnergy(NormalizedEnergy):
         """Rebuilds the network from `get_config`."""
         parts = [keras.saving.deserialize_keras_object(part, custom_objects) for part in config["parts"]]
         return cls(**{**config, "parts": parts})
+
+
+def check_probs(probs: Any, count: int) -> np.ndarray:
+    """Returns the weights of a mixture, float64, if they are `count` numbers that add up to 1."""
+    probs = np.asarray(probs, np.float64)
+    if probs.shape != (count,) or not (probs >= 0).all() or not np.isclose(probs.sum(), 1.0, atol=1e-5):
+        raise ValueError(f"`probs` must be {count} weights that add up to 1, got {probs.tolist()}.")
+    return probs / probs.sum()
 
 
 def in_blocks(function: Any, x: tf.Tensor, max_rows: int) -> tf.Tensor:

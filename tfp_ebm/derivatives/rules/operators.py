@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfp_ebm.derivatives.forward_laplacian import forward_laplacian_rule, no_rule
 from tfp_ebm.derivatives.jet import Jet
+from tfp_ebm.derivatives.rules.merging import all_jets
 
 __all__: list[str] = []
 
@@ -122,9 +123,9 @@ def _expand_dims(operation: Any, jet: Jet) -> Jet:
 
 @forward_laplacian_rule(*_classes("Concatenate"))
 def _concatenate(operation: Any, jets: list[Any]) -> Jet:
-    if any(not isinstance(jet, Jet) for jet in jets) or operation.axis % len(jets[0].shape) == 0:
-        raise no_rule(operation, "joins rows, or a tensor that does not depend on x")
-    return Jet.concatenate(jets, operation.axis)
+    if operation.axis % len(jets[0].shape) == 0:
+        raise no_rule(operation, "joins rows")
+    return Jet.concatenate(all_jets(jets), operation.axis)
 
 
 @forward_laplacian_rule(*_classes("GetItem"))
