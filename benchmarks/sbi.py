@@ -116,7 +116,7 @@ class Slcp:
         log_weights = -1.5 * (2 * np.log(first) + 2 * np.log(second) + np.log(rest)) - 0.5 * trace
         weights = np.exp(log_weights - np.nanmax(log_weights))
         weights = np.where(np.isfinite(weights), weights, 0.0)
-        chosen = widths[rng.choice(num_proposals, 4 * number, p=weights / weights.sum())]
+        chosen = widths[rng.choice(num_proposals, 16 * number, p=weights / weights.sum())]
         factor = self.factor(self.covariance(chosen)) / 2
         mean = points.mean(0) + np.einsum("nij,nj->ni", factor, rng.normal(size=(len(chosen), 2)))
         return np.concatenate([mean, chosen], 1)[(np.abs(mean) < 3).all(1)][:number]
