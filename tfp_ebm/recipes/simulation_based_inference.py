@@ -7,6 +7,7 @@ package's samplers draw from. Both are amortised: one training serves every obse
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,9 +26,8 @@ from tfp_ebm.recipes.regression import check_bounds, columns_of, fit_targets
 
 tfd = tfp.distributions
 
-# Trainings of a ratio: rows of a batch, judgements, and those without a better one after which it ends.
-_BATCH_SIZE, _NUM_JUDGEMENTS, _PATIENCE = 256, 40, 12
-_LEARNING_RATE = 2e-3
+# Trainings of a ratio: rows of a batch, learning rate, and the share of epochs after which one ends if none was better.
+_BATCH_SIZE, _LEARNING_RATE, _PATIENCE = 256, 2e-3, 0.3
 # A bound of a support is where values of its bijector no longer change.
 _FAR = 200.0
 
@@ -155,38 +155,31 @@ def neural_ratio_estimation(
     batch_size = min(_BATCH_SIZE, max(32, len(train) // 8))
     if num_steps is None:
         num_steps = min(1000 + 150 * (len(train) // batch_size), 8000)
-    steps = max(1, check_count("num_steps", num_steps) // _NUM_JUDGEMENTS)
+    per_epoch = math.ceil(len(train) / batch_size)
+    epochs = math.ceil(check_count("num_steps", num_steps) / per_epoch)
 
     network = _ratio_network(parameters.shape[1], observed[train], units, prior.dtype.name, seed)
     model = EnergyModel(network, base_measure=prior, seed=seed)
     model.adapt(parameters)
     model.compile(
         keras.optimizers.AdamW(
-            keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps * _NUM_JUDGEMENTS), weight_decay=1e-3
+            keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, epochs * per_epoch), weight_decay=1e-3
         ),
         ContrastiveRatioEstimation(num_contrasts),
-        steps_per_execution=max(n for n in range(1, 51) if steps % n == 0),
+        steps_per_execution=per_epoch,
     )
     observed = observed.astype(prior.dtype.as_numpy_dtype)
     model.fit(
-        _batches(parameters[train], observed[train], batch_size, seed),
-        epochs=_NUM_JUDGEMENTS,
-        steps_per_epoch=steps,
+        parameters[train],
+        observed[train],
+        batch_size,
+        epochs,
         validation_data=(parameters[held_out], observed[held_out]),
         validation_batch_size=len(held_out),
-        callbacks=[keras.callbacks.EarlyStopping(patience=_PATIENCE, restore_best_weights=True)],
+        callbacks=[keras.callbacks.EarlyStopping(patience=math.ceil(_PATIENCE * epochs), restore_best_weights=True)],
         verbose=0,
     )
     return model
-
-
-def _batches(theta: np.ndarray, x: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
-    """Returns endless batches of pairs, in an order that depends on the seed alone."""
-    from tfp_ebm.energy.data import shuffled_batches
-
-    size = theta.shape[1]
-    rows = shuffled_batches(np.concatenate([theta, x], 1), batch_size, seed)
-    return rows.map(lambda batch: (batch[:, :size], batch[:, size:]))
 
 
 def _ratio_network(size: int, x: np.ndarray, units: Sequence[int], dtype: str, seed: int) -> keras.Model:
