@@ -1,10 +1,8 @@
 """Maps of targets with bounds onto numbers without bounds, so that a density on the line becomes one on an interval.
 
-    y in (0, 1):  u = y + b (log y − log(1 − y))        y > 0:  u = log y        y < 0:  u = −log(−y)        else u = y
+    y in (0, 1):  u = log y − log(1 − y)        y > 0:  u = log y        y < 0:  u = −log(−y)        else u = y
 
-and v = (u − loc)/scale; then log p(y) = log p(v) + Σ log |dv/dy|. With a small b the map of an interval is nearly
-linear but for its ends, so that a mode whose place is linear in what is given remains so. A density that is positive
-at an end has an exponential tail there, as a logistic has.
+and v = (u − loc)/scale; then log p(y) = log p(v) + Σ log |dv/dy|. A uniform y has a standard logistic u.
 """
 
 from __future__ import annotations
@@ -16,11 +14,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.arguments import check_choice, check_positive
+from tfp_ebm.arguments import check_choice
 
 KINDS = ("line", "interval", "positive", "negative")
-# b, and the halvings that invert the map of an interval to float32.
-_BEND, _HALVINGS = 0.05, 40
 # Targets are kept so far from their bounds, in float32 about ten of its steps at 1.
 _MARGIN = 1e-6
 
@@ -42,19 +38,15 @@ class TargetMap(keras.layers.Layer):
     Args:
       kinds: for each coordinate "line", "interval" (from 0 to 1), "positive" or "negative".
       loc, scale: of u, arrays `[targets]`; default 0 and 1.
-      bend: b of intervals.
 
     >>> layer = TargetMap(["interval", "line"])
     >>> v, log_slope = layer.forward(tf.constant([[0.5, 3.0], [2.0, 3.0]]))
-    >>> v.numpy()[0].tolist(), log_slope.numpy().round(4).tolist()  # log 1.2, and outside of the support
-    ([0.5, 3.0], [0.1823, -inf])
+    >>> v.numpy()[0].tolist(), log_slope.numpy().round(4).tolist()  # log 4, and outside of the support
+    ([0.0, 3.0], [1.3863, -inf])
     """
 
-    def __init__(
-        self, kinds: Sequence[str], loc: Any = None, scale: Any = None, bend: float = _BEND, **kwargs: Any
-    ) -> None:
+    def __init__(self, kinds: Sequence[str], loc: Any = None, scale: Any = None, **kwargs: Any) -> None:
         super().__init__(trainable=False, **kwargs)
-        self.bend = check_positive("bend", bend)
         self.kinds = tuple(check_choice("kinds", kind, KINDS) for kind in kinds)
         shape = (len(self.kinds),)
         self.loc = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="loc")
@@ -73,10 +65,9 @@ class TargetMap(keras.layers.Layer):
         inside = tf.clip_by_value(y, _MARGIN, 1.0 - _MARGIN)
         log_below, log_above = tf.math.log(inside), tf.math.log1p(-inside)
         log_size = tf.math.log(tf.maximum(tf.where(self._is("negative"), -y, y), _MARGIN))
-        u = tf.where(self._is("interval"), inside + self.bend * (log_below - log_above), y)
+        u = tf.where(self._is("interval"), log_below - log_above, y)
         u = tf.where(self._is("positive"), log_size, tf.where(self._is("negative"), -log_size, u))
-        bent = tf.math.log1p(self.bend * tf.exp(-log_below - log_above))
-        slopes = tf.where(self._is("interval"), bent, tf.zeros_like(y))
+        slopes = tf.where(self._is("interval"), -log_below - log_above, tf.zeros_like(y))
         slopes = tf.where(self._is("positive") | self._is("negative"), -log_size, slopes)
         is_outside = ((y < 0.0) & (self._is("positive") | self._is("interval"))) | (
             ((y > 0.0) & self._is("negative")) | ((y > 1.0) & self._is("interval"))
@@ -87,24 +78,15 @@ class TargetMap(keras.layers.Layer):
     def inverse(self, v: tf.Tensor) -> tf.Tensor:
         """Returns y `[batch, targets]`, inside of the support, of numbers v."""
         u = self.loc.value + self.scale.value * v
-        on_interval = tf.clip_by_value(tf.sigmoid(self._logit(u)), _MARGIN, 1.0 - _MARGIN)
+        on_interval = tf.clip_by_value(tf.sigmoid(u), _MARGIN, 1.0 - _MARGIN)
         is_negative = self._is("negative")
         size = tf.exp(tf.clip_by_value(tf.where(is_negative, -u, u), np.log(_MARGIN), 80.0))
         y = tf.where(self._is("interval"), on_interval, u)
         return tf.where(self._is("positive"), size, tf.where(is_negative, -size, y))
 
-    def _logit(self, u: tf.Tensor) -> tf.Tensor:
-        """Returns the w with sigmoid(w) + b w = u, by halving the interval in which it lies."""
-        low, high = (u - 1.0) / self.bend, u / self.bend
-        for _ in range(_HALVINGS):
-            middle = 0.5 * (low + high)
-            is_below = tf.sigmoid(middle) + self.bend * middle < u
-            low, high = tf.where(is_below, middle, low), tf.where(is_below, high, middle)
-        return 0.5 * (low + high)
-
     def get_config(self) -> dict[str, Any]:
         """Returns the kinds, for Keras; `loc` and `scale` are weights."""
-        return {**super().get_config(), "kinds": list(self.kinds), "bend": self.bend}
+        return {**super().get_config(), "kinds": list(self.kinds)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TargetMap:

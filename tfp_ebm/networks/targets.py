@@ -22,7 +22,7 @@ from tfp_ebm.networks.autoregressive import AutoregressiveEnergy, bounded
 from tfp_ebm.networks.conditionals import FreeConditionals
 from tfp_ebm.networks.lattice import lattice
 from tfp_ebm.networks.masked import MaskedNetwork
-from tfp_ebm.networks.normalized import NormalizedEnergy
+from tfp_ebm.networks.normalized import NormalizedEnergy, in_blocks
 from tfp_ebm.networks.supports import Features
 from tfp_ebm.networks.target_maps import TargetMap
 
@@ -99,15 +99,20 @@ class TargetEnergy(AutoregressiveEnergy):
 
     def draw_given(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Returns one exact draw of y `[batch, num_targets]` for each x `[batch, num_inputs]`."""
-        size = self.num_targets
+        count, size = self.num_inputs, self.num_targets
         u = random.uniform(tf.stack([tf.shape(x)[0], 2 * size]), seed, self.dtype)
-        y = tf.zeros_like(u[:, :size])
-        for i in range(size):
-            at = tf.constant(i)
-            proposal, outputs = self.at_coordinate(tf.concat([x, y], 1), at)
-            drawn = self.invert(proposal, outputs, at, u[:, i], u[:, size + i])
-            y = tf.where(tf.range(size) == i, drawn[:, None], y)
-        return y
+
+        def block(rows: tf.Tensor) -> tf.Tensor:
+            given, below = rows[:, :count], rows[:, count:]
+            y = tf.zeros_like(below[:, :size])
+            for i in range(size):
+                at = tf.constant(i)
+                proposal, outputs = self.at_coordinate(tf.concat([given, y], 1), at)
+                drawn = self.invert(proposal, outputs, at, below[:, i], below[:, size + i])
+                y = tf.where(tf.range(size) == i, drawn[:, None], y)
+            return y
+
+        return in_blocks(block, tf.concat([x, u], 1), self._rows_per_block(2 * self.num_nodes[1]) * len(self.order))
 
     def first_target(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns places and masses `[batch, components · nodes]` that integrate functions of y₁ given x."""

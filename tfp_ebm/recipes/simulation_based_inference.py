@@ -101,8 +101,8 @@ def neural_ratio_estimation(
     prior: Any,
     *,
     num_steps: int | None = None,
-    num_contrasts: int = 8,
-    units: Sequence[int] = (128, 128, 128),
+    num_contrasts: int = 5,
+    units: Sequence[int] = (128, 128),
     validation: float = 0.1,
     seed: int = 0,
 ) -> EnergyModel:
@@ -154,7 +154,7 @@ def neural_ratio_estimation(
     train, held_out = split_rows(np.concatenate([parameters, observed], 1), validation, seed)
     batch_size = min(_BATCH_SIZE, max(32, len(train) // 8))
     if num_steps is None:
-        num_steps = min(1000 + 150 * (len(train) // batch_size), 8000)
+        num_steps = min(500 + 100 * (len(train) // batch_size), 8000)
     per_epoch = math.ceil(len(train) / batch_size)
     epochs = math.ceil(check_count("num_steps", num_steps) / per_epoch)
 
@@ -225,10 +225,11 @@ def support_of(prior: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
     places = tf.constant(np.outer([-2.0, -1.0, 1.0, 2.0], np.full(size, _FAR)), prior.dtype)
     try:
         far = np.asarray(bijector.forward(places), np.float64)
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
-        raise ValueError(f"`prior` must have a box as support; pass it as (low, high). ({error})") from error
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        raise ValueError(f"`prior` must have a box as support; pass it as (low, high).") from error
     if far.shape != places.shape:
         raise ValueError("`prior` must have a box as support, got one whose coordinates depend on each other.")
+    far = np.where(np.abs(far) < 1e-30, 0.0, far)
     with np.errstate(invalid="ignore"):
         is_bound = [np.isfinite(far[end]) & (np.abs(far[end] - far[near]) <= 1e-6) for end, near in ((0, 1), (3, 2))]
     return np.where(is_bound[0], far[0], -np.inf), np.where(is_bound[1], far[3], np.inf)

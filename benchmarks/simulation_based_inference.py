@@ -5,7 +5,7 @@ each method the value is C2ST, the accuracy of scikit-learn's network that tells
 reference, ½ if it cannot, mean over observations that the prior and the simulator made. A run that is done is not
 repeated.
 
-    python benchmarks/sbi.py --out runs/sbi [--seeds 0] [--tasks two_moons] [--methods npe nre] [--observations 5]
+    python benchmarks/simulation_based_inference.py --out runs/sbi [--seeds 0] [--tasks two_moons] [--methods npe nre]
 
 The folder then has `runs/` and `sbi.md`. `pip install sbi` for the peers: NPE with a neural spline flow, and NRE-C.
 """
