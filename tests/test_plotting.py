@@ -49,3 +49,16 @@ def test_histograms_are_densities_even_of_samples_beyond_the_box():
     enclosed = 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))
     assert area == pytest.approx(1.0, abs=0.01) and enclosed == pytest.approx(0.5, abs=0.01)
     assert ax.get_legend() is not None and ax.get_ylabel() == "density"
+
+
+def test_rank_histograms_show_the_counts_and_the_band_of_uniform_ranks():
+    """Bars add up to the simulations; uniform ranks lie in the band, ranks of too narrow posteriors do not."""
+    rng = np.random.default_rng(0)
+    ranks = np.stack([rng.integers(0, 100, 1000), np.where(rng.random(1000) < 0.5, 0, 99)], 1)
+    axes = plotting.rank_histograms(ranks, 99, names=["right", "narrow"])
+    assert [ax.get_title() for ax in axes] == ["right", "narrow"]
+    for ax, is_right in zip(axes, (True, False), strict=True):
+        heights = np.array([bar.get_height() for bar in ax.patches])
+        band = ax.collections[0].get_paths()[0].vertices[:, 1]
+        assert heights.sum() == 1000 and len(heights) == 20
+        assert ((heights >= band.min()) & (heights <= band.max())).all() == is_right

@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["density_curve", "energy_contours", "histograms", "image_grid", "scatter"]
+__all__ = ["density_curve", "energy_contours", "histograms", "image_grid", "rank_histograms", "scatter"]
 
 DATA_COLOR, SAMPLE_COLOR, MODEL_COLOR = "#0072B2", "#D55E00", "#000000"
 
@@ -99,18 +99,9 @@ def histograms(
     >>> len(histograms(np.random.default_rng(0).normal(size=[99, 3]), np.zeros([99, 3])))
     3
     """
-    import matplotlib.pyplot as plt
-
     data, samples = finite_rows(data), finite_rows(samples)
     count = min(data.shape[1], MAX_PANELS)
-    if axes is None:
-        columns = min(count, 4)
-        rows = -(-count // columns)
-        size = (5.0, 3.4) if count == 1 else (2.8 * columns, 2.4 * rows)
-        grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)[1]
-        axes = list(grid.flat)
-        for ax in axes[count:]:
-            ax.remove()
+    axes = _panels(count) if axes is None else axes
     low, high = bounding_box(data)
     for i, ax in enumerate(axes[:count]):
         bins = np.linspace(low[i], high[i], 41)
@@ -124,9 +115,62 @@ def histograms(
     return list(axes[:count])
 
 
+def _panels(count: int) -> list[Axes]:
+    """Returns the axes of a new figure with that many panels."""
+    import matplotlib.pyplot as plt
+
+    columns = min(count, 4)
+    rows = -(-count // columns)
+    size = (5.0, 3.4) if count == 1 else (2.8 * columns, 2.4 * rows)
+    axes = list(plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)[1].flat)
+    for ax in axes[count:]:
+        ax.remove()
+    return axes[:count]
+
+
 def _histogram(ax: Axes, x: np.ndarray, bins: np.ndarray, **style: Any) -> None:
     # explicit weights: `density=True` would ignore points outside the bins, and give NaN if all are outside
     ax.hist(x, bins.tolist(), weights=np.full(len(x), 1.0 / (max(len(x), 1) * (bins[1] - bins[0]))), **style)
+
+
+def rank_histograms(
+    ranks: Any,
+    num_draws: int,
+    names: Sequence[str] | None = None,
+    axes: Sequence[Axes] | None = None,
+    num_bins: int = 20,
+) -> list[Axes]:
+    """Draws the ranks of simulation-based calibration, for at most eight parameters, with the band of uniform ranks.
+
+    A bar leaves the grey band, from the .5 % to the 99.5 % point of its binomial distribution, in one of a hundred
+    cases if the posteriors are right.
+
+    Args:
+      ranks: from 0 to `num_draws`, `[simulations, parameters]`, of `evaluation.simulation_based_calibration`.
+      num_draws: draws among which the ranks were taken.
+      names: of the parameters.
+      axes: one for each parameter; None creates a figure.
+      num_bins: number of bars, at most `num_draws + 1`.
+
+    >>> import matplotlib; matplotlib.use("Agg")
+    >>> len(rank_histograms(np.random.default_rng(0).integers(0, 100, (500, 2)), 99))
+    2
+    """
+    import scipy.stats
+
+    ranks = np.asarray(ranks)
+    axes = _panels(min(ranks.shape[1], MAX_PANELS)) if axes is None else list(axes)
+    num_bins = min(num_bins, num_draws + 1)
+    edges = np.linspace(0, num_draws + 1, num_bins + 1).round()
+    share = np.diff(edges) / (num_draws + 1)
+    low, high = (scipy.stats.binom.ppf(level, len(ranks), share) for level in (0.005, 0.995))
+    for i, ax in enumerate(axes[: ranks.shape[1]]):
+        ax.fill_between(edges, np.r_[low, low[-1]], np.r_[high, high[-1]], step="post", color="0.85", linewidth=0)
+        ax.hist(ranks[:, i] + 0.5, edges.tolist(), color=DATA_COLOR, alpha=0.7)
+        ax.set(title=names[i] if names else rf"$\theta_{{{i + 1}}}$", xlim=(0, num_draws + 1), xlabel="rank")
+        if i % 4 == 0:
+            ax.set_ylabel("simulations")
+    return axes[: ranks.shape[1]]
 
 
 def density_curve(

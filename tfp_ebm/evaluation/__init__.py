@@ -7,7 +7,7 @@ log Z; `probability_flow_log_likelihood` needs the scores of all noise levels in
 `fisher_divergence` and `kernel_stein_discrepancy` use the score, `mmd` uses samples, and `ood_auroc` the order of rows.
 `two_sample_auc`, `column_distances` and `worst_pairs` compare samples with held-out rows of a table, and
 `reference_log_likelihoods` gives the log-likelihoods of simple densities of the table. `expected_calibration_error`
-judges the probabilities of a classifier.
+judges the probabilities of a classifier, and `simulation_based_calibration` the posteriors of a simulator's parameters.
 
 Every result has a `value` and a `standard_error`, and unreliable results come with a warning.
 """
@@ -24,6 +24,7 @@ from tfp_ebm.evaluation.likelihood import bits_per_dimension, fisher_divergence,
 from tfp_ebm.evaluation.out_of_distribution import ood_auroc, ood_statistic
 from tfp_ebm.evaluation.probability_flow import probability_flow_log_likelihood
 from tfp_ebm.evaluation.references import reference_log_likelihoods
+from tfp_ebm.evaluation.simulation_based_calibration import RankCalibration, simulation_based_calibration
 from tfp_ebm.evaluation.two_sample import PairDistance, column_distances, two_sample_auc, worst_pairs
 from tfp_ebm.types import Estimate
 
@@ -31,6 +32,7 @@ __all__ = [
     "Discrepancy",
     "Estimate",
     "PairDistance",
+    "RankCalibration",
     "annealed_importance_sampling",
     "bits_per_dimension",
     "column_distances",
@@ -49,6 +51,7 @@ __all__ = [
     "probability_flow_log_likelihood",
     "reference_log_likelihoods",
     "reverse_annealed_importance_sampling",
+    "simulation_based_calibration",
     "two_sample_auc",
     "worst_pairs",
 ]

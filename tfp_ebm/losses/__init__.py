@@ -24,11 +24,13 @@ from tfp_ebm.losses.joint_energy import JointEnergyLoss
 from tfp_ebm.losses.maximum_likelihood import MaximumLikelihood
 from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
 from tfp_ebm.losses.noise_contrastive import NoiseContrastiveEstimation
+from tfp_ebm.losses.ratio_estimation import ContrastiveRatioEstimation
 from tfp_ebm.losses.score_matching import ScoreMatching
 from tfp_ebm.losses.sliced import SlicedScoreMatching
 
 __all__ = [
     "ContrastiveDivergence",
+    "ContrastiveRatioEstimation",
     "DenoisingScoreMatching",
     "DualScoreMatching",
     "ImprovedContrastiveDivergence",
@@ -51,6 +53,7 @@ _CLASSES: dict[str, type[Loss]] = {
     alias(loss): loss
     for loss in (
         ContrastiveDivergence,
+        ContrastiveRatioEstimation,
         DenoisingScoreMatching,
         DualScoreMatching,
         ImprovedContrastiveDivergence,

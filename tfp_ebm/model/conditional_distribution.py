@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_ebm.arguments import check_probability
 from tfp_ebm.random import stateless_seed
 
 # Draws by which moments and quantiles of several targets are computed.
@@ -17,8 +18,9 @@ _NUM_DRAWS = 2048
 class ConditionalDistribution(tfp.distributions.Distribution):
     """The distributions p(y | x) for a batch of x, of batch shape `[batch]` and the event shape of y.
 
-    With one target, `mean`, `stddev`, `mode` and `quantile` are integrals on a fine lattice. With several, they are
-    those of each coordinate over 2048 exact draws, and `mode` is the best of these draws.
+    With one target, `mean`, `stddev`, `mode`, `quantile`, `interval` and `cdf` are integrals on a fine lattice. With
+    several, they are those of each coordinate over 2048 exact draws, `mode` is the best of these draws, and there is no
+    `cdf`.
 
     Args:
       model: a conditional `EnergyModel` of a `networks.targets.RegressionEnergy`.
@@ -110,6 +112,29 @@ class ConditionalDistribution(tfp.distributions.Distribution):
         tiny = tf.constant(np.finfo(self.dtype.as_numpy_dtype).tiny, self.dtype)
         share = tf.clip_by_value((q - low) / tf.maximum(up - low, tiny), 0.0, 1.0)
         return low_place + share * (high_place - low_place)
+
+    def interval(self, probability: float = 0.9) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the ends of the central interval that holds a given probability of each target, `[batch, targets]`.
+
+        Both tails beyond it have the same probability.
+        """
+        share = check_probability("probability", probability)
+        return self.quantile(0.5 - 0.5 * share), self.quantile(0.5 + 0.5 * share)
+
+    def _cdf(self, y: tf.Tensor) -> tf.Tensor:
+        """Returns P(Y ≤ y | x) of one target, linear between the places."""
+        if self._size != (1,):
+            raise NotImplementedError("`cdf` is that of one target; for several, use shares of draws.")
+        places, masses = (part[:, 0] for part in self._points())
+        below = tf.cumsum(masses, -1) - 0.5 * masses
+        y = tf.convert_to_tensor(y, self.dtype)[..., 0]
+        shape = tf.broadcast_dynamic_shape(tf.shape(y), tf.shape(places)[:1])
+        columns = tf.transpose(tf.reshape(tf.broadcast_to(y, shape), [-1, tf.shape(places)[0]]))
+        low = tf.clip_by_value(tf.searchsorted(places, columns) - 1, 0, tf.shape(places)[1] - 2)
+        ends = [tf.gather(part, low + step, batch_dims=1) for part in (places, below) for step in (0, 1)]
+        width = tf.maximum(ends[1] - ends[0], tf.constant(np.finfo(self.dtype.as_numpy_dtype).tiny, self.dtype))
+        share = tf.clip_by_value((columns - ends[0]) / width, 0.0, 1.0)
+        return tf.reshape(tf.transpose(ends[2] + share * (ends[3] - ends[2])), shape)
 
     def _event_shape(self) -> tf.TensorShape:
         return tf.TensorShape(self._size)

@@ -22,8 +22,9 @@ from tfp_ebm.networks.autoregressive import AutoregressiveEnergy, bounded
 from tfp_ebm.networks.conditionals import FreeConditionals
 from tfp_ebm.networks.lattice import lattice
 from tfp_ebm.networks.masked import MaskedNetwork
-from tfp_ebm.networks.normalized import NormalizedEnergy
+from tfp_ebm.networks.normalized import NormalizedEnergy, in_blocks
 from tfp_ebm.networks.supports import Features
+from tfp_ebm.networks.target_maps import TargetMap
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
@@ -98,15 +99,20 @@ class TargetEnergy(AutoregressiveEnergy):
 
     def draw_given(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Returns one exact draw of y `[batch, num_targets]` for each x `[batch, num_inputs]`."""
-        size = self.num_targets
+        count, size = self.num_inputs, self.num_targets
         u = random.uniform(tf.stack([tf.shape(x)[0], 2 * size]), seed, self.dtype)
-        y = tf.zeros_like(u[:, :size])
-        for i in range(size):
-            at = tf.constant(i)
-            proposal, outputs = self.at_coordinate(tf.concat([x, y], 1), at)
-            drawn = self.invert(proposal, outputs, at, u[:, i], u[:, size + i])
-            y = tf.where(tf.range(size) == i, drawn[:, None], y)
-        return y
+
+        def block(rows: tf.Tensor) -> tf.Tensor:
+            given, below = rows[:, :count], rows[:, count:]
+            y = tf.zeros_like(below[:, :size])
+            for i in range(size):
+                at = tf.constant(i)
+                proposal, outputs = self.at_coordinate(tf.concat([given, y], 1), at)
+                drawn = self.invert(proposal, outputs, at, below[:, i], below[:, size + i])
+                y = tf.where(tf.range(size) == i, drawn[:, None], y)
+            return y
+
+        return in_blocks(block, tf.concat([x, u], 1), self._rows_per_block(2 * self.num_nodes[1]) * len(self.order))
 
     def first_target(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns places and masses `[batch, components · nodes]` that integrate functions of y₁ given x."""
@@ -129,8 +135,11 @@ class RegressionEnergy(keras.Model):
     """The network −log p(y | x) of y and the condition x: a mixture of `TargetEnergy` networks of equal weights.
 
     Args:
-      networks: each a `TargetEnergy` of rows ((x − x_loc)/x_scale, y).
+      networks: each a `TargetEnergy` of rows ((x − x_loc)/x_scale, v), where v are the targets, or what `target_map`
+        makes of them, in the order of the network.
       x_loc, x_scale: arrays `[num_inputs]`.
+      orders: for each network the order of the targets in which each depends on those before; default: as they come.
+      target_map: a `TargetMap`, for targets with bounds.
 
     >>> network = RegressionEnergy([TargetEnergy(3, 1, units=(8,))])
     >>> network(tf.zeros([2, 1]), tf.zeros([2, 3])).shape
@@ -139,10 +148,21 @@ class RegressionEnergy(keras.Model):
 
     is_normalized = True  # for every condition
 
-    def __init__(self, networks: Sequence[TargetEnergy], x_loc: Any = None, x_scale: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        networks: Sequence[TargetEnergy],
+        x_loc: Any = None,
+        x_scale: Any = None,
+        orders: Sequence[Sequence[int]] | None = None,
+        target_map: TargetMap | None = None,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("dtype", networks[0].dtype)
         super().__init__(**kwargs)
         self.networks = list(networks)
+        as_they_come = [range(networks[0].num_targets)] * len(networks)
+        self.orders = tuple(tuple(int(i) for i in order) for order in (orders or as_they_come))
+        self.target_map = target_map
         shape = (networks[0].num_inputs,)
         self.x_loc = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="x_loc")
         self.x_scale = self.add_weight(shape=shape, initializer="ones", trainable=False, name="x_scale")
@@ -165,23 +185,35 @@ class RegressionEnergy(keras.Model):
     def call(self, y: tf.Tensor, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns −log p(y | x), `[batch]`, of targets and inputs `[batch, ...]`."""
         del training
-        rows = tf.concat([self.inputs_of(x), y], 1)
-        energies = tf.stack([network(rows) for network in self.networks], -1)
-        return math.log(len(self.networks)) - tf.reduce_logsumexp(-energies, -1)
+        inputs, log_slope = self.inputs_of(x), None
+        if self.target_map is not None:
+            y, log_slope = self.target_map.forward(y)
+        energies = [
+            network(tf.concat([inputs, tf.gather(y, order, axis=1)], 1))
+            for network, order in zip(self.networks, self.orders, strict=True)
+        ]
+        energy = math.log(len(self.networks)) - tf.reduce_logsumexp(-tf.stack(energies, -1), -1)
+        return energy if log_slope is None else energy - log_slope
 
     def draw_given(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Returns one exact draw of y `[batch, num_targets]` for each x `[batch, num_inputs]`."""
         z, count = self.inputs_of(x), len(self.networks)
-        draws = [network.draw_given(z, random.fold_in(seed, i)) for i, network in enumerate(self.networks)]
+        draws = [
+            tf.gather(network.draw_given(z, random.fold_in(seed, i)), np.argsort(order), axis=1)
+            for i, (network, order) in enumerate(zip(self.networks, self.orders, strict=True))
+        ]
         u = random.uniform(tf.shape(x)[:1], random.fold_in(seed, count), x.dtype)
         chosen = tf.minimum(tf.cast(u * count, tf.int32), count - 1)
-        return tf.gather(tf.stack(draws, 1), chosen, axis=1, batch_dims=1)
+        drawn = tf.gather(tf.stack(draws, 1), chosen, axis=1, batch_dims=1)
+        return drawn if self.target_map is None else self.target_map.inverse(drawn)
 
     def first_target(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns places and masses `[batch, number]` that integrate functions of y₁ given x."""
+        """Returns places and masses `[batch, number]` that integrate functions of the only target given x."""
         parts = [network.first_target(self.inputs_of(x)) for network in self.networks]
-        places, masses = zip(*parts, strict=True)
-        return tf.concat(places, 1), tf.concat(masses, 1) / len(self.networks)
+        places, masses = (tf.concat(part, 1) for part in zip(*parts, strict=True))
+        if self.target_map is not None:
+            places = tf.reshape(self.target_map.inverse(tf.reshape(places, [-1, 1])), tf.shape(places))
+        return places, masses / len(self.networks)
 
     def given(self, x: Any) -> GivenInputs:
         """Returns the network of y alone for one x."""
@@ -190,13 +222,18 @@ class RegressionEnergy(keras.Model):
     def get_config(self) -> dict[str, Any]:
         """Returns the networks, for Keras."""
         networks = [keras.saving.serialize_keras_object(network) for network in self.networks]
-        return {"name": self.name, "dtype": self.dtype, "networks": networks}
+        target_map = None if self.target_map is None else keras.saving.serialize_keras_object(self.target_map)
+        own = {"networks": networks, "orders": self.orders, "target_map": target_map}
+        return {"name": self.name, "dtype": self.dtype, **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> RegressionEnergy:
         """Rebuilds the network from `get_config`."""
-        networks = [keras.saving.deserialize_keras_object(part, custom_objects) for part in config["networks"]]
-        return cls(**{**config, "networks": networks})
+        parts = {"target_map": None, **config}
+        networks = [keras.saving.deserialize_keras_object(part, custom_objects) for part in parts["networks"]]
+        if parts["target_map"] is not None:
+            parts["target_map"] = keras.saving.deserialize_keras_object(parts["target_map"], custom_objects)
+        return cls(**{**parts, "networks": networks})
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")

@@ -5,6 +5,8 @@ Each recipe returns a compiled `EnergyModel`, ready to `fit`:
     low_dimensional(x)            tables of up to some hundred coordinates
     noise_levels(x)               few coordinates, at all noise levels: log p, and the shares of separate modes
     regression(x, y)              the density p(y | x) of targets given inputs, with exact log p
+    neural_posterior_estimation(theta, x)        p(theta | x) of a simulator's parameters, with exact log p and draws
+    neural_ratio_estimation(theta, x, prior)     the same as prior times a learned ratio
     noise_level_images(x)         small images at all noise levels: log p, and draws down the levels
     small_images(network)         small images of few grey levels: persistent chains, with draws at temperature 1
     du_mordatch_2019(network)     images in [0, 1]: short cold chains from a replay buffer
@@ -34,6 +36,7 @@ from tfp_ebm.recipes.li_chen_sommer import li_chen_sommer_2019, li_chen_sommer_2
 from tfp_ebm.recipes.noise_levels import noise_level_images, noise_levels
 from tfp_ebm.recipes.regression import regression
 from tfp_ebm.recipes.short_run import du_mordatch_2019, jem, uva_mnist
+from tfp_ebm.recipes.simulation_based_inference import neural_posterior_estimation, neural_ratio_estimation
 from tfp_ebm.recipes.small_images import small_images
 from tfp_ebm.recipes.tables import loss_for, low_dimensional, noise_scale, settings_for
 
@@ -46,6 +49,8 @@ __all__ = [
     "li_chen_sommer_2019_samples",
     "loss_for",
     "low_dimensional",
+    "neural_posterior_estimation",
+    "neural_ratio_estimation",
     "noise_level_images",
     "noise_levels",
     "noise_scale",

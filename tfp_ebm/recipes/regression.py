@@ -2,50 +2,61 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfp_ebm.arguments import check_count, check_data, check_positive
 from tfp_ebm.losses import NegativeLogLikelihood
 from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.networks.target_maps import TargetMap, kinds_of
 from tfp_ebm.networks.targets import RegressionEnergy, TargetEnergy
 from tfp_ebm.recipes.density import split_rows
 from tfp_ebm.recipes.density_training import Trainer, settings_for_rows
 
 _MIN_ROWS = 20
+# Tables of at most so many rows have more networks, each with other rows held out.
+_FEW_ROWS, _NUM_NETWORKS, _NUM_NETWORKS_OF_FEW = 2000, 2, 5
 
 
 def regression(
     x: Any,
     y: Any,
     *,
+    bounds: Any = None,
     minutes: float | None = None,
-    num_networks: int = 2,
+    num_networks: int | None = None,
     validation: float = 0.1,
     seed: int = 0,
 ) -> EnergyModel:
     """Fits the density p(y | x) of targets y in few dimensions, given inputs x; its log Z is 0 for every x.
 
     Each target has an energy on the line with an exact normaliser, given x and the targets before it. Trainings stop
-    where the likelihood of held-out rows is best; the model is the mixture of all networks with equal weights.
+    where the likelihood of held-out rows is best. Each network has a split and, of several targets, an order of its
+    own; the model is the mixture of all networks with equal weights.
 
     Args:
       x: inputs `[rows, inputs]`, or `[rows]`.
       y: targets `[rows, targets]`, or `[rows]`.
+      bounds: (low, high), numbers or arrays `[targets]` that may be infinite, if targets are known to lie between
+        them, such as (0, np.inf) for positive ones. The density is zero outside.
       minutes: time for the trainings, about; default: as many steps as the number of rows needs.
-      num_networks: number of networks that are averaged.
-      validation: share of the rows that are held out.
-      seed: of the split, all weights and all batches.
+      num_networks: number of networks that are averaged; default: 5 for at most 2000 rows, else 2.
+      validation: share of the rows that a network holds out.
+      seed: of the splits, all weights and all batches.
 
     Returns:
       A conditional `EnergyModel` of y, `[rows, targets]`, with the condition x. `model.energy(y, x)` is −log p(y | x).
       `model.given(x)` of one x is an ordinary model of y with log Z = 0. Of a batch, `[batch, inputs]`, it is a
-      distribution of batch shape `[batch]` with `log_prob`, `sample`, `mean`, `stddev`, `mode`, and `quantile`.
+      distribution of batch shape `[batch]` with `log_prob`, `sample`, `mean`, `stddev`, `mode`, `quantile`, `cdf` (of
+      one target) and `interval`.
 
     Raises:
-      TypeError, ValueError: if x and y are no finite numbers, differ in their rows, or have fewer than 20.
+      TypeError, ValueError: if x and y are no finite numbers, differ in their rows, have fewer than 20, or y is outside
+        of the bounds.
 
     >>> rng = np.random.default_rng(0)
     >>> x = rng.normal(size=(300, 1))
@@ -54,49 +65,141 @@ def regression(
     >>> p.mean().shape, p.sample(5, seed=0).shape, p.quantile(0.9).shape
     (TensorShape([2, 1]), TensorShape([5, 2, 1]), TensorShape([2, 1]))
     """
-    inputs, targets = (_columns(name, value) for name, value in (("x", x), ("y", y)))
-    if len(inputs) != len(targets):
-        raise ValueError(f"`y` must have as many rows as x, {len(inputs)}, got {len(targets)}.")
-    constant = np.flatnonzero(np.ptp(targets, axis=0) == 0.0)
-    if len(constant):
-        raise ValueError(f"`y` must not be constant, but columns {constant.tolist()} are.")
+    inputs, targets = (columns_of(name, value) for name, value in (("x", x), ("y", y)))
+    low, high = check_bounds("bounds", bounds, targets.shape[1])
+    arguments = {"minutes": minutes, "num_networks": num_networks, "validation": validation, "seed": seed}
+    return fit_targets(inputs, targets, low, high, names=("x", "y"), **arguments)
+
+
+def fit_targets(
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    *,
+    names: tuple[str, str],
+    minutes: float | None,
+    num_networks: int | None,
+    validation: float,
+    seed: int,
+) -> EnergyModel:
+    """Returns a fitted model of targets given inputs; see `regression`.
+
+    Args:
+      inputs, targets: `[rows, columns]` each.
+      low, high: bounds of the targets, `[targets]`, may be infinite.
+      names: of the arguments that inputs and targets come from, for the errors.
+      minutes, num_networks, validation, seed: as for `regression`.
+    """
+    _check_rows(inputs, targets, low, high, names)
     if not 0.0 < validation < 1.0:
         raise ValueError(f"`validation` must be a share between 0 and 1, got {validation!r}.")
-    number, seed = check_count("num_networks", num_networks), check_count("seed", seed, minimum=0)
+    number = _NUM_NETWORKS_OF_FEW if len(inputs) <= _FEW_ROWS else _NUM_NETWORKS
+    number = number if num_networks is None else check_count("num_networks", num_networks)
+    seed = check_count("seed", seed, minimum=0)
     seconds = math.inf if minutes is None else 60.0 * check_positive("minutes", minutes)
-    rows: np.ndarray = np.concatenate([inputs, targets], 1)
-    train, held_out = split_rows(rows, validation, seed)
-    loc, scale = rows[train].mean(0), rows[train].std(0)
-    scale = np.where(scale > 0.0, scale, 1.0)
-    z: np.ndarray = ((rows - loc) / scale).astype(np.float32)
-    settings = settings_for_rows(len(train), rows.shape[1])
-    count = inputs.shape[1]
+
+    target_map, loc, scale = _units_of(targets, low, high)
+    y = (targets - loc) / scale
+    if target_map is not None:
+        y = target_map.forward(tf.constant(y, tf.float32))[0].numpy()
+    x_loc, x_scale = inputs.mean(0), inputs.std(0)
+    x_scale = np.where(x_scale > 0.0, x_scale, 1.0)
+    z = np.concatenate([(inputs - x_loc) / x_scale, y], 1).astype(np.float32)
+    num_inputs, num_targets = inputs.shape[1], targets.shape[1]
+    splits = [split_rows(z, validation, seed + i) for i in range(number)]
+    settings = settings_for_rows(min(len(train) for train, _ in splits), z.shape[1])
 
     def network() -> TargetEnergy:
         return TargetEnergy(
-            count, targets.shape[1], [settings.width] * 2, num_components=8, dropout=settings.dropout, seed=seed
+            num_inputs, num_targets, [settings.width] * 2, num_components=8, dropout=settings.dropout, seed=seed
         )
 
     trainer = Trainer(network(), settings, seed)
-    networks = []
-    for i in range(number):
-        training = trainer.train(z[train], z[held_out], seconds / number, seed + i)
+    orders, networks = _orders(num_targets, number, seed), []
+    for i, ((train, held_out), order) in enumerate(zip(splits, orders, strict=True)):
+        rows = z[:, [*range(num_inputs), *(num_inputs + place for place in order)]]
+        training = trainer.train(rows[train], rows[held_out], seconds / number, seed + i)
         if training.weights is None or training.is_interrupted:
             raise KeyboardInterrupt
         networks.append(network())
         networks[-1].set_weights(training.weights)
-    model = EnergyModel(RegressionEnergy(networks, loc[:count], scale[:count]), seed=seed)
-    model.standardization.loc.assign(loc[count:])
-    model.standardization.scale.assign(scale[count:])
+    energy = RegressionEnergy(networks, x_loc, x_scale, orders, target_map)
+    model = EnergyModel(energy, seed=seed)
+    model.standardization.loc.assign(loc)
+    model.standardization.scale.assign(scale)
     model.compile(loss=NegativeLogLikelihood())  # for `evaluate(y, x)`
     model.optimizer.build(model.trainable_variables)  # Keras cannot load a file whose optimizer was never built
     return model
 
 
-def _columns(name: str, value: Any) -> np.ndarray:
+def columns_of(name: str, value: Any) -> np.ndarray:
+    """Returns a table as float64 `[rows, columns]`; one of shape `[rows]` has one column."""
     array = np.asarray(value) if not hasattr(value, "columns") else value
     array = array[:, None] if getattr(array, "ndim", 2) == 1 else array
     rows: np.ndarray = np.asarray(check_data(name, array, min_rows=_MIN_ROWS), np.float64)
     if rows.ndim != 2:
         raise ValueError(f"`{name}` must have shape [rows, columns] or [rows], got {rows.shape}.")
     return rows
+
+
+def check_bounds(name: str, bounds: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the bounds (low, high) of each of `size` coordinates, float64; None for no bounds.
+
+    >>> check_bounds("bounds", (0.0, [1.0, np.inf]), 2)
+    (array([0., 0.]), array([ 1., inf]))
+    """
+    if bounds is None:
+        return np.full(size, -np.inf), np.full(size, np.inf)
+    try:
+        low, high = (np.broadcast_to(np.asarray(part, np.float64), (size,)).copy() for part in bounds)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` must be (low, high), numbers or arrays of {size}, got {bounds!r}.") from error
+    if not (low < high).all():
+        raise ValueError(f"`{name}` must have low < high in each coordinate, got {low.tolist()}, {high.tolist()}.")
+    return low, high
+
+
+def _check_rows(
+    inputs: np.ndarray, targets: np.ndarray, low: np.ndarray, high: np.ndarray, names: tuple[str, str]
+) -> None:
+    of_inputs, of_targets = names
+    if len(inputs) != len(targets):
+        raise ValueError(f"`{of_targets}` must have as many rows as {of_inputs}, {len(inputs)}, got {len(targets)}.")
+    constant = np.flatnonzero(np.ptp(targets, axis=0) == 0.0)
+    if len(constant):
+        raise ValueError(f"`{of_targets}` must not be constant, but columns {constant.tolist()} are.")
+    outside = ((targets < low) | (targets > high)).sum(0)
+    if outside.any():
+        raise ValueError(
+            f"`{of_targets}` must lie within its bounds, but {outside.tolist()} rows of its columns do not."
+        )
+
+
+def _units_of(
+    targets: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[TargetMap | None, np.ndarray, np.ndarray]:
+    """Returns the map of targets with bounds in the model's units, or None, and these units."""
+    loc, scale = targets.mean(0), targets.std(0)
+    is_low, is_high = np.isfinite(low), np.isfinite(high)
+    if not (is_low | is_high).any():
+        return None, loc, scale
+    loc = np.where(is_low, low, np.where(is_high, high, loc))
+    scale = np.where(is_low & is_high, high - low, scale)
+    kinds = kinds_of(low, high)
+    u = TargetMap(kinds).forward(tf.constant((targets - loc) / scale, tf.float32))[0].numpy()
+    is_line = np.array([kind == "line" for kind in kinds])
+    u_scale = np.where(u.std(0) > 0.0, u.std(0), 1.0)
+    return TargetMap(kinds, np.where(is_line, 0.0, u.mean(0)), np.where(is_line, 1.0, u_scale)), loc, scale
+
+
+def _orders(size: int, number: int, seed: int) -> list[tuple[int, ...]]:
+    """Returns an order of the targets for each network: as they come, reversed, and random ones.
+
+    >>> _orders(3, 2, 0)
+    [(0, 1, 2), (2, 1, 0)]
+    """
+    rng = np.random.default_rng([seed, 17])
+    known = [tuple(range(size)), tuple(reversed(range(size)))]
+    drawn = (tuple(int(i) for i in rng.permutation(size)) for _ in itertools.count())
+    return list(itertools.islice(itertools.chain(known, drawn), number))
