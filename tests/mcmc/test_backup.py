@@ -27,7 +27,7 @@ KERNELS = {
 @pytest.fixture
 def in_steps(monkeypatch):
     """Many short stretches, and a backup after each."""
-    monkeypatch.setattr(stretches, "_SECONDS", 0.0)
+    monkeypatch.setattr(stretches, "_SECONDS", 1e-9)
     monkeypatch.setattr(backup, "_SECONDS", 0.0)
 
 

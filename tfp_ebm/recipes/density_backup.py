@@ -6,19 +6,17 @@ are the only part that takes long, and each of them starts from its own seed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import pathlib
 import time
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tfp_ebm.caller import warn
-from tfp_ebm.files import written_atomically
+from tfp_ebm.files import load_arrays, save_arrays, written_atomically
 from tfp_ebm.recipes.density_training import Trainer, Training
 
 _CALL = "call.json"
@@ -71,7 +69,7 @@ class Trainings:
         if path is not None and path.exists():
             try:
                 return _read(path, trainer)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            except (OSError, ValueError, KeyError) as error:
                 warn(f"{path} is damaged, and the training is repeated: {error}")
         start = time.monotonic()
         training = train()
@@ -90,13 +88,11 @@ def _write(path: pathlib.Path, trainer: Trainer, training: Training, seconds: fl
         arrays |= {f"snapshot {epoch} {i}": value for i, value in enumerate(weights)}
     arrays |= {"losses": training.losses, "held_out_losses": training.held_out_losses}
     arrays |= {"is_cut": training.is_cut, "step": trainer.step, "seconds": seconds}
-    with written_atomically(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+    save_arrays(path, arrays)
 
 
 def _read(path: pathlib.Path, trainer: Trainer) -> tuple[Training, float]:
-    with contextlib.closing(np.load(path)) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = load_arrays(path)
     weights: list[np.ndarray] = []
     snapshots: dict[int, list[np.ndarray]] = {}
     for name, value in arrays.items():

@@ -6,19 +6,17 @@ how many files of draws belong to it. All of it is removed at the end of the run
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 import shutil
 import time
-import zipfile
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.caller import warn
-from tfp_ebm.files import written_atomically
+from tfp_ebm.files import load_arrays, save_arrays
 from tfp_ebm.mcmc.running.recorders import Visit, join_stretches
 from tfp_ebm.mcmc.running.stretches import Run
 
@@ -49,16 +47,16 @@ class RunBackup:
         if self._folder is None or not (self._folder / _POSITION).exists():
             return 0, []
         try:
-            position = _read(self._folder / _POSITION)
+            position = load_arrays(self._folder / _POSITION)
             if str(position["digest"]) != self._digest:
                 warn(f"`backup_dir` {self._folder} is of another call, and is replaced.")
                 self.remove()
                 return 0, []
-            files = [_read(self._file(i)) for i in range(int(position["num_files"]))]
+            files = [load_arrays(self._file(i)) for i in range(int(position["num_files"]))]
             draws = [Visit(file["state"], file.get("log_prob", ()), file["is_accepted"]) for file in files]
             leaves = [position[f"leaf {i}"] for i in range(int(position["num_leaves"]))]
             self._run.positions = _packed(self._run.positions, leaves)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError) as error:
             warn(f"`backup_dir` {self._folder} is damaged, and the chains start anew: {error}")
             self.remove()
             return 0, []
@@ -88,11 +86,13 @@ class RunBackup:
         try:
             if new:
                 draws = join_stretches(new)._asdict()
-                _write(self._file(self._num_files), {key: value for key, value in draws.items() if tf.is_tensor(value)})
+                save_arrays(
+                    self._file(self._num_files), {key: value for key, value in draws.items() if tf.is_tensor(value)}
+                )
             leaves = tf.nest.flatten(positions)
             numbers = {"num_leaves": len(leaves), "num_files": self._num_files + bool(new), "step": step}
             arrays = {f"leaf {i}": value for i, value in enumerate(leaves)}
-            _write(self._folder / _POSITION, {**arrays, **numbers, "digest": self._digest})
+            save_arrays(self._folder / _POSITION, {**arrays, **numbers, "digest": self._digest})
         except OSError as error:
             warn(f"no backup of the chains could be written to {self._folder}: {error}")
             return
@@ -116,13 +116,3 @@ def _packed(template: Any, leaves: list[np.ndarray]) -> Any:
     return tf.nest.pack_sequence_as(
         template, [tf.constant(b, tf.convert_to_tensor(a).dtype) for a, b in zip(like, leaves, strict=True)]
     )
-
-
-def _write(path: pathlib.Path, arrays: dict[str, Any]) -> None:
-    with written_atomically(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **{name: np.asarray(value) for name, value in arrays.items()})
-
-
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with contextlib.closing(np.load(path)) as file:
-        return {name: file[name] for name in file.files}
