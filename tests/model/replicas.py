@@ -62,9 +62,13 @@ def copies(variable):
 
 
 def persistent():
-    """Uneven batches; the last of 1 row leaves a replica without rows, and the next epoch goes on after it."""
+    """Uneven batches; the last of 1 row leaves a replica without rows, and the next epoch goes on after it.
+
+    The model is compiled outside of the scope in which it was made; its loss is built inside all the same.
+    """
     with STRATEGY.scope():
-        model = make(ebm.losses.PersistentContrastiveDivergence(num_steps=2, capacity=66))
+        model = make(None, compiles=False)
+    model.compile("sgd", ebm.losses.PersistentContrastiveDivergence(num_steps=2, capacity=66))
     before = float(model.loss.step_size.numpy())
     history = model.fit(X, batch_size=64, epochs=3, verbose=0).history
     buffer = model.loss.chains
@@ -89,22 +93,12 @@ def same_as_alone():
     return max(float(np.abs(a - b).max()) for a, b in pairs)
 
 
-def compiled_outside():
-    with STRATEGY.scope():
-        model = make(None, compiles=False)
-    model.compile("sgd", "contrastive_divergence")
-    history = model.fit(X[:64], verbose=0).history
-    return bool(np.isfinite(history["loss"]).all())
-
-
 if __name__ == "__main__":
     result = {
-        "denoising": trained("denoising_score_matching"),
         "noise contrastive": trained("noise_contrastive_estimation"),
         "persistent": persistent(),
         "same as alone": same_as_alone(),
         "log normalizers": [log_normalizer(STRATEGY.scope()), log_normalizer(tf.distribute.get_strategy().scope())],
         "linear": linear(),
-        "compiled outside": compiled_outside(),
     }
     print(json.dumps(result))

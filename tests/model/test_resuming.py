@@ -126,7 +126,7 @@ def test_a_damaged_backup_is_named_and_the_one_before_it_used(damage, model, tmp
         position.write_text("{")
     else:
         position.write_text(position.read_text().replace('"epoch": 2', '"epoch": 1'))
-    with pytest.warns(UserWarning, match=f"{4:012d} is damaged.* {2:012d} is used instead"):
+    with pytest.warns(UserWarning, match=f"{4:012d} is damaged.*{2:012d} is used instead"):
         assert backups.load(model, tmp_path) == {"epoch": 1}
     assert int(model._step.numpy()) == 2
     for path in tmp_path.rglob("*.json"):

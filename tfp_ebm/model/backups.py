@@ -10,6 +10,7 @@ import hashlib
 import json
 import pathlib
 import shutil
+import warnings
 from typing import Any
 
 from tfp_ebm.caller import warn
@@ -59,15 +60,17 @@ def load(model: Any, folder: pathlib.Path) -> dict[str, Any] | None:
             record = json.loads((path / _POSITION).read_text(encoding="utf-8"))
             position = record["position"]
             if record["digest"] != _digest(path / _WEIGHTS, json.dumps(position, sort_keys=True)):
-                raise ValueError("its digest is another")
+                raise ValueError("its content is not what was written")
         except (OSError, ValueError, KeyError, TypeError) as error:
             damages.append(f"{path} is damaged: {error}")
             continue
         if damages:
             warn(f"{'; '.join(damages)}. The backup {path} is used instead.")
         try:
-            model.load_weights(path / _WEIGHTS)
-        except (ValueError, OSError, KeyError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # Keras only warns of weights that it does not find
+                model.load_weights(path / _WEIGHTS)
+        except (ValueError, OSError, KeyError, UserWarning) as error:
             raise ValueError(f"the backup {path} does not fit the model: {error}") from error
         return dict(position)
     if damages:
