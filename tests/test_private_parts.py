@@ -281,6 +281,18 @@ def test_fit_makes_its_function_before_callbacks_load_a_backup(own_step):
     assert order[:2] == ["made", "begin"]
 
 
+@private_part("keras.Model._initial_epoch", "callbacks.py", names=["_initial_epoch"])
+def test_fit_begins_at_the_initial_epoch(own_step):
+    class Begin(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.model._initial_epoch = 2
+
+    x = np.zeros([4, 2], "float32")
+    assert own_step.fit(x, epochs=3, verbose=0, callbacks=[Begin()]).epoch == [2]
+    own_step._initial_epoch = None
+    assert own_step.fit(x, epochs=1, verbose=0).epoch == [0]
+
+
 @private_part("keras.Optimizer._learning_rate", "callbacks.py", names=["_learning_rate"])
 def test_the_private_learning_rate_is_the_schedule():
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 100)

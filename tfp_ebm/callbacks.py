@@ -1,4 +1,4 @@
-"""Keras callbacks for the training of an energy: one handles divergence, the other writes samples.
+"""Keras callbacks for the training of an energy: for divergence, for samples, and for trainings that are interrupted.
 
 Training with sampled negatives can fail in two ways: a number becomes NaN or infinite, or all numbers remain finite but
 the energy's scale grows without bound, since a very steep energy traps its chains wherever they are. Neither a test for
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import pathlib
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -18,13 +19,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfp_ebm.arguments import check_count, check_positive
+from tfp_ebm.arguments import check_count, check_nonnegative, check_positive
 from tfp_ebm.files import written_atomically
+from tfp_ebm.model import backups
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.trainer import EnergyTrainer
 from tfp_ebm.random import fold_in, stateless_seed
+from tfp_ebm.replicas import is_first_machine
 
-__all__ = ["DivergenceGuard", "SampleSnapshots"]
+__all__ = ["Backup", "DivergenceGuard", "SampleSnapshots"]
 
 # The default limit of an energy's standard deviation, in units of √d.
 _MAX_SPREAD = 100.0
@@ -236,3 +239,74 @@ class SampleSnapshots(keras.callbacks.Callback):
         samples = self._distribution.sample(self.num_samples, seed=fold_in(self._seed, epoch)).numpy()
         with written_atomically(self.directory / f"samples_{epoch + 1:04d}.npy") as temporary:
             np.save(temporary, samples)
+
+
+class Backup(keras.callbacks.Callback):
+    """Saves the state of a training at the end of an epoch, about once a minute, and resumes an interrupted one.
+
+    The same script run again continues after the last backup, and ends with the same bits as a training that was not
+    interrupted; where the training is complete, nothing is trained. A backup holds all weights of the model, its loss
+    and its optimizer, and the number of epochs, but not the states of other callbacks. It is written atomically, and
+    the one before it is kept: if the last one is damaged, a warning names it and the one before it is used. If a backup
+    cannot be written, as on a full disk, there is a warning, and the training goes on.
+
+    If several machines train together, the first one writes, and all read: `backup_dir` must be a directory that all
+    share. `keras.callbacks.BackupAndRestore` writes two files one after the other, so that a process killed between
+    them repeats an epoch; and machines with directories of their own may resume at different epochs.
+
+    Args:
+      backup_dir: directory of the backups of this training alone.
+      minutes: shortest time between two backups; 0 for one in each epoch. There is always one at the end.
+
+    Raises:
+      ValueError: from `fit`, if all backups are damaged, or are those of another model.
+
+    >>> import tempfile, tfp_ebm as ebm
+    >>> x = np.zeros([64, 2], "float32")
+    >>> def train(epochs):
+    ...     model = ebm.EnergyModel(ebm.networks.mlp([2], units=[8], seed=0))
+    ...     model.compile("adam", "denoising_score_matching")
+    ...     history = model.fit(x, epochs=epochs, verbose=0, callbacks=[Backup(folder)])
+    ...     return len(history.epoch)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     train(epochs=3), train(epochs=5), train(epochs=5)
+    (3, 2, 0)
+    """
+
+    def __init__(self, backup_dir: str | os.PathLike[str], minutes: float = 1.0) -> None:
+        super().__init__()
+        self.backup_dir = pathlib.Path(backup_dir)
+        self.minutes = check_nonnegative("minutes", minutes)
+        self._epochs, self._is_saved, self._last = 0, False, 0.0
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Loads the last backup."""
+        if not self.model.built:
+            raise ValueError("callbacks.Backup needs a model whose event shape is known: pass `event_shape` to it.")
+        position = backups.load(self.model, self.backup_dir)
+        self._epochs, self._is_saved = (0, False) if position is None else (position["epoch"], True)
+        if position is not None:
+            self.model._initial_epoch = self._epochs  # as keras.callbacks.BackupAndRestore does
+        self._last = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Saves, if the last backup is old enough."""
+        self._epochs, self._is_saved = epoch + 1, False
+        if time.monotonic() - self._last >= 60.0 * self.minutes:
+            self._save()
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Saves, if the last epoch is not saved yet."""
+        self.model._initial_epoch = None  # Keras would begin every later `fit` there
+        if not self._is_saved:
+            self._save()
+
+    def _save(self) -> None:
+        self._last = time.monotonic()
+        if not is_first_machine(self.model.distribute_strategy):
+            return
+        try:
+            backups.save(self.model, self.backup_dir, {"epoch": self._epochs})
+            self._is_saved = True
+        except (OSError, RuntimeError) as error:  # the latter from h5py
+            warnings.warn(f"no backup could be written to {self.backup_dir}: {error}", stacklevel=2)

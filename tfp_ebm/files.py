@@ -7,7 +7,11 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -34,3 +38,24 @@ def written_atomically(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
+    """Writes arrays to a .npz file, atomically.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_arrays(f"{folder}/a.npz", {"x": [1.0, 2.0]})
+    ...     load_arrays(f"{folder}/a.npz")["x"].tolist()
+    [1.0, 2.0]
+    """
+    with written_atomically(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
+
+
+def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads a file written by `save_arrays`; OSError or ValueError if it cannot be read, or is damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (zipfile.BadZipFile, EOFError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error

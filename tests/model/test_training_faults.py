@@ -6,7 +6,6 @@ Each group plants the mistake that it guards against, and sees its own check fai
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -488,20 +487,22 @@ def on_two_replicas():
     """What `replicas.py` found, in a process of its own: devices cannot be split once TensorFlow runs."""
     script = pathlib.Path(__file__).parent / "replicas.py"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, env=environment)
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_uneven_replicas_train_and_evaluate_without_nan(on_two_replicas):
     """193 rows in batches of 64: the last is one row for one replica and none for the other."""
-    for name in ("denoising", "noise contrastive", "fixed steps"):
+    for name in ("noise contrastive", "persistent"):
         assert on_two_replicas[name]["finite"], name
     # log Z begins at the balance of the batch, and not at its mean with a replica that has no row
     first, alone = on_two_replicas["log normalizers"]
     assert abs(first) > 0.8 * abs(alone) > 0.1
 
 
+@pytest.mark.slow
 def test_the_gradient_of_uneven_replicas_is_that_of_all_rows(on_two_replicas):
     """A loss linear in the weights: one step of SGD on three rows, two on one replica, moves by the mean over three.
 
@@ -512,18 +513,18 @@ def test_the_gradient_of_uneven_replicas_is_that_of_all_rows(on_two_replicas):
     assert np.abs(np.subtract(mean, mean_of_means)).max() > 0.05
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("persistent", "`chains` of PersistentContrastiveDivergence must not persist.* 2 replicas"),
-        ("replay buffer", "`chains` of MaximumLikelihood.* 2 replicas .*ReplayBuffer"),
-        ("adapted", "`kernel` of ContrastiveDivergence must have a fixed step size"),
-        ("adapted in Transformed", "`kernel` of ContrastiveDivergence must have a fixed step size"),
-        ("compiled outside of the scope", "`kernel` of ContrastiveDivergence must have a fixed step size"),
-    ],
-)
-def test_state_of_chains_under_replicas_is_refused_by_name(on_two_replicas, name, message):
-    assert re.search(message, on_two_replicas["refused"][name])
+@pytest.mark.slow
+def test_chains_under_replicas_have_a_part_of_the_buffer_and_equal_steps(on_two_replicas):
+    """In each of three passes over 193 rows, 32 + 32 + 32 + 1 chains of the first part move, and 3·32 of the other."""
+    found = on_two_replicas["persistent"]
+    before, first, second = found["step_sizes"]
+    assert first == second != before and found["differing"] == []
+    assert found["ages"] == [3 * 97, 3 * 96] and found["unused"] == [False, False]
+
+
+@pytest.mark.slow
+def test_replicas_without_noise_are_as_one_device(on_two_replicas):
+    assert on_two_replicas["same as alone"] < 1e-5
 
 
 # ------------------------------------------------------------------------------------ sources without an end (9)

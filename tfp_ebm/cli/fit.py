@@ -23,6 +23,7 @@ from tfp_ebm.cli.run_figure import run_figure
 from tfp_ebm.cli.sample import check_sampling_options, draw, kernel_for
 from tfp_ebm.cli.table_figure import table_figure
 from tfp_ebm.cli.table_report import print_report, table_report
+from tfp_ebm.cli.unfinished import Unfinished, restore_options, unfinished_training
 from tfp_ebm.energy.data import shuffled_batches
 from tfp_ebm.files import written_atomically
 from tfp_ebm.losses.base import alias
@@ -40,7 +41,7 @@ _TRAINING = {
     **dict.fromkeys(("sigma", "noise_ratio", "base_width", "fourier_features", "learning_rate")),
 }
 # Options not recorded among the settings of report.json.
-_NO_SETTINGS = ("command", "command_line", "out", "overwrite", "quiet")
+_NO_SETTINGS = ("command", "command_line", "out", "overwrite", "quiet", "resume", "unfinished")
 # The share of rows kept from training, to report the loss on.
 _HELD_OUT = 0.1
 # One row is held out, and one row alone has no variance.
@@ -51,6 +52,11 @@ _MAX_EPOCHS = 10
 
 def fit(options: argparse.Namespace) -> bool:
     """Runs the command; returns whether the run is good."""
+    if options.resume is not None:
+        restore_options(options)
+    missing = [name for name in ("data", "--out") if getattr(options, name.strip("-")) is None]
+    if missing:
+        raise ValueError(f"the following arguments are required: {', '.join(missing)} (see tfp-ebm fit --help)")
     out = options.out.resolve()
     runs.check_free(out, options.overwrite, is_run=True)
     _check_training_options(options)
@@ -58,15 +64,29 @@ def fit(options: argparse.Namespace) -> bool:
     rows = load_mixed(options) if _takes_tables(options) else load_rows(options)
     _choose_loss(options, rows)
     train, held_out = _split(len(rows.values), options)
+    with unfinished_training(out, options, rows.values) as unfinished:
+        return _run(out, options, rows, train, held_out, unfinished)
+
+
+def _run(
+    out: pathlib.Path,
+    options: argparse.Namespace,
+    rows: Rows,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    unfinished: Unfinished,
+) -> bool:
+    """Trains, samples, judges and writes the run; returns whether it is good."""
     x = rows.values[train]
     start = time.perf_counter()
     is_density = options.loss == _LIKELIHOOD
-    model, history = _fitted_density(x, rows, options) if is_density else _trained(x, options)
+    fitted_by = _fitted_density(x, rows, options, unfinished) if is_density else _trained(x, options, unfinished)
+    model, history = fitted_by
     model.columns, model.encoder = rows.columns, rows.encoder
     fitted = time.perf_counter()
     loss = mean_loss(model, rows.values[held_out])
     kernel = kernel_for(model, options)
-    samples, sampling = draw(model, kernel, options)
+    samples, sampling = draw(model, kernel, options, unfinished.directory / "chains")
     by_epoch = history.pop("loss", None)
     report = {
         "settings": {key: value for key, value in sorted(vars(options).items()) if key not in _NO_SETTINGS},
@@ -157,7 +177,7 @@ def _split(num_rows: int, options: argparse.Namespace) -> tuple[np.ndarray, np.n
 
 
 def _fitted_density(
-    train: np.ndarray, rows: Rows, options: argparse.Namespace
+    train: np.ndarray, rows: Rows, options: argparse.Namespace, unfinished: Unfinished
 ) -> tuple[EnergyModel, dict[str, list[float]]]:
     """Fits a density by `fit_density`; returns it, and the log-likelihood of each candidate."""
     model = recipes.fit_density(
@@ -166,11 +186,14 @@ def _fitted_density(
         supports=rows.supports,
         seed=options.seed % 2**32,
         verbose=0 if options.quiet else 1,
+        backup_dir=unfinished.candidates,
     )
     return model, {name: [value] for name, (value, _) in model.candidates.items()}
 
 
-def _trained(train: np.ndarray, options: argparse.Namespace) -> tuple[EnergyModel, dict[str, list[float]]]:
+def _trained(
+    train: np.ndarray, options: argparse.Namespace, unfinished: Unfinished
+) -> tuple[EnergyModel, dict[str, list[float]]]:
     """The trained model, and its loss and metrics by epoch; what was chosen for the loss is noted in the options."""
     loss = recipes.loss_for(train, options.loss, sigma=options.sigma, noise_ratio=options.noise_ratio)
     options.loss, options.sigma = alias(type(loss)), getattr(loss, "sigma", None)
@@ -192,21 +215,18 @@ def _trained(train: np.ndarray, options: argparse.Namespace) -> tuple[EnergyMode
         steps_per_execution=max(number for number in range(1, 101) if steps_per_epoch % number == 0),
         seed=options.seed,
     )
-    try:
-        history = model.fit(
-            shuffled_batches(train, options.batch_size, options.seed),
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
-            shuffle=False,
-            verbose=0 if options.quiet else 1 if shows_progress(options) else 2,  # 2: a line for each epoch
-            callbacks=[keras.callbacks.TerminateOnNaN()],
-        ).history
-    except KeyboardInterrupt:
-        history = getattr(getattr(model, "history", None), "history", {})
-        if not history.get("loss"):  # not one epoch is done
-            raise
+    history = unfinished.train(
+        model,
+        lambda step: shuffled_batches(train, options.batch_size, options.seed, step),
+        epochs,
+        options.steps,
+        verbose=0 if options.quiet else 1 if shows_progress(options) else 2,  # 2: a line for each epoch
+        callbacks=[keras.callbacks.TerminateOnNaN()],
+    )
+    if len(history["loss"]) < epochs and math.isfinite(history["loss"][-1]):
         note(options, "interrupted: the model is kept as it is now.")
     if not math.isfinite(history["loss"][-1]):
+        unfinished.forget()
         raise ValueError(
             f"the loss became {history['loss'][-1]}; try a lower --learning-rate than {options.learning_rate}. Nothing "
             "was written."

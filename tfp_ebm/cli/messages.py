@@ -7,10 +7,33 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
+
+
+class Terminated(BaseException):
+    """Raised where the process is asked to end (SIGTERM), such as by a queue whose time is over."""
+
+
+@contextlib.contextmanager
+def termination_raises() -> Iterator[None]:
+    """Raises `Terminated` at SIGTERM, inside the context; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: Any) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def flag(name: str) -> str:
@@ -60,6 +83,26 @@ def for_the_shell(message: str) -> str:
 def say(kind: str, message: Any) -> None:
     """Prints a message of a kind ("error", "warning", "note") on stderr."""
     print(f"tfp-ebm: {kind}: {for_the_shell(str(message))}", file=sys.stderr, flush=True)
+
+
+# What needs less memory in each command.
+_LESS_MEMORY = {
+    "fit": "a smaller --batch-size needs less in training, smaller --num-samples and --num-chains in sampling",
+    "sample": "smaller --num-samples and --num-chains need less",
+    "evaluate": "files of fewer rows need less",
+}
+
+
+def out_of_memory(error: Exception, command: str) -> str:
+    """Returns a message that names the option which lowers the need for memory; empty for other errors.
+
+    >>> out_of_memory(MemoryError(), "sample")
+    'out of memory: smaller --num-samples and --num-chains need less.'
+    """
+    is_known = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+    if not is_known and "RESOURCE_EXHAUSTED" not in str(error):  # XLA's
+        return ""
+    return f"out of memory: {_LESS_MEMORY[command]}."
 
 
 def note(options: argparse.Namespace, message: str) -> None:

@@ -37,6 +37,8 @@ example:
   fits a density to the columns of lake.csv and writes runs/lake: model.keras, saved_model/, samples.npy, samples.csv,
   figure.png, references.npz and report.json. Add --minutes 0.1 for a quick look, or --loss dsm to train a network by
   another loss. The exit code is 3 if the report says FAILED: the files are there, but the model is not good.
+  python -m tfp_ebm fit --resume runs/lake
+  continues that command if it was interrupted.
 
 losses:
 {chr(10).join(f"  {short:5} {name}: {use}" for short, (name, use) in LOSSES.items())}"""
@@ -115,8 +117,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     fit = add("fit", "train a model on data", _FIT)
     files = "a file (.csv, .tsv, .txt, .parquet, .xlsx, .json, .npy, .npz and others, also .gz, .bz2, .xz or .zip)"
-    fit.add_argument("data", help=f"{files}, digits, or one of {', '.join(TOYS)}")
-    fit.add_argument("--out", required=True, type=pathlib.Path, help="directory to write the run to")
+    fit.add_argument("data", nargs="?", help=f"{files}, digits, or one of {', '.join(TOYS)}")
+    fit.add_argument("--out", type=pathlib.Path, help="directory to write the run to")
+    resume = (
+        "continue the training of this run, which was interrupted; it is saved about every minute in RUN.training, "
+    )
+    resume += "and all other options are those of its command (default: none)"
+    fit.add_argument("--resume", type=pathlib.Path, metavar="RUN", help=resume)
     _add_data_options(fit, rows=50_000)
     _add_training_options(fit)
     _add_sampling_options(fit)

@@ -49,7 +49,7 @@ def check_free(out: pathlib.Path, overwrite: bool, is_run: bool) -> None:
     if out.exists():
         if not overwrite:
             raise ValueError(f"`--out` {out} exists; pass --overwrite to replace it.")
-        ours = (*RUN_FILES, *TABLE_FILES, "samples_*.npy")
+        ours = (*RUN_FILES, *TABLE_FILES, "samples_*.npy", "samples_*.npy.chains")
         if is_run and not (out.is_dir() and all(any(map(path.match, ours)) for path in out.iterdir())):
             raise ValueError(f"`--out` {out} holds something else than a run; it is not overwritten.")
         if not is_run and not out.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import pathlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,8 @@ def sample(options: argparse.Namespace) -> bool:
         save_frame(out, _filled(model, encoder, options))
         print(given)
         return True
-    samples, _ = draw(model, kernel_for(model, options), options)
+    options.chains = out.with_name(out.name + ".chains")
+    samples, _ = draw(model, kernel_for(model, options), options, options.chains)
     if encoder is None or (out.suffix.lower() == ".npy" and not _all_numbers(encoder)):
         if encoder is not None:
             note(options, "labels are written as numbers, their places among the levels; .csv keeps them.")
@@ -129,9 +131,15 @@ def kernel_for(model: EnergyModel, options: argparse.Namespace) -> mcmc.Kernel |
 
 
 def draw(
-    model: EnergyModel, kernel: mcmc.Kernel | None, options: argparse.Namespace
+    model: EnergyModel, kernel: mcmc.Kernel | None, options: argparse.Namespace, backup_dir: pathlib.Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Draws samples and judges them: exact ones without a kernel, else by the sampler of the options.
+
+    Args:
+      backup_dir: where chains are kept, about once a minute, so that the same command continues them.
+
+    Raises:
+      KeyboardInterrupt: at an interrupt.
 
     Returns:
       Samples `[num_samples, *event]`, and the diagnostics for the report.
@@ -141,7 +149,7 @@ def draw(
         return samples, {"sampler": "exact", "num_nonfinite": _num_nonfinite(samples)}
     if options.sampler == "smc":
         return _drawn_by_particles(model, options)
-    return _drawn_by_chains(model, kernel, options)
+    return _drawn_by_chains(model, kernel, options, backup_dir)
 
 
 def _print(options: argparse.Namespace, line: str) -> None:
@@ -188,19 +196,24 @@ def _drawn_by_particles(model: EnergyModel, options: argparse.Namespace) -> tupl
 
 
 def _drawn_by_chains(
-    model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace
+    model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace, backup_dir: pathlib.Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
     num_chains = options.num_chains or math.ceil(options.num_samples / _SAMPLES_PER_CHAIN)
     per_chain = math.ceil(options.num_samples / num_chains)
     num_kept = max(_KEPT_STATES, per_chain)
     p = EnergyDistribution(model, kernel=kernel, num_burnin_steps=options.burnin)
-    chains = p.sample_chains(
-        num_kept,
-        num_chains,
-        seed=options.seed,
-        num_steps_between_results=options.thin - 1,
-        progress=shows_progress(options),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Interrupted: ")
+        chains = p.sample_chains(
+            num_kept,
+            num_chains,
+            seed=options.seed,
+            num_steps_between_results=options.thin - 1,
+            progress=shows_progress(options),
+            backup_dir=backup_dir,
+        )
+    if len(chains.states) < num_kept:
+        raise KeyboardInterrupt
     diagnostics = mcmc.diagnose(chains)
     ess, rhat = float(np.min(diagnostics.ess)), float(np.max(diagnostics.rhat))
     moved = f"accepted moves in {diagnostics.acceptance_rate:.0%} of the steps"

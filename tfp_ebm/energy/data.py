@@ -280,8 +280,8 @@ def batches_of_tuples(x: Any) -> Any:
     return (batch if isinstance(batch, tuple) else (batch,) for batch in x)
 
 
-def shuffled_batches(x: np.ndarray, batch_size: int, seed: Any) -> tf.data.Dataset:
-    """Returns an endless dataset of batches of rows, in an order that depends on (seed, epoch) alone.
+def shuffled_batches(x: np.ndarray, batch_size: int, seed: Any, first: int = 0) -> tf.data.Dataset:
+    """Returns an endless dataset of batches of rows, in an order that depends on (seed, epoch) alone, from `first` on.
 
     Keras's own shuffling differs from process to process, or, once seeded, repeats in every epoch.
 
@@ -298,7 +298,8 @@ def shuffled_batches(x: np.ndarray, batch_size: int, seed: Any) -> tf.data.Datas
         order = tf.random.experimental.stateless_shuffle(tf.range(len(x)), seed=fold_in(seed, number))
         return tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
 
-    indices = tf.data.Dataset.counter().flat_map(epoch)
+    skipped, rest = divmod(first, len(x) // batch_size)
+    indices = tf.data.Dataset.counter(skipped).flat_map(epoch).skip(rest)
     # TensorFlow's tuning thread sleeps for 10, 20, 40, … ms, and one `fit` in five waited at its end until it woke up,
     # which can take as long again as the training
     untuned = tf.data.Options()

@@ -40,6 +40,7 @@ from tfp_ebm.mcmc.running.finite import is_finite
 from tfp_ebm.mcmc.running.steps import Moved, move, move_by_xla
 from tfp_ebm.mcmc.starts import ChainStart
 from tfp_ebm.random import fold_in
+from tfp_ebm.replicas import mean_over_rows
 
 GLOBAL_MOVES = ("auto", "independence", "tempered")
 
@@ -139,33 +140,14 @@ class MaximumLikelihood(Loss):
         )
 
     def check(self, energy_fn: Callable[..., tf.Tensor]) -> None:
-        """See `Loss.check`; the chains need the energy's derivative, and a single replica if they keep a state."""
+        """See `Loss.check`; the chains need the energy's derivative."""
         super().check(energy_fn)
-        self._check_replicas()
         is_conditional = getattr(energy_fn, "is_conditional", False)
         self.chains.keep_conditions(getattr(energy_fn, "condition_spec", None) if is_conditional else None)
         network = getattr(energy_fn, "network", None)
         if isinstance(energy_fn, EnergyFunction) and getattr(self.kernel, "uses_gradient", False):
             purpose = f"The kernel of {type(self).__name__}"
             refuse_faulty_layers(network, purpose, training=False, order=1, inputs=input_specs(energy_fn))
-
-    def _check_replicas(self) -> None:
-        """Raises ValueError if several replicas would change the same state in different ways."""
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        if replicas == 1:
-            return
-        if self.chains.is_persistent:
-            raise ValueError(
-                f"`chains` of {type(self).__name__} must not persist under a distribution strategy, whose {replicas} "
-                "replicas would write to one set of them, got "
-                f"{type(self.chains).__name__}: train on one device, or use mcmc.FromData() or mcmc.FromBase()."
-            )
-        if getattr(self.kernel, "is_adaptive", False):
-            raise ValueError(
-                f"`kernel` of {type(self).__name__} must have a fixed step size under a distribution strategy, whose "
-                f"{replicas} replicas would each adapt their own, got {self.kernel!r}: pass the kernel inside "
-                "mcmc.Adaptive, with the step size found by training on one device."
-            )
 
     def build(self, event_shape: tuple[int, ...], dtype: str = "float32") -> None:
         """Creates the chains' weights and, for a kernel of `ebm.mcmc`, the weight `step_size`."""
@@ -198,8 +180,6 @@ class MaximumLikelihood(Loss):
         training: bool,
     ) -> LossOutput:
         """Returns E(x) − E(x⁻) of each row, plus the energy penalty."""
-        if training:
-            self._check_replicas()
         if self.data_noise > 0.0:
             x += self.data_noise * random.normal(tf.shape(x), fold_in(seed, 0), x.dtype)
             box = getattr(self.kernel, "clamp", None)
@@ -320,9 +300,11 @@ class MaximumLikelihood(Loss):
         moved = run(kernel.build(target, step_size), states, self.num_steps, seed)
         aim = self.kernel.target_accept_prob
         if training and aim is not None:
-            change = log_step_size_change(_ADAPTATION_GAIN, moved.accept_prob, aim)
-            has_rows = tf.shape(states)[0] > 0  # without rows the acceptance is undefined
-            factor = tf.where(has_rows, tf.exp(change), tf.ones_like(change))
+            # all replicas adapt to the acceptance of all chains, so that their step sizes remain equal
+            accept_prob = mean_over_rows(moved.accept_prob, tf.shape(states)[0])
+            change = log_step_size_change(_ADAPTATION_GAIN, accept_prob, aim)
+            # without rows the acceptance is undefined
+            factor = tf.where(tf.math.is_nan(accept_prob), tf.ones_like(change), tf.exp(change))
             self.step_size.assign(step_size * factor)
         return moved
 

@@ -16,6 +16,7 @@ are arguments of the loop.
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from typing import Any, NamedTuple
 
@@ -23,7 +24,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.energy.signs import check_target
+from tfp_ebm.failures import naming_memory
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
+from tfp_ebm.mcmc.running.backup import RunBackup
 from tfp_ebm.mcmc.running.finite import count_nonfinite
 from tfp_ebm.mcmc.running.recorders import Visit, join_stretches
 from tfp_ebm.mcmc.running.stretches import Run
@@ -106,6 +109,7 @@ def sample(
     seed: Any,
     jit_compile: bool | str = "auto",
     progress: bool = False,
+    backup_dir: str | os.PathLike[str] | None = None,
 ) -> Samples:
     """Runs Markov chains from `initial_state` and returns their states.
 
@@ -144,6 +148,9 @@ def sample(
         mode, with a warning that states the reason. Graph mode and XLA differ in rounding, and for TFP's kernels also
         in the random numbers.
       progress: whether to show a progress bar. The samples are the same to the last bit.
+      backup_dir: directory, for this call alone, in which position and results are kept about once a minute and at an
+        interrupt. The same call made again continues there, with the same results to the last bit. It is removed at
+        the end of the run.
 
     Returns:
       A `Samples`.
@@ -172,17 +179,25 @@ def sample(
         jit_compile=jit_compile,
         progress=progress,
     )
-    stretches: list[Visit] = []
-    num_kept = 0
+    backup = RunBackup(backup_dir, run)
+    first, stretches = backup.restore()
+    num_kept = run.results_after(first)
     try:
-        for num_results, draws in run.stretches(0, run.num_steps):
-            stretches.append(_first(num_results - num_kept, draws))
-            num_kept = num_results
+        with naming_memory("start fewer chains, or keep fewer results"):
+            for num_results, draws in run.stretches(first, run.num_steps):
+                stretches.append(_first(num_results - num_kept, draws))
+                num_kept = num_results
+                backup.reach(stretches)
+        backup.remove()
     except KeyboardInterrupt:
+        backup.save()
         num_kept = sum(draws.state.shape[0] for draws in stretches)
         if num_kept == 0:
             raise
         run.warn_of_interrupt(num_kept)
+    except BaseException:  # the process is asked to end
+        backup.save()
+        raise
     draws = join_stretches(stretches)
     states = tf.stop_gradient(draws.state)
     log_prob = tf.stop_gradient(draws.log_prob if tf.is_tensor(draws.log_prob) else run.chain.log_prob(states))

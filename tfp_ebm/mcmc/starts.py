@@ -6,11 +6,14 @@ et al. 2019). Chains that continue from their last states (Tieleman 2008) stay c
 changes slowly: a buffer holds many more chains than a batch has rows, and each step moves some of them (Du & Mordatch
 2019).
 
-A slot of the buffer is a chain: the state taken from a slot is written back to it, so a chain keeps its identity.
+A slot of the buffer is a chain: the state taken from a slot is written back to it, so a chain keeps its identity. Under
+a distribution strategy each replica moves chains of its own part of the buffer, and all replicas store the states of
+all.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import types
 from typing import Any, NamedTuple
@@ -23,6 +26,7 @@ from tfp_ebm import random, serialization
 from tfp_ebm.arguments import check_count, check_probability
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.random import fold_in
+from tfp_ebm.replicas import replica_and_number, rows_of_replicas
 
 # Number of candidate strides from one drawn slot to the next; each stride visits every slot once.
 _MAX_STRIDES = 512
@@ -193,8 +197,6 @@ class ReplayBuffer(ChainStart):
         super().__init__(base, **kwargs)
         self.capacity = check_count("capacity", capacity)
         self.restart_probability = check_probability("restart_probability", restart_probability)
-        strides = [stride for stride in range(1, max(2, self.capacity)) if math.gcd(stride, self.capacity) == 1]
-        self._strides = tuple(strides[:: math.ceil(len(strides) / _MAX_STRIDES)])
 
     def build(self, event_shape: tuple[int, ...], dtype: str = "float32") -> None:
         """Creates `states` and `ages`."""
@@ -220,11 +222,14 @@ class ReplayBuffer(ChainStart):
     def start(self, x: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor, condition: tf.Tensor | None = None) -> Start:
         """See `ChainStart.start`; a chain keeps its condition until it restarts."""
         num_chains = tf.shape(x)[0]
+        replica, number = replica_and_number()
+        size = self.capacity // number
         message = f"`capacity` must be at least the number of rows in a batch, got {self.capacity}"
-        if x.shape[0] is not None and x.shape[0] > self.capacity:
+        message += f", of which each of {number} replicas has {size}," if number > 1 else ""
+        if x.shape[0] is not None and x.shape[0] > size:
             raise ValueError(f"{message} for {x.shape[0]} rows.")
-        with tf.control_dependencies([tf.debugging.assert_less_equal(num_chains, self.capacity, message)]):
-            slots = self._slots(num_chains, seed)
+        with tf.control_dependencies([tf.debugging.assert_less_equal(num_chains, size, message)]):
+            slots = _slots(size, num_chains, seed) + replica * size
         if self.restart_probability > 0.0:
             draws = random.uniform([num_chains], fold_in(seed, 1), x.dtype)
             restarted = draws < tf.constant(self.restart_probability, x.dtype)
@@ -238,28 +243,17 @@ class ReplayBuffer(ChainStart):
             condition = tf.where(goes_on, tf.gather(self.conditions.value, slots), condition)
         return Start(states, slots, is_used & restarted, condition)
 
-    def _slots(self, num_chains: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Draws distinct slots: an arithmetic progression modulo the capacity, with a stride coprime to the capacity.
-
-        A random permutation of all slots would need a sort in each step, which costs more than a small network.
-        """
-        draws = tf.random.stateless_uniform([2], seed, None, None, tf.int32, alg="philox")
-        strides = tf.constant(self._strides, tf.int64)
-        first, choice = tf.unstack(tf.cast(draws, tf.int64))
-        # `gather`, because XLA treats the index of a slice as a constant and compiles again for each index
-        stride = tf.gather(strides, tf.math.floormod(choice, len(self._strides)))
-        slots = tf.math.floormod(first + stride * tf.range(num_chains, dtype=tf.int64), self.capacity)
-        return tf.cast(slots, tf.int32)
-
     def keep(self, start: Start, states: tf.Tensor) -> None:
         """See `ChainStart.keep`."""
         ages = tf.where(start.restarted, 0, tf.gather(self.ages.value, start.slots)) + 1
-        slots = start.slots[:, None]
-        # in place, since assigning the complete buffer would copy it in every step
-        self.states.value.scatter_nd_update(slots, tf.cast(states, self.states.dtype))
+        kept = [(self.states, tf.cast(states, self.states.dtype)), (self.ages, ages)]
         if start.condition is not None:
-            self.conditions.value.scatter_nd_update(slots, start.condition)
-        self.ages.value.scatter_nd_update(slots, ages)
+            kept.append((self.conditions, start.condition))
+        slots, *updates = rows_of_replicas([start.slots[:, None], *(update for _, update in kept)])
+        for (variable, _), update in zip(kept, updates, strict=True):
+            # in place, since assigning the complete buffer would copy it in every step; by its handle, since the method
+            # `scatter_nd_update` is missing in variables of several replicas
+            tf.raw_ops.ResourceScatterNdUpdate(ref=variable.value.handle, indices=slots, updates=update)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras."""
@@ -268,3 +262,24 @@ class ReplayBuffer(ChainStart):
             "capacity": self.capacity,
             "restart_probability": self.restart_probability,
         }
+
+
+@functools.lru_cache(maxsize=64)
+def _strides(size: int) -> tuple[int, ...]:
+    """Returns candidate strides: numbers coprime to `size`."""
+    strides = [stride for stride in range(1, max(2, size)) if math.gcd(stride, size) == 1]
+    return tuple(strides[:: math.ceil(len(strides) / _MAX_STRIDES)])
+
+
+def _slots(size: int, num_chains: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Draws distinct numbers below `size`: an arithmetic progression modulo `size`, with a stride coprime to `size`.
+
+    A random permutation of all slots would need a sort in each step, which costs more than a small network.
+    """
+    draws = tf.random.stateless_uniform([2], seed, None, None, tf.int32, alg="philox")
+    strides = _strides(size)
+    first, choice = tf.unstack(tf.cast(draws, tf.int64))
+    # `gather`, because XLA treats the index of a slice as a constant and compiles again for each index
+    stride = tf.gather(tf.constant(strides, tf.int64), tf.math.floormod(choice, len(strides)))
+    slots = tf.math.floormod(first + stride * tf.range(num_chains, dtype=tf.int64), size)
+    return tf.cast(slots, tf.int32)

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from tfp_ebm.arguments import check_keras_3
+from tfp_ebm.replicas import sum_over_replicas
 
 _NO_DERIVATIVE = (
     "a function in the network or in the loss has no finite derivative at some row, as a norm or a square root at 0 "
@@ -57,14 +58,6 @@ class Trackers:
             self.means[name].update_state(tf.where(weight > 0, value, tf.zeros_like(value)), sample_weight=weight)
 
 
-def over_replicas(value: tf.Tensor) -> tf.Tensor:
-    """Returns the sum of `value` over the replicas of the step being traced."""
-    replica = tf.distribute.get_replica_context()
-    if replica is None or replica.num_replicas_in_sync == 1:
-        return value
-    return tf.convert_to_tensor(replica.all_reduce(tf.distribute.ReduceOp.SUM, value))
-
-
 def scale_of_loss(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
     """Returns the number by which the optimizer multiplies the loss."""
     return tf.convert_to_tensor(optimizer.scale_loss(tf.ones([])), tf.float32)
@@ -101,7 +94,7 @@ def finite_update(
     if "gradient_norm" in trackers.means:
         norm = tf.linalg.global_norm(gradients) / tf.cast(scale, gradients[0].dtype)
         trackers.update({"gradient_norm": norm}, 1.0 - tf.cast(skips, tf.float32))
-    is_bad = over_replicas(tf.cast(is_bad, tf.float32)) > 0.0
+    is_bad = sum_over_replicas(tf.cast(is_bad, tf.float32)) > 0.0
     fill = math.nan if is_scaler(optimizer) else 0.0
     return [tf.where(is_bad, tf.cast(fill, gradient.dtype), gradient) for gradient in gradients]
 

@@ -41,7 +41,7 @@ def in_order_of_seed(model: Any, call: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments of Keras's `fit`, in which arrays that are to be shuffled are a dataset of batches.
 
     Everything else is as Keras has it: the last rows are those of `validation_split`, the last batch may be smaller,
-    and `batch_size` is 32 or what `steps_per_epoch` requires. Where several replicas share a batch, Keras shuffles.
+    and `batch_size` is 32 or what `steps_per_epoch` requires. Replicas share each batch.
 
     Args:
       model: an `EnergyTrainer`; its step counter when an epoch begins decides the order of the passes begun in it.
@@ -54,7 +54,7 @@ def in_order_of_seed(model: Any, call: dict[str, Any]) -> dict[str, Any]:
     if not is_array(x):
         return call
     _check_sizes(len(x), split, call.get("batch_size"))
-    if call.get("shuffle", True) is not True or model.distribute_strategy.num_replicas_in_sync > 1:
+    if call.get("shuffle", True) is not True:
         return call
     arrays = [x, call.get("y"), call.get("sample_weight")]
     arrays = [np.asarray(array) if isinstance(array, list | tuple) else array for array in arrays]

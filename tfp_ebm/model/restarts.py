@@ -52,7 +52,7 @@ def sample_with_restarts(
     if not is_implausible(num_stuck, num_all, num_steps, float(tf.reduce_mean(moving))):
         return samples
     target, start, kernel, chain_seed = chains(num_stuck, fold_in(seed, _RESTART))
-    again = mcmc.sample(target, start, kernel, seed=chain_seed, **settings)
+    again = mcmc.sample(target, start, kernel, seed=chain_seed, **{**settings, "backup_dir": None})
     num_kept = min(len(samples.states), len(again.states))  # an interrupt returns fewer results
     places = tf.where(stuck)
 

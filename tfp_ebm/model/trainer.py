@@ -26,12 +26,14 @@ from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.energy.shapes import as_state
 from tfp_ebm.energy.standardization import Standardization
+from tfp_ebm.failures import naming_failures_of_training
 from tfp_ebm.model import monitoring, second_input
 from tfp_ebm.model.layer_losses import adds_losses, losses_of_call, regularization
 from tfp_ebm.model.passes import in_order_of_seed
 from tfp_ebm.model.saving import AtomicallySavedModel
 from tfp_ebm.networks.noise_levels import has_log_normalizer_zero
 from tfp_ebm.random import fold_in, stateless_seed
+from tfp_ebm.replicas import keras_logs, replica_and_number, sum_over_replicas
 
 # Numbers folded into the seeds of a training step and of an evaluation, so that the two never share noise.
 _TRAINING, _EVALUATION = 0, 1
@@ -225,7 +227,8 @@ class EnergyTrainer(AtomicallySavedModel):
                 var_list=self.loss.trainable_variables, var_names=None if pattern is None else [pattern.pattern]
             )
             optimizer._exclude_from_weight_decay |= excluded
-        self.optimizer.build(self.trainable_variables)
+        with self.distribute_strategy.scope():
+            self.optimizer.build(self.trainable_variables)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -255,7 +258,8 @@ class EnergyTrainer(AtomicallySavedModel):
             steps = None if call.get("validation_steps") else "validation_steps"
             call["validation_data"] = self._validation(call["validation_data"], steps)
         call["callbacks"] = monitoring.with_watchers(self, call.get("callbacks"))
-        return super().fit(**in_order_of_seed(self, call))
+        with naming_failures_of_training(self.distribute_strategy):
+            return super().fit(**in_order_of_seed(self, call))
 
     def _validation(self, data: Any, steps: str | None) -> Any:
         """Returns validation data, checked before the first step as far as they are known."""
@@ -319,9 +323,9 @@ class EnergyTrainer(AtomicallySavedModel):
                 f"`x` must come in batches of shape [batch, {', '.join(map(str, self.event_shape))}], "
                 f"got {tuple(x.shape)}."
             )
-        replica = tf.distribute.get_replica_context()
-        if replica.num_replicas_in_sync > 1:
-            seed = fold_in(seed, replica.replica_id_in_sync_group)
+        replica, num_replicas = replica_and_number()
+        if num_replicas > 1:
+            seed = fold_in(seed, replica)
         z = self.energy_function.standardization.to_z(x)
         self._clear_losses()  # removes the losses of earlier graphs
         output = self.loss(self.energy_function, z, condition, seed=seed, training=training)
@@ -340,11 +344,11 @@ class EnergyTrainer(AtomicallySavedModel):
         loss = tf.add_n([mean, *penalties]) if penalties else mean
         self._loss_tracker.update_state(loss, sample_weight=num_rows)
         self._trackers.update(output.metrics, num_rows)
-        if replica.num_replicas_in_sync == 1:
+        if num_replicas == 1:
             return loss
         rows = tf.cast(num_rows, mean.dtype)
-        share = rows / tf.maximum(monitoring.over_replicas(rows), 1.0)
-        return share * mean + (loss - mean) / replica.num_replicas_in_sync
+        share = rows / tf.maximum(sum_over_replicas(rows), 1.0)
+        return share * mean + (loss - mean) / num_replicas
 
     def _build_for(self, data: Any) -> None:
         x, condition, _ = keras.utils.unpack_x_y_sample_weight(data)
@@ -371,7 +375,7 @@ class EnergyTrainer(AtomicallySavedModel):
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         self._step.assign_add(1)
-        return self.get_metrics_result()
+        return keras_logs(self.get_metrics_result())
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Computes the loss of one batch; its noise follows from the number of rows evaluated before it."""
@@ -379,7 +383,7 @@ class EnergyTrainer(AtomicallySavedModel):
             self._build_for(data)
         with naming_the_layer(self.energy_function, type(self.loss).__name__):
             self._loss_of(data, self._seed(_EVALUATION, self._loss_tracker.count.value), training=False)
-        return {name: value for name, value in self.get_metrics_result().items() if name != "gradient_norm"}
+        return keras_logs({name: value for name, value in self.get_metrics_result().items() if name != "gradient_norm"})
 
     def _seed(self, purpose: int, count: tf.Tensor) -> tf.Tensor:
         return fold_in(fold_in(tf.constant(self.seed, tf.int32), purpose), tf.cast(count, tf.int64))

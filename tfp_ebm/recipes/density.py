@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.linear import has_linear
 from tfp_ebm.networks.supports import check_supports
 from tfp_ebm.recipes import density_small
+from tfp_ebm.recipes.density_backup import Trainings
 from tfp_ebm.recipes.density_candidates import Table, baselines, train_networks
 from tfp_ebm.recipes.density_residual import MAX_COLUMNS, MIN_ROWS, fit_residual
 from tfp_ebm.recipes.density_training import history_of, is_settled, settle_nodes
@@ -159,6 +162,7 @@ def fit_density(
     residual: bool = False,
     seed: int = 0,
     verbose: int = 1,
+    backup_dir: str | os.PathLike[str] | None = None,
 ) -> EnergyModel:
     """Fits a density to a table; its log Z is known, so that `log_prob` and `sample` need no chain.
 
@@ -180,6 +184,8 @@ def fit_density(
         .001 nat a row in a warped table of 8 columns and 20 000 rows.
       seed: of the split, all weights and all batches.
       verbose: 1 prints each candidate's held-out log-likelihood, and the time that is left; 0 prints nothing.
+      backup_dir: directory in which the result of each training is kept, for this call alone: the same call made again
+        after a kill or a power cut trains only what was not finished, and returns the same model, bit for bit.
 
     Ctrl-C ends the trainings, and the best so far is returned, with a warning.
 
@@ -195,7 +201,7 @@ def fit_density(
 
     Raises:
       TypeError, ValueError: if `x` is no table of numbers, has fewer than 10 rows, has constant, empty or equal
-        columns, or a number that is not in the support of its column.
+        columns, or a number that is not in the support of its column; if `backup_dir` is of another call.
 
     >>> import tfp_ebm as ebm
     >>> x = np.random.default_rng(0).normal(size=(200, 2)) @ [[1.0, 0.5], [0.0, 1.0]]
@@ -222,11 +228,14 @@ def fit_density(
     else:
         seconds = 60.0 * check_positive("minutes", minutes)
     limit = math.inf if minutes is None else seconds
+    arguments: dict[str, Any] = {"minutes": minutes, "validation": validation, "residual": residual, "seed": seed}
+    arguments["supports"] = {str(column): np.asarray(support).tolist() for column, support in values.items()}
+    trainings = Trainings(None if backup_dir is None else pathlib.Path(backup_dir), rows, arguments)
     # with supports, networks trained without a fold filled empty cells less well than those of one split
     if num_rows <= density_small.MAX_ROWS and not values:
-        fit = _fit_by_folds(rows, seconds, limit, seed, verbose)
+        fit = _fit_by_folds(rows, seconds, limit, seed, verbose, trainings)
     else:
-        fit = _fit_by_split(rows, values, validation, seconds, limit, seed, verbose, residual)
+        fit = _fit_by_split(rows, values, validation, seconds, limit, seed, verbose, residual, trainings)
     model = fit.model
     model.seed = seed
     model.compile(loss=NegativeLogLikelihood())  # for `evaluate`
@@ -245,6 +254,7 @@ def _fit_by_split(
     seed: int,
     verbose: int,
     with_residual: bool,
+    trainings: Trainings,
 ) -> _Fit:
     """Fits candidates to one part of the rows, and stacks them on the other."""
     train, held_out = split_rows(rows, validation, seed)
@@ -255,7 +265,7 @@ def _fit_by_split(
     y_held_out: np.ndarray = units.to_y(rows[held_out]).astype(np.float32)
     both = filled(y, y_held_out, seed=seed) if units.has_missing else (y, y_held_out)
     spread = dequantized(both[0], values, seed), dequantized(both[1], values, seed + 1)
-    table = Table(y, y_held_out, values, units.has_missing, seed, spread)
+    table = Table(y, y_held_out, values, units.has_missing, seed, spread, trainings)
     contest = _Contest(verbose)
     parts = None
     if not (values and units.has_missing):
@@ -303,14 +313,16 @@ def _corrected(
     return corrected
 
 
-def _fit_by_folds(rows: np.ndarray, seconds: float, limit: float, seed: int, verbose: int) -> _Fit:
+def _fit_by_folds(
+    rows: np.ndarray, seconds: float, limit: float, seed: int, verbose: int, trainings: Trainings
+) -> _Fit:
     """Fits candidates by cross-validation, so that all rows judge them, and stacks them."""
     units = Units.of(rows)
     slopes = units.log_slopes(rows).sum(1)
     y: np.ndarray = units.to_y(rows).astype(np.float32)
     complete: np.ndarray = filled(y, y, seed=seed)[0] if units.has_missing else y
     spread: np.ndarray = complete.astype(np.float64)
-    table = Table(y, y[:0], {}, units.has_missing, seed, (spread, spread[:0]))
+    table = Table(y, y[:0], {}, units.has_missing, seed, (spread, spread[:0]), trainings)
     contest = _Contest(verbose)
     judged, proposal = density_small.simple_densities(table)
     for one in judged:

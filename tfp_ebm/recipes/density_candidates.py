@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from tfp_ebm.energy.missing import fit_gaussian
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.linear import LinearEnergy
 from tfp_ebm.networks.normalized import NormalizedEnergy
+from tfp_ebm.recipes.density_backup import Trainings
 from tfp_ebm.recipes.density_training import (
     MANY_ROWS,
     Settings,
@@ -70,6 +72,7 @@ class Table(NamedTuple):
       has_missing: whether cells are missing.
       seed: of all random choices.
       spread: the rows without missing cells and with spread values, in float64, for mixtures.
+      trainings: where results of trainings are kept.
     """
 
     y: np.ndarray
@@ -78,6 +81,7 @@ class Table(NamedTuple):
     has_missing: bool
     seed: int
     spread: tuple[np.ndarray, np.ndarray]
+    trainings: Trainings = Trainings()
 
     def fit_parts(self, number: int | None = None) -> MixtureParameters:
         """Fits a Gaussian mixture; columns of a few values are spread over the cells around these."""
@@ -215,7 +219,11 @@ def train_networks(
             trainer = trainers[kind]
         if kind == "mixture" and parts is not None:
             trainer.start_at(parts, order)
-        training = trainer.train(rows, held_out, max(limit - spent, 0.01) / left, seed + number)
+        time_left = max(limit - spent, 0.01) / left
+        train = functools.partial(trainer.train, rows, held_out, time_left, seed + number)
+        begin = time.monotonic()
+        training, seconds = table.trainings.result(name, trainer, train)
+        start += time.monotonic() - begin - seconds  # it may have been trained in an earlier call
         if training.weights is None:
             raise KeyboardInterrupt
         own.set_weights(training.weights)

@@ -9,6 +9,7 @@ log densities of the rows that were left out (stacking; Smyth & Wolpert 1999).
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -150,13 +151,17 @@ def train_by_folds(
             if parts is not None:
                 trainer.start_at(parts, order)
             every = _snapshot_every(own[0], number)
-            training = trainer.train(
+            train = functools.partial(
+                trainer.train,
                 part.y[:, order],
                 part.y_held_out[:, order],
                 max(limit - spent, 0.01) / left,
                 table.seed + total,
                 every,
             )
+            begin = time.monotonic()
+            training, seconds = table.trainings.result(name, trainer, train)
+            start += time.monotonic() - begin - seconds  # it may have been trained in an earlier call
             if training.is_interrupted:
                 raise KeyboardInterrupt
             trainings.append(training)

@@ -248,6 +248,15 @@ class Trainer:
         signature = [tf.TensorSpec((None, *network.event_shape), network.dtype)]
         self._energy = tf.function(lambda rows: network(rows), input_signature=signature, autograph=False)
 
+    @property
+    def step(self) -> int:
+        """The number of steps made so far in all trainings, on which the noise of the next one depends."""
+        return int(self._model._step.numpy())
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._model._step.assign(value)
+
     def start_at(self, mixture: MixtureParameters, order: list[int]) -> None:
         """Makes the conditionals of a mixture, its columns in the given order, the proposals of the next training."""
         set_mixture(self.network, mixture, order)

@@ -11,12 +11,15 @@ steps as the previous one.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
+import re
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfp_ebm import arguments
@@ -53,6 +56,8 @@ class Run:
       start_log_prob: the target's log density at the initial states, `[*chains]`.
       num_results: the number of results to keep.
       num_steps: the number of steps.
+      step: the number of steps done.
+      positions: the positions of the groups of chains.
       evaluations_per_result: number of target evaluations from one result to the next; None for a kernel from another
         package.
     """
@@ -93,6 +98,7 @@ class Run:
             kernel = kernel.without_step_size
             self.evaluations_per_result = self._stride * kernel.evaluations_per_step
         self.num_steps = self.steps_until(self.num_results)
+        self.step = 0
         self._kernel = kernel
         self._recorder = KeepDraws(self._count_slots(state)) if recorder is None else recorder
         key = chain_key(seed)
@@ -107,8 +113,8 @@ class Run:
                 keys, groups = [chain_key(tf.stack([key, tf.constant(i)])) for i in range(2)], halves_of(state)
         self._chains = XlaOrGraph(find, jit_compile, pays)
         self._plans = [Plan(step_size, key, tf.constant(self._burnin), tf.constant(self._stride)) for key in keys]
-        self._positions = [self.chain.start(group, step_size) for group in groups]
-        self.start_log_prob = _concat([position.start_log_prob for position in self._positions])
+        self.positions = [self.chain.start(group, step_size) for group in groups]
+        self.start_log_prob = _concat([position.start_log_prob for position in self.positions])
         self._num_bad_starts = 0 if self.is_traced else self._check_start(state)
         self._bar = keras.utils.Progbar(self.num_steps, unit_name="step") if progress and not self.is_traced else None
 
@@ -137,20 +143,28 @@ class Run:
     @property
     def num_groups(self) -> int:
         """The number of groups of chains: 2 if the halves run at the same time, else 1."""
-        return len(self._positions)
+        return len(self.positions)
 
     @property
     def state(self) -> tf.Tensor:
         """The current states of all chains, `[*chains, *event]`."""
-        return _concat([position.state for position in self._positions])
+        return _concat([position.state for position in self.positions])
 
     @property
     def step_size(self) -> Any:
         """The current step size, as in `Samples`."""
         if not isinstance(self._kernel, Kernel):
             return None
-        step_size = self._kernel.step_size_after(self._positions[0].results, self._plans[0].step_size)
+        step_size = self._kernel.step_size_after(self.positions[0].results, self._plans[0].step_size)
         return step_size if tf.nest.flatten(step_size) else None
+
+    def digest(self) -> str:
+        """Returns a digest of all that decides the results: starts, the target there, kernel, seed and counts."""
+        settings = repr((self._kernel, self.num_results, self.chain.is_xla))
+        digest = hashlib.sha256(re.sub(r" at 0x\w+", "", settings).encode())  # addresses differ between processes
+        for value in tf.nest.flatten((self.start, self.start_log_prob, self._plans)):
+            digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()
 
     def warn_of_nonfinite(self, num_nonfinite: Any) -> None:
         """Warns if chains became non-finite after the start."""
@@ -163,7 +177,7 @@ class Run:
     @property
     def num_bad_gradients(self) -> tf.Tensor | None:
         """The number of chains that had a non-finite gradient; None if the kernel does not record it."""
-        failed = [gradient_failed(position.results) for position in self._positions]
+        failed = [gradient_failed(position.results) for position in self.positions]
         if failed[0] is None:
             return None
         return tf.add_n([tf.reduce_sum(tf.cast(flags, tf.int32)) for flags in failed])
@@ -206,7 +220,7 @@ class Run:
           After each stretch, the number of results since the start of the run, and the record: the results of the
           stretch, or the moments of the results since step `first`.
         """
-        records = [self.chain.init(position) for position in self._positions]
+        records = [self.chain.init(position) for position in self.positions]
         while first < last:
             stop = last
             if isinstance(self._recorder, KeepDraws):  # one call may fill its slots, but must not start another slot
@@ -223,7 +237,7 @@ class Run:
                 if stop - first == planned or seconds > _SECONDS:
                     pace = max(seconds / (stop - first), _SECONDS / (_GROWTH * planned))
                     self.chain.seconds_per_step = pace
-            self._positions = positions
+            self.positions, self.step = positions, stop
             if self._bar is not None:
                 self._bar.update(stop)
             yield self.results_after(stop), self._recorder.join_chains(records)
@@ -244,7 +258,7 @@ class Run:
         steps = (tf.constant(first), tf.constant(last))
 
         def call(chain: Chain) -> list[Any]:
-            groups = zip(self._positions, self._plans, records, strict=True)
+            groups = zip(self.positions, self._plans, records, strict=True)
             calls = [
                 functools.partial(chain.advance, position, plan, steps, record) for position, plan, record in groups
             ]
