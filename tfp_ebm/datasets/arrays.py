@@ -26,7 +26,10 @@ def read_array(raw: bytes, suffix: str, label: str, key: str | None) -> np.ndarr
       TypeError: if the array holds Python objects.
       ValueError: if the file is damaged, or has no such array.
     """
-    damaged = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+    damaged = (
+        *(ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, OverflowError, RecursionError),
+        *(MemoryError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error),
+    )
     try:
         content = np.load(io.BytesIO(raw), allow_pickle=False)
         if isinstance(content, np.ndarray):
@@ -38,10 +41,21 @@ def read_array(raw: bytes, suffix: str, label: str, key: str | None) -> np.ndarr
     except damaged as error:
         if "Object arrays" in str(error):
             raise TypeError(f"{label} must hold real numbers, got an array of Python objects.") from error
-        raise ValueError(f"{label} is not a complete {suffix} file, it may be truncated: {error}") from error
+        raise ValueError(
+            f"{label} is not a complete {suffix} file, it may be truncated{_detail(error)}; files with Python objects "
+            "are not read either."
+        ) from error
     if not names:
         raise ValueError(f"{label} holds no array.")
     raise ValueError(f"`key` must be one of {', '.join(map(repr, names))}, the arrays of {label}, got {key!r}.")
+
+
+def _detail(error: Exception) -> str:
+    """Returns the message of an error about the content of the file; empty for one about NumPy's own variables."""
+    if isinstance(error, MemoryError):
+        return ": its header announces more numbers than fit into memory"
+    is_known = type(error) in (ValueError, OSError, EOFError, zipfile.BadZipFile)
+    return f": {' '.join(str(error).split())[:300]}" if is_known and str(error) else ""
 
 
 def _chosen(names: list[str], label: str) -> str | None:
