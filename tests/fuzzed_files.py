@@ -103,7 +103,9 @@ def random_zip(rng, mark, suffix):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
         for _ in range(rng.choice([0, 1, 1, 2, 3])):
-            name = rng.choice(["x", "arr_0", "../../escaped", "/tmp/escaped", "a/b", "é", "", "x_train", "..\\escaped"])
+            name = rng.choice(
+                ["x", "arr_0", "../../escaped", "/tmp/escaped", "a/b", "é", " ", "x_train", "..\\escaped"]
+            )
             inner = ".npy" if suffix == ".npz" else rng.choice([".csv", ".npy", ".json", "", "/"])
             content = random_npy(rng, mark) if inner == ".npy" else random_text(rng)
             with warnings.catch_warnings():

@@ -100,7 +100,7 @@ def fault_of(printed):
     # what stands in quotes is the user's own
     own = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "", error)
     found = INSIDES.search(own)
-    if found or len(error) > _LONGEST_ERROR or len(error.split()) < 4:
+    if found or len(error) > _LONGEST_ERROR or len(error.split()) < 3:
         return f"FAULT unclear ({found[0] if found else f'{len(error)} characters'}): {error[:400]}"
     return ""
 

@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 import pickle
+import warnings
 import zipfile
 
 import fuzzed_files
@@ -27,6 +28,7 @@ def saved(tmp_path_factory):
     model = ebm.EnergyModel(ebm.networks.mlp([2], units=[4], seed=0), base_measure=base)
     kernel = ebm.mcmc.Sequential([ebm.mcmc.IndependenceMetropolis(base), ebm.mcmc.MALA(0.1)])
     model.compile("adam", ebm.losses.MaximumLikelihood(kernel, 2, ebm.mcmc.FromBase(base)))
+    model.train_on_batch(np.ones([4, 2], "float32"))
     path = tmp_path_factory.mktemp("saved") / "model.keras"
     model.save(path)
     return path
@@ -181,10 +183,9 @@ def test_names_that_lead_out_of_the_archive(saved, tmp_path):
     names = ("../../escaped", "../escaped", f"{tmp_path}/escaped", "assets/../../../escaped", "assets/escaped")
     path = changed(saved, folder / "model.keras", lambda config: None, **dict.fromkeys(names, b"x"))
     before = fuzzing.names_in(tmp_path)
-    try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras's, that it skips them
         keras.saving.load_model(path)
-    except (ValueError, OSError, TypeError):
-        pass
     assert fuzzing.names_in(tmp_path) == before
     assert not (pathlib.Path.cwd() / "escaped").exists() and not pathlib.Path("/tmp/escaped").exists()
 

@@ -186,7 +186,11 @@ def _train_function(model: Any) -> Callable[[Any], Any]:
 
     @functools.partial(tf.function, autograph=False, reduce_retracing=True)
     def run(iterator: Any, count: tf.Tensor) -> tuple[tf.Tensor, Any]:
-        logs = step(_without_optionals(iterator.get_next()))
+        # the step is called in one place alone: TensorFlow might compile another call with other roundings
+        spec = _without_optionals(iterator.element_spec)
+        empty = step.get_concrete_function(spec).structured_outputs
+        shapes = tf.nest.map_structure(lambda output: output.shape, empty)
+        logs = tf.nest.map_structure(lambda output: tf.zeros([size or 0 for size in output.shape], output.dtype), empty)
 
         def more(done: tf.Tensor, proceeds: tf.Tensor, logs: Any) -> tf.Tensor:
             return proceeds & (done < count)
@@ -197,7 +201,9 @@ def _train_function(model: Any) -> Callable[[Any], Any]:
             logs = tf.cond(exists, lambda: step(_without_optionals(batch.get_value())), lambda: logs)
             return done + tf.cast(exists, tf.int32), exists & is_finite(), logs
 
-        done, _, logs = tf.while_loop(more, next_step, (tf.constant(1), is_finite(), logs))
+        start = tf.constant(0), tf.constant(True), logs
+        invariants = tf.TensorShape([]), tf.TensorShape([]), shapes
+        done, _, logs = tf.while_loop(more, next_step, start, shape_invariants=invariants)
         return done, logs
 
     seconds: float | None = None
@@ -213,8 +219,10 @@ def _train_function(model: Any) -> Callable[[Any], Any]:
         count = 1 if pace is None else pace.num_steps(seconds, last)
         start = time.perf_counter()
         done, logs = run(iterator, tf.constant(count))
-        logs = tf.nest.map_structure(lambda value: value.numpy(), logs)  # it also waits for the step
-        num_steps = int(done)
+        num_steps = int(done)  # it also waits for the steps
+        if not num_steps:
+            raise StopIteration  # Keras ends the epoch
+        logs = tf.nest.map_structure(lambda value: value.numpy(), logs)
         if is_traced:  # the first call compiles
             seconds, last = (time.perf_counter() - start) / num_steps, count
         is_traced = True
@@ -227,4 +235,5 @@ def _train_function(model: Any) -> Callable[[Any], Any]:
 
 def _without_optionals(data: Any) -> Any:
     """Returns a batch in which the parts that Keras marks as absent are None."""
-    return tf.nest.map_structure(lambda part: None if isinstance(part, tf.experimental.Optional) else part, data)
+    absent = tf.experimental.Optional | tf.OptionalSpec
+    return tf.nest.map_structure(lambda part: None if isinstance(part, absent) else part, data)
