@@ -121,18 +121,25 @@ def acts_on_batches(callback: keras.callbacks.Callback) -> bool:
     return not owners <= {keras.callbacks.ProgbarLogger, keras.callbacks.TerminateOnNaN}
 
 
+def _like_that_of_keras(fit: Any) -> Any:
+    """Returns a method with the signature of Keras's `fit`."""
+    return functools.wraps(keras.Model.fit)(fit)
+
+
 class StepsTogether(AtomicallySavedModel):
     """A Keras model whose `fit` runs several steps in one call, unless `compile` receives their number."""
 
+    train_function: Any  # of Keras
     _runs_together = False
     _pace: Pace | None = None  # of the `fit` that runs now
 
-    def compile(self, *args: Any, steps_per_execution: int | str = "auto", **kwargs: Any) -> None:
+    def compile(self, optimizer: Any = "adam", loss: Any = None, **kwargs: Any) -> None:
         """Configures training as Keras does; `steps_per_execution` may be "auto", about 50 ms a call.
 
         Raises:
           TypeError, ValueError: if `steps_per_execution` is neither "auto" nor a whole number of at least 1.
         """
+        steps_per_execution = kwargs.pop("steps_per_execution", "auto")
         is_automatic = isinstance(steps_per_execution, str) and steps_per_execution == "auto"
         if not is_automatic:
             if isinstance(steps_per_execution, str):
@@ -141,14 +148,15 @@ class StepsTogether(AtomicallySavedModel):
                 )
             check_count("steps_per_execution", steps_per_execution)
         self._runs_together = is_automatic
-        super().compile(*args, steps_per_execution=1 if is_automatic else steps_per_execution, **kwargs)
+        number = 1 if is_automatic else steps_per_execution
+        super().compile(optimizer, loss, steps_per_execution=number, **kwargs)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns Keras's compile configuration."""
         config = super().get_compile_config() or {}
         return {**config, "steps_per_execution": "auto"} if self._runs_together else config
 
-    @functools.wraps(keras.Model.fit)
+    @_like_that_of_keras
     def fit(self, **call: Any) -> Any:
         """Trains as Keras does."""
         callbacks = call.get("callbacks")
