@@ -9,10 +9,11 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "tfp_ebm" / "__init__.py").read_text(), re.MULTILINE).group(1)
 
 ARVIZ = ["arviz>=0.17,<2"]
-TABLES = ["pyarrow>=14", "openpyxl>=3.1"]  # .parquet and .feather, .xlsx; pandas alone reads text and .json
+TABLES = ["pyarrow>=14.0.1", "openpyxl>=3.1"]  # .parquet and .feather (older pyarrow runs pickles in files), .xlsx
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.5",
+    "hypothesis>=6.100",
     "scipy>=1.11",
     "ruff>=0.6",
     "mypy>=1.11",

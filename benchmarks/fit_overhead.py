@@ -88,7 +88,7 @@ def main():
     roads = {
         "bare step, called from Python": bare_steps(batches),
         "bare step, compiled loop": bare_loop(batches),
-        **{f"fit, steps_per_execution={n}": fit(batches, n) for n in (1, 10, 100)},
+        **{f"fit, steps_per_execution={n}": fit(batches, n) for n in (1, 10, 100, "auto")},
     }
     for run in roads.values():
         run(200)  # traces, and warms up

@@ -125,6 +125,12 @@ def encode(value: Any, name: str = "base_measure") -> Any:
 def decode(value: Any) -> Any:
     """Rebuilds a distribution from the result of `encode`.
 
+    A file may have been changed on purpose: only the classes that `encode` writes are created, and nothing else is
+    called.
+
+    Raises:
+      ValueError: if `value` is not from `encode`, or names another class.
+
     >>> p = tfp.distributions.Normal([0.0, 1.0], 2.0)
     >>> decode(encode(p)).loc.numpy().tolist()
     [0.0, 1.0]
@@ -133,16 +139,30 @@ def decode(value: Any) -> Any:
         return [decode(item) for item in value]
     if not isinstance(value, dict):
         return value
-    if "class" in value:
-        kind, class_name = value["class"].split(".")
-        parameters = {key: decode(item) for key, item in value["parameters"].items()}
-        return getattr(_MODULES[kind], class_name)(**parameters)
-    if "mapping" in value:
-        return {key: decode(item) for key, item in value["mapping"].items()}
-    if "array" in value:
-        flat = np.frombuffer(base64.b64decode(value["array"]), value["dtype"])
-        return tf.constant(flat.reshape(value["shape"]))
-    return tf.as_dtype(value["dtype"])
+    try:
+        if "class" in value:
+            parameters = {key: decode(item) for key, item in value["parameters"].items()}
+            return _class_named(value["class"])(**parameters)
+        if "mapping" in value:
+            return {key: decode(item) for key, item in value["mapping"].items()}
+        if "array" in value:
+            flat = np.frombuffer(base64.b64decode(value["array"]), value["dtype"])
+            return tf.constant(flat.reshape(value["shape"]))
+        return tf.as_dtype(value["dtype"])
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"the distribution in the file is damaged, or of another version: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _class_named(path: Any) -> type:
+    """Returns the class that a file names; raises ValueError if `encode` would not write its name."""
+    kind, _, name = path.partition(".") if isinstance(path, str) else ("", "", "")
+    is_public = kind in _MODULES and name.isidentifier() and not name.startswith("_")
+    found = getattr(_MODULES[kind], name, None) if is_public else None
+    if isinstance(found, type) and issubclass(found, tfp.distributions.Distribution | tfp.bijectors.Bijector):
+        return found
+    raise ValueError(f"the file names {path!r}, which is no class of tfp.distributions or tfp.bijectors: not created.")
 
 
 def fingerprint(value: Any) -> Hashable:

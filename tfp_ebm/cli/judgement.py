@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+import zipfile
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,11 +118,15 @@ def save_references(path: pathlib.Path, references: References) -> None:
 
 
 def load_references(path: pathlib.Path) -> References:
-    """Reads the simple densities of a run."""
-    with np.load(path) as file:
-        units = Units(*(file[f"units/{name}"] for name in Units._fields))
-        names = dict.fromkeys(key.split("/")[0] for key in file.files if not key.startswith("units/"))
-        return References(
-            units,
-            {name: MixtureParameters(*(file[f"{name}/{key}"] for key in MixtureParameters._fields)) for name in names},
-        )
+    """Reads the simple densities of a run; raises ValueError if the file is damaged."""
+    damaged = (ValueError, OSError, EOFError, KeyError, AttributeError, TypeError, MemoryError, NotImplementedError)
+    try:
+        with np.load(path) as file:
+            units = Units(*(file[f"units/{name}"] for name in Units._fields))
+            names = dict.fromkeys(key.split("/")[0] for key in file.files if not key.startswith("units/"))
+            densities = {
+                name: MixtureParameters(*(file[f"{name}/{key}"] for key in MixtureParameters._fields)) for name in names
+            }
+        return References(units, densities)
+    except (*damaged, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"`run` {path.parent}: {path.name} is damaged; without the file, it is left out.") from error

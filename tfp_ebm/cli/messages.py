@@ -61,6 +61,7 @@ _OPTIONS = {
         )
     },
 }
+_LONG_WORD = re.compile(r"\S{300,}")
 _ARGUMENT = re.compile(r"`(\w+)`")
 _MISSING = re.compile(r"\bmissing='(\w+)'")
 _KIND = re.compile(r"\bkinds=\{'(.*?)': '(\w+)'\}")
@@ -81,8 +82,9 @@ def for_the_shell(message: str) -> str:
 
 
 def say(kind: str, message: Any) -> None:
-    """Prints a message of a kind ("error", "warning", "note") on stderr."""
-    print(f"tfp-ebm: {kind}: {for_the_shell(str(message))}", file=sys.stderr, flush=True)
+    """Prints a message of a kind ("error", "warning", "note") on stderr; very long words are cut."""
+    text = _LONG_WORD.sub(lambda match: f"{match[0][:80]}…", for_the_shell(str(message)))
+    print(f"tfp-ebm: {kind}: {text}", file=sys.stderr, flush=True)
 
 
 # What needs less memory in each command.

@@ -87,6 +87,17 @@ def read_options(text: str) -> dict[str, Any]:
         ) from error
 
 
+def path(text: str) -> pathlib.Path:
+    """Returns a path.
+
+    >>> path("runs/lake").name
+    'lake'
+    """
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"must be the path of a file or folder, got {text!r}")
+    return pathlib.Path(text)
+
+
 def loss_name(text: str) -> str:
     """Returns the full name of a loss.
 
@@ -118,34 +129,34 @@ def make_parser() -> argparse.ArgumentParser:
     fit = add("fit", "train a model on data", _FIT)
     files = "a file (.csv, .tsv, .txt, .parquet, .xlsx, .json, .npy, .npz and others, also .gz, .bz2, .xz or .zip)"
     fit.add_argument("data", nargs="?", help=f"{files}, digits, or one of {', '.join(TOYS)}")
-    fit.add_argument("--out", type=pathlib.Path, help="directory to write the run to")
+    fit.add_argument("--out", type=path, help="directory to write the run to")
     resume = (
         "continue the training of this run, which was interrupted; it is saved about every minute in RUN.training, "
     )
     resume += "and all other options are those of its command (default: none)"
-    fit.add_argument("--resume", type=pathlib.Path, metavar="RUN", help=resume)
+    fit.add_argument("--resume", type=path, metavar="RUN", help=resume)
     _add_data_options(fit, rows=50_000)
     _add_training_options(fit)
     _add_sampling_options(fit)
     fit.add_argument("--seed", type=int, default=0, help="seed of weights, noise, order of batches and samples")
 
     sample = add("sample", "draw more samples from a fitted model", _SAMPLE)
-    sample.add_argument("run", type=pathlib.Path, help="directory that `fit` wrote")
+    sample.add_argument("run", type=path, help="directory that `fit` wrote")
     given = "file of rows with empty cells, which are filled by draws given all other cells; -n is the number of draws "
     given += "for each row (default: none)"
     sample.add_argument("--given", metavar="FILE", help=given)
     file = "file to write: .npy, .csv or .parquet (default: samples_SEED.npy in the run)"
-    sample.add_argument("--out", type=pathlib.Path, help=file)
+    sample.add_argument("--out", type=path, help=file)
     _add_sampling_options(sample, num_samples=None)
     read = "options of pandas for reading --given (default: found in the file)"
     sample.add_argument("--read", type=read_options, metavar="OPTIONS", help=read)
     sample.add_argument("--seed", type=int, default=1, help="seed of the samples")
 
     evaluate = add("evaluate", "compute energies and log-likelihoods of data under a fitted model", _EVALUATE)
-    evaluate.add_argument("run", type=pathlib.Path, help="directory that `fit` wrote")
+    evaluate.add_argument("run", type=path, help="directory that `fit` wrote")
     evaluate.add_argument("data", help="the data, as for `fit`")
     energies = "file to write: .csv or .parquet for the rows with their energies, .npy for the energies (default: none)"
-    evaluate.add_argument("--out", type=pathlib.Path, help=energies)
+    evaluate.add_argument("--out", type=path, help=energies)
     _add_data_options(evaluate, rows=10_000)
     evaluate.add_argument("--seed", type=int, default=1, help="seed of toy data and of --dequantize")
 

@@ -26,6 +26,8 @@ RUN_FILES = ("model.keras", "saved_model", "samples.npy", "figure.png", "report.
 TABLE_FILES = ("samples.csv", "references.npz")
 # Of report.json; a run without one is of version 1. A later version than this is refused.
 FORMAT_VERSION = 3
+# Characters of a library's own message that are passed on.
+_LONGEST_REASON = 400
 # Files that samples and energies can be written to.
 SUFFIXES = (".npy", ".csv", ".parquet")
 
@@ -79,7 +81,7 @@ def load_run(path: pathlib.Path) -> Run:
     """
     import keras
 
-    import tfp_ebm.model  # noqa: F401, Keras finds the classes of a file only where they are imported
+    from tfp_ebm.model.energy_model import EnergyModel  # Keras finds the classes of a file only where they are imported
 
     missing = [name for name in RUN_FILES if not (path / name).exists()]
     if missing:
@@ -87,8 +89,8 @@ def load_run(path: pathlib.Path) -> Run:
     try:
         report = json.loads((path / "report.json").read_text(encoding="utf-8"))
         version = int(report.get("format_version", 1))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"`run` {path}: report.json cannot be read: {error}") from error
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"`run` {path}: report.json is damaged: it is not the JSON that `fit` wrote.") from error
     if version > FORMAT_VERSION:
         raise ValueError(
             f"`run` {path} has format version {version}, written by tfp_ebm {report.get('version')}; this is "
@@ -97,8 +99,25 @@ def load_run(path: pathlib.Path) -> Run:
     try:
         model = keras.saving.load_model(path / "model.keras")
     except Exception as error:
-        raise ValueError(f"`run` {path}: model.keras cannot be read: {error}") from error
+        raise ValueError(f"`run` {path}: model.keras cannot be read: {_reason(error)}") from error
+    if not isinstance(model, EnergyModel):
+        raise ValueError(f"`run` {path}: model.keras must hold an EnergyModel, got {type(model).__name__}.")
     return Run(model, model.columns, model.encoder)
+
+
+def _reason(error: BaseException) -> str:
+    """Returns why Keras could not load a model, without the configuration that its messages contain."""
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+        chain.append(inner)
+    if any("safe_mode" in str(one) for one in chain):
+        return (
+            "it holds code of Python, such as a Lambda layer, which is not run. Do not use files that you do not trust."
+        )
+    message = " ".join(str(chain[-1]).split())
+    if isinstance(chain[-1], ValueError) and 0 < len(message) <= _LONGEST_REASON and "<" not in message:
+        return message
+    return "it is damaged, or was written by another version of this package or of Keras."
 
 
 def save_rows(out: pathlib.Path, values: np.ndarray, columns: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 
 from tfp_ebm.datasets import cells
 from tfp_ebm.datasets.cells import cure
@@ -15,6 +16,24 @@ MIXED = "`load_table(path, mixed=True)` reads such tables, and `TableEncoder` tu
 def short(cell: str) -> str:
     """Returns a cell in quotes, cut after 40 characters."""
     return repr(cell if len(cell) <= 40 else f"{cell[:37]}…")
+
+
+# Words of Python, and of libraries, about their own variables.
+_INSIDES = re.compile(r"object|codec|NoneType|unhashable|argument|subscript|iterable|callable|index|<|0x|\bint\b|dtype")
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns the message of a library's error about a file, if a reader who does not know the library can use it.
+
+    >>> reason_of(ValueError("line 3 is too short")), reason_of(KeyError("x"))
+    ('line 3 is too short', 'its content is damaged, or not of this kind.')
+    """
+    if isinstance(error, MemoryError):
+        return "it announces more numbers than fit into memory."
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, KeyError | IndexError | AttributeError | UnicodeError) or not text or _INSIDES.search(text):
+        return "its content is damaged, or not of this kind."
+    return text
 
 
 def not_numbers(name: str, column: list[str], texts: list[int], lines: list[int], label: str) -> ValueError:

@@ -18,6 +18,7 @@ import numpy as np
 
 from tfp_ebm.datasets import frames, layout, regular, text
 from tfp_ebm.datasets.arrays import read_array
+from tfp_ebm.datasets.faults import reason_of
 
 if TYPE_CHECKING:
     import pandas
@@ -130,8 +131,11 @@ def _content(path: str | os.PathLike[str], options: dict[str, Any]) -> tuple[str
             zipfile.BadZipFile,
             RuntimeError,
             NotImplementedError,
+            MemoryError,
+            UnicodeError,
         ) as error:
-            raise ValueError(f"{label} is not a complete {suffix} file, it may be truncated: {error}") from error
+            reason = reason_of(error)
+            raise ValueError(f"{label} is not a complete {suffix} file, it may be truncated: {reason}") from error
     if suffix not in SUFFIXES:
         raise ValueError(f"{label} must be a file of one of the kinds {', '.join(SUFFIXES)}, got {suffix or name!r}.")
     return label, raw, suffix
@@ -254,7 +258,7 @@ def _read_by_pandas(function: str, source: Any, label: str, options: dict[str, A
             raise TypeError(f"pandas.{function} does not take these options: {error}") from error
         raise ValueError(f"{label} cannot be read: {error}") from error
     except Exception as error:  # each engine has its own errors for damaged files
-        raise ValueError(f"{label} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ValueError(f"{label} cannot be read: {reason_of(error)}") from error
     if isinstance(frame, dict):
         raise ValueError(f"{label}: `sheet_name` must name one sheet, got {options.get('sheet_name')!r}.")
     if not isinstance(frame, pandas.DataFrame):
@@ -294,8 +298,10 @@ def _parsed_json(content: str, label: str) -> pandas.DataFrame:
         if len(lines) > 1 and all(line.lstrip().startswith("{") for line in lines):
             return pandas.DataFrame([json.loads(line) for line in lines])
         return _frame_of_json(json.loads(content))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{label} cannot be read: it holds no table: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{label} cannot be read: it holds no table, but values nested too deeply.") from error
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
+        raise ValueError(f"{label} cannot be read: it holds no table: {reason_of(error)}") from error
 
 
 def _frame_of_json(table: Any) -> pandas.DataFrame:
@@ -331,7 +337,7 @@ def _read_sheet(source: io.BytesIO, label: str, sheet: str | int, mixed: bool) -
     except ImportError as error:
         raise ImportError(f'{label} needs a package that is not installed: pip install "tfp_ebm[tables]".') from error
     except Exception as error:
-        raise ValueError(f"{label} cannot be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{label} cannot be read: {reason_of(error)}") from error
     rows = [
         text.Row([_cell_text(value) for value in row], i + 1, i + 1)
         for i, row in enumerate(cells.itertuples(index=False, name=None))

@@ -87,7 +87,7 @@ def _decoded(raw: bytes, label: str, encoding: str | None) -> str:
             raise ValueError(f"`encoding` must be a text encoding, got {name!r}.") from error
         except UnicodeDecodeError as error:
             if encoding:
-                raise ValueError(f"{label} is not text in {name}: {error}") from error
+                raise ValueError(f"{label} is not text in {name}: not from its byte {error.start + 1} on.") from error
     raise AssertionError("Latin-1 decodes everything")
 
 

@@ -110,7 +110,7 @@ def checked_labels(name: str, column: pandas.Series, label: str) -> Any:
     """Returns a column of objects that pandas read, as numbers, booleans or text.
 
     Raises:
-      ValueError: if the cells are dates, most of them are numbers, or their types differ.
+      ValueError: if the cells are dates or lists, most of them are numbers, or their types differ.
     """
     import pandas
     from pandas.api import types
@@ -118,6 +118,13 @@ def checked_labels(name: str, column: pandas.Series, label: str) -> Any:
     missing = column.isna().to_numpy(bool)
     if missing.all():
         return np.full(len(column), np.nan)
+    nested = [row for row, value in enumerate(column) if isinstance(value, list | tuple | dict | set | np.ndarray)]
+    if nested:
+        kind = "a table" if isinstance(column.iloc[nested[0]], dict) else "a list"
+        raise ValueError(
+            f"{label}: column {name!r} must hold one value in each row, got {kind} in row {nested[0] + 1}: leave the "
+            "column out, or write its parts as columns of their own."
+        )
     inferred = types.infer_dtype(column, skipna=True)
     if inferred == "boolean":
         return column.astype("boolean" if missing.any() else "bool")

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from tfp_ebm.arguments import check_keras_3
+from tfp_ebm.model.executions import last_batch_run
 from tfp_ebm.replicas import sum_over_replicas
 
 _NO_DERIVATIVE = (
@@ -141,6 +142,9 @@ class StopAtNonFiniteStep(keras.callbacks.Callback):
       raises_for_loss: whether a non-finite loss is an error; if not, another callback handles it.
     """
 
+    # the check is made once for each compiled call, which ends at a step that is not finite
+    needs_no_single_batches = True
+
     def __init__(self, raises_for_loss: bool = True) -> None:
         super().__init__()
         self.raises_for_loss = raises_for_loss
@@ -152,7 +156,10 @@ class StopAtNonFiniteStep(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Checks the loss and the count of non-finite steps."""
-        where = f" within batch {batch} of the epoch"
+        last = last_batch_run(self.model, batch)
+        if last is None:
+            return
+        where = f" within batch {last} of the epoch"
         error = nonfinite_error(self.model, where)
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):

@@ -28,9 +28,9 @@ from tfp_ebm.energy.shapes import as_state
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.failures import naming_failures_of_training
 from tfp_ebm.model import monitoring, second_input
+from tfp_ebm.model.executions import StepsTogether
 from tfp_ebm.model.layer_losses import adds_losses, losses_of_call, regularization
 from tfp_ebm.model.passes import in_order_of_seed
-from tfp_ebm.model.saving import AtomicallySavedModel
 from tfp_ebm.networks.noise_levels import has_log_normalizer_zero
 from tfp_ebm.random import fold_in, stateless_seed
 from tfp_ebm.replicas import keras_logs, replica_and_number, sum_over_replicas
@@ -41,7 +41,7 @@ _TRAINING, _EVALUATION = 0, 1
 _BASE_ROWS = 10_000
 
 
-class EnergyTrainer(AtomicallySavedModel):
+class EnergyTrainer(StepsTogether):
     """The training half of an `EnergyModel`; the other half provides energy function, standardisation and base.
 
     It is one class in two files, because Keras expects all methods of a model in one class.
@@ -134,7 +134,8 @@ class EnergyTrainer(AtomicallySavedModel):
           optimizer: as in Keras.
           loss: an `ebm.losses.Loss` or its alias, such as "denoising_score_matching".
           **kwargs: as in Keras. `metrics` and `weighted_metrics`, which compare predictions with labels, need a loss
-            that takes labels, such as `losses.JointEnergyLoss`.
+            that takes labels, such as `losses.JointEnergyLoss`. `steps_per_execution` is "auto" by default: one call
+            runs as many steps as take about 50 ms, or one if a callback acts on single batches.
         """
         loss = losses.get(loss)
         kwargs |= second_input.metrics_of(loss, kwargs)

@@ -31,7 +31,7 @@ from tfp_ebm.mcmc.running.compiled import XlaOrGraph, check_state, find_compiled
 from tfp_ebm.mcmc.running.finite import count_nonfinite
 from tfp_ebm.mcmc.running.halves import at_once, can_halve, halves_of
 from tfp_ebm.mcmc.running.recorders import KeepDraws, Recorder
-from tfp_ebm.mcmc.running.trouble import warn_of_gradients, warn_of_stuck
+from tfp_ebm.mcmc.running.trouble import warn_of_gradients, warn_of_rounding, warn_of_stuck
 from tfp_ebm.random import chain_key, stateless_seed
 
 # Intended seconds per stretch, and the largest ratio of the lengths of a stretch and the previous one.
@@ -197,6 +197,10 @@ class Run:
         num_bad_gradients = self.num_bad_gradients
         if num_bad_gradients is not None:
             warn_of_gradients(int(num_bad_gradients), stuck.shape.num_elements())
+        if isinstance(self._kernel, Kernel) and self._kernel(self._target).is_calibrated:
+            found = [self._kernel.log_prob_after(position.results) for position in self._positions]
+            if all(tf.is_tensor(part) for part in found):
+                warn_of_rounding(_concat(found))
         known = self._num_bad_starts
         is_xla = self.chain.is_xla
         return warn_of_stuck(stuck, acceptance_rate, self.num_steps, known, self._target, self.start, is_xla)

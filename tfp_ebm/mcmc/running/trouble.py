@@ -22,6 +22,9 @@ _FALSE_ALARM = 1e-3
 # warning is appropriate even if all chains have such a rate.
 _ASSUMED_SHARE, _LEAST_ACCEPTANCE = 0.5, 0.1
 _MIN_STEPS = 10
+# Numbers of a dtype that are further apart than this are too coarse for log densities, whose differences of about 1
+# decide Metropolis steps. Rounded to .5, they cost up to 3 % of the acceptance, see the tests.
+_COARSE = 0.3
 
 
 def never_moved(start: tf.Tensor, states: tf.Tensor, is_accepted: tf.Tensor) -> tf.Tensor:
@@ -108,6 +111,28 @@ def warn_of_stuck(
         "kernel with global moves such as IndependenceMetropolis(base); a longer burn-in does not help."
     )
     return True
+
+
+def warn_of_rounding(log_prob: Any) -> None:
+    """Warns if log densities are so large that rounding them changes which steps are accepted.
+
+    Args:
+      log_prob: log densities at states of the chains, of any shape.
+
+    >>> warn_of_rounding(np.float32([-1e6, -2e6]))
+    """
+    values = np.abs(np.asarray(log_prob))
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return
+    size = np.median(values)
+    spacing = float(np.spacing(size.astype(values.dtype)))
+    if spacing > _COARSE:
+        warn(
+            f"The log density is about {size:.2g} in size, where {values.dtype.name} numbers are {spacing:.2g} apart. "
+            "Metropolis steps compare log densities, so rounding changes which steps are accepted. Subtract a constant "
+            "from the energy where it is computed, or compute the energy in float64."
+        )
 
 
 def _value_and_gradient(log_prob_fn: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tuple[tf.Tensor, Any]:
