@@ -7,12 +7,14 @@ import scipy.special
 import sklearn.datasets
 import tensorflow as tf
 import tensorflow_probability as tfp
+from energies import CLASS_MEANS as MEANS
+from energies import CLASS_PROBS as PROBS
+from energies import GaussianClasses
 
 import tfp_ebm as ebm
 from tfp_ebm.losses.base import LossOutput
 
 tfd = tfp.distributions
-MEANS, PROBS = np.array([[0.0, 2.0], [2.0, -1.0], [-2.0, -1.0]]), np.array([0.5, 0.3, 0.2])
 
 
 def classifier(dtype="float32"):
@@ -23,22 +25,6 @@ def classifier(dtype="float32"):
     network = keras.Model(x, logits)
     network.dtype_policy = keras.DTypePolicy(dtype)
     return network
-
-
-@keras.saving.register_keras_serializable("tests")
-class GaussianClasses(keras.layers.Layer):
-    """Logits log πᵧ + log N(x; μᵧ, I), up to a constant, so that p(x) is the mixture; float64."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**{"dtype": "float64", **kwargs})
-
-    def build(self, shape):
-        self.means = self.add_weight(shape=(3, 2), initializer=lambda *_, **__: tf.constant(MEANS), name="means")
-        log_probs = tf.constant(np.log(PROBS))
-        self.log_probs = self.add_weight(shape=(3,), initializer=lambda *_, **__: log_probs, name="log_probs")
-
-    def call(self, x):
-        return self.log_probs - 0.5 * tf.reduce_sum((x[:, None] - self.means) ** 2, -1)
 
 
 def rows(number, seed=0):
