@@ -6,8 +6,8 @@ cross-entropy and persistent chains. On the other 30 %: accuracy, expected calib
 AUROC of −E(x) = log Σ exp f(x) against images that are no digits (`ood.py`).
 
 Draws of each class by `recipes.class_samples` are given to classifiers of `digits.py`, trained on real digits: the
-share that they assign to the class of the draw; beside chains of the same energies that start at uniform noise, and real
-digits. Refinement: accuracy on digits with noise, before and after some steps of the chains on E(x).
+share that they assign to the class of the draw; beside chains of the same energies that start at uniform noise, and
+real digits. Refinement: accuracy on digits with noise, before and after some steps of the chains on E(x).
 
     python benchmarks/joint_energy.py [--seeds 0 1 2] [--num-steps 3000] [--json out.json] [--figure out.png]
 """
