@@ -137,6 +137,24 @@ def test_the_loss_is_the_sum_of_its_terms():
     np.testing.assert_array_equal(output.predictions, logits)
 
 
+@pytest.mark.parametrize(("scale", "is_right"), [(1.0, True), (1.1, False)])
+def test_noise_on_classified_rows(scale, is_right):
+    """Logits linear in x have standard deviation σ‖w‖: of 8000 rows within 4 standard errors; 10 % more is 12 away."""
+    joint = ebm.networks.JointEnergy(keras.layers.Dense(2, dtype="float64"))
+    model, x, y = ebm.EnergyModel(joint, event_shape=(2,)), tf.zeros([8000, 2], "float64"), tf.zeros([8000], tf.int32)
+    inner = ebm.losses.DenoisingScoreMatching(0.3)
+    loss = ebm.losses.JointEnergyLoss(inner, 0.7, label_noise=0.5 * scale)
+    output = loss(model.energy_function, x, y, seed=3, training=True)
+    plain = inner(model.energy_function, x, seed=3, training=True)
+    deviation = 0.5 * np.linalg.norm(joint.classifier.kernel.numpy(), axis=0)
+    errors = (np.std(output.predictions, 0) - deviation) / (deviation / np.sqrt(2 * 8000))
+    assert (np.abs(errors).max() < 4) == is_right, errors
+    # neither the density loss nor an evaluation has this noise
+    np.testing.assert_allclose(output.metrics["density_loss"], np.mean(plain.per_example))
+    assert np.std(loss(model.energy_function, x, y, seed=3).predictions, 0).max() == 0.0
+    assert ebm.losses.JointEnergyLoss.from_config(loss.get_config()).label_noise == 0.5 * scale
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_fit_evaluate_and_files(jit_compile, tmp_path):
@@ -203,6 +221,11 @@ BAD = {
         "`loss_weights` must not be given",
     ),
     "loss": (lambda m: ebm.losses.JointEnergyLoss("score_matching"), TypeError, "`density_loss` must be"),
+    "noise": (
+        lambda m: ebm.losses.JointEnergyLoss(ebm.losses.ScoreMatching(), label_noise=-1.0),
+        ValueError,
+        "`label_noise`",
+    ),
     "conditional loss": (
         lambda m: ebm.losses.JointEnergyLoss(ebm.losses.NoiseConditionalDenoisingScoreMatching([1.0])),
         ValueError,
