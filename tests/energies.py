@@ -1,7 +1,10 @@
 """Networks of x that many tests use."""
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+CLASS_MEANS, CLASS_PROBS = np.array([[0.0, 2.0], [2.0, -1.0], [-2.0, -1.0]]), np.array([0.5, 0.3, 0.2])
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -28,6 +31,22 @@ class Subclassed(keras.Model):
 
     def call(self, x):
         return self.out(self.hidden(x))
+
+
+@keras.saving.register_keras_serializable("tests")
+class GaussianClasses(keras.layers.Layer):
+    """Logits log πᵧ + log N(x; μᵧ, I), up to a constant, so that p(x) is the mixture; float64."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{"dtype": "float64", **kwargs})
+
+    def build(self, shape):
+        self.means = self.add_weight(shape=(3, 2), initializer=lambda *_, **__: tf.constant(CLASS_MEANS), name="means")
+        log_probs = tf.constant(np.log(CLASS_PROBS))
+        self.log_probs = self.add_weight(shape=(3,), initializer=lambda *_, **__: log_probs, name="log_probs")
+
+    def call(self, x):
+        return self.log_probs - 0.5 * tf.reduce_sum((x[:, None] - self.means) ** 2, -1)
 
 
 def functional(dtype="float32"):

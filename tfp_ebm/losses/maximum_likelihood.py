@@ -253,10 +253,7 @@ class MaximumLikelihood(Loss):
         if self._moves_globally:
             moved = move(self._global_kernel(base)(target), states, 1, seeds[2])
             states, metrics["global_acceptance_rate"] = moved.states, moved.accept_prob
-        kernel = self.kernel.unadapted if isinstance(self.kernel, mcmc.Kernel) else self.kernel
-        standardization = getattr(energy_fn, "standardization", None)
-        if isinstance(kernel, mcmc.Kernel) and standardization is not None:
-            kernel = kernel.in_coordinates(standardization)
+        kernel = self._kernel_in(getattr(energy_fn, "standardization", None))
         # a half of the chains would take the conditions of the other one
         halve = condition is None and getattr(kernel, "moves_chains_alone", False)
         moved = self._local_moves(kernel, target, states, seeds[3], training, halve)
@@ -274,6 +271,30 @@ class MaximumLikelihood(Loss):
         # x is a placeholder: any finite value, its weight is 0
         negatives = tf.stop_gradient(tf.where(_like(finite, x), moved.states, x))
         return negatives, weights / tf.reduce_mean(weights), metrics, start.condition
+
+    def _kernel_in(self, standardization: Any) -> Any:
+        """Returns the kernel without its adaptation, for chains in standardised coordinates."""
+        kernel = self.kernel.unadapted if isinstance(self.kernel, mcmc.Kernel) else self.kernel
+        if isinstance(kernel, mcmc.Kernel) and standardization is not None:
+            kernel = kernel.in_coordinates(standardization)
+        return kernel
+
+    def moved(self, target: Any, states: tf.Tensor, num_steps: int, seed: tf.Tensor, standardization: Any) -> tf.Tensor:
+        """Moves chains of any target by the kernel with its present step size, and changes no weight.
+
+        Args:
+          target: log p up to a constant, `[num_chains, *event] -> [num_chains]`.
+          states: the first states, in standardised coordinates, `[num_chains, *event]`.
+          num_steps: number of kernel steps.
+          seed: int32[2].
+          standardization: the model's.
+
+        Returns:
+          The states after the last step.
+        """
+        kernel = self._kernel_in(standardization)
+        built = kernel(target) if self.step_size is None else kernel.build(target, tf.identity(self.step_size.value))
+        return move(built, states, num_steps, seed).states
 
     def _global_kernel(self, base: tfp.distributions.Distribution) -> Callable[..., tfp.mcmc.TransitionKernel]:
         if self.global_move != "tempered":

@@ -9,8 +9,10 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_ebm import losses
 from tfp_ebm.arguments import check_finite
 from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.networks.joint_energy import JointEnergy
 
 tfd = tfp.distributions
 
@@ -27,6 +29,18 @@ def model_of_pixels(network: Any, pixels: Any, box: tuple[float, float], event_s
     scale = (high - low) / (box[1] - box[0])
     model.standardization.loc.assign(np.full(shape, low - box[0] * scale))
     model.standardization.scale.assign(np.full(shape, scale))
+    return model
+
+
+def compile_for(model: EnergyModel, loss: losses.Loss, optimizer: Any, **kwargs: Any) -> EnergyModel:
+    """Compiles a model with a density loss; for a `networks.JointEnergy`, with the cross-entropy of labels in addition.
+
+    The metric `accuracy` is then that of the classifier.
+    """
+    if isinstance(model.network, JointEnergy):
+        loss = losses.JointEnergyLoss(loss)
+        kwargs["metrics"] = ["accuracy"]
+    model.compile(optimizer=optimizer, loss=loss, **kwargs)
     return model
 
 

@@ -29,7 +29,7 @@ from tfp_ebm import losses, mcmc
 from tfp_ebm.arguments import check_count
 from tfp_ebm.energy.shapes import input_event_shape
 from tfp_ebm.model.energy_model import EnergyModel
-from tfp_ebm.recipes.pixels import adam, model_of_pixels, uniform_base
+from tfp_ebm.recipes.pixels import adam, compile_for, model_of_pixels, uniform_base
 
 
 def du_mordatch_2019(
@@ -152,7 +152,8 @@ def jem(
 
         E(x) = −log Σ_y exp f(x)[y],      as p(x, y) = exp f(x)[y]/Z.
 
-    The recipe trains this p(x); it does not include the paper's other term, the cross-entropy of p(y|x).
+    The recipe trains this p(x). For a `networks.JointEnergy(classifier)` it adds the paper's other term, the
+    cross-entropy of p(y|x), and `fit(x, y)` takes labels; `recipes.class_samples` then draws images of given classes.
 
     Args:
       network: any Keras network `[batch, *event] -> [batch]`, `[batch, 1]`, or `[batch, classes]`; its inputs are
@@ -181,11 +182,8 @@ def jem(
     kernel = mcmc.Langevin(step_size=math.sqrt(2 * 1.0), noise_scale=0.01)
     chains = mcmc.ReplayBuffer(10_000, restart_probability=0.05, base=uniform_base(model, pixels))
     warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, decay_steps=1000, end_learning_rate=1e-4)
-    model.compile(
-        optimizer=adam(warm_up),
-        loss=losses.MaximumLikelihood(kernel, num_steps=20, chains=chains, data_noise=0.03),
-    )
-    return model
+    loss = losses.MaximumLikelihood(kernel, num_steps=20, chains=chains, data_noise=0.03)
+    return compile_for(model, loss, adam(warm_up))
 
 
 def _energy_of_classifier(network: Any, event_shape: Any) -> Any:

@@ -22,7 +22,7 @@ import tensorflow_probability as tfp
 from tfp_ebm import losses, mcmc
 from tfp_ebm.arguments import check_count, check_positive
 from tfp_ebm.model.energy_model import EnergyModel
-from tfp_ebm.recipes.pixels import model_of_pixels, uniform_base
+from tfp_ebm.recipes.pixels import compile_for, model_of_pixels, uniform_base
 
 
 def small_images(
@@ -49,6 +49,10 @@ def small_images(
     model's distribution within some hundred training steps; there is no global move.
 
     The draws are `model.standardization.to_x(model.loss.chains.states)`, at temperature 1.
+
+    A `networks.JointEnergy(classifier)` is trained by `losses.JointEnergyLoss` with the same chains, so that the model
+    is a classifier too. `fit(x, y)` then takes labels, the chains are `model.loss.density_loss.chains`, and
+    `recipes.class_samples(model, labels, seed=0)` draws images of given classes.
 
     Args:
       network: any Keras network `[batch, *event] -> [batch]` or `[batch, 1]`; its inputs are pixels in [−L/2, L/2]. A
@@ -94,5 +98,5 @@ def small_images(
     cosine = keras.optimizers.schedules.CosineDecay(
         check_positive("learning_rate", learning_rate), check_count("num_steps", num_steps)
     )
-    model.compile(keras.optimizers.Adam(cosine, beta_1=0.5), loss, jit_compile=True, steps_per_execution=10)
-    return model
+    optimizer = keras.optimizers.Adam(cosine, beta_1=0.5)
+    return compile_for(model, loss, optimizer, jit_compile=True, steps_per_execution=10)
