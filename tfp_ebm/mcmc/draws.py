@@ -150,6 +150,7 @@ def verdict(
     num_bad_gradients: int,
     imbalance: float,
     missed: Sequence[Missed] = (),
+    drift: float = 0.0,
 ) -> tuple[str, ...]:
     """Returns the sentences of `Draws.trouble`.
 
@@ -163,6 +164,7 @@ def verdict(
       num_bad_gradients: number of particles where the gradient is NaN or infinite.
       imbalance: as from the function of this name.
       missed: modes that the draws have missed, those of the largest shares first.
+      drift: the shift of a coordinate's mean by further moves, in its standard deviations; 0 if it is not significant.
     """
     sentences: list[str] = []
 
@@ -218,6 +220,11 @@ def verdict(
         f"The draws do not cover the density: the identities E grad log f = 0 and E (x - m) grad log f = -1 are "
         f"violated by {imbalance:.2f}. The density may have parts that are too narrow for the moves; {cure}.",
     )
+    add(
+        drift > 0,
+        f"The draws do not cover the density: further moves shift the mean of a coordinate by {drift:.2f} of its "
+        f"standard deviation. The density has parts that are too narrow for the moves; {cure}.",
+    )
     add(num_bad_gradients, f"The gradient is NaN or infinite at {num_bad_gradients} of {num_particles} particles.")
     add(
         num_faults,
@@ -269,6 +276,7 @@ def judged_draws(
     num_faults: int,
     has_boundary: bool = False,
     missed: Sequence[Missed] = (),
+    drift: float = 0.0,
 ) -> Draws:
     """Returns draws from particles of equal weight, with the verdict on them.
 
@@ -282,7 +290,8 @@ def judged_draws(
       num_groups: number of groups.
       log_normalizer: as in `Draws`.
       has_boundary: whether the density may end at a boundary, where the identities of the gradient do not hold.
-      shares, share_ess, temperatures, acceptance_rates, max_temperatures, num_faults, missed: as for `verdict`.
+      shares, share_ess, temperatures, acceptance_rates, max_temperatures, num_faults, missed, drift: as for
+        `verdict`.
     """
     points, num = x.numpy().astype(np.float64), len(groups)
     r_hat = nested_r_hat(np.concatenate([points, log_density[:, None]], 1), groups, num_groups)
@@ -301,6 +310,7 @@ def judged_draws(
         num_bad_gradients=int((~np.isfinite(gradient)).any(1).sum()),
         imbalance=0.0 if has_boundary else imbalance(points, gradient, groups, num_groups),
         missed=missed,
+        drift=drift,
     )
     # particles at equal distances, in random order
     u = random.uniform([1 + num_samples], order_seed, tf.float64).numpy()

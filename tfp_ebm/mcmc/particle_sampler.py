@@ -1,4 +1,4 @@
-"""Runs of a sequential Monte Carlo sampler: passes, draws, their verdict, and a second run where a mode is missed."""
+"""Runs of a sequential Monte Carlo sampler: passes, draws, their verdict, and more runs where something is missed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import tensorflow_probability as tfp
 from tfp_ebm import random, serialization
 from tfp_ebm.mcmc.clusters import find_clusters
 from tfp_ebm.mcmc.draws import MIN_SHARE_ESS, Draws, judged_draws
+from tfp_ebm.mcmc.drift import NUM_ERRORS_OF_DOUBT, base_of_draws, is_uneven, shift
 from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, contracted, find_missed, find_regions, with_modes
 from tfp_ebm.mcmc.running.climb import climb
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
@@ -29,6 +30,7 @@ from tfp_ebm.mcmc.running.particles import (
     initial_particles,
     log_density_and_gradient,
 )
+from tfp_ebm.mcmc.running.settling import settle
 from tfp_ebm.mcmc.weights import jackknife_of_log_mean, pareto_shape, resample
 from tfp_ebm.types import Estimate, TargetLogProbFn
 
@@ -51,8 +53,12 @@ _MIN_MASS = 0.2
 # Share of draws from the base at density zero above which the density may end at a boundary. The identities of the
 # gradient then do not hold.
 _MAX_ZEROS = 0.01
+# Moves that show whether draws drift; how often they are made where this is in doubt, and before a base is fitted to the
+# draws; and runs from such bases, at most.
+_NUM_SETTLING, _NUM_DOUBTFUL, _NUM_BEFORE_FIT, _MAX_REFITS = 20, 4, 10, 3
 # Purposes of random numbers, folded into the seed.
 _PILOT, _BASE, _RESAMPLING, _FIRST_DRAWS, _FIRST, _SECOND_DRAWS, _SECOND, _ORDER, _CLUSTERS, _SEARCH, _AGAIN = range(11)
+_SETTLING, _REFIT = 11, 12
 
 
 def run_sampler(
@@ -66,18 +72,41 @@ def run_sampler(
     anneals: bool = False,
     progress: bool = False,
 ) -> tuple[Draws, Sampler]:
-    """Returns draws and the sampler that made them, whose base has Gaussians at modes if a first run missed some.
+    """Returns draws and the sampler that made them.
+
+    Its base has Gaussians at modes if a first run missed some, and Gaussians fitted to draws if these drifted.
 
     Args:
       target, base, settings, group_size, seed, jit_compile, anneals, progress: as for `Sampler`.
       num_samples: number of draws.
     """
-    first = Sampler(target, base, settings, group_size, seed, jit_compile, anneals, progress)
+    fixed = (settings, group_size)
+    draws, sampler = _run_with_modes(target, base, fixed, seed, (jit_compile, anneals, progress), num_samples)
+    for _ in range(_MAX_REFITS):
+        if not sampler.drift:
+            break
+        seed = random.fold_in(seed, _REFIT)
+        refitted = base_of_draws(sampler.settled(), base, int(seed.numpy()[0]) % 2**31)
+        sampler = Sampler(target, refitted, *fixed, seed, jit_compile, anneals, progress)
+        draws = sampler.run(num_samples)
+    return draws, sampler
+
+
+def _run_with_modes(
+    target: TargetLogProbFn,
+    base: tfp.distributions.Distribution,
+    fixed: tuple[Settings, int],
+    seed: tf.Tensor,
+    options: tuple[bool | str, bool, bool],
+    num_samples: int,
+) -> tuple[Draws, Sampler]:
+    """Returns draws and their sampler, as `run_sampler`, whose draws may drift."""
+    first = Sampler(target, base, *fixed, seed, *options)
     draws = first.run(num_samples)
     if not first.missed and not first.modes_may_help:
         return draws, first
     base, seed = with_modes(base, first.regions), random.fold_in(seed, _AGAIN)
-    second = Sampler(target, base, settings, group_size, seed, jit_compile, anneals, progress)
+    second = Sampler(target, base, *fixed, seed, *options)
     again = second.run(num_samples)
     return (again, second) if first.missed or len(again.trouble) <= len(draws.trouble) else (draws, first)
 
@@ -100,6 +129,8 @@ class Sampler:
       regions: the regions around modes that a search from the base has found after the run.
       missed: those that the draws have missed.
       modes_may_help: whether the shares are not known, but the regions have a good part of the mass.
+      drift: the shift of the draws by further moves, where the scale of the density is uneven; 0 if it is not
+        significant.
     """
 
     def __init__(
@@ -124,7 +155,7 @@ class Sampler:
         self._has_boundary = False
         self.regions: list[Region] = []
         self.missed: list[Missed] = []
-        self.modes_may_help = False
+        self.modes_may_help, self.drift = False, 0.0
 
     def run(self, num_samples: int) -> Draws:
         """Returns the draws."""
@@ -197,6 +228,7 @@ class Sampler:
             betas, rates = betas[:-1], np.append(rates[:-2], both)
         temperatures: np.ndarray = np.append(0.0, betas)
         self._search(x, log_normalizer, share_ess)
+        self._find_drift(particles, gradient, passed.plan.scales[stages - 1], passed.log_step_size)
         return judged_draws(
             particles.x,
             groups,
@@ -216,7 +248,39 @@ class Sampler:
             num_faults=self._num_faults + int(passed.num_faults),
             has_boundary=self._has_boundary,
             missed=self.missed,
+            drift=self.drift,
         )
+
+    def _find_drift(
+        self, particles: Particles, gradient: np.ndarray, scale: tf.Tensor, log_step_size: tf.Tensor
+    ) -> None:
+        """Finds out whether further moves shift the draws."""
+        x, groups = particles.x.numpy().astype(np.float64), particles.groups.numpy()
+        if self._size > _MAX_SEARCH or not is_uneven(x, gradient):
+            return
+        self._settling, self._num_settled = (particles.x, scale, log_step_size), 0
+        is_in_doubt = True
+        while is_in_doubt and not self.drift and self._num_settled < _NUM_DOUBTFUL:
+            after = self._settle()
+            args = (x, after.astype(np.float64), groups, self.settings.num_groups)
+            self.drift, is_in_doubt = shift(*args), bool(shift(*args, NUM_ERRORS_OF_DOUBT))
+
+    def _settle(self) -> np.ndarray:
+        """Moves the draws further, and returns them."""
+        base, (x, scale, log_step_size) = self.base, self._settling
+        key: Hashable = ("settle", self._key, self.settings.has_covariance)
+        make = functools.partial(Compiled, settle)
+        function = find_compiled(self._target, key, lambda resolve: make(resolve, base, _NUM_SETTLING))
+        seed = random.fold_in(self._fold(_SETTLING), self._num_settled)
+        x, log_step_size = function(x, scale, log_step_size, seed)
+        self._settling, self._num_settled = (x, scale, log_step_size), self._num_settled + 1
+        return x.numpy()
+
+    def settled(self) -> np.ndarray:
+        """Returns draws `[n, d]` that have moved further; there must be a drift."""
+        while self._num_settled < _NUM_BEFORE_FIT:
+            self._settle()
+        return self._settling[0].numpy()
 
     def _search(self, x: np.ndarray, log_normalizer: Estimate, share_ess: float) -> None:
         """Finds modes that draws `[n, d]` have missed, as far as climbs from the base reach them."""

@@ -41,7 +41,7 @@ def frozen_run(target: TargetLogProbFn, base: tfp.distributions.Distribution) ->
     seed = random.stateless_seed(0)
     draws, sampler = run_sampler(target, base, settings, group_size, seed, False, _MIN_PARTICLES, anneals=True)
     plan = sampler.annealing_plan()
-    settings = settings._replace(max_temperatures=plan.betas.shape[0] - 1)
+    settings = sampler.settings._replace(max_temperatures=plan.betas.shape[0] - 1)
     return Frozen(sampler.base, settings, plan, _MIN_PARTICLES), draws
 
 

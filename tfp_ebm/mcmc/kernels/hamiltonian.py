@@ -24,8 +24,11 @@ from tfp_ebm import arguments, random
 from tfp_ebm.mcmc.kernels.acceptance import CheckedMetropolis, is_bad_gradient
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn, _check_broadcast, _positive
 
-# Number folded into the seed of a step to draw the number of leapfrog steps; the momentum uses the seed itself.
-_JITTER = 1
+# Numbers folded into the seed of a step to draw the number of leapfrog steps, and the step sizes; the momentum uses the
+# seed itself.
+_JITTER, _LOCAL_STEP = 1, 2
+# Standard deviation of the logarithm of a local step size. A local scale exceeds 10 for no gradient, however small.
+_SPREAD, _MIN_SQUARED_GRADIENT = 0.5, 0.01
 
 
 @keras.saving.register_keras_serializable(package="tfp_ebm")
@@ -245,3 +248,64 @@ class HamiltonianMonteCarlo(tfp.mcmc.HamiltonianMonteCarlo):
         super().__init__(*args, **kwargs)
         # the attribute in which TFP's class stores its inner kernel
         self._impl: Any = CheckedMetropolis(_Trajectory(**self.parameters))
+
+
+def log_local_scale(gradient: tf.Tensor) -> tf.Tensor:
+    """Computes the logarithm of s = (.01 + ‖g‖²/d)^(−½) from gradients g of a log density, `[n, d]`; shape `[n, 1]`.
+
+    For a normal distribution of standard deviation σ, ‖g‖² is d/σ² on average, so that s is near σ.
+
+    >>> x = tf.constant(np.random.default_rng(0).normal(size=[5, 400]))
+    >>> tf.exp(log_local_scale(x / 3.0))[:, 0].numpy().round().tolist()
+    [3.0, 3.0, 3.0, 3.0, 3.0]
+    """
+    return -0.5 * tf.math.log(_MIN_SQUARED_GRADIENT + tf.reduce_mean(tf.square(gradient), -1, keepdims=True))
+
+
+class _LocalTrajectory(_Trajectory):
+    """A `_Trajectory` whose step size depends on the gradient at its start, for states `[n, d]`."""
+
+    def one_step(
+        self, current_state: tf.Tensor, previous_kernel_results: Any, seed: Any = None
+    ) -> tuple[tf.Tensor, Any]:
+        """Returns the end of the trajectory, and its results."""
+        seed = tfp.random.sanitize_seed(seed)
+        (gradient,) = previous_kernel_results.grads_target_log_prob
+        before = log_local_scale(gradient)
+        noise = _SPREAD * random.normal(before.shape, random.fold_in(seed, _LOCAL_STEP), gradient.dtype)
+        step_size = tf.cast(self.step_size, gradient.dtype) * tf.exp(before + noise)
+        stored = previous_kernel_results.step_size
+        x, results = super().one_step(current_state, previous_kernel_results._replace(step_size=step_size), seed)
+        (gradient,) = results.grads_target_log_prob
+        correction = self._log_ratio(noise, noise + before - log_local_scale(gradient))
+        return x, results._replace(
+            step_size=stored, log_acceptance_correction=results.log_acceptance_correction + correction[:, 0]
+        )
+
+    @staticmethod
+    def _log_ratio(noise: tf.Tensor, noise_back: tf.Tensor) -> tf.Tensor:
+        """Returns the log density of a step size at the end of a trajectory, less that at its start."""
+        return (tf.square(noise) - tf.square(noise_back)) / (2.0 * _SPREAD**2)
+
+
+class LocalHamiltonianMonteCarlo(tfp.mcmc.HamiltonianMonteCarlo):
+    """Hamiltonian Monte Carlo whose step size is drawn in each step, around a scale that depends on the state.
+
+    From a state x with gradient g of log p, the step size is ε s(x) e^ζ, with s of `log_local_scale` and
+    ζ ~ N(0, ½²). The acceptance ratio contains the density of this step size at the end point over that at the start,
+    so that the target stays invariant for any s (Bou-Rabee, Carpenter & Marsden 2024, arXiv:2404.15253). Where the
+    scale of the density varies from place to place, no single step size serves.
+
+    Args:
+      *args, **kwargs: as for `HamiltonianMonteCarlo`; the step size is ε. States have the shape `[n, d]`.
+
+    >>> kernel = LocalHamiltonianMonteCarlo(lambda x: -0.5 * tf.reduce_sum(x**2, -1), 0.5, 3)
+    >>> x = tf.ones([3, 2])
+    >>> x_next, results = kernel.one_step(x, kernel.bootstrap_results(x), seed=tf.constant([0, 1]))
+    >>> x_next.shape, results.is_accepted.shape
+    (TensorShape([3, 2]), TensorShape([3]))
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._impl: Any = CheckedMetropolis(_LocalTrajectory(**self.parameters))
