@@ -27,7 +27,7 @@ def test_export_has_the_argument_order_of_keras(tmp_path):
     positional = [name for name, parameter in ours.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     assert positional == list(theirs)[: len(positional)] == ["self", "filepath", "format", "verbose"]
     assert ours["format"].default == theirs["format"].default == "tf_saved_model"
-    assert {name for name, p in ours.items() if p.kind is p.KEYWORD_ONLY} == {"kernel", "jit_compile"}
+    assert {name for name, p in ours.items() if p.kind is p.KEYWORD_ONLY} == {"kernel", "jit_compile", "condition"}
     with pytest.raises(
         TypeError, match="`kernel` and `jit_compile` are for format 'tf_saved_model', got format 'onnx'"
     ):
