@@ -73,12 +73,13 @@ def test_the_ratio_of_a_linear_gaussian_simulator(ratio, tmp_path):
     drawn = p.draw(NUM_DRAWS, seed=2)
     assert distance(drawn.states) < 4.0 and not drawn.trouble
     assert abs(drawn.log_normalizer.value) < 0.15
-    # planted: the likelihood alone, by importance from the wide base that it needs
+    # planted: the likelihood alone, by resampling wide draws
     wide = tfd.MultivariateNormalDiag(np.zeros(2, "float32"), np.full(2, 3.0, "float32"))
-    without = ebm.EnergyDistribution(
-        lambda theta: ratio.given(OBSERVED).energy(theta) + PRIOR.log_prob(theta), event_shape=[2], base=wide
-    )
-    assert distance(without.sample(NUM_DRAWS, seed=3)) > 6.0
+    theta = wide.sample(20_000, seed=3)
+    log_ratio = -ratio.energy(theta, OBSERVED) - PRIOR.log_prob(theta)
+    weights = np.exp(np.float64(log_ratio - wide.log_prob(theta)))
+    chosen = np.random.default_rng(0).choice(20_000, 2000, p=weights / weights.sum())
+    assert distance(theta.numpy()[chosen]) > 6.0
     ratio.save(tmp_path / "ratio.keras")
     loaded = keras.saving.load_model(tmp_path / "ratio.keras")
     theta, x = (part.astype("float32") for part in simulations(5))
