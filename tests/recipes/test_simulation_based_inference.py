@@ -123,9 +123,8 @@ def test_supports_of_priors():
     assert [part.tolist() for part in support_of(PRIOR, 2)] == [[-np.inf] * 2, [np.inf] * 2]
     gamma = tfd.Independent(tfd.Gamma(np.array([2.0, 3.0]), 1.0), 1)
     assert [part.tolist() for part in support_of(gamma, 2)] == [[0.0, 0.0], [np.inf, np.inf]]
-    for prior in (tfd.Dirichlet([1.0, 1.0, 1.0]), tfd.Blockwise([tfd.Beta(2.0, 3.0), tfd.Normal([0.0, 0.0], 1.0)])):
-        with pytest.raises(ValueError, match="`prior` must have a box as support"):
-            support_of(prior, 3)
+    with pytest.raises(ValueError, match="`prior` must have a box as support"):
+        support_of(tfd.Dirichlet([1.0, 1.0, 1.0]), 3)
 
 
 THETA, X = simulations(40)
