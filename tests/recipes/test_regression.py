@@ -133,7 +133,7 @@ def test_a_bimodal_target_is_learned_to_a_fiftieth_of_a_nat():
 
 @pytest.mark.slow
 def test_bounded_targets_and_noise_that_widens():
-    """y = exp(x/2 + sd(x) z) > 0 with sd from .2 to .6: KL ≤ .03 nats, 90 % intervals hold 87 to 93 % everywhere."""
+    """y = exp(x/2 + sd(x) z) > 0 with sd from .2 to .6: KL ≤ .04 nats, 90 % intervals hold 87 to 93 % everywhere."""
     rng = np.random.default_rng(2)
 
     def made(rows):
@@ -143,11 +143,11 @@ def test_bounded_targets_and_noise_that_widens():
         log_prob = -0.5 * ((log_y - 0.5 * x) / sd) ** 2 - np.log(sd) - 0.5 * np.log(2 * np.pi) - log_y
         return x, np.exp(log_y), log_prob[:, 0]
 
-    x, y, _ = made(4000)
+    x, y, _ = made(2000)
     model = ebm.recipes.regression(x, y, bounds=(0.0, np.inf), num_networks=1)
     x, y, truth = made(10_000)
     gap = truth + model.energy(y.astype("float32"), x.astype("float32")).numpy()
-    assert gap.mean() < 0.03
+    assert gap.mean() < 0.04
     p = model.given(x)
     low, high = p.interval(0.9)
     inside = ((y > low) & (y < high)).numpy()[:, 0]
@@ -173,11 +173,11 @@ def test_few_rows_of_many_inputs_are_not_overfitted():
 def test_networks_have_orders_of_their_own():
     """Two targets, y₂ = ±y₁ + noise: draws have both signs, and the density is that of the draws in either order."""
     rng = np.random.default_rng(4)
-    x = rng.normal(size=(1000, 1))
-    first = x + 0.5 * rng.normal(size=(1000, 1))
-    y = np.concatenate([first, 3.0 + np.sign(rng.random((1000, 1)) - 0.5) * first], 1)
-    y[:, 1:] += 0.3 * rng.normal(size=(1000, 1))
-    model = ebm.recipes.regression(x, y, num_networks=2, minutes=0.1)
+    x = rng.normal(size=(400, 1))
+    first = x + 0.5 * rng.normal(size=(400, 1))
+    y = np.concatenate([first, 3.0 + np.sign(rng.random((400, 1)) - 0.5) * first], 1)
+    y[:, 1:] += 0.3 * rng.normal(size=(400, 1))
+    model = ebm.recipes.regression(x, y, num_networks=2)
     assert model.network.orders == ((0, 1), (1, 0))
     parts = [
         RegressionEnergy([network], model.network.x_loc, model.network.x_scale, [order])
@@ -188,8 +188,8 @@ def test_networks_have_orders_of_their_own():
     np.testing.assert_allclose(np.exp(-np.float64(model.network(z, at))), np.mean(of_parts, 0), rtol=1e-4)
     drawn = [np.float64(part.draw_given(at, np.array([0, 1]))) for part in parts]
     for one in drawn:  # the two networks agree on what is first
-        np.testing.assert_allclose(one.mean(0), np.float64(z).mean(0), atol=0.15)
-        assert abs(np.corrcoef(one[:, 0], at[:, 0])[0, 1] - np.corrcoef(z[:, 0], at[:, 0])[0, 1]) < 0.06
+        np.testing.assert_allclose(one.mean(0), np.float64(z).mean(0), atol=0.25)
+        assert abs(np.corrcoef(one[:, 0], at[:, 0])[0, 1] - np.corrcoef(z[:, 0], at[:, 0])[0, 1]) < 0.1
 
 
 BAD = {

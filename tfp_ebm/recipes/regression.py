@@ -67,8 +67,17 @@ def regression(
     """
     inputs, targets = (columns_of(name, value) for name, value in (("x", x), ("y", y)))
     low, high = check_bounds("bounds", bounds, targets.shape[1])
-    arguments = {"minutes": minutes, "num_networks": num_networks, "validation": validation, "seed": seed}
-    return fit_targets(inputs, targets, low, high, names=("x", "y"), **arguments)
+    return fit_targets(
+        inputs,
+        targets,
+        low,
+        high,
+        names=("x", "y"),
+        minutes=minutes,
+        num_networks=num_networks,
+        validation=validation,
+        seed=seed,
+    )
 
 
 def fit_targets(

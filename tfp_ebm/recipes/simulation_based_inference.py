@@ -226,7 +226,7 @@ def support_of(prior: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
     try:
         far = np.asarray(bijector.forward(places), np.float64)
     except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
-        raise ValueError(f"`prior` must have a box as support; pass it as (low, high).") from error
+        raise ValueError("`prior` must have a box as support; pass it as (low, high).") from error
     if far.shape != places.shape:
         raise ValueError("`prior` must have a box as support, got one whose coordinates depend on each other.")
     far = np.where(np.abs(far) < 1e-30, 0.0, far)
