@@ -18,7 +18,7 @@ X = np.random.default_rng(0).normal(size=(128, 2)).astype("float32")
 def compiled_trainer():
     """The trainer of all calls, whose step XLA compiles once."""
     network = ebm.networks.autoregressive([2], units=[8], dropout=0.3, seed=0)
-    settings = density_training.settings_for_rows(128, 2)._replace(num_steps=density_training.NUM_JUDGEMENTS)
+    settings = density_training.settings_for_rows(128, 2)._replace(num_steps=12)
     return density_training.Trainer(network, settings, 0)
 
 
