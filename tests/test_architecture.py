@@ -184,7 +184,7 @@ def test_arguments_of_public_names():
     assert names(ebm.mcmc.HMC) == ["step_size", "num_leapfrog_steps", "mass"]
     assert names(ebm.mcmc.sample) == [
         "target_log_prob_fn", "initial_state", "kernel", "num_results", "num_burnin_steps", "num_steps_between_results",
-        "seed", "jit_compile", "progress",
+        "seed", "jit_compile", "progress", "backup_dir",
     ]  # fmt: skip
     assert names(ebm.evaluation.annealed_importance_sampling)[:7] == [
         "energy_fn", "base", "kernel", "num_temperatures", "num_chains", "schedule", "seed",

@@ -281,7 +281,7 @@ def test_fit_makes_its_function_before_callbacks_load_a_backup(own_step):
     assert order[:2] == ["made", "begin"]
 
 
-@private_part("keras.Model._initial_epoch", "callbacks.py", names=["_initial_epoch"])
+@private_part("keras.Model._initial_epoch", "callbacks.py")
 def test_fit_begins_at_the_initial_epoch(own_step):
     class Begin(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):

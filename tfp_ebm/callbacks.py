@@ -262,7 +262,7 @@ class Backup(keras.callbacks.Callback):
       ValueError: from `fit`, if all backups are damaged, or are those of another model.
 
     >>> import tempfile, tfp_ebm as ebm
-    >>> x = np.zeros([64, 2], "float32")
+    >>> x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
     >>> def train(epochs):
     ...     model = ebm.EnergyModel(ebm.networks.mlp([2], units=[8], seed=0))
     ...     model.compile("adam", "denoising_score_matching")

@@ -49,7 +49,7 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None
     [1.0, 2.0]
     """
     with written_atomically(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
+        np.savez(file, **{name: np.asarray(value) for name, value in arrays.items()})
 
 
 def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

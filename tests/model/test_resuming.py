@@ -60,7 +60,7 @@ def resume(route, model, name, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "jit_compile"),
-    [*((name, False) for name in CASES), ("denoising", True), ("persistent", True), ("noise contrastive", True)],
+    [*((name, False) for name in CASES), ("persistent", True)],
 )
 def test_a_resumed_training_has_the_same_bits(name, jit_compile, tmp_path):
     """Both models are made once, since tracing takes most of the time; the second one knows the file alone."""
