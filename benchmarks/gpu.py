@@ -50,7 +50,7 @@ NUM_CLASSES, NUM_CHAIN_STEPS = 10, 100
 class Program:
     """A function of tensors to write, its arguments, and the floating-point operations of its matrix products.
 
-    `flops` is None where there is no formula; the runner then takes the count of XLA.
+    `flops` is None where there is no formula; the runner then states no share of the rate of a large product.
     """
 
     name: str
