@@ -8,7 +8,8 @@ products over that of a large matrix product in the same precision on the same d
 results and temporaries as the compiler plans them; for PyTorch, the peak of its allocator on a GPU.
 
 The peers, where they are installed: ebmkit and torchebm, eagerly and with their loss compiled by `torch.compile`, and
-JAX (with folx for exact score matching; blackjax and numpyro for chains), from the same weights, in float32.
+JAX (with folx for exact score matching; blackjax and numpyro for chains), from the same weights, in float32. Their
+persistent chains are Langevin's without acceptance, and here MALA with a global move.
 TensorFloat-32 is off for all, unless `--tf32` is given.
 
     python benchmarks/gpu_run.py programs [--only denoising] [--peers none] [--json out.json]
@@ -180,6 +181,8 @@ def peers_of(entry):
 
     case, objective = case_of(entry), entry["objective"]
     if entry["kind"] == "chain":
+        if case.filters:  # the peers' chains are of flat rows
+            return {}
         others = samplers.contestants(objective)
         return {
             name: (functools.partial(contestant.build, case, objective), contestant.unit)

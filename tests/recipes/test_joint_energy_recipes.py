@@ -94,7 +94,8 @@ def test_recipes_train_the_classifier_too(recipe):
     y = (x.mean((1, 2, 3)) > np.median(x.mean((1, 2, 3)))).astype("int32")
     keras.utils.set_random_seed(0)
     model = recipe(ebm.networks.JointEnergy(classifier()), pixels=(0, 1))
-    assert isinstance(model.loss, ebm.losses.JointEnergyLoss) and model.loss.weight == 1.0
+    assert isinstance(model.loss, ebm.losses.JointEnergyLoss)
+    assert (model.loss.weight, model.loss.label_noise) == ((1.0, 0.03) if recipe is recipes.jem else (0.1, 2.0))
     model.compile(model.optimizer, model.loss, metrics=["accuracy"])  # as it is, but in graph mode
     history = model.fit(x, y, batch_size=64, epochs=2, verbose=0).history
     assert {"accuracy", "cross_entropy", "density_energy_gap"} <= set(history)

@@ -32,13 +32,15 @@ def model_of_pixels(network: Any, pixels: Any, box: tuple[float, float], event_s
     return model
 
 
-def compile_for(model: EnergyModel, loss: losses.Loss, optimizer: Any, **kwargs: Any) -> EnergyModel:
+def compile_for(
+    model: EnergyModel, loss: losses.Loss, optimizer: Any, weight: float, label_noise: float, **kwargs: Any
+) -> EnergyModel:
     """Compiles a model with a density loss; for a `networks.JointEnergy`, with the cross-entropy of labels in addition.
 
-    The metric `accuracy` is then that of the classifier.
+    The metric `accuracy` is then that of the classifier. `weight` and `label_noise` are as in `losses.JointEnergyLoss`.
     """
     if isinstance(model.network, JointEnergy):
-        loss = losses.JointEnergyLoss(loss)
+        loss = losses.JointEnergyLoss(loss, weight, label_noise)
         kwargs["metrics"] = ["accuracy"]
     model.compile(optimizer=optimizer, loss=loss, **kwargs)
     return model

@@ -153,7 +153,8 @@ def jem(
         E(x) = −log Σ_y exp f(x)[y],      as p(x, y) = exp f(x)[y]/Z.
 
     The recipe trains this p(x). For a `networks.JointEnergy(classifier)` it adds the paper's other term, the
-    cross-entropy of p(y|x), and `fit(x, y)` takes labels; `recipes.class_samples` then draws images of given classes.
+    cross-entropy of p(y|x) of rows with the same noise, and `fit(x, y)` takes labels; `recipes.class_samples` then
+    draws images of given classes.
 
     Args:
       network: any Keras network `[batch, *event] -> [batch]`, `[batch, 1]`, or `[batch, classes]`; its inputs are
@@ -183,7 +184,7 @@ def jem(
     chains = mcmc.ReplayBuffer(10_000, restart_probability=0.05, base=uniform_base(model, pixels))
     warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, decay_steps=1000, end_learning_rate=1e-4)
     loss = losses.MaximumLikelihood(kernel, num_steps=20, chains=chains, data_noise=0.03)
-    return compile_for(model, loss, adam(warm_up))
+    return compile_for(model, loss, adam(warm_up), weight=1.0, label_noise=0.03)
 
 
 def _energy_of_classifier(network: Any, event_shape: Any) -> Any:
