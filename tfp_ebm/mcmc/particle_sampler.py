@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import keras
@@ -81,15 +81,18 @@ def run_sampler(
       target, base, settings, group_size, seed, jit_compile, anneals, progress: as for `Sampler`.
       num_samples: number of draws.
     """
-    fixed = (settings, group_size)
-    draws, sampler = _run_with_modes(target, base, fixed, seed, (jit_compile, anneals, progress), num_samples)
+    options = (jit_compile, anneals, progress)
+
+    def make(base: tfp.distributions.Distribution, seed: tf.Tensor) -> Sampler:
+        return Sampler(target, base, settings, group_size, seed, *options)
+
+    draws, sampler = _run_with_modes(make, base, seed, num_samples)
     for number in range(_MAX_REFITS):
         is_odd = sampler.is_uneven and bool(draws.trouble)
         if not (sampler.drift or (number == 0 and (sampler.may_drift or is_odd))):
             break
         seed = random.fold_in(seed, _REFIT)
-        refitted = base_of_draws(sampler.settled(), base, int(seed.numpy()[0]) % 2**31)
-        again = Sampler(target, refitted, *fixed, seed, jit_compile, anneals, progress)
+        again = make(base_of_draws(sampler.settled(), base, int(seed.numpy()[0]) % 2**31), seed)
         drawn = again.run(num_samples)
         if not (sampler.drift or sampler.may_drift) and len(drawn.trouble) >= len(draws.trouble):
             break
@@ -98,20 +101,17 @@ def run_sampler(
 
 
 def _run_with_modes(
-    target: TargetLogProbFn,
+    make: Callable[[tfp.distributions.Distribution, tf.Tensor], Sampler],
     base: tfp.distributions.Distribution,
-    fixed: tuple[Settings, int],
     seed: tf.Tensor,
-    options: tuple[bool | str, bool, bool],
     num_samples: int,
 ) -> tuple[Draws, Sampler]:
-    """Returns draws and their sampler, as `run_sampler`, whose draws may drift."""
-    first = Sampler(target, base, *fixed, seed, *options)
+    """Returns draws and their sampler, whose base has Gaussians at modes if a first run missed some."""
+    first = make(base, seed)
     draws = first.run(num_samples)
     if not first.missed and not first.modes_may_help:
         return draws, first
-    base, seed = with_modes(base, first.regions), random.fold_in(seed, _AGAIN)
-    second = Sampler(target, base, *fixed, seed, *options)
+    second = make(with_modes(base, first.regions), random.fold_in(seed, _AGAIN))
     again = second.run(num_samples)
     return (again, second) if first.missed or len(again.trouble) <= len(draws.trouble) else (draws, first)
 
@@ -271,8 +271,8 @@ class Sampler:
             if self._num_settled == _NUM_DOUBTFUL:
                 break
             after = self._settle()
-            args = (x, after.astype(np.float64), groups, self.settings.num_groups)
-            self.drift, self.may_drift = shift(*args), bool(shift(*args, NUM_ERRORS_OF_DOUBT))
+            shift_of = functools.partial(shift, x, after.astype(np.float64), groups, self.settings.num_groups)
+            self.drift, self.may_drift = shift_of(), shift_of(NUM_ERRORS_OF_DOUBT) > 0
 
     def _settle(self) -> np.ndarray:
         """Moves the draws further, and returns them."""
