@@ -60,7 +60,7 @@ def frozen_pass(betas, num, seed, base, target, step_size=0.7, moves=2, jit_comp
     return function(start, plan, tf.constant(True), zero, tf.constant([seed, 2]))
 
 
-def z_score_of_normalizer(betas=(0.2, 0.5, 1.0), num=100_000):
+def z_score_of_normalizer(betas=(0.2, 0.5, 1.0), num=200_000):
     """(mean of Ẑ over 8 groups)/Z − 1 in standard errors, and the relative standard error."""
     passed = frozen_pass(betas, num, 0, wide(), skewed)
     z = np.exp(passed.particles.log_normalizers.numpy() - 2.0)
@@ -69,9 +69,10 @@ def z_score_of_normalizer(betas=(0.2, 0.5, 1.0), num=100_000):
 
 
 def test_the_mean_of_z_is_z_for_three_frozen_temperatures():
-    # standard error .45 %; |t₇| < 4 has a false alarm rate of 5·10⁻³; a bias of 2 % is found almost surely
+    # standard error .3 %: two of them have a false alarm rate of .09, with a fixed seed; a bias of 2 % is found almost
+    # surely. The mean over 16 seeds of half as many particles is MEAN16.
     score, error = z_score_of_normalizer()
-    assert abs(score) < 4 and error < 0.006
+    assert abs(score * error) < 0.006 and error < 0.005
 
 
 def test_a_wrong_weight_biases_z(monkeypatch):

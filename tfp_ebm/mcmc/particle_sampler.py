@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import keras
@@ -53,9 +53,9 @@ _MIN_MASS = 0.2
 # Share of draws from the base at density zero above which the density may end at a boundary. The identities of the
 # gradient then do not hold.
 _MAX_ZEROS = 0.01
-# Moves that show whether draws drift; how often they are made where this is in doubt, and before a base is fitted to the
-# draws; and runs from such bases, at most.
-_NUM_SETTLING, _NUM_DOUBTFUL, _NUM_BEFORE_FIT, _MAX_REFITS = 20, 4, 10, 3
+# Moves that show whether draws drift; how often they are made, at least, where this is in doubt, and before a base is
+# fitted to the draws; and runs from such bases, at most.
+_NUM_SETTLING, _NUM_CHECKS, _NUM_DOUBTFUL, _NUM_BEFORE_FIT, _MAX_REFITS = 20, 2, 4, 10, 3
 # Purposes of random numbers, folded into the seed.
 _PILOT, _BASE, _RESAMPLING, _FIRST_DRAWS, _FIRST, _SECOND_DRAWS, _SECOND, _ORDER, _CLUSTERS, _SEARCH, _AGAIN = range(11)
 _SETTLING, _REFIT = 11, 12
@@ -74,39 +74,44 @@ def run_sampler(
 ) -> tuple[Draws, Sampler]:
     """Returns draws and the sampler that made them.
 
-    Its base has Gaussians at modes if a first run missed some, and Gaussians fitted to draws if these drifted.
+    Its base has Gaussians at modes if a first run missed some. If draws drift or seem to, or have another trouble and
+    an uneven scale, it has Gaussians fitted to them.
 
     Args:
       target, base, settings, group_size, seed, jit_compile, anneals, progress: as for `Sampler`.
       num_samples: number of draws.
     """
-    fixed = (settings, group_size)
-    draws, sampler = _run_with_modes(target, base, fixed, seed, (jit_compile, anneals, progress), num_samples)
-    for _ in range(_MAX_REFITS):
-        if not sampler.drift:
+    options = (jit_compile, anneals, progress)
+
+    def make(base: tfp.distributions.Distribution, seed: tf.Tensor) -> Sampler:
+        return Sampler(target, base, settings, group_size, seed, *options)
+
+    draws, sampler = _run_with_modes(make, base, seed, num_samples)
+    for number in range(_MAX_REFITS):
+        is_odd = sampler.is_uneven and bool(draws.trouble)
+        if not (sampler.drift or (number == 0 and (sampler.may_drift or is_odd))):
             break
         seed = random.fold_in(seed, _REFIT)
-        refitted = base_of_draws(sampler.settled(), base, int(seed.numpy()[0]) % 2**31)
-        sampler = Sampler(target, refitted, *fixed, seed, jit_compile, anneals, progress)
-        draws = sampler.run(num_samples)
+        again = make(base_of_draws(sampler.settled(), base, int(seed.numpy()[0]) % 2**31), seed)
+        drawn = again.run(num_samples)
+        if not (sampler.drift or sampler.may_drift) and len(drawn.trouble) >= len(draws.trouble):
+            break
+        draws, sampler = drawn, again
     return draws, sampler
 
 
 def _run_with_modes(
-    target: TargetLogProbFn,
+    make: Callable[[tfp.distributions.Distribution, tf.Tensor], Sampler],
     base: tfp.distributions.Distribution,
-    fixed: tuple[Settings, int],
     seed: tf.Tensor,
-    options: tuple[bool | str, bool, bool],
     num_samples: int,
 ) -> tuple[Draws, Sampler]:
-    """Returns draws and their sampler, as `run_sampler`, whose draws may drift."""
-    first = Sampler(target, base, *fixed, seed, *options)
+    """Returns draws and their sampler, whose base has Gaussians at modes if a first run missed some."""
+    first = make(base, seed)
     draws = first.run(num_samples)
     if not first.missed and not first.modes_may_help:
         return draws, first
-    base, seed = with_modes(base, first.regions), random.fold_in(seed, _AGAIN)
-    second = Sampler(target, base, *fixed, seed, *options)
+    second = make(with_modes(base, first.regions), random.fold_in(seed, _AGAIN))
     again = second.run(num_samples)
     return (again, second) if first.missed or len(again.trouble) <= len(draws.trouble) else (draws, first)
 
@@ -129,8 +134,9 @@ class Sampler:
       regions: the regions around modes that a search from the base has found after the run.
       missed: those that the draws have missed.
       modes_may_help: whether the shares are not known, but the regions have a good part of the mass.
-      drift: the shift of the draws by further moves, where the scale of the density is uneven; 0 if it is not
-        significant.
+      is_uneven: whether the scale of the density varies strongly between draws.
+      may_drift: whether further moves seem to shift such draws.
+      drift: the shift; 0 if it is not significant.
     """
 
     def __init__(
@@ -155,7 +161,7 @@ class Sampler:
         self._has_boundary = False
         self.regions: list[Region] = []
         self.missed: list[Missed] = []
-        self.modes_may_help, self.drift = False, 0.0
+        self.modes_may_help, self.is_uneven, self.may_drift, self.drift = False, False, False, 0.0
 
     def run(self, num_samples: int) -> Draws:
         """Returns the draws."""
@@ -256,14 +262,17 @@ class Sampler:
     ) -> None:
         """Finds out whether further moves shift the draws."""
         x, groups = particles.x.numpy().astype(np.float64), particles.groups.numpy()
-        if self._size > _MAX_SEARCH or not is_uneven(x, gradient):
+        self.is_uneven = self._size <= _MAX_SEARCH and is_uneven(x, gradient)
+        if not self.is_uneven:
             return
         self._settling, self._num_settled = (particles.x, scale, log_step_size), 0
-        is_in_doubt = True
-        while is_in_doubt and not self.drift and self._num_settled < _NUM_DOUBTFUL:
+        self.may_drift = True
+        while (self._num_settled < _NUM_CHECKS or self.may_drift) and not self.drift:
+            if self._num_settled == _NUM_DOUBTFUL:
+                break
             after = self._settle()
-            args = (x, after.astype(np.float64), groups, self.settings.num_groups)
-            self.drift, is_in_doubt = shift(*args), bool(shift(*args, NUM_ERRORS_OF_DOUBT))
+            shift_of = functools.partial(shift, x, after.astype(np.float64), groups, self.settings.num_groups)
+            self.drift, self.may_drift = shift_of(), shift_of(NUM_ERRORS_OF_DOUBT) > 0
 
     def _settle(self) -> np.ndarray:
         """Moves the draws further, and returns them."""
@@ -277,7 +286,7 @@ class Sampler:
         return x.numpy()
 
     def settled(self) -> np.ndarray:
-        """Returns draws `[n, d]` that have moved further; there must be a drift."""
+        """Returns draws `[n, d]` that have moved further; their scale must be uneven."""
         while self._num_settled < _NUM_BEFORE_FIT:
             self._settle()
         return self._settling[0].numpy()

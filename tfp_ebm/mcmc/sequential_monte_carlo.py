@@ -78,6 +78,10 @@ def sequential_monte_carlo(
     and these modes have a good part of the mass, a Gaussian at each mode is added to the base, and the particles run
     once more. A mode that no climb reaches remains unnoticed: the base must cover the target.
 
+    All groups may also miss a narrow part of a density whose scale varies strongly, such as the neck of a funnel. Up to
+    50 coordinates, such draws move further, with step sizes that follow the gradient. If this shifts their mean, the
+    particles run again, up to three times, from a mixture of Gaussians fitted to the moved draws.
+
     Args:
       target_log_prob_fn: log f, the log density up to a constant, `[n, *event] -> [n]`, differentiable.
       base: the distribution from which particles start, with normalised `log_prob`. Its draws and densities decide
