@@ -2,9 +2,8 @@
 
 A Keras loss compares predictions with labels. An energy-based loss perturbs x, differentiates in x or runs chains, so
 it needs the function itself. `EnergyTrainer` changes the parts of `keras.Model` that depend on this: compile, fit,
-evaluate and the two steps. All random numbers of a step follow from the model's seed and a counter that is one of its
-weights, so that a run that was interrupted and resumed equals one that was not. An evaluation changes no weight and
-uses the same noise each time.
+evaluate and the two steps. All random numbers of a step follow from the model's seed and a counter among its weights,
+so that a run that was resumed equals one without a break. An evaluation changes no weight, and its noise is the same.
 """
 
 from __future__ import annotations
@@ -348,8 +347,7 @@ class EnergyTrainer(StepsTogether):
         if num_replicas == 1:
             return loss
         rows = tf.cast(num_rows, mean.dtype)
-        share = rows / tf.maximum(sum_over_replicas(rows), 1.0)
-        return share * mean + (loss - mean) / num_replicas
+        return rows / tf.maximum(sum_over_replicas(rows), 1.0) * mean + (loss - mean) / num_replicas
 
     def _build_for(self, data: Any) -> None:
         x, condition, _ = keras.utils.unpack_x_y_sample_weight(data)
