@@ -74,7 +74,7 @@ class Features:
             [place for place, values in enumerate(supports) if values is None and num_frequencies], int
         )
         self._frequencies = 2.0 ** np.arange(num_frequencies)
-        waves = np.repeat(self._lines + 1, 2 * num_frequencies)
+        waves: np.ndarray = np.repeat(self._lines + 1, 2 * num_frequencies)
         self.places = np.concatenate([own, self._source + 1, own if allows_missing else own[:0], waves])
 
     def __call__(self, y: tf.Tensor, seen_range: tf.Tensor) -> tf.Tensor:

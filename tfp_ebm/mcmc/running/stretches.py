@@ -198,7 +198,7 @@ class Run:
         if num_bad_gradients is not None:
             warn_of_gradients(int(num_bad_gradients), stuck.shape.num_elements())
         if isinstance(self._kernel, Kernel) and self._kernel(self._target).is_calibrated:
-            found = [self._kernel.log_prob_after(position.results) for position in self._positions]
+            found = [self._kernel.log_prob_after(position.results) for position in self.positions]
             if all(tf.is_tensor(part) for part in found):
                 warn_of_rounding(_concat(found))
         known = self._num_bad_starts
