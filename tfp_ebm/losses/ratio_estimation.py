@@ -53,7 +53,7 @@ class ContrastiveRatioEstimation(Loss):
     >>> import tensorflow as tf
     >>> x = tf.zeros([4, 1])
     >>> output = ContrastiveRatioEstimation(2)(lambda theta: 0.0 * theta[:, 0], x, seed=0)
-    >>> output.per_example.numpy().round(4).tolist()  # ½ log 2 + ½ log 4
+    >>> output.per_example.numpy().astype(float).round(4).tolist()  # ½ log 2 + ½ log 4
     [1.0397, 1.0397, 1.0397, 1.0397]
     """
 

@@ -41,7 +41,7 @@ class TargetMap(keras.layers.Layer):
 
     >>> layer = TargetMap(["interval", "line"])
     >>> v, log_slope = layer.forward(tf.constant([[0.5, 3.0], [2.0, 3.0]]))
-    >>> v.numpy()[0].tolist(), log_slope.numpy().round(4).tolist()  # log 4, and outside of the support
+    >>> v.numpy()[0].tolist(), log_slope.numpy().astype(float).round(4).tolist()  # log 4, and outside
     ([0.0, 3.0], [1.3863, -inf])
     """
 

@@ -38,6 +38,9 @@ def regression(
     where the likelihood of held-out rows is best. Each network has a split and, of several targets, an order of its
     own; the model is the mixture of all networks with equal weights.
 
+    With few rows for many inputs a linear regression may be better: for 120 rows of 10 inputs, of which one matters,
+    the fit was .6 nats a row behind the truth.
+
     Args:
       x: inputs `[rows, inputs]`, or `[rows]`.
       y: targets `[rows, targets]`, or `[rows]`.

@@ -138,7 +138,7 @@ def neural_ratio_estimation(
     >>> model = neural_ratio_estimation(
     ...     theta, theta + 0.3 * rng.normal(size=(200, 1)), (-1.0, 1.0), num_steps=40, units=[16]
     ... )
-    >>> model.energy([[0.5], [1.5]], [[0.4], [0.4]]).shape, model.given([0.4]).base.low.numpy().tolist()
+    >>> model.energy(theta[:2], np.array([[0.4], [0.5]])).shape, model.given([0.4]).base.low.numpy().tolist()
     (TensorShape([2]), [-1.0])
     """
     parameters, observed = (columns_of(name, value) for name, value in (("theta", theta), ("x", x)))
@@ -219,11 +219,11 @@ def support_of(prior: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(prior, tfd.Distribution):
         return check_bounds("prior", prior, size)
     check_base("prior", prior, event_shape=(size,))
-    bijector = prior.experimental_default_event_space_bijector()
-    if bijector is None:
-        return check_bounds("prior", None, size)
     places = tf.constant(np.outer([-2.0, -1.0, 1.0, 2.0], np.full(size, _FAR)), prior.dtype)
     try:
+        bijector = prior.experimental_default_event_space_bijector()
+        if bijector is None:
+            return check_bounds("prior", None, size)
         far = np.asarray(bijector.forward(places), np.float64)
     except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
         raise ValueError("`prior` must have a box as support; pass it as (low, high).") from error
