@@ -64,16 +64,15 @@ def exchange_seconds(strategy, size):
     """The time of one all-reduce of `size` float32 numbers."""
     import tensorflow as tf
 
-    def each(value):
-        context = tf.distribute.get_replica_context()
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+    def each():
+        context, value = tf.distribute.get_replica_context(), tf.ones([size])
+        for _ in range(20):
+            value = 0.5 * context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+        return value
 
     @tf.function
     def many():
-        def body(i, value):
-            return i + 1, 0.5 * strategy.run(each, [value])
-
-        return tf.while_loop(lambda i, _: i < 20, body, [0, tf.ones([size])])[1]
+        return strategy.run(each)
 
     many()
     best = float("inf")
@@ -84,24 +83,25 @@ def exchange_seconds(strategy, size):
     return best / 20
 
 
-def worker(batch, path):
+def worker(batch, names, path):
     """What each of two processes does: measures exchanges and steps, and writes them."""
     import tensorflow as tf
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     exchange = {size: exchange_seconds(strategy, size) for size in (1, 1_000_000)}
-    steps = {name: step_seconds(*size, batch, strategy)[0] for name, size in SIZES.items()}
+    steps = {name: step_seconds(*SIZES[name], batch, strategy)[0] for name in names}
     if strategy.cluster_resolver.task_id == 0:
         path.write_text(json.dumps({"exchange": exchange, "steps": steps}))
 
 
-def alone(batch, path):
+def alone(batch, names, path):
     """What one process does: measures the steps of a batch and of half of it."""
     import tensorflow as tf
 
     strategy = tf.distribute.get_strategy()
     found = {}
-    for name, size in SIZES.items():
+    for name in names:
+        size = SIZES[name]
         seconds, parameters, number = step_seconds(*size, batch, strategy)
         found[name] = {
             "seconds": seconds,
@@ -112,7 +112,7 @@ def alone(batch, path):
     path.write_text(json.dumps(found))
 
 
-def measured(kind, number, batch, cores):
+def measured(kind, number, batch, names, cores):
     """Runs processes of this file, each on its own cores, and returns what the first one wrote."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "out"
@@ -123,7 +123,8 @@ def measured(kind, number, batch, cores):
             if number > 1:
                 cluster = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
                 environment["TF_CONFIG"] = json.dumps(cluster)
-            command = [sys.executable, __file__, "--kind", kind, "--batch", str(batch), "--path", str(path)]
+            command = [sys.executable, __file__, "--kind", kind, "--batch", str(batch)]
+            command += ["--path", str(path), "--sizes", *names]
             if hasattr(os, "sched_setaffinity"):
                 command = ["taskset", "-c", str(cores[index % len(cores)]), *command]
             processes.append(subprocess.Popen(command, env=environment))
@@ -145,16 +146,17 @@ def main():
     """Prints what was measured, what the model says of it, and what it says of more workers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--kind", choices=("alone", "worker"), help=argparse.SUPPRESS)
     parser.add_argument("--path", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--json")
     options = parser.parse_args()
     if options.kind:
-        (alone if options.kind == "alone" else worker)(options.batch, options.path)
+        (alone if options.kind == "alone" else worker)(options.batch, options.sizes, options.path)
         return
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
-    one = measured("alone", 1, options.batch, cores)
-    two = measured("worker", 2, options.batch, cores)
+    one = measured("alone", 1, options.batch, options.sizes, cores)
+    two = measured("worker", 2, options.batch, options.sizes, cores)
     latency = two["exchange"]["1"]
     bandwidth = 4e6 / max(two["exchange"]["1000000"] - latency, 1e-9)  # 2 (k − 1)/k = 1 for two
     print(f"all-reduce of two processes on loopback: {1e6 * latency:.0f} us a message, {bandwidth / 1e9:.2f} GB/s")
