@@ -125,20 +125,22 @@ def random_command(rng, folder):
     data = rng.choice(
         [*places, "two_moons", "digits", "banana", "/dev/null", "/proc/self/mem", "", "a\0b", "x" * 5000, "-"]
     )
+    if rng.random() < 0.4:
+        data = places[rng.randrange(2)]
     arguments = [name]
     for action in commands[name]._actions:
         if not action.option_strings:
             if rng.random() < 0.97:
                 arguments.append(data if action.dest == "data" or rng.random() < 0.3 else str(folder / "run"))
             continue
-        if action.dest == "help" or rng.random() > (0.9 if action.required else 0.12):
+        if action.dest == "help" or rng.random() > (0.95 if action.required else rng.choice([0.02, 0.12])):
             continue
         arguments.append(rng.choice(action.option_strings))
         if action.nargs == 0:
             continue
         if action.dest == "out":
             others = ["/proc/x/y", "", "\0", str(folder / "o" / "p.csv"), str(folder / "z.xyz")]
-            arguments.append(rng.choice([*places, *others]))
+            arguments.append(rng.choice([*places, *others, *[str(folder / "fresh" / "run")] * 12]))
         elif action.choices and rng.random() < 0.6:
             arguments.append(rng.choice(list(action.choices)))
         elif rng.random() < 0.5:

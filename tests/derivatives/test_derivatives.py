@@ -281,6 +281,26 @@ def test_half_precision_networks():
     np.testing.assert_allclose(ours, twin, atol=0.1 * np.max(np.abs(twin)))
 
 
+@pytest.mark.parametrize("kind", ["functional", "sequential", "nested"])
+def test_inputs_are_cast_as_keras_casts_them(kind):
+    """Layers of float64 in a model of another policy: the dtype of the input decides, not that of the model."""
+    at, dense = keras.Input((3,), dtype="float64"), layers.Dense(8, "tanh", dtype="float64")
+    last = layers.Dense(1, dtype="float64")
+    if kind == "sequential":
+        network = keras.Sequential([at, dense, last])
+    else:
+        inner = keras.Model(at, dense(at))
+        network = keras.Model(at, last(inner(at) if kind == "nested" else dense(at)))
+    x = tf.constant(rng().normal(size=(5, 3)))
+    energy, slope, _ = energy_score_laplacian(network, x, method="forward")
+    np.testing.assert_allclose(energy, network(x)[:, 0], rtol=1e-13)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        total = tf.reduce_sum(network(x))
+    np.testing.assert_allclose(slope, -tape.gradient(total, x), rtol=1e-12)
+    np.testing.assert_allclose(laplacian(network, x, "forward"), laplacian(network, x, "reverse"), rtol=1e-11)
+
+
 def test_rules_can_be_added(monkeypatch):
     monkeypatch.setattr("tfp_ebm.derivatives.forward_laplacian.RULES", dict(RULES))
 

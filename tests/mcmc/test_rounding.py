@@ -1,4 +1,4 @@
-"""Chains at log densities of large magnitude: at a million, float32 loses no acceptance; beyond, there is a warning."""
+"""Chains at log densities of large magnitude: at a million, float32 loses no acceptance; far beyond, it warns."""
 
 import warnings
 

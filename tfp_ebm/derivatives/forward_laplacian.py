@@ -146,7 +146,8 @@ def propagate(operation: Any, *args: Any, training: bool = False, **kwargs: Any)
     graph = graph_of(operation)
     if graph is None:
         return _apply(operation, training, *args, **kwargs)
-    inputs = keras.tree.flatten(_in_dtype_of(operation, args))
+    # as Keras does, whatever the dtype policy of the whole model is
+    inputs = keras.tree.flatten(args)
     inputs = [jet.cast(at.dtype) if isinstance(jet, Jet) else jet for jet, at in zip(inputs, graph.inputs, strict=True)]
     return graph._run_through_graph(inputs, operation_fn=lambda node: functools.partial(_apply, node, training))
 
