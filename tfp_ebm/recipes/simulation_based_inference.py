@@ -138,7 +138,7 @@ def neural_ratio_estimation(
     >>> model = neural_ratio_estimation(
     ...     theta, theta + 0.3 * rng.normal(size=(200, 1)), (-1.0, 1.0), num_steps=40, units=[16]
     ... )
-    >>> model.energy(theta[:2], np.array([[0.4], [0.5]])).shape, model.given([0.4]).base.low.numpy().tolist()
+    >>> model.energy(theta[:2], np.array([[0.4], [0.5]])).shape, model.given(0.4).base.distribution.low.numpy().tolist()
     (TensorShape([2]), [-1.0])
     """
     parameters, observed = (columns_of(name, value) for name, value in (("theta", theta), ("x", x)))
