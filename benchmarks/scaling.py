@@ -49,7 +49,7 @@ def step_seconds(size, width, batch, strategy):
     x = np.random.default_rng(0).normal(size=(batch * STEPS, size)).astype("float32")
     with strategy.scope():
         model = ebm.EnergyModel(ebm.networks.mlp([size], units=[width, width], seed=0))
-        model.compile(keras.optimizers.Adam(1e-4), "denoising_score_matching", steps_per_execution=STEPS)
+        model.compile(keras.optimizers.Adam(1e-4), "denoising_score_matching")
     model.fit(x, batch_size=batch, verbose=0)
     best = float("inf")
     for _ in range(REPEATS):
