@@ -41,18 +41,18 @@ QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "MPLBACKEND"
 
 
 def run(*command, cwd=None):
-    """Runs a command; returns whether it succeeded, and the end of what it printed."""
+    """Runs a command; returns whether it succeeded, and what it printed."""
     environment = {**os.environ, **QUIET}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=environment)
-    return done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.returncode == 0, done.stdout + done.stderr
 
 
 def needed(*command, cwd=None):
     """Runs a command that must succeed; returns what it printed."""
     good, text = run(*command, cwd=cwd)
     if not good:
-        sys.exit(f"{' '.join(map(str, command))} failed:\n{text}")
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{text[-3000:]}")
     return text
 
 
