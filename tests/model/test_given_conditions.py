@@ -85,6 +85,20 @@ def test_what_given_returns(model):
     np.testing.assert_array_equal(p.copy(condition=C[:2]).conditions, C[:2])
 
 
+class Shifted(keras.layers.Layer):
+    """E(x; c) = Σ (x − c)²/2 with a number c."""
+
+    def call(self, x, c):
+        return 0.5 * tf.reduce_sum(tf.square(x - c[:, None]), -1)
+
+
+def test_numbers_are_taken_in_a_column_and_in_lists():
+    model = ebm.EnergyModel(Shifted(), event_shape=(2,))
+    x = np.ones((2, 2), "float32")
+    for condition in ([0.5, 1.0], [[0.5], [1.0]], np.array([[0.5], [1.0]])):
+        np.testing.assert_allclose(model.energy(x, condition), [0.25, 0.0])
+
+
 @pytest.mark.slow
 def test_draws_and_log_z_of_each_condition(model):
     """Means within 4.5 standard errors of 2000 draws (12 of them: false alarm 1e-4), log Z within 4 of its own.

@@ -168,7 +168,7 @@ def _checked(condition: Any, spec: tf.TensorSpec) -> Any:
       TypeError, ValueError: if it is not finite, or has another shape or dtype.
     """
     if not spec.dtype.is_integer and spec.shape == ():
-        value = np.reshape(condition, ()) if np.shape(condition) == (1,) else condition
+        value = np.reshape(condition, ()).item() if np.shape(condition) == (1,) else condition
         return check_finite("condition", value)
     array = np.asarray(in_dtype(condition, spec)) if spec.dtype.is_integer else numbers_of("condition", condition)
     if array.shape == (1,) and spec.shape == ():
