@@ -133,7 +133,7 @@ def random_command(rng, folder):
             if rng.random() < 0.97:
                 arguments.append(data if action.dest == "data" or rng.random() < 0.3 else str(folder / "run"))
             continue
-        if action.dest == "help" or rng.random() > (0.95 if action.required else rng.choice([0.02, 0.12])):
+        if action.dest == "help" or rng.random() > (0.95 if action.dest == "out" else rng.choice([0.02, 0.12])):
             continue
         arguments.append(rng.choice(action.option_strings))
         if action.nargs == 0:
