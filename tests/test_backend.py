@@ -8,6 +8,7 @@ import pytest
 
 
 # The control, on TensorFlow, is the import of the module, which imports the package first.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "module"),
     [("numpy", "tfp_ebm"), ("numpy", "tfp_ebm.energy.function"), ("tensorflow", "tfp_ebm.energy.function")],

@@ -31,6 +31,7 @@ def log_density(x, means, sds, probs):
     return np.logaddexp.reduce(parts, 0)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_models_in_units_of_their_own(tmp_path):
     """Log density and score against closed forms; shares within 4 standard errors; saved and loaded."""
     base = tfd.MultivariateNormalDiag(np.array([5.0, 5.0]), np.array([2.0, 2.0]))

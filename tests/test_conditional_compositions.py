@@ -29,6 +29,7 @@ def models():
     return energy(1, condition_shape=[3]), energy(2, condition_shape=[3], conditioning="film"), energy(3)
 
 
+@pytest.mark.slow
 def test_products_are_exact(models):
     """E = Σ aᵢ Eᵢ(x; c) to 1e-10, whatever the units of the parts; the operators of batches are the same."""
     first, second, third = models

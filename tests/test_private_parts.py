@@ -356,6 +356,13 @@ def test_the_formatter_adds_the_default():
 # --- TFP: distributions -----------------------------------------------------------------------------------------------
 
 
+@private_part("tfd.Distribution._no_dependency", "model/given_conditions.py", names=["_no_dependency"])
+def test_parameters_of_a_distribution_are_stored_as_they_are():
+    p = tfp.distributions.Normal(0.0, 1.0)
+    p.kept, p.tracked = p._no_dependency({"x": 1}), {"x": 1}
+    assert type(p.kept) is dict and type(p.tracked) is not dict
+
+
 @private_part("tfd.Distribution._sample_n", "model/distribution.py")
 def test_samples_get_the_seed_as_it_was_given():
     """TFP hands it on as it is: an int stays an int, and None stays None."""

@@ -19,6 +19,7 @@ def gaussian(seed, size=3):
     return tfd.MultivariateNormalTriL(rng.normal(size=size), factor)
 
 
+@pytest.mark.slow
 def test_gaussians_are_exact():
     """The energy is Σ aᵢ Eᵢ to 1e-12, and the base has the product's mean and twice its covariance."""
     parts, exponents = [gaussian(1), gaussian(2), gaussian(3)], [1.0, 0.5, -0.2]
@@ -39,6 +40,7 @@ def test_gaussians_are_exact():
     assert np.abs(wrong - energy).max() > 0.1
 
 
+@pytest.mark.slow
 def test_models_count_with_their_units_and_base_measures():
     """Each is the density that it is: −E(x) of the product is the sum of the parts' −E(x), in x."""
     rng = np.random.default_rng(0)

@@ -68,6 +68,7 @@ def test_columns_are_found_by_name(run, frame, tmp_path, capsys):
     assert "missing: 'salt'" in err and "'Salt'" in err
 
 
+@pytest.mark.slow
 def test_energies_beside_the_rows(run, frame, tmp_path, capsys):
     frame = frame.assign(energy=7.0)[["salt", "energy", "depth", "level"]]
     frame.to_parquet(tmp_path / "x.parquet")
@@ -85,6 +86,7 @@ def test_energies_beside_the_rows(run, frame, tmp_path, capsys):
         assert code == 2 and "`--out` must end in one of .npy, .csv, .parquet" in err
 
 
+@pytest.mark.slow
 def test_samples_are_written_under_their_names(run, frame, tmp_path):
     for suffix, read in ((".csv", pd.read_csv), (".parquet", pd.read_parquet)):
         arguments = ["sample", str(run), "--quiet", "--burnin", "5", "-n", "7", "--num-chains", "3", "--thin", "2"]
@@ -177,6 +179,7 @@ def options_of(**given):
     return argparse.Namespace(**{**settings, "seed": 0, "quiet": True, **given})
 
 
+@pytest.mark.slow
 def test_the_global_move_is_in_the_coordinates_of_the_chain():
     """Of a model that is its base every proposal is accepted; of one whose base is three times as wide, a third."""
     x = np.random.default_rng(0).normal([1000.0, -5.0], [10.0, 0.01], size=(400, 2)).astype("float32")

@@ -67,6 +67,7 @@ def test_the_names_it_offers_are_those_of_the_package():
     assert sorted(names) == sorted({*losses.aliases(), "multiscale_denoising_score_matching"})
 
 
+@pytest.mark.slow
 def test_a_run_is_complete(run):
     assert sorted(path.name for path in run.iterdir()) == sorted([*runs.RUN_FILES, "references.npz"])
     assert list(run.parent.iterdir()) == [run]  # nothing temporary beside it
@@ -150,6 +151,7 @@ def test_a_table_gets_an_exact_density(table, tmp_path, capsys):
         assert f"`{given[0]}` must not be given with --loss" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_files_and_commands_agree(run, table, tmp_path, capsys):
     """`sample` with the settings of the fit draws its samples again; `evaluate` reports the model's energies."""
     shown = ["--quiet", "-n", "20", "--burnin", "5", "--kernel", "langevin"]
@@ -343,6 +345,7 @@ def test_evaluate_refuses_rows_of_another_shape(run, bad_files, tmp_path, capsys
     assert len(error.splitlines()) == 1 and "[rows, 2]" in error and "(10, 3)" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["fit", "export"])
 def test_an_interrupt_leaves_nothing_half_written(moment, run, table, tmp_path, capsys, monkeypatch):
     def interrupted(*args, **kwargs):
@@ -400,6 +403,7 @@ def test_the_process_parses_before_it_imports_tensorflow():
     assert result.stdout.split()[1:] == ["0", "False", "False"]
 
 
+@pytest.mark.slow
 def test_the_process_says_nothing_of_tensorflow_s(run, tmp_path):
     """Its start-up chatter would be the first lines of stderr; the tests' own setting against it is taken away."""
     environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}

@@ -43,7 +43,7 @@ def options_of(**given):
 def drawn(model, **given):
     options = options_of(**given)
     sampling.check_sampling_options(options)
-    return *sampling.draw(model, sampling.kernel_for(model, options), options), options
+    return *sampling.draw(model, sampling.kernel_for(model, options), options, None), options
 
 
 @pytest.mark.slow

@@ -195,6 +195,7 @@ def titles(figure):
     return [ax.get_title() for ax in figure.axes if ax.get_title()]
 
 
+@pytest.mark.slow
 def test_the_figure_of_a_mixed_table():
     x, y, report = mixed_report()
     losses = np.exp(-np.arange(20) / 5.0)
@@ -212,6 +213,7 @@ def test_the_figure_of_a_mixed_table():
     assert likelihood.get_xlim()[0] > -50.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "panels"), [(1, 1), (3, 3 + 9), (6, 6 + 8 + 36), (13, 12 + 8), (30, 12 + 8)])
 def test_figures_of_numbers_show_the_worst_columns_within_the_range_of_the_data(size, panels):
     x, y = np.random.default_rng(0).normal(size=(2, 200, size))

@@ -129,6 +129,7 @@ def test_memory_that_runs_out_is_one_line_with_the_option(error, table, tmp_path
         model.fit(np.load(table).astype("float32"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_that_was_saved(table, tmp_path, monkeypatch, capsys):
     """At the backup, a warning, and training goes on; at the run, an error, and the training can be continued."""
 

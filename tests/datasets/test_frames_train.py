@@ -21,6 +21,7 @@ def compiled(x):
     return model
 
 
+@pytest.mark.slow
 def test_a_frame_trains_as_its_numbers_do(x):
     """To the last bit; a column called "dataset", which a data set of Keras has too, makes no difference."""
     frame = pd.DataFrame(x, columns=["a", "dataset"])

@@ -237,6 +237,7 @@ def test_nan_stays_nan(name):
     assert np.isnan(getattr(targets, name)().log_prob([[math.nan, 0.0], [0.0, math.nan]])).all()
 
 
+@pytest.mark.slow
 def test_graph_and_xla_agree_with_eager():
     ps = {name: getattr(targets, name)() for name in NAMES}
     x = {name: p.sample(16, seed=0) for name, p in ps.items()}

@@ -129,6 +129,7 @@ def parameter_gradient(energy_fn, weights, x, **options):
     return tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["forward", "reverse"])
 def test_chunks_and_compilation_change_nothing(network, method):
     x = tf.constant(rng().normal(size=(3, 5)))
@@ -162,6 +163,7 @@ def largest_tensor(function):
     return max(sizes), kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["forward", "reverse"])
 def test_chunks_bound_the_memory_of_parameter_gradients(method):
     """Nothing in the traced step holds more than a chunk's rows, and no loop stacks up what its iterations computed."""

@@ -79,6 +79,7 @@ def test_forward_laplacian_is_right(name):
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-8 * max(np.max(np.abs(expected)), 1.0))
 
 
+@pytest.mark.slow
 def test_grouped_convolutions():
     """A grouped convolution is one convolution for each group: parameter gradients of the exact loss equal those of
     that twin by the reverse method, and with the two groups' kernels exchanged they do not."""

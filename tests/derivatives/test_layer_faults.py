@@ -309,6 +309,7 @@ def trace_by_differences(network, x):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [8, 9, 20])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_traces_and_their_gradients_in_any_dimension_also_under_xla(size, compiled):
@@ -333,6 +334,7 @@ def test_traces_and_their_gradients_in_any_dimension_also_under_xla(size, compil
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_many_directions_of_the_users_own(compiled):
     """vᵀHv for 11 directions and its gradient in the weights and in v."""
@@ -354,6 +356,7 @@ def test_many_directions_of_the_users_own(compiled):
         np.testing.assert_allclose(gradients[1 + i], sum(g[1 + i] for _, g in single), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss", [ebm.losses.ScoreMatching(), ebm.losses.SlicedScoreMatching(num_projections=10)], ids=["exact", "sliced"]
 )

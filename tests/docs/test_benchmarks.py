@@ -31,6 +31,7 @@ def test_case_has_the_weights_of_its_network():
     assert [w.shape for w in images.weights()][::2] == [(3, 3, 1, 2), (3, 3, 2, 3), (2 * 2 * 3, 5), (5, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["denoising", "multiscale", "sliced", "exact", "chunked"])
 def test_steps_of_score_matching_run(objective):
     from peers import Case
@@ -40,6 +41,7 @@ def test_steps_of_score_matching_run(objective):
     assert np.isfinite(run(2))
 
 
+@pytest.mark.slow
 def test_steps_of_maximum_likelihood_run():
     from maximum_likelihood import CASES, tfp_ebm
 

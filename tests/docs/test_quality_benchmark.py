@@ -66,6 +66,7 @@ def test_mass_far_from_the_data_counts(quality, square):
     assert quality.judge(log_p[near], energies[near], nodes[near], cell)["kl"] < 1e-6
 
 
+@pytest.mark.slow
 def test_the_grid_fits_the_targets(quality):
     """No node is on an edge of the checkerboard, whose mass is 1 to rounding; so is that of the narrow rings."""
     nodes, cell = quality.grid()

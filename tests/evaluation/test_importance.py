@@ -98,6 +98,7 @@ def plain_loop(log_prob, base, num_temperatures, num_chains, seed, is_fresh, ste
     return log_weights
 
 
+@pytest.mark.slow
 def test_stale_results_bias_the_weights(gaussian):
     """The negative control: what the kernel remembers of the temperature before, in a plain loop and in TFP's own."""
     energy, base = gaussian
@@ -155,6 +156,7 @@ BRACKETS = {
 
 # Four one-sided tests at 3 standard errors (the two values are two-sided) give a false alarm in 1.3 % of new seeds.
 # Power: the brackets are open by many of their errors, so that sides exchanged are seen.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BRACKETS)
 def test_forward_and_reverse_enclose_log_z(name):
     (density, samples, base), kernel, num_temperatures, width, jit_compile = BRACKETS[name]
@@ -184,6 +186,7 @@ def coverage(estimates, factor=1.0):
     return sum(abs(value - LOG_Z) <= 2 * factor * error for value, error in estimates)
 
 
+@pytest.mark.slow
 def test_error_bars_are_calibrated(gaussian):
     """100 seeds of 64 chains. If 95 % is the truth, fewer than 88 in bounds come by chance in .2 % of new seeds; bars
     that are half as long would cover 68 %."""

@@ -26,6 +26,7 @@ def gaussian_family(x, factor=1.0, offset=0.0):
     return energy, tfd.MultivariateNormalTriL(mean, np.linalg.cholesky(covariance + HIGH**2 * np.eye(len(mean))))
 
 
+@pytest.mark.slow
 def test_gaussian_in_closed_form():
     """log N(x; m, Σ + σ²I) to 10⁻⁴ in each row's mean, whatever the energy's constants; wrong blur or base fails."""
     x = gaussian_data(3, 400)

@@ -24,6 +24,7 @@ def errors_of_auc(number):
     return np.array([(estimate.value - 0.5) / estimate.standard_error for estimate in found])
 
 
+@pytest.mark.slow
 def test_the_classifier_is_calibrated():
     """40 pairs of draws, of which at most 2 (5 %) may be farther than 3 standard errors from ½.
 
@@ -35,6 +36,7 @@ def test_the_classifier_is_calibrated():
     assert 0.5 < errors.std() < 1.3
 
 
+@pytest.mark.slow
 def test_a_shift_is_detected_and_the_seed_decides():
     """A shift of half a standard deviation of one column has an AUC of .6 to .65, some 3 standard errors of .02."""
     x, y = np.random.default_rng(1).normal(size=(2, 1000, 3))

@@ -59,6 +59,7 @@ def t_values(loss, x, num_batches=40, negate=False):
     return np.abs(draws.mean(0)) / (draws.std(0, ddof=1) / np.sqrt(num_batches))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average_targets", [False, True])
 @pytest.mark.parametrize("d", [1, 3])
 def test_minimiser_at_every_level(d, average_targets, monkeypatch):

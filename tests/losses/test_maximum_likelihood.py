@@ -100,6 +100,7 @@ def learned_precision(kernel, global_move="auto", steps=400):
     return path.mean(), blocks.std(ddof=1) / np.sqrt(10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel", [ebm.mcmc.Adaptive(ebm.mcmc.MALA(0.3)), ebm.mcmc.HMC(0.8, 2), ebm.mcmc.RandomWalk(2.0)]
 )
@@ -226,6 +227,7 @@ def test_noise_on_the_data():
     np.testing.assert_array_equal(seen[-1][:20_000], np.clip(noised, -1.0, 0.5))
 
 
+@pytest.mark.slow
 def test_step_size_adapts_to_the_optimum_and_not_in_validation():
     layer, x = Scale(1.0), data(500, 3)
     loss = ebm.losses.PersistentContrastiveDivergence(num_steps=5, capacity=500, base=diagonal_normal(3))

@@ -148,6 +148,7 @@ def test_log_z_of_a_ratio_without_measure_is_not_that_of_a_density():
     assert model.log_normalizer is None
 
 
+@pytest.mark.slow
 def test_noise_given_c_is_saved(tmp_path):
     x, c = data(100)
     model = model_of(ebm.losses.NoiseContrastiveEstimation(noise_given))

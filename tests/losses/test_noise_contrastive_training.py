@@ -107,6 +107,7 @@ def test_default_noise_is_the_base_and_xla_trains_the_same():
     assert graph.log_normalizer is None
 
 
+@pytest.mark.slow
 def test_log_z_and_fitted_noise_survive_the_file(tmp_path):
     """A loaded model has the same log Z, draws the same noise, and trains on bit by bit."""
     loss = NCE("gaussian_mixture", 0.7, num_components=2)

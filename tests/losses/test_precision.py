@@ -96,6 +96,7 @@ def test_energies_far_from_zero_keep_their_differences():
     assert abs(rounded[0] - plain[0]) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_training_in_half_precision_learns_as_in_float32(policy):
     losses = {}

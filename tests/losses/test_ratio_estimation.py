@@ -75,6 +75,7 @@ def slopes(loss, w, shuffled=False, batches=40, rows=500):
     return np.mean(gradients, 0) / (np.std(gradients, 0, ddof=1) / np.sqrt(batches))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "gamma"), [(1, 1.0), (5, 1.0), (3, 8.0)])
 def test_the_true_ratio_is_the_minimum(count, gamma):
     """Four slopes within 4.5 standard errors of 0 (false alarms .0003 for Student's t of 39 degrees of freedom)."""

@@ -85,6 +85,7 @@ def trained():
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [np.nan, np.inf, 1e30])
 def test_a_lost_chain_is_restarted_and_reported(lost, trained):
     """NaN, infinity, or a place of no density: E(1e30) overflows. Training goes on, and all that is kept is finite."""
@@ -146,6 +147,7 @@ def test_validation_moves_no_chain(trained):
         np.testing.assert_array_equal(weight, value)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_that_was_not_cut(tmp_path):
     """Buffer, ages, step size, counter and optimizer come back from the file, bit for bit."""
     whole = make()
@@ -183,6 +185,7 @@ def test_losses_come_back_from_their_configs(loss):
     assert {k: v for k, v in a.items() if k != "dtype"} == {k: v for k, v in b.items() if k != "dtype"}
 
 
+@pytest.mark.slow
 def test_every_step_is_compiled_once_and_also_by_xla():
     traces = []
 
@@ -211,6 +214,7 @@ def test_other_kernels_of_tfp_serve(tmp_path):
         model.save(tmp_path / "model.keras")
 
 
+@pytest.mark.slow
 def test_a_buffer_smaller_than_the_batch_is_refused():
     with pytest.raises(ValueError, match="`capacity` must be at least the number of rows"):
         ebm.mcmc.ReplayBuffer(3).start(tf.zeros([4, 1]), tf.zeros([4, 1]), tf.constant([0, 0]))

@@ -272,6 +272,7 @@ def test_exact_score_matching_learns_digits_through_fit(name):
     assert losses[0] > losses[1] > losses[2] and losses[0] - losses[2] > 3
 
 
+@pytest.mark.slow
 def test_the_loss_on_digits_can_rise():
     """Negative control: steps uphill are seen by the same figures."""
     losses = digits_losses("dense", keras.optimizers.SGD(-1e-3))

@@ -164,6 +164,7 @@ def test_models_run_in_standardised_units():
     assert not np.allclose(annealed_langevin(model, x[:4], **options).states, result.states)
 
 
+@pytest.mark.slow
 def test_it_trains_and_samples_two_modes():
     """Two modes far apart, of shares .2 and .8: the share of samples on the left within .1 (4 errors of 500 chains are
     .07; over seeds of the network it is .16 to .19). At the smallest scale alone chains stay in the mode that they

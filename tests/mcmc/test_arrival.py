@@ -73,6 +73,7 @@ def test_chains_that_have_arrived_are_not(energy, start, kernel, steps):
     assert x.shape == (200, 2)
 
 
+@pytest.mark.slow
 def test_where_nothing_is_said():
     """Few chains, no burn-in, and functions that are being traced."""
     with warnings.catch_warnings():
@@ -84,6 +85,7 @@ def test_where_nothing_is_said():
         sample(two_modes, base(sd=3.0), HMC, n=arrival.MIN_CHAINS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_burnin_steps", [1, 4, 30])
 def test_the_states_are_those_of_sample(num_burnin_steps):
     """Judging changes no bit of them, whatever an adaptive kernel takes from the length of its burn-in."""

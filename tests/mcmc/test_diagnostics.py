@@ -9,6 +9,7 @@ from laws import autoregressive
 from tfp_ebm import mcmc
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [-0.5, 0.0, 0.5, 0.9])
 def test_ess_of_autoregressive_chains(rho):
     """N(1 − ρ)/(1 + ρ), averaged over 30 independent coordinates of 25 chains of 4000 steps.

@@ -39,6 +39,7 @@ def p_value_after_moves(num=20_000, num_moves=4):
     return min(scipy.stats.kstest(column, "norm").pvalue for column in standard.T)
 
 
+@pytest.mark.slow
 def test_local_step_sizes_leave_a_funnel_invariant(monkeypatch):
     # two tests of exact draws: false alarm rate 2·10⁻⁴
     assert p_value_after_moves() > 1e-4

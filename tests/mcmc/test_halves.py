@@ -48,6 +48,7 @@ def test_halves_share_no_noise():
     assert not np.any(ours.numpy() == theirs.numpy())
 
 
+@pytest.mark.slow
 def test_bits_depend_on_neither_order_nor_stretches(monkeypatch):
     """One half after the other, and in stretches of other lengths."""
     together = draw(mcmc.MALA(0.5), num_results=300)
@@ -135,6 +136,7 @@ def test_nothing_is_traced_again():
     assert count == traced > 0
 
 
+@pytest.mark.slow
 def test_where_xla_fails_the_halves_run_in_graph_mode():
     def target(x):
         return normal(x) + tf.ensure_shape(tf.numpy_function(np.zeros_like, [x[:, 0]], tf.float64), x.shape[:1])

@@ -141,6 +141,7 @@ def test_the_start_is_exact():
     assert smallest_p_value(x / np.sqrt(COOLER), cdfs) < 2e-5
 
 
+@pytest.mark.slow
 def test_mala_and_hmc_of_one_step_agree():
     """Two independent runs of 40 000 chains: acceptance by a z-test, the law of the first jump by two-sample KS tests.
 

@@ -236,6 +236,7 @@ def test_clipped_langevin_can_be_calibrated(x):
         mcmc.UncalibratedLangevin(quartic, 0.3, clamp=(0.0, 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_kernels_of_tfp_by_partial(calibrated):
     """TFP's MALA and Langevin at step size ε² have the law of ours at ε.

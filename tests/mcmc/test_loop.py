@@ -104,6 +104,7 @@ def test_a_recorder_joins_groups_of_chains():
     assert zero_moments(START, START[:, 0], True, False).scatter == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_last_state_is_that_of_sample(jit_compile):
     """Control: one step more. A kernel that adapts its step size is given with a definite number of steps."""

@@ -274,6 +274,7 @@ def test_evaluations_of_a_step(parts, expected):
     assert len(calls) == expected <= kernel.evaluations_per_step
 
 
+@pytest.mark.slow
 def test_an_adaptive_part_tunes_to_its_own_acceptance():
     """Within .05 of .574 for the local part (10 000 moves: SE .005); the global part accepts another share."""
     kernel = mcmc.Sequential([GLOBAL, mcmc.Adaptive(mcmc.MALA(0.01), num_adaptation_steps=200)])
@@ -293,6 +294,7 @@ def test_an_adaptive_part_tunes_to_its_own_acceptance():
     assert abs(np.mean(in_local) - 0.574) < 0.05 < abs(np.mean(in_global) - 0.574)
 
 
+@pytest.mark.slow
 def test_sequences_in_the_driver():
     """Equal kernels are compiled once, whatever their step sizes; any part accepted is the step accepted."""
     traces = []

@@ -142,6 +142,7 @@ def test_a_base_with_modes_is_a_density():
     assert abs(np.mean(np.abs(x[:, 0] - 2.0) < 0.65) - exact) < 4 * np.sqrt(0.25 / 20_000)
 
 
+@pytest.mark.slow
 def test_weighted_draws_of_a_flat_density_need_no_moves(monkeypatch):
     """A checkerboard has no gradient, and its edges refuse moves; draws that are no copies are not worse for it."""
     target = targets.checkerboard()

@@ -55,6 +55,7 @@ def test_shares_and_log_z():
     np.testing.assert_allclose(right.std(0), expected, rtol=0.15)
 
 
+@pytest.mark.slow
 def test_wrong_weights_are_seen(monkeypatch):
     """Without the backward density, or with another variance forward than in the weights, log Z is off by over .3."""
     normal = running.random.normal
@@ -72,6 +73,7 @@ def test_wrong_weights_are_seen(monkeypatch):
     assert abs(run(lambda x, s: two_modes(x, s)).log_normalizer.value - LOG_Z) > 0.3
 
 
+@pytest.mark.slow
 def test_a_hole_shows_in_log_z():
     """A model that adds a mode of mass 1 at small levels only, where particles pass: log Z = 1.5 + log(1 + e^−1.5)."""
 

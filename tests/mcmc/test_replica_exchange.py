@@ -48,6 +48,7 @@ def test_it_is_replica_exchange_of_tfp(mass):
     assert np.abs(state - run(theirs(0.3))[0]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_shares_of_separated_modes():
     """.3 N((−2, 0), .5²I) + .7 N((2, 0), .5²I), every chain started in the left mode.
 
@@ -95,6 +96,7 @@ def test_swap_acceptance():
         assert abs(per_chain.mean() - wrong) > 20 * error
 
 
+@pytest.mark.slow
 def test_in_the_driver():
     """Step sizes are arguments, and the state is the cold replica's."""
     num_traces = []
@@ -131,6 +133,7 @@ def test_under_xla():
     np.testing.assert_allclose(samples.unnormalized_log_prob, quartic(samples.states), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_replica_adapts():
     """Every replica accepts .574, to .08 (200 chains × 100 steps: SE < .01), from a step far below."""
     step_size = [0.01, 0.02]
@@ -159,6 +162,7 @@ def test_each_replica_adapts():
     assert samples.step_size.shape == [] and samples.step_size > 0.1
 
 
+@pytest.mark.slow
 def test_other_kernels_inside():
     """A proposal of one's own and a global move, both of which TFP's replica exchange has to know how to trade."""
     base = tfp.distributions.MultivariateNormalDiag(np.zeros(2), np.full(2, 2.0))

@@ -86,6 +86,7 @@ KERNELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "jit_compile"), [*((name, False) for name in KERNELS), ("mala", True), ("hmc", True)], ids=str
 )
@@ -198,6 +199,7 @@ class Owner:
         return -self.network(x)[..., 0] - 0.5 * tf.reduce_sum(x**2, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_nothing_keeps_the_target_alive(jit_compile):
     owner = Owner()
@@ -287,6 +289,7 @@ def test_nonfinite_chains_are_counted_and_reported():
         assert graph(normal, tf.zeros([4, 2]), mcmc.MALA(1.0), num_results=3, seed=0).num_nonfinite == 0
 
 
+@pytest.mark.slow
 def test_xla_failure_falls_back_or_raises():
     def not_for_xla(x):
         tf.debugging.check_numerics(x, "x")

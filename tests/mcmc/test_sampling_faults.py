@@ -37,6 +37,7 @@ def starts():
     return BASE.sample(200, seed=[0, 1])
 
 
+@pytest.mark.slow
 def test_stuck_chains_are_counted_and_named(starts):
     """By `sample`, `summarize` and `diagnose`; some 16 % of the base lies so deep in the core that HMC cannot start."""
     kernel = mcmc.HMC(0.05, 5)
@@ -117,6 +118,7 @@ def half_line(x):
     return tf.where(x > 0, -x, tf.where(x < -1, np.float32(np.nan), np.float32(-np.inf)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_proposal_leaves_states_of_zero_density(jit_compile, monkeypatch):
     """Independence moves from N(0, 2²), of mean acceptance above .3, started at density zero and NaN. The draws follow
@@ -323,6 +325,7 @@ GLOBAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GLOBAL)
 def test_bases_over_x_propose_where_the_chain_is(far, name, monkeypatch):
     """Proposals from the target itself are all accepted, but those of p^½; mean and sd within 4 standard errors of 200

@@ -68,6 +68,7 @@ def z_score_of_normalizer(betas=(0.2, 0.5, 1.0), num=200_000):
     return (z.mean() - 1) / error, error
 
 
+@pytest.mark.slow
 def test_the_mean_of_z_is_z_for_three_frozen_temperatures():
     # standard error .3 %: two of them have a false alarm rate of .09, with a fixed seed; a bias of 2 % is found almost
     # surely. Over 10 seeds of half as many particles the mean was 1 - .0016 ± .0007.
@@ -75,6 +76,7 @@ def test_the_mean_of_z_is_z_for_three_frozen_temperatures():
     assert abs(score * error) < 0.006 and error < 0.005
 
 
+@pytest.mark.slow
 def test_a_wrong_weight_biases_z(monkeypatch):
     def wrong(settings, now, beta):
         gain = now.log_ratio * (beta - now.beta) * 1.02
@@ -84,6 +86,7 @@ def test_a_wrong_weight_biases_z(monkeypatch):
     assert abs(z_score_of_normalizer()[0]) > 4
 
 
+@pytest.mark.slow
 def test_moves_leave_the_target_invariant():
     # the exact quantiles of 4000 particles: Kolmogorov-Smirnov, false alarm rate 10⁻³
     draws = run(skewed, wide(), num_samples=4000, seed=3, num_last_moves=10, jit_compile=False)
@@ -92,6 +95,7 @@ def test_moves_leave_the_target_invariant():
     assert abs(draws.log_normalizer.value - 2.0) < 4 * draws.log_normalizer.standard_error < 0.3
 
 
+@pytest.mark.slow
 def test_a_target_equal_to_the_base_needs_no_annealing_and_has_no_error():
     base = wide(2)
     draws = run(base.log_prob, base, num_samples=20, seed=0, jit_compile=False)
@@ -121,6 +125,7 @@ def test_shares_and_log_normalizer_of_two_modes(two_modes):
     assert (np.diff(draws.temperatures) > 0).all() and draws.temperatures[-1] == 1.0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_compiles_nothing(two_modes):
     target, base, draws = two_modes
     entries = [entry for _, entries in compiled._COMPILED.values() for entry in entries.values()]
@@ -171,6 +176,7 @@ def noise_of_stages(monkeypatch):
     return seeds
 
 
+@pytest.mark.slow
 def test_no_seed_is_used_twice(monkeypatch):
     seeds = noise_of_stages(monkeypatch)
     assert len(seeds) == 4 + 4 * 2 and len(set(seeds)) == len(seeds)
@@ -238,6 +244,7 @@ def test_unequal_widths_that_annealing_gets_wrong_are_reported(monkeypatch):
     assert draws.shares.ess.min() < 150
 
 
+@pytest.mark.slow
 def test_a_good_base_gives_the_share_without_trouble():
     target = targets.two_widths(20, 10.0, 0.25)
     locs, scales = np.zeros([3, 20], np.float32), np.float32([1.3, 0.325, 5.0])
@@ -286,6 +293,7 @@ def test_imbalance_and_nested_r_hat_see_what_is_wrong():
     assert nested_r_hat(shifted, groups, 8) > 1.05
 
 
+@pytest.mark.slow
 def test_a_target_that_is_nan_in_places_is_reported():
     base = wide(1, 1.0)
 

@@ -13,6 +13,7 @@ from tfp_ebm.mcmc.running import particles
 from tfp_ebm.mcmc.running.compiled import XlaOrGraph
 
 
+@pytest.mark.slow
 def test_bits_progress_and_interrupts(monkeypatch, capsys):
     target = targets.two_gaussians()
     base = tfp.distributions.MultivariateNormalDiag([0.0, 0.0], [4.0, 4.0])
@@ -54,6 +55,7 @@ def test_bits_progress_and_interrupts(monkeypatch, capsys):
     np.testing.assert_array_equal(draws.states, run().states)
 
 
+@pytest.mark.slow
 def test_noise_of_a_stage_depends_on_its_number(monkeypatch):
     """The negative control: a stage that takes its noise from its place in the call gives other bits."""
     target = targets.two_gaussians()

@@ -55,6 +55,7 @@ def check_twin(summary, samples, rtol=1e-9):
         np.testing.assert_allclose(summary.rhat_log_prob, naive, rtol=rtol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "jit_compile", "steps"),
     [
@@ -92,6 +93,7 @@ def test_an_image_and_many_axes_of_chains():
     assert scalar.mean.shape == [] and scalar.covariance is None
 
 
+@pytest.mark.slow
 def test_thousands_of_chains_in_float32(capsys):
     """With the progress bar; ESS, from the scatter of 4000 chain means, against the truth of exact AR(1) chains.
 
@@ -134,6 +136,7 @@ def test_a_second_call_traces_nothing(jit_compile):
     assert energy.num_traces == traces
 
 
+@pytest.mark.slow
 def test_inside_a_function():
     energy = Energy()
 

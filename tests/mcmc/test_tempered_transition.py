@@ -52,6 +52,7 @@ def acceptance(num_temperatures, d=12):
     return float(tf.reduce_mean(tf.exp(tf.minimum(results.log_accept_ratio, 0.0))))
 
 
+@pytest.mark.slow
 def test_bridges_make_global_moves_in_many_dimensions():
     """12 dimensions: a plain draw is accepted less than once in a thousand, one over 30 bridges 30 times as often."""
     plain, bridged = acceptance(1), acceptance(30)
@@ -59,6 +60,7 @@ def test_bridges_make_global_moves_in_many_dimensions():
     assert bridged > 0.03
 
 
+@pytest.mark.slow
 def test_same_seed_same_bits_and_one_trace():
     traces = []
 

@@ -87,6 +87,7 @@ def marginals(laws):
 # Exact draws must stay exact: p > 1e-3, so the four raise a false alarm once in 250 seeds. The controls, chains of the
 # same kernel on p^1.25, must reach p < 2e-5: the weakest, Beta(.7, .7), becomes Beta(.625, .625), a KS distance of .016
 # once mixed, and √40 000 · .016 = 3.2 is p = 2e-9; the other coordinates are further off.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUPPORTS)
 def test_exact_draws_stay_exact(name):
     make_target, bijector, kernel = SUPPORTS[name]
@@ -113,6 +114,7 @@ def test_without_the_jacobian_the_law_is_another():
     assert smallest_p_value(samples.states[0].numpy(), marginals(laws)) < 1e-10
 
 
+@pytest.mark.slow
 def test_adaptation_in_the_driver():
     """The step size adapts in z, to .75 within .05 (10 000 moves: SE .005); a second run is not traced."""
     log_prob, _, _ = box()
@@ -145,6 +147,7 @@ def test_under_xla():
     np.testing.assert_allclose(samples.unnormalized_log_prob, tf.reduce_sum(samples.states, -1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_tempered_inside():
     log_prob, _, _ = positive()
     kernel = mcmc.Transformed(mcmc.ReplicaExchange(mcmc.MALA(0.8), [1.0, 0.5]), tfb.Softplus())

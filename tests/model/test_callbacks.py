@@ -41,6 +41,7 @@ def test_a_learning_rate_of_100_is_caught_rolled_back_and_given_up(rate):
     assert_same([weight.numpy() for weight in model.weights], before)
 
 
+@pytest.mark.slow
 def test_a_lowered_rate_goes_on():
     """At 100 it diverges; one rollback with a factor of 1e-5 ends at 1e-3, which trains."""
     model = make(100.0)
@@ -52,6 +53,7 @@ def test_a_lowered_rate_goes_on():
     assert float(model.optimizer.learning_rate.numpy()) == pytest.approx(1e-3)
 
 
+@pytest.mark.slow
 def test_a_state_that_is_good_is_kept_on_the_way():
     """Diverges at step 24, planted; back to step 20, the last one kept, and not to the start."""
     model = make()
@@ -100,6 +102,7 @@ def test_a_loss_that_is_not_finite_is_rolled_back_instead_of_raised():
         make(loss="denoising_score_matching").fit(poisoned, shuffle=False, verbose=0)
 
 
+@pytest.mark.slow
 def test_a_healthy_run_is_left_alone():
     """The guard changes no bit of a run that does not diverge, and reports the gradient's norm."""
     plain, guarded = make(), make()
@@ -132,6 +135,7 @@ def test_a_guarded_model_with_a_schedule_is_saved(tmp_path):
     assert float(loaded.optimizer.learning_rate) == pytest.approx(float(model.optimizer.learning_rate))
 
 
+@pytest.mark.slow
 def test_snapshots_are_drawn_as_the_model_is(tmp_path):
     model = make()
     snapshots = ebm.callbacks.SampleSnapshots(

@@ -142,6 +142,7 @@ CHAINS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 def test_chains_run_elsewhere(name, refused):
     assert CHAINS[name]().shape[0] == 3
@@ -149,6 +150,7 @@ def test_chains_run_elsewhere(name, refused):
         make().sample(3, seed=0)
 
 
+@pytest.mark.slow
 def test_an_eager_joint_draws_by_particles(monkeypatch):
     """300 draws: share of .7 within 4 · .026. Control: a search for the joint's structure that is always found."""
     joint = tfd.JointDistributionSequential([make(num_burnin_steps=2), lambda x: tfd.Normal(x[..., 0], 0.01)])

@@ -82,6 +82,7 @@ def test_samples_have_the_moments_of_the_target(p):
     np.testing.assert_allclose(chains.unnormalized_log_prob, p.unnormalized_log_prob(chains.states), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_seeds(p):
     first = p.sample(20, seed=1)
     np.testing.assert_array_equal(first, p.sample(20, seed=1))
@@ -133,6 +134,7 @@ def test_callables_and_plain_networks():
     np.testing.assert_allclose(q.unnormalized_log_prob(x), -network(x)[:, 0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_prior_of_a_joint_distribution(p):
     """A Gaussian prior as an energy, a Gaussian likelihood of its first coordinate: the posterior is known.
 
@@ -175,6 +177,7 @@ def test_new_weights_are_sampled_without_tracing_again(gaussian):
     assert abs(after[0] - before[0] - SD[0]) < 8 * SD[0] / np.sqrt(2000)
 
 
+@pytest.mark.slow
 def test_nothing_keeps_a_model_alive():
     model = ebm.EnergyModel(Quadratic(), event_shape=(2,))
     model.adapt(np.random.default_rng(0).normal(size=(10, 2)))

@@ -73,6 +73,7 @@ def test_the_default_kernel_starts_with_a_move_from_the_base():
     assert isinstance(inside[1], mcmc.Transformed)
 
 
+@pytest.mark.slow
 def test_two_modes_have_their_shares_by_default():
     """.3 and .7 of two Gaussians eight standard deviations apart, 2000 draws: within 4 standard errors of .0102, and no
     warning of R-hat. Control: the starts have .5."""
@@ -107,6 +108,7 @@ def line_of(call):
         return 1 + next(number for number, text in enumerate(file, 1) if text.endswith(f"# marker {call}\n"))
 
 
+@pytest.mark.slow
 def test_warnings_point_to_the_user_s_line():
     """Through TFP's `sample`, through `sample_chains`, `mcmc.sample`, `fit_base` and `adapt`."""
     p = make(lambda x: 1e6 * energy(x), kernel=mcmc.HMC(10.0, 2), num_burnin_steps=20)
@@ -147,6 +149,7 @@ def posterior_mean(log_weights):
     return np.sum(SCALES * weights) / np.sum(weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pinned", [True, False])
 def test_a_known_log_normalizer_counts_in_joint_densities(pinned):
     """s ~ Gamma(4, 2), x ~ N(0, s²) seen at .5: E(s | x) by the same grid from TFP's own Normal. Control: without log Z
@@ -223,6 +226,7 @@ def fitted(target):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", ["model", "network", "layer"])
 def test_frozen_weights_are_not_trained_by_tfp(freeze):
     """As they are when unfrozen, the control; values and gradients in x are the same either way."""
@@ -263,6 +267,7 @@ def test_frozen_weights_are_not_trained_by_tfp(freeze):
 # --- support ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_support_of_the_base_reaches_variational_inference():
     """Gamma(2, 1), Gamma(3, 1) as an energy: the surrogate's loss is finite, and infinite on the real line."""
     base = tfd.Independent(tfd.Gamma([2.0, 3.0], 1.0), 1)
@@ -330,6 +335,7 @@ def test_a_bijector_keeps_the_chains_on_the_support(standardized):
 # --- slices ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_slices():
     p = make(log_normalizer=0.5, num_burnin_steps=2)
     x = tf.constant(DATA[:4])
@@ -379,6 +385,7 @@ def scaled_energy(x, factor):
     return factor * energy(x)
 
 
+@pytest.mark.slow
 def test_copies_share_compiled_chains(traces):
     """Of functions, bound methods, objects, partial functions, networks and models; the control: another energy."""
     one, instance = functools.partial(scaled_energy, factor=2.0), Callable(2.0)
@@ -401,6 +408,7 @@ def test_copies_share_compiled_chains(traces):
     assert len(traces) > number
 
 
+@pytest.mark.slow
 def test_auto_batched_joints_take_their_draws_from_chains_run_at_once():
     """Draws differ, follow the target (mean of 300 within 4 standard errors) and the children follow them; the traced
     chain takes 20 times as long. Stateless seeds still work."""
@@ -415,6 +423,7 @@ def test_auto_batched_joints_take_their_draws_from_chains_run_at_once():
     assert not np.array_equal(x, joint.sample(300, seed=2)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", [False, True])
 def test_auto_batched_joints_need_no_draw_before(planted, monkeypatch):
     """The chains are compiled at the first draw of the joint. Control: no tape records in `tf.init_scope`."""
@@ -443,6 +452,7 @@ def test_draws_within_an_auto_batched_joint_warn_at_the_user_s_line():
     assert {warning.filename for warning in caught if "R-hat" in str(warning.message)} == {__file__}
 
 
+@pytest.mark.slow
 def test_energies_that_depend_on_another_part_are_still_vectorised():
     """x | m ~ N(m, 1): the difference has variance 1, within 4 standard errors √(2/20)."""
     joint = tfd.JointDistributionSequentialAutoBatched(
@@ -504,6 +514,7 @@ def test_deep_copies_of_closures_share_their_function():
 # --- export ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_served_model_checks_shapes_at_each_call(tmp_path):
     model = ebm.EnergyModel(network())
     model.adapt(DATA)
@@ -524,6 +535,7 @@ def test_a_served_model_checks_shapes_at_each_call(tmp_path):
             sample(**{"initial_state": good, "seed": seed, "num_steps": steps, **bad})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
 def test_a_litert_file_runs_and_agrees(tmp_path, shape):
     """Of a tilt by a full Gaussian in other units; float32 rounding. Control: with the solve the file is refused."""
@@ -542,6 +554,7 @@ def test_a_litert_file_runs_and_agrees(tmp_path, shape):
     np.testing.assert_allclose(found, model.energy(x[:1]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_litert_file_that_does_not_run_is_refused(tmp_path, monkeypatch):
     model = ebm.EnergyModel(network(), base_measure=ebm.fit_base(DATA))
     monkeypatch.setattr("tfp_ebm.energy.function._unreshaped", lambda base: None)

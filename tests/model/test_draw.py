@@ -22,6 +22,7 @@ def gaussian():
     return model
 
 
+@pytest.mark.slow
 def test_a_model_gives_draws_in_x_and_log_z(gaussian):
     draws = ebm.EnergyDistribution(gaussian).draw(4000, seed=1, jit_compile=False)
     x = draws.states.numpy()
@@ -34,6 +35,7 @@ def test_a_model_gives_draws_in_x_and_log_z(gaussian):
     assert np.array_equal(x, ebm.EnergyDistribution(gaussian).draw(4000, seed=1, jit_compile=False).states)
 
 
+@pytest.mark.slow
 def test_draws_follow_the_model_as_it_is(gaussian):
     before = gaussian.standardization.loc.numpy()
     p = ebm.EnergyDistribution(gaussian, base=gaussian.base.copy())
@@ -44,6 +46,7 @@ def test_draws_follow_the_model_as_it_is(gaussian):
     assert abs(moved[:, 0].mean() - MEAN[0] - 1) < 0.25 and abs(back[:, 0].mean() - MEAN[0]) < 0.25
 
 
+@pytest.mark.slow
 def test_two_modes_of_a_callable_have_their_shares():
     target = ebm.targets.two_gaussians()
     base = tfd.MultivariateNormalDiag([0.0, 0.0], [4.0, 4.0])

@@ -96,6 +96,7 @@ def test_the_bits_do_not_depend_on_the_number_of_steps_of_a_call(loss, monkeypat
         assert history == losses[0]
 
 
+@pytest.mark.slow
 def test_resumed_runs_are_equal_whatever_the_calls(fast, tmp_path):
     whole, cut = make(), make()
     whole.fit(X, epochs=4, verbose=0)
@@ -232,6 +233,7 @@ def test_a_call_ends_at_a_step_that_is_not_finite(fast):
     assert int(quiet._step.numpy()) == 6
 
 
+@pytest.mark.slow
 def test_the_choice_is_saved(tmp_path):
     for given in ("auto", 1, 3):
         model = make(steps_per_execution=given)

@@ -71,6 +71,7 @@ def joined(mixture):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["units", "mixture", "nested", "kernel density"])
 def test_mixtures_are_exact(name, tmp_path):
     model, mixture = distributions()[name]

@@ -95,6 +95,7 @@ def test_a_damaged_distribution_is_a_value_error(damaged):
         serialization.decode(damaged)
 
 
+@pytest.mark.slow
 def test_a_file_that_names_foreign_classes_is_refused(saved, tmp_path):
     """In each place that our codec reads: base measure, base of the chains, base of the kernel."""
     places = []
@@ -213,6 +214,7 @@ def test_parquet_does_not_unpickle_extension_types(tmp_path):
     assert mark.exists()  # the control: the mark works
 
 
+@pytest.mark.slow
 def test_an_export_holds_no_python(saved, tmp_path):
     """A SavedModel loads without this package's classes, and its functions are graphs without Python calls."""
     model = keras.saving.load_model(saved)

@@ -31,6 +31,7 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_arrays_are_shuffled_alike_in_runs_that_are_resumed_or_repeated(tmp_path):
     whole, again, other = make(), make(), make(seed=1)
     for number, model in enumerate((whole, again, other)):
@@ -97,6 +98,7 @@ def test_splits_and_sizes_of_batches_are_those_of_keras():
             model.fit(X, validation_split=split, verbose=0)
 
 
+@pytest.mark.slow
 def test_orders_are_uniform():
     """Where row 0 goes in 200 passes of 5 rows: χ² with 4 degrees of freedom, above 18.5 in one run of a thousand."""
     model = make()

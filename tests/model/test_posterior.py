@@ -56,6 +56,7 @@ def test_posterior_mean_agrees_with_quadrature(prior):
     assert np.abs(found.mean - quadrature(prior, likelihood=False))[0] > 20 * found.mcse[0]
 
 
+@pytest.mark.slow
 def test_the_prior_learned_two_moons(prior):
     """Both moons have at least a third of the samples, and few lie where the true density is negligible."""
     x = prior.sample(2000, seed=0).numpy()

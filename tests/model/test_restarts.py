@@ -23,6 +23,7 @@ def chains(energy=broken, num_chains=200):
     return p.sample_chains(5, num_chains, seed=0, jit_compile=False, num_steps_between_results=1)
 
 
+@pytest.mark.slow
 def test_chains_that_never_moved_are_restarted(monkeypatch):
     """About 16 % of the chains start where the gradient is NaN, and as many of the restarted ones."""
     with pytest.warns(UserWarning) as record:

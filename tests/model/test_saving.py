@@ -192,6 +192,7 @@ def test_exported_sampler_keeps_the_target(tmp_path):
     assert not np.array_equal(x, loaded.sample(start, tf.constant([1, 3]), tf.constant(10)))
 
 
+@pytest.mark.slow
 def test_export_replaces_nothing_but_a_saved_model(tmp_path):
     model = ebm.EnergyModel(Quadratic(), event_shape=(3,))
     kernel = ebm.mcmc.MALA(1.0)
@@ -222,6 +223,7 @@ def test_formats_that_cannot_be_loaded_are_not_saved(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_export_with_a_kernel_of_tfp_and_by_xla(tmp_path):
     model = ebm.EnergyModel(Quadratic(), event_shape=(3,))
 

@@ -48,6 +48,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.slow
 def test_every_source_of_data_trains_alike():
     """The same batches give the same bits, whatever carries them, with the base fitted to the first rows."""
     reference = None
@@ -64,6 +65,7 @@ def test_every_source_of_data_trains_alike():
         assert history.history["loss"] == loss
 
 
+@pytest.mark.slow
 def test_options_of_compile_take_the_same_steps():
     """Other compilations differ in rounding only: 8 Adam steps stay within 1e-4 of those of the default."""
 
@@ -97,6 +99,7 @@ def test_fit_traces_its_step_once():
     assert len(traces) == 2
 
 
+@pytest.mark.slow
 def test_no_host_operation_in_a_step():
     """A step that left the graph (py_function, numpy_function) could not run on a GPU, nor be compiled by XLA."""
     model = make()
@@ -121,6 +124,7 @@ def test_autograph_reads_what_a_loss_calls():
         tf.autograph.to_graph(only_a_docstring)
 
 
+@pytest.mark.slow
 def test_a_run_cut_and_resumed_equals_one_that_was_not(tmp_path):
     """Through a `.keras` file, optimizer, step counter and all. With another counter the bits differ (control)."""
     data = tf.data.Dataset.from_tensor_slices(X).batch(32)
@@ -188,6 +192,7 @@ def test_evaluation_changes_no_weight_and_repeats():
     assert_same(weights(validated), weights(plain))
 
 
+@pytest.mark.slow
 def test_seed_decides_the_noise():
     def trained(seed):
         model = ebm.EnergyModel(ebm.networks.mlp([2], units=[8], seed=0), seed=seed)
@@ -232,6 +237,7 @@ def test_sample_weights_weigh_rows():
     assert not np.array_equal(model.energy(X), make().energy(X))
 
 
+@pytest.mark.slow
 def test_optimizers_schedules_clipping_averages_and_decay():
     schedule = keras.optimizers.schedules.CosineDecay(1e-2, 8)
     for optimizer in (
@@ -330,6 +336,7 @@ def test_state_of_a_loss_is_trained_saved_and_spared_by_weight_decay(tmp_path):
     assert_same(weights(other), weights(model))
 
 
+@pytest.mark.slow
 def test_recompiling_leaks_nothing():
     model = make(WithState())
     model.fit(X, verbose=0)

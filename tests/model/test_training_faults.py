@@ -140,6 +140,7 @@ def test_a_loss_may_add_losses_itself():
         assert model.evaluate(X, verbose=0) == pytest.approx(plain.evaluate(X, verbose=0) + 3.0)
 
 
+@pytest.mark.slow
 def test_a_network_of_a_condition_counts_them_too():
     """Denoising at one scale runs the network once: its penalty is that of the noised data, and not zero."""
 
@@ -186,6 +187,7 @@ class Overflowing(keras.layers.Layer):
         return scaled(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("growth", [2000, 1])
 def test_the_guard_leaves_an_overflow_to_the_loss_scale(growth):
     """A scale that is far too large at first, or grows at every step, overflows: that is no divergence."""
@@ -320,6 +322,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight(layer, rows, options):
         assert all(np.isfinite(weight.numpy()).all() for weight in [*model.weights, *model.optimizer.variables]), row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["score_matching", "sliced_score_matching"])
 def test_a_loss_that_is_not_finite_by_a_derivative_in_x_is_said_to_be(loss):
     """The score of a norm at 0 is NaN, and so is the loss at the first step: no learning rate helps."""
@@ -334,6 +337,7 @@ def test_a_loss_that_is_not_finite_by_a_derivative_in_x_is_said_to_be(loss):
     assert "differentiates" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_guard_rolls_such_a_step_back_and_terminate_on_nan_does_not_hide_it():
     model = not_adapted(Norm())
     guard = ebm.callbacks.DivergenceGuard()
@@ -394,6 +398,7 @@ def decayed(configure, **kwargs):
     return [float(np.ravel(weight)[0]) for weight in network.get_weights()], float(model.loss.log_normalizer)
 
 
+@pytest.mark.slow
 def test_variables_that_the_user_excluded_from_weight_decay_stay_excluded(monkeypatch):
     by_name = decayed(lambda o, network: o.exclude_from_weight_decay(var_names=["bias"]))
     by_variable = decayed(lambda o, network: o.exclude_from_weight_decay(var_list=[network.layers[0].bias]))
@@ -411,6 +416,7 @@ def test_variables_that_the_user_excluded_from_weight_decay_stay_excluded(monkey
     assert decayed(lambda o, n: o.exclude_from_weight_decay(var_names=["bias"]))[0] == pytest.approx([0.9, 0.9])
 
 
+@pytest.mark.slow
 def test_other_settings_of_an_optimizer_are_left_alone():
     optimizer = keras.optimizers.AdamW(
         1e-3, weight_decay=0.1, clipnorm=0.5, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=3
@@ -696,6 +702,7 @@ def trained(model):
     return model.network.get_weights()
 
 
+@pytest.mark.slow
 def test_the_seed_can_be_set_and_takes_effect_at_once():
     model, other = make(), make()
     trained(model)

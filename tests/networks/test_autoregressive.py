@@ -187,6 +187,7 @@ def smallest_p_value(network, samples):
     return min(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"num_components": 3, "num_frequencies": 2}, {"order": [1, 0]}])
 def test_samples_have_the_density(options):
     """100 samples: below .001 by chance once in 500; samples moved by .5 deviations fail."""
@@ -220,6 +221,7 @@ def test_quantiles_of_a_linear_density():
     np.testing.assert_allclose(drawn, np.sqrt(v), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_scores_files_and_xla(dtype, tmp_path):
     network = random_network(3, dtype)

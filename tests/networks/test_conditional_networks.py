@@ -115,6 +115,7 @@ def test_given_keeps_the_base_measure():
     np.testing.assert_array_equal(given.energy(X), model.energy(X, 0.3))
 
 
+@pytest.mark.slow
 def test_a_given_model_samples_and_exports(tmp_path):
     model = fitted("functional")
     with pytest.raises(ValueError, match="`y` must not be given"):

@@ -77,6 +77,7 @@ class Negated(ebm.losses.NoiseContrastiveEstimation):
         return LossOutput(-output.per_example, output.metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss_class", "density", "is_right"),
     [

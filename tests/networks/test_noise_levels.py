@@ -42,6 +42,7 @@ def gaussian_energy(x, sigma):
     return 0.5 * (square + np.linalg.slogdet(2 * np.pi * blurred)[1])
 
 
+@pytest.mark.slow
 def test_initial_energy_is_the_gaussian_and_the_last_level_stays_it():
     """At every level before training; at σ_max whatever the weights are, and beyond, within exp(−c)."""
     model = adapted()
@@ -147,6 +148,7 @@ def test_precision_xla_images_and_unknown_statistics():
         ebm.EnergyModel(network).adapt(iter([images[:20], images[20:]]))
 
 
+@pytest.mark.slow
 def test_log_z_is_known_once_its_constants_are_learned(tmp_path):
     """Not before training, not after denoising alone; then log_prob = −E, also after saving; no base may tilt it."""
     model = adapted("float32")

@@ -50,6 +50,7 @@ def total_mass(network):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_mixture", [False, True])
 def test_probabilities_and_density_sum_to_one(of_mixture):
     """The rule's own error is below 2e-3 here. Planted: a support that lacks a value loses its mass."""
@@ -77,6 +78,7 @@ def test_a_mixture_gives_its_masses_to_the_cells():
     np.testing.assert_allclose(np.exp(-network(tf.constant([[0.0], [1.0], [3.0]], tf.float64))), masses, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_mixture", [False, True])
 def test_draws_have_the_probabilities(of_mixture):
     """20 000 draws against exact probabilities: χ² at a false-alarm rate of 1e-3. Planted: other frequencies fail."""
@@ -192,6 +194,7 @@ def test_a_mixture_without_cells_has_its_marginal_density():
     np.testing.assert_allclose(energy(normal.sample(3, seed=SEED)), -normal.log_prob(normal.sample(3, seed=SEED)))
 
 
+@pytest.mark.slow
 def test_particles_draw_from_the_conditionals(monkeypatch):
     """1000 particles for 100 draws: their own error adds a third to the standard deviation of z.
 

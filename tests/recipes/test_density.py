@@ -45,6 +45,7 @@ def test_it_is_a_density_better_than_its_parts(fitted):
         assert stats.ks_2samp(samples[:, column], x[:, column]).statistic < 0.05
 
 
+@pytest.mark.slow
 def test_the_model_is_saved_with_all_its_parts(fitted, tmp_path):
     fitted.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -53,6 +54,7 @@ def test_the_model_is_saved_with_all_its_parts(fitted, tmp_path):
     assert float(loaded.log_normalizer) == 0.0
 
 
+@pytest.mark.slow
 def test_small_tables_and_seeds():
     """Fewer rows than a batch: finite samples, no worse than the Gaussian on the rows held out.
 

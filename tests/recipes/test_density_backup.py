@@ -56,6 +56,7 @@ def test_trainings_after_one_that_is_read_have_the_same_bits(tmp_path, monkeypat
         assert_equal(results(tmp_path, (0,))[0], whole[0])
 
 
+@pytest.mark.slow
 def test_a_directory_of_another_call_is_refused(tmp_path):
     x = np.random.default_rng(0).normal(size=(30, 1))
     fit = functools.partial(ebm.fit_density, verbose=0, backup_dir=tmp_path)

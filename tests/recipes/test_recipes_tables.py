@@ -123,6 +123,7 @@ def test_a_loss_that_is_given_is_left_alone(x):
     assert recipes.low_dimensional(x, given, 10).loss.sigma == 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALIASES)
 def test_every_loss_trains(x, name):
     model = recipes.low_dimensional(x, name, num_steps=2, units=[8], steps_per_execution=1)

@@ -131,12 +131,12 @@ def kernel_for(model: EnergyModel, options: argparse.Namespace) -> mcmc.Kernel |
 
 
 def draw(
-    model: EnergyModel, kernel: mcmc.Kernel | None, options: argparse.Namespace, backup_dir: pathlib.Path
+    model: EnergyModel, kernel: mcmc.Kernel | None, options: argparse.Namespace, backup_dir: pathlib.Path | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Draws samples and judges them: exact ones without a kernel, else by the sampler of the options.
 
     Args:
-      backup_dir: where chains are kept, about once a minute, so that the same command continues them.
+      backup_dir: where chains are kept, about once a minute, so that the same command continues them; None keeps none.
 
     Raises:
       KeyboardInterrupt: at an interrupt.
@@ -196,7 +196,7 @@ def _drawn_by_particles(model: EnergyModel, options: argparse.Namespace) -> tupl
 
 
 def _drawn_by_chains(
-    model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace, backup_dir: pathlib.Path
+    model: EnergyModel, kernel: mcmc.Kernel, options: argparse.Namespace, backup_dir: pathlib.Path | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     num_chains = options.num_chains or math.ceil(options.num_samples / _SAMPLES_PER_CHAIN)
     per_chain = math.ceil(options.num_samples / num_chains)

@@ -107,7 +107,7 @@ def mlp(
     check_used(condition, len(units), "units")
     gain = 1.0 if fourier_features else _FIRST_LAYER_GAIN
     x = dense_layers(x, units, activation, policy, seeds, gain, condition)
-    return functional_model(_inputs(inputs, condition), energy_head(x, policy, seeds), policy)
+    return functional_model(_inputs_of(inputs, condition), energy_head(x, policy, seeds), policy)
 
 
 def convnet(
@@ -171,10 +171,10 @@ def convnet(
         check_used(condition, len(units), "units")
     x = convolution_layers(inputs, filters, kernel_size, strides, activation, policy, seeds, condition)
     x = dense_layers(x, units, activation, policy, seeds, condition=condition)
-    return functional_model(_inputs(inputs, condition), energy_head(x, policy, seeds), policy)
+    return functional_model(_inputs_of(inputs, condition), energy_head(x, policy, seeds), policy)
 
 
-def _inputs(x: Any, condition: Condition | None) -> Any:
+def _inputs_of(x: Any, condition: Condition | None) -> Any:
     return x if condition is None else [x, condition.inputs]
 
 

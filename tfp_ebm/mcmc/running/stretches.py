@@ -25,7 +25,7 @@ import tensorflow as tf
 from tfp_ebm import arguments
 from tfp_ebm.caller import warn
 from tfp_ebm.mcmc.kernels.acceptance import gradient_failed
-from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
+from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn, is_calibrated
 from tfp_ebm.mcmc.running.chain import Chain, Plan
 from tfp_ebm.mcmc.running.compiled import XlaOrGraph, check_state, find_compiled, xla_pays
 from tfp_ebm.mcmc.running.finite import count_nonfinite
@@ -197,7 +197,7 @@ class Run:
         num_bad_gradients = self.num_bad_gradients
         if num_bad_gradients is not None:
             warn_of_gradients(int(num_bad_gradients), stuck.shape.num_elements())
-        if isinstance(self._kernel, Kernel) and self._kernel(self._target).is_calibrated:
+        if isinstance(self._kernel, Kernel) and is_calibrated(self._kernel):
             found = [self._kernel.log_prob_after(position.results) for position in self.positions]
             if all(tf.is_tensor(part) for part in found):
                 warn_of_rounding(_concat(found))
