@@ -111,6 +111,7 @@ def test_notes_are_kept_to_themselves_by_quiet(run, frame, tmp_path, capsys):
         assert err.count("note: log Z is not known") == notes / 2
 
 
+@pytest.mark.slow
 def test_options_of_reading_reach_pandas(run, tmp_path, capsys):
     """Without them 1.234 is 1.234, with a warning that names the option; with them it is 1234."""
     (tmp_path / "x.csv").write_text("depth;level;salt\n1.234;2;3\n2.345;3;4\n")
@@ -121,6 +122,7 @@ def test_options_of_reading_reach_pandas(run, tmp_path, capsys):
     assert code == 0 and "warning" not in err and json.loads(second)["loss"] > 10 * json.loads(first)["loss"]
 
 
+@pytest.mark.slow
 def test_runs_of_a_later_format_are_refused(run, tmp_path, capsys):
     import shutil
 

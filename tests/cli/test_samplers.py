@@ -43,7 +43,7 @@ def options_of(**given):
 def drawn(model, **given):
     options = options_of(**given)
     sampling.check_sampling_options(options)
-    return *sampling.draw(model, sampling.kernel_for(model, options), options, None), options
+    return *sampling.draw(model, sampling.kernel_for(model, options), options), options
 
 
 @pytest.mark.slow
@@ -79,6 +79,7 @@ def test_an_option_of_chains_gives_chains(monkeypatch):
     assert options.sampler == "hmc"
 
 
+@pytest.mark.slow
 def test_trouble_is_a_warning_and_a_failure(monkeypatch):
     sentence = "The draws are not to be trusted."
     rows = np.random.default_rng(0).normal(size=(200, 1))

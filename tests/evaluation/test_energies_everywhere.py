@@ -42,6 +42,7 @@ def model():
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_one_energy_in_all_forms(name, model):
     """Model, distribution, bound method and lambda agree; the chains of the first two run in z, so only nearly."""

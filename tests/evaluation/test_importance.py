@@ -124,6 +124,7 @@ def test_stale_results_bias_the_weights(gaussian):
         assert mean < 1 - 6 * error
 
 
+@pytest.mark.slow
 def test_target_equal_to_base_has_no_error():
     base = diagonal_normal(3, 1.5)
     for estimate in (

@@ -133,6 +133,7 @@ def test_averaged_targets_have_the_same_mean_and_less_variance():
     assert spread[1] < 0.7 * spread[0]  # an F ratio of 29 and 29 batches
 
 
+@pytest.mark.slow
 def test_levels_naive_twin_and_xla():
     """Levels are log-uniform for every place in a batch; row by row with finite differences, in images, under XLA."""
     x = np.random.default_rng(0).normal(size=(6, 2, 1))

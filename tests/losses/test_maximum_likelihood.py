@@ -111,6 +111,7 @@ def test_calibrated_chains_learn_the_precision(kernel):
     assert abs(value - 1.0) < 4 * error + 1e-3
 
 
+@pytest.mark.slow
 def test_unadjusted_chains_learn_their_own_bias():
     """Langevin of step ε = .8 learns 2(1 − √(1 − ε²))/ε² = 1.25; taken for calibrated it fails the test above."""
     value, error = learned_precision(ebm.mcmc.Langevin(0.8))
@@ -249,6 +250,7 @@ def test_step_size_adapts_to_the_optimum_and_not_in_validation():
     assert float(fixed.step_size.numpy()) == 0.1
 
 
+@pytest.mark.slow
 def test_the_global_move_carries_mass_between_modes():
     """ChainStart that all start in the left of two wells 10 sd apart: only the global move brings some to the right."""
 

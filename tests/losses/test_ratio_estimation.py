@@ -92,6 +92,7 @@ def test_a_row_alone_has_nothing_to_contrast_with():
     assert float(output.per_example[0]) == 0.0
 
 
+@pytest.mark.slow
 def test_the_prior_is_no_part_of_the_ratio_and_the_model_is_saved(tmp_path):
     """The loss of a model with the prior as base measure is that of its network."""
     import tensorflow_probability as tfp

@@ -86,7 +86,6 @@ KERNELS = {
     "tempered": (mcmc.ReplicaExchange(mcmc.HMC(0.6, 4), [1.0, 0.6]), 14, False),
     "transformed": (mcmc.Transformed(mcmc.MALA(0.9), tfp.bijectors.SinhArcsinh(np.float64(0.3))), 12, False),
 }
-SLOW = ("nuts", "tempered_transition", "tempered", "transformed")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +104,8 @@ def groups():
 # Each test accepts at p > 1e-3 for three targets, so for a new seed the eleven would raise a false alarm once in
 # thirty; the controls must reach p < 2e-5. Power: the cooler Gaussian has .8 of the variance, a KS distance of .027
 # when the chain has mixed, and √40 000 · .027 = 5.4 is p = 1e-25; the banana's first coordinate is such a Gaussian.
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in KERNELS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KERNELS)
 def test_exact_draws_stay_exact(name, groups):
     kernel, num_steps, jit_compile = KERNELS[name]
     log_prob, start, cdfs = groups

@@ -139,6 +139,7 @@ def test_the_same_seed_gives_the_same_bits_and_compiles_nothing(two_modes):
     assert before == [entry._call.experimental_get_tracing_count() for entry in found]
 
 
+@pytest.mark.slow
 def test_duplicates_separate(two_modes):
     assert len(np.unique(two_modes[2].states.numpy()[:, 0])) == 2000
 

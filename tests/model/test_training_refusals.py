@@ -88,6 +88,7 @@ def test_bad_calls_are_refused_and_nothing_is_lost(name):
     assert_same(weights(model), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["dataset", "generator", "weights"])
 def test_a_nan_that_could_not_be_seen_ends_training_and_spares_the_weights(source):
     """The NaN is in the fifth of eight batches; with `TerminateOnNaN`, Keras's own ending, there is no error."""

@@ -130,6 +130,7 @@ def test_a_given_model_samples_and_exports(tmp_path):
     given.compile("adam", "denoising_score_matching")  # the losses of ordinary networks take it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["functional", "subclassed", "layer"])
 def test_round_trip(name, tmp_path):
     """Energies, scores and loss are bit-equal."""

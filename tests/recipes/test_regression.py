@@ -65,6 +65,7 @@ def test_every_conditional_density_is_normalised_and_agrees_with_its_draws():
     assert abs(np.mean(drawn) - p.mean()[1, 0]) < 4 * spread[1] / 4000**0.5
 
 
+@pytest.mark.slow
 def test_two_targets_and_what_each_sees():
     """p(y₁ | x) is the integral of p(y | x) over y₂; the first output of the network sees no target."""
     model = model_of(3, 2, seed=4)

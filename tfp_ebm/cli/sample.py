@@ -131,7 +131,7 @@ def kernel_for(model: EnergyModel, options: argparse.Namespace) -> mcmc.Kernel |
 
 
 def draw(
-    model: EnergyModel, kernel: mcmc.Kernel | None, options: argparse.Namespace, backup_dir: pathlib.Path | None
+    model: EnergyModel, kernel: mcmc.Kernel | None, options: argparse.Namespace, backup_dir: pathlib.Path | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Draws samples and judges them: exact ones without a kernel, else by the sampler of the options.
 
