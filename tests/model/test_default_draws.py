@@ -97,8 +97,9 @@ def test_a_second_call_compiles_nothing(monkeypatch):
 def test_a_warning_says_what_is_wrong_and_its_cure_works(monkeypatch):
     """Modes of widths 1 and .1 in 5 coordinates, which no path from a Gaussian reaches in their shares of .3 and .7. A
     mixture fitted to data gives them: within .09, 4 standard errors of 400 effective draws. The search for modes, which
-    would add them to the Gaussian, is off."""
+    would add them to the Gaussian, is off, and so is the base made of draws."""
     monkeypatch.setattr(particle_sampler, "find_regions", lambda *args: [])
+    monkeypatch.setattr(particle_sampler, "is_uneven", lambda *args: False)
     quick = functools.partial(mcmc.sequential_monte_carlo, jit_compile=False)
     monkeypatch.setattr(mcmc, "sequential_monte_carlo", quick)
     target = targets.two_widths(5, 10.0, 0.1)
