@@ -273,6 +273,13 @@ def _class_energy():
     return keras.Model(inputs, networks.JointEnergy(_classifier(), dtype="float64").given(1)(inputs))
 
 
+@_entry("FixedCondition")
+def _fixed_condition():
+    network = networks.mlp(VECTOR, units=[5, 4], condition_shape=[2], dtype="float64", seed=0)
+    inputs = _input(VECTOR)
+    return keras.Model(inputs, networks.FixedCondition(network, [0.5, -1.0], dtype="float64")(inputs))
+
+
 _entry("mlp")(lambda: networks.mlp([2, 2], units=[5, 4], dtype="float64", seed=0))
 _entry("mlp with Fourier features")(lambda: networks.mlp([2], units=[5], fourier_features=3, dtype="float64", seed=0))
 _entry("convnet")(lambda: networks.convnet([4, 3, 2], filters=[2, 3], units=[4], dtype="float64", seed=0))

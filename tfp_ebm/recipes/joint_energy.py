@@ -61,7 +61,7 @@ def class_samples(model: EnergyModel, labels: Any, *, num_steps: int = 100, seed
     >>> model = ebm.recipes.jem(ebm.networks.JointEnergy(classifier), pixels=(0, 1))
     >>> x = ebm.datasets.digits(images=True)[:128]
     >>> history = model.fit(x, np.mean(x, (1, 2, 3)) > 0.3, batch_size=64, epochs=2, verbose=0)
-    >>> ebm.recipes.class_samples(model, [0, 1, 1], num_steps=5, seed=0).shape
+    >>> ebm.recipes.class_samples(model, [1, 1, 1], num_steps=5, seed=0).shape
     TensorShape([3, 8, 8, 1])
     """
     loss, network = _likelihood(model), model.network
