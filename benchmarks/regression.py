@@ -13,14 +13,12 @@ The folder then has `runs/` and `regression.md`. Packages: `pip install common-d
 import argparse
 import json
 import math
-import os
 import pathlib
-import subprocess
-import sys
 import time
 
 import numpy as np
 import tables_data
+from jobs import run_missing
 
 # The last column is the target.
 TABLES = ("diabetes", "red_wine", "abalone", "ccpp", "electrical_grid", "compactiv", "puma32h")
@@ -173,23 +171,7 @@ def main():
         name, seed, contestant = options.one
         options.out.write_text(json.dumps(run(name, int(seed), contestant)))
         return
-    folder = options.out / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
-    for seed in options.seeds:
-        for name in options.tables:
-            for contestant in options.contestants:
-                path = folder / f"{name}.{seed}.{contestant}.json"
-                if path.exists():
-                    continue
-                unfinished = path.with_suffix(".part")
-                arguments = ["--out", str(unfinished), "--one", name, str(seed), contestant]
-                environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-                subprocess.run([sys.executable, __file__, *arguments], check=False, env=environment)
-                if unfinished.exists():
-                    unfinished.replace(path)
-                    result = json.loads(path.read_text())
-                    print(path.stem, f"{np.mean(result['values']):.4f} {result['seconds']:.0f} s", flush=True)
-    results = {tuple(path.stem.split(".")): json.loads(path.read_text()) for path in folder.glob("*.json")}
+    results = run_missing(__file__, options.out, options.tables, options.seeds, options.contestants)
     (options.out / "regression.md").write_text(table(results))
 
 

@@ -12,13 +12,12 @@ The folder then has `runs/` and `sbi.md`. `pip install sbi` for the peers: NPE w
 
 import argparse
 import json
-import os
 import pathlib
-import subprocess
 import sys
 import time
 
 import numpy as np
+from jobs import run_missing
 
 NUM_SIMULATIONS, NUM_DRAWS = 10_000, 2000
 
@@ -249,25 +248,9 @@ def main():
         name, seed, method = options.one
         options.out.write_text(json.dumps(run(name, int(seed), method, options.observations)))
         return
-    folder = options.out / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
-    for seed in options.seeds:
-        for name in options.tasks:
-            for method in options.methods:
-                path = folder / f"{name}.{seed}.{method}.json"
-                if path.exists():
-                    continue
-                python = options.peer_python if method.startswith("sbi_") else sys.executable
-                arguments = ["--out", str(path.with_suffix(".part")), "--observations", str(options.observations)]
-                subprocess.run(
-                    [python, __file__, *arguments, "--one", name, str(seed), method],
-                    check=False,
-                    env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-                )
-                if path.with_suffix(".part").exists():
-                    path.with_suffix(".part").replace(path)
-                print(path.stem, path.read_text() if path.exists() else "failed", flush=True)
-    results = {tuple(path.stem.split(".")): json.loads(path.read_text()) for path in folder.glob("*.json")}
+    more = ("--observations", str(options.observations))
+    peers = {method: options.peer_python for method in options.methods if method.startswith("sbi_")}
+    results = run_missing(__file__, options.out, options.tasks, options.seeds, options.methods, more, peers)
     (options.out / "sbi.md").write_text(table(results, options.seeds))
 
 

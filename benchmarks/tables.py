@@ -12,15 +12,13 @@ The folder then has `runs/`, `tables.md` and `tables.png`. Packages: `pip instal
 
 import argparse
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import time
 
 import numpy as np
 import tables_data
 import tables_peers
+from jobs import run_missing
 
 
 def run(cell, seed, contestant):
@@ -108,26 +106,7 @@ def main():
         cell, seed, contestant = options.one
         options.out.write_text(json.dumps(run(cell, int(seed), contestant)))
         return
-    folder = options.out / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
-    for seed in options.seeds:
-        for cell in options.cells:
-            for contestant in options.contestants:
-                path = folder / f"{cell}.{seed}.{contestant}.json"
-                if path.exists():
-                    continue
-                unfinished = path.with_suffix(".part")
-                arguments = ["--out", str(unfinished), "--one", cell, str(seed), contestant]
-                subprocess.run(
-                    [sys.executable, __file__, *arguments],
-                    check=False,
-                    stdout=subprocess.DEVNULL,
-                    env={**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"},
-                )
-                if unfinished.exists():
-                    unfinished.replace(path)
-                print(path.stem, path.read_text() if path.exists() else "failed", flush=True)
-    results = {tuple(p.stem.split(".")): json.loads(p.read_text()) for p in folder.glob("*.json")}
+    results = run_missing(__file__, options.out, options.cells, options.seeds, options.contestants, quiet=True)
     cells = [*tables_data.REAL, *tables_data.EXACT]
     (options.out / "tables.md").write_text(table(results, cells, list(tables_peers.CONTESTANTS)))
     figure(results, cells, list(tables_peers.CONTESTANTS), options.out / "tables.png")

@@ -51,6 +51,14 @@ def check_probability(name: str, value: Any) -> float:
     return real
 
 
+def check_share(name: str, value: Any) -> float:
+    """Returns `value` as a float if it is a number between 0 and 1, neither of which it may be."""
+    real = _real(name, value, "a share between 0 and 1")
+    if not 0.0 < real < 1.0:
+        raise ValueError(f"`{name}` must be a share between 0 and 1, got {value!r}.")
+    return real
+
+
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """Returns `value` as an int if it is a whole number >= `minimum`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):

@@ -16,7 +16,12 @@ import tensorflow_probability as tfp
 
 from tfp_ebm.arguments import check_data, numbers_of
 from tfp_ebm.energy.base import check_base
-from tfp_ebm.model.conditional_mixture import ConditionalMixtureEnergy, draws_exactly_given, in_units
+from tfp_ebm.model.conditional_mixture import (
+    ConditionalMixtureEnergy,
+    draws_exactly_given,
+    in_units,
+    is_conditional_model,
+)
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.exact_draws import draws_exactly
@@ -66,7 +71,7 @@ def mixture(parts: Sequence[Any], probs: Any) -> EnergyModel:
     units = next((part.standardization for part in parts if isinstance(part, EnergyModel)), None)
     loc = np.zeros(event_shape) if units is None else np.asarray(units.loc)
     scale = np.ones(event_shape) if units is None else np.asarray(units.scale)
-    if any(isinstance(part, EnergyModel) and part.is_conditional for part in parts):
+    if any(map(is_conditional_model, parts)):
         models = [part if isinstance(part, EnergyModel) else DistributionEnergy(part) for part in parts]
         network: Any = ConditionalMixtureEnergy(models, probs, loc, scale)
     else:
@@ -107,7 +112,7 @@ def product(parts: Sequence[Any], exponents: Any = None) -> Any:
     True
     """
     energy, arguments = product_energy(parts, exponents)
-    if isinstance(energy, EnergyModel) and energy.is_conditional:
+    if is_conditional_model(energy):
         return energy
     return EnergyDistribution(energy, **arguments)
 

@@ -7,11 +7,19 @@ import os
 import pathlib
 import shutil
 import tempfile
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+# What NumPy raises at a damaged .npy or .npz file, beside OSError.
+DAMAGED = (
+    *(ValueError, EOFError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError),
+    *(NotImplementedError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 
 
 @contextlib.contextmanager
@@ -57,5 +65,5 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (zipfile.BadZipFile, EOFError, KeyError, AttributeError, TypeError) as error:
+    except DAMAGED as error:
         raise ValueError(f"{path} is damaged: {error}") from error

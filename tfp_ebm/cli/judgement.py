@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import zipfile
-import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +14,7 @@ from tfp_ebm.composition import log_prob_of
 from tfp_ebm.datasets.loading import default_columns
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters
 from tfp_ebm.evaluation.references import References, fit_references
+from tfp_ebm.files import DAMAGED, load_arrays
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.recipes.density_units import Units, dequantized, log_cell_volumes
 
@@ -119,14 +118,13 @@ def save_references(path: pathlib.Path, references: References) -> None:
 
 def load_references(path: pathlib.Path) -> References:
     """Reads the simple densities of a run; raises ValueError if the file is damaged."""
-    damaged = (ValueError, OSError, EOFError, KeyError, AttributeError, TypeError, MemoryError, NotImplementedError)
     try:
-        with np.load(path) as file:
-            units = Units(*(file[f"units/{name}"] for name in Units._fields))
-            names = dict.fromkeys(key.split("/")[0] for key in file.files if not key.startswith("units/"))
-            densities = {
-                name: MixtureParameters(*(file[f"{name}/{key}"] for key in MixtureParameters._fields)) for name in names
-            }
+        arrays: dict[str, Any] = load_arrays(path)
+        units = Units(*(arrays[f"units/{name}"] for name in Units._fields))
+        names = dict.fromkeys(key.split("/")[0] for key in arrays if not key.startswith("units/"))
+        densities = {
+            name: MixtureParameters(*(arrays[f"{name}/{key}"] for key in MixtureParameters._fields)) for name in names
+        }
         return References(units, densities)
-    except (*damaged, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, *DAMAGED) as error:
         raise ValueError(f"`run` {path.parent}: {path.name} is damaged; without the file, it is left out.") from error

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-import tokenize
 import warnings
-import zipfile
-import zlib
 
 import numpy as np
 
 from tfp_ebm.datasets.faults import reason_of
+from tfp_ebm.files import DAMAGED
 
 # Names of the training inputs in archives that also hold labels and a test set, such as those of Keras.
 _INPUTS = ("x_train", "X_train", "train_x", "train_images", "x", "X", "data")
@@ -29,11 +27,6 @@ def read_array(raw: bytes, suffix: str, label: str, key: str | None) -> np.ndarr
       TypeError: if the array holds Python objects.
       ValueError: if the file is damaged, or has no such array.
     """
-    damaged = (
-        *(ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, OverflowError, RecursionError),
-        *(MemoryError, NotImplementedError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error),
-        tokenize.TokenError,
-    )
     try:
         content = np.load(io.BytesIO(raw), allow_pickle=False)
         if isinstance(content, np.ndarray):
@@ -45,7 +38,7 @@ def read_array(raw: bytes, suffix: str, label: str, key: str | None) -> np.ndarr
             if not isinstance(found, np.ndarray):
                 raise ValueError(f"its part {chosen!r} is no array")
             return found
-    except damaged as error:
+    except (OSError, *DAMAGED) as error:
         if "Object arrays" in str(error):
             raise TypeError(f"{label} must hold real numbers, got an array of Python objects.") from error
         raise ValueError(f"{label} is not a complete {suffix} file, it may be truncated: {reason_of(error)}") from error

@@ -221,7 +221,7 @@ class EnergyFunction:
             )
         spec, leading = self.condition_spec, z.shape.rank - len(self.event_shape)
         shape = tuple(spec.shape)
-        condition = in_dtype(np.asarray(condition) if isinstance(condition, list | tuple) else condition, spec)
+        condition = in_dtype(condition, spec)
         if shape == () and len(np.shape(condition)) == leading + 1 and condition.shape[-1] == 1:
             condition = condition[..., 0]  # Keras turns vectors into columns
         condition = as_state(condition, spec.dtype, shape, "condition")

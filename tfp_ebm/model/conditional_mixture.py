@@ -15,11 +15,40 @@ from tfp_ebm.networks.normalized import AffineEnergy, DistributionEnergy, Mixtur
 from tfp_ebm.networks.packed_conditions import packed
 
 
+def is_conditional_model(part: Any) -> bool:
+    """Returns whether a part is an `EnergyModel` of x and a condition."""
+    return isinstance(part, EnergyModel) and part.is_conditional
+
+
+class OfConditionalParts:
+    """What a network of z and a condition has of its `parts`, of which one at least takes the condition."""
+
+    parts: list[Any]
+    event_shape: tuple[int, ...]
+
+    def _conditional_part(self) -> EnergyModel:
+        return next(part for part in self.parts if is_conditional_model(part))
+
+    @property
+    def own_condition_spec(self) -> tf.TensorSpec:
+        """Shape and dtype of one condition."""
+        return self._conditional_part().energy_function.condition_spec
+
+    @property
+    def input_shape(self) -> Any:
+        """The shapes of batches of z and of conditions."""
+        return [(None, *self.event_shape), (None, *self.own_condition_spec.shape)]
+
+    def pack(self, conditions: Any, name: str = "condition") -> Any:
+        """Returns a dictionary of conditions as the parts take it."""
+        return packed(self._conditional_part().network, conditions, name)
+
+
 def draws_exactly_given(part: Any) -> bool:
     """Returns whether a part is a conditional model that is normalised and draws exactly, for every condition."""
-    if not isinstance(part, EnergyModel) or part.base_measure is not None:
+    if not is_conditional_model(part) or part.base_measure is not None:
         return False
-    return part.is_conditional and getattr(part.network, "is_normalized", False) and hasattr(part.network, "draw_given")
+    return getattr(part.network, "is_normalized", False) and hasattr(part.network, "draw_given")
 
 
 def in_units(part: Any, loc: np.ndarray, scale: np.ndarray) -> NormalizedEnergy:
@@ -39,7 +68,7 @@ def in_units(part: Any, loc: np.ndarray, scale: np.ndarray) -> NormalizedEnergy:
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
-class ConditionalMixtureEnergy(keras.Model):
+class ConditionalMixtureEnergy(OfConditionalParts, keras.Model):
     """The network −log Σₖ wₖ pₖ(x | c) of z and c, with x = loc + scale·z.
 
     Args:
@@ -61,10 +90,9 @@ class ConditionalMixtureEnergy(keras.Model):
         kwargs.setdefault("dtype", np.result_type(*(part.dtype for part in parts)).name)
         super().__init__(**kwargs)
         self.parts, self.event_shape = list(parts), tuple(parts[0].event_shape)
-        specs = {str(part.energy_function.condition_spec): part for part in parts if _takes_condition(part)}
+        specs = {str(part.energy_function.condition_spec) for part in parts if is_conditional_model(part)}
         if len(specs) != 1:
-            raise ValueError(f"`parts` must take one kind of condition, got {' and '.join(specs) or 'none'}.")
-        self.own_condition_spec = next(iter(specs.values())).energy_function.condition_spec
+            raise ValueError(f"`parts` must take one kind of condition, got {' and '.join(sorted(specs)) or 'none'}.")
         weights = check_probs(probs, len(parts))
         self.probs = self.add_weight(shape=weights.shape, initializer="zeros", trainable=False, name="probs")
         self.probs.assign(weights)
@@ -76,15 +104,6 @@ class ConditionalMixtureEnergy(keras.Model):
         self.scale.assign(np.broadcast_to(scale, self.event_shape))
         self.built = True
 
-    @property
-    def input_shape(self) -> Any:
-        """The shapes of batches of z and of conditions."""
-        return [(None, *self.event_shape), (None, *self.own_condition_spec.shape)]
-
-    def pack(self, conditions: Any, name: str = "condition") -> Any:
-        """Returns a dictionary of conditions as the parts take it."""
-        return packed(next(part for part in self.parts if _takes_condition(part)).network, conditions, name)
-
     def call(self, z: tf.Tensor, condition: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns −log p(z | c), `[batch]`, of states `[batch, *event]` and conditions `[batch, *condition]`."""
         scale = self.scale.value
@@ -92,7 +111,7 @@ class ConditionalMixtureEnergy(keras.Model):
         energies = []
         for part in self.parts:
             at = tf.cast(x, part.dtype)
-            energy = part([at, condition] if _takes_condition(part) else at, training=training)
+            energy = part([at, condition] if is_conditional_model(part) else at, training=training)
             energies.append(tf.cast(energy, self.dtype))
         mixed = -tf.reduce_logsumexp(tf.math.log(self.probs.value) - tf.stack(energies, -1), -1)
         return mixed - tf.reduce_sum(tf.math.log(scale))
@@ -104,7 +123,7 @@ class ConditionalMixtureEnergy(keras.Model):
             own = random.fold_in(seed, i)
             if isinstance(part, NormalizedEnergy):
                 x = part.draw(number, own)
-            elif _takes_condition(part):
+            elif is_conditional_model(part):
                 x = part.standardization.to_x(part.network.draw_given(condition, own))
             else:
                 x = part.standardization.to_x(part.network.draw(number, own))
@@ -119,7 +138,7 @@ class ConditionalMixtureEnergy(keras.Model):
         loc, scale = np.asarray(self.loc), np.asarray(self.scale)
         networks = []
         for part in self.parts:
-            one = part.given(condition) if _takes_condition(part) else part
+            one = part.given(condition) if is_conditional_model(part) else part
             networks.append(in_units(one, loc, scale))
         return GivenMixtureEnergy(networks, np.asarray(self.probs), dtype=self.dtype)
 
@@ -143,7 +162,3 @@ class GivenMixtureEnergy(MixtureEnergy):
     def input_shape(self) -> Any:
         """None, so that `EnergyModel.given` can share the units of another model before it builds this one."""
         return None
-
-
-def _takes_condition(part: Any) -> bool:
-    return isinstance(part, EnergyModel) and part.is_conditional

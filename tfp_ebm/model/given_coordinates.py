@@ -73,9 +73,7 @@ class PartEnergy(keras.Model):
         """Returns the energies `[batch]` of unknown coordinates `[batch, number]`."""
         scale = self.scale.value
         unknown = self.loc.value + scale * z
-        known = tf.broadcast_to(self.known.value, tf.stack([tf.shape(z)[0], len(self.mask) - self.number]))
-        places = np.argsort(np.concatenate([np.flatnonzero(self.mask), np.flatnonzero(~self.mask)]))
-        x = tf.gather(tf.concat([known, unknown], 1), places, axis=1)
+        x = completed(self.known.value, unknown, self.mask)
         energy = self.part(tf.reshape(x, [-1, *self.part.event_shape]), training=training)
         return energy - tf.reduce_sum(tf.math.log(scale))
 
@@ -90,6 +88,17 @@ class PartEnergy(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> PartEnergy:
         """Rebuilds the network from `get_config`."""
         return cls(**{**config, "part": keras.saving.deserialize_keras_object(config["part"], custom_objects)})
+
+
+def completed(known: tf.Tensor, unknown: tf.Tensor, mask: np.ndarray) -> tf.Tensor:
+    """Returns x `[batch, size]` of the known coordinates `[number]` and the unknown ones `[batch, size - number]`.
+
+    >>> completed(tf.constant([5.0]), tf.constant([[1.0, 2.0]]), np.array([False, True, False])).numpy().tolist()
+    [[1.0, 5.0, 2.0]]
+    """
+    rows = tf.broadcast_to(known, tf.stack([tf.shape(unknown)[0], int(mask.sum())]))
+    places = np.argsort(np.concatenate([np.flatnonzero(mask), np.flatnonzero(~mask)]))
+    return tf.gather(tf.concat([rows, unknown], 1), places, axis=1)
 
 
 def gaussians_of_network(network: Any) -> MixtureParameters | None:
@@ -210,11 +219,9 @@ def part_of(distribution: Any, values: Any, mask: Any) -> tuple[Any, dict[str, A
     base = mixture_distribution(start, dtype, (int((~known).sum()),))
     if not isinstance(energy, EnergyModel):
         shape = tuple(distribution.event_shape)
-        places = np.argsort(np.concatenate([np.flatnonzero(known), np.flatnonzero(~known)]))
 
         def of_unknown(unknown: tf.Tensor) -> tf.Tensor:
-            rows = tf.broadcast_to(tf.constant(x[known], dtype), tf.stack([tf.shape(unknown)[0], int(known.sum())]))
-            full = tf.gather(tf.concat([rows, unknown], 1), places, axis=1)
+            full = completed(tf.constant(x[known], dtype), unknown, known)
             return -distribution.negative_energy(tf.reshape(full, [-1, *shape]))
 
         return of_unknown, {"event_shape": base.event_shape, "base": base}

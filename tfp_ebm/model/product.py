@@ -19,10 +19,10 @@ import tensorflow_probability as tfp
 from tfp_ebm.arguments import check_finite
 from tfp_ebm.energy.base import check_base, draw, gaussian
 from tfp_ebm.energy.moments import DataMoments
+from tfp_ebm.model.conditional_mixture import OfConditionalParts, is_conditional_model
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.given_coordinates import part_of
 from tfp_ebm.networks.normalized import DistributionEnergy
-from tfp_ebm.networks.packed_conditions import packed
 from tfp_ebm.random import stateless_seed
 
 # The covariance of the base in terms of that of the product of Gaussians, and draws for moments that are not known.
@@ -75,7 +75,7 @@ class ProductEnergy(keras.Model):
         total: Any = -tf.reduce_sum(tf.math.log(scale))
         for part, exponent in zip(self.parts, self.exponents, strict=True):
             at = tf.cast(x, part.dtype)
-            energy = part([at, condition] if _takes_condition(part) else at, training=training)
+            energy = part([at, condition] if is_conditional_model(part) else at, training=training)
             total += exponent * tf.cast(energy, self.dtype)
         return total
 
@@ -92,7 +92,7 @@ class ProductEnergy(keras.Model):
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
-class ConditionalProductEnergy(ProductEnergy):
+class ConditionalProductEnergy(OfConditionalParts, ProductEnergy):
     """The same network of z and a condition, which all parts that take one receive.
 
     Args:
@@ -105,31 +105,11 @@ class ConditionalProductEnergy(ProductEnergy):
     TensorShape([5])
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.own_condition_spec = self._conditional_part().energy_function.condition_spec
-
-    def _conditional_part(self) -> EnergyModel:
-        return next(part for part in self.parts if _takes_condition(part))
-
-    @property
-    def input_shape(self) -> Any:
-        """The shapes of batches of z and of conditions."""
-        return [(None, *self.event_shape), (None, *self.own_condition_spec.shape)]
-
-    def pack(self, conditions: Any, name: str = "condition") -> Any:
-        """Returns a dictionary of conditions as the parts take it."""
-        return packed(self._conditional_part().network, conditions, name)
-
     def call(  # type: ignore[override]
         self, z: tf.Tensor, condition: tf.Tensor, training: bool = False
     ) -> tf.Tensor:
         """Returns the energies `[batch]` of states `[batch, *event]` and conditions `[batch, *condition]`."""
         return self._sum_at(z, training, condition)
-
-
-def _takes_condition(part: Any) -> bool:
-    return isinstance(part, EnergyModel) and part.is_conditional
 
 
 def checked_parts(parts: Sequence[Any], exponents: Any) -> tuple[list[Any], list[float]]:
@@ -218,7 +198,7 @@ def product_energy(parts: Sequence[Any], exponents: Any = None) -> tuple[Any, di
     loc, covariance = broadened_base(parts, exponents)
     shape = tuple(parts[0].event_shape)
     models = [model_of_part(part) for part in parts]
-    is_conditional = any(map(_takes_condition, models))
+    is_conditional = any(map(is_conditional_model, models))
     if any(model is None for model in models):
         if is_conditional:
             raise ValueError(
@@ -317,7 +297,7 @@ class Composable:
         """Returns the density proportional to p(x) q(x), for q an `EnergyModel` or a `tfd.Distribution`."""
         if not isinstance(other, EnergyModel | tfp.distributions.Distribution):
             return NotImplemented
-        if _takes_condition(other):
+        if is_conditional_model(other):
             raise ValueError("a conditional model is no density: `model.given(condition)`, or `product([p, model])`.")
         return self._composed([self, other], [1.0, 1.0])
 

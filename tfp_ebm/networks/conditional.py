@@ -99,11 +99,13 @@ def spec_of_conditions(conditions: Any, shape: tuple[int, ...], dtype: Any) -> t
 
 
 def in_dtype(condition: Any, spec: tf.TensorSpec, name: str = "condition") -> Any:
-    """Returns a condition in a form that `as_state` takes for its dtype: labels as int32.
+    """Returns a condition in a form that `as_state` takes for its dtype: labels as int32, and lists as arrays.
 
     Raises:
       TypeError: for fractions or a floating-point tensor where labels, whole numbers, are expected.
     """
+    if isinstance(condition, list | tuple):
+        condition = np.asarray(condition)
     if not spec.dtype.is_integer:
         is_whole = tf.is_tensor(condition) and (condition.dtype.is_integer or condition.dtype.is_bool)
         return tf.cast(condition, spec.dtype) if is_whole else condition

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfp_ebm.arguments import check_count, check_data, check_positive, is_frame, numbers_of
+from tfp_ebm.arguments import check_count, check_data, check_positive, check_share, is_frame, numbers_of
 from tfp_ebm.caller import warn
 from tfp_ebm.composition import fitted_parts, log_prob_of, mixture, stacked_parts
 from tfp_ebm.datasets.columns import TableEncoder
@@ -220,8 +220,7 @@ def fit_density(
     values = check_supports(supports, rows.shape[1])
     for column, support in values.items():
         _check_support(rows[:, column], support, column)
-    if not 0.0 < validation < 1.0:
-        raise ValueError(f"`validation` must be a share between 0 and 1, got {validation!r}.")
+    check_share("validation", validation)
     num_rows, size = rows.shape
     if minutes is None:
         seconds = 60.0 * min(2.5, 0.4 + num_rows * size / 80_000)

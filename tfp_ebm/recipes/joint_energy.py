@@ -21,6 +21,7 @@ from tfp_ebm import mcmc, random
 from tfp_ebm.arguments import check_count, check_data
 from tfp_ebm.losses.joint_energy import JointEnergyLoss
 from tfp_ebm.losses.maximum_likelihood import MaximumLikelihood
+from tfp_ebm.mcmc.weights import resample
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.joint_energy import JointEnergy, labels_of
 from tfp_ebm.random import fold_in, stateless_seed
@@ -162,8 +163,7 @@ def _chosen(log_probs: np.ndarray, classes: np.ndarray, seed: tf.Tensor) -> np.n
             random.uniform([size], fold_in(fold_in(seed, int(label)), i), tf.float64).numpy()
             for i, size in enumerate((1, len(rows)))
         )
-        places = np.searchsorted(np.cumsum(weights), (np.arange(len(rows)) + shift) / len(rows))
-        chosen[rows[np.argsort(order)]] = np.minimum(places, len(weights) - 1)
+        chosen[rows[np.argsort(order)]] = resample(tf.constant(log_probs[None, :, label]), shift, len(rows))[0]
     if few:
         warnings.warn(
             f"class_samples: few chains belong to a class, by their effective number ({few}): its draws are few "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm.arguments import check_count, check_data, check_positive
+from tfp_ebm.arguments import check_count, check_data, check_positive, check_share
 from tfp_ebm.losses import NegativeLogLikelihood
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.target_maps import TargetMap, kinds_of
@@ -104,8 +104,7 @@ def fit_targets(
       minutes, num_networks, validation, seed: as for `regression`.
     """
     _check_rows(inputs, targets, low, high, names)
-    if not 0.0 < validation < 1.0:
-        raise ValueError(f"`validation` must be a share between 0 and 1, got {validation!r}.")
+    check_share("validation", validation)
     number = _NUM_NETWORKS_OF_FEW if len(inputs) <= _FEW_ROWS else _NUM_NETWORKS
     number = number if num_networks is None else check_count("num_networks", num_networks)
     seed = check_count("seed", seed, minimum=0)

@@ -17,7 +17,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import networks
-from tfp_ebm.arguments import check_count
+from tfp_ebm.arguments import check_count, check_share
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.losses import ContrastiveRatioEstimation
 from tfp_ebm.model.energy_model import EnergyModel
@@ -144,8 +144,7 @@ def neural_ratio_estimation(
     parameters, observed = (columns_of(name, value) for name, value in (("theta", theta), ("x", x)))
     if len(parameters) != len(observed):
         raise ValueError(f"`theta` must have as many rows as x, {len(observed)}, got {len(parameters)}.")
-    if not 0.0 < validation < 1.0:
-        raise ValueError(f"`validation` must be a share between 0 and 1, got {validation!r}.")
+    check_share("validation", validation)
     prior = _prior_of(prior, parameters.shape[1])
     parameters = parameters.astype(prior.dtype.as_numpy_dtype)
     outside = int((~np.isfinite(np.asarray(prior.log_prob(parameters)))).sum())

@@ -52,7 +52,7 @@ class RunBackup:
                 warn(f"`backup_dir` {self._folder} is of another call, and is replaced.")
                 self.remove()
                 return 0, []
-            files = [load_arrays(self._file(i)) for i in range(int(position["num_files"]))]
+            files = [load_arrays(_file(self._folder, i)) for i in range(int(position["num_files"]))]
             draws = [Visit(file["state"], file.get("log_prob", ()), file["is_accepted"]) for file in files]
             leaves = [position[f"leaf {i}"] for i in range(int(position["num_leaves"]))]
             self._run.positions = _packed(self._run.positions, leaves)
@@ -86,9 +86,8 @@ class RunBackup:
         try:
             if new:
                 draws = join_stretches(new)._asdict()
-                save_arrays(
-                    self._file(self._num_files), {key: value for key, value in draws.items() if tf.is_tensor(value)}
-                )
+                kept = {key: value for key, value in draws.items() if tf.is_tensor(value)}
+                save_arrays(_file(self._folder, self._num_files), kept)
             leaves = tf.nest.flatten(positions)
             numbers = {"num_leaves": len(leaves), "num_files": self._num_files + bool(new), "step": step}
             arrays = {f"leaf {i}": value for i, value in enumerate(leaves)}
@@ -103,9 +102,9 @@ class RunBackup:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _file(self, number: int) -> pathlib.Path:
-        assert self._folder is not None
-        return self._folder / f"draws_{number:06d}.npz"
+
+def _file(folder: pathlib.Path, number: int) -> pathlib.Path:
+    return folder / f"draws_{number:06d}.npz"
 
 
 def _packed(template: Any, leaves: list[np.ndarray]) -> Any:

@@ -178,6 +178,11 @@ def _from_base(
     return tf.where(accepted[:, None], proposal, x), tf.where(accepted, proposed, log_ratio), accepted, accept
 
 
+def displaced(x: tf.Tensor, scale: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Returns x + L y of states and displacements `[n, d]`, with L `[d, d]`, or `[d]` if it is diagonal."""
+    return x + (tf.matmul(y, scale, transpose_b=True) if len(scale.shape) == 2 else scale * y)
+
+
 def _trajectory(
     bridge: Bridge,
     num_leapfrog_steps: tuple[int, int],
@@ -197,11 +202,8 @@ def _trajectory(
     is_full = draws[0] >= _REDUCED_SHARE
     reduction = tf.where(is_full, tf.ones_like(draws[1]), tf.exp(math.log(_MIN_REDUCTION) * draws[1]))
 
-    def outward(y: tf.Tensor) -> tf.Tensor:
-        return x + (tf.matmul(y, scale, transpose_b=True) if len(scale.shape) == 2 else scale * y)
-
     def log_prob(y: tf.Tensor) -> tf.Tensor:
-        return bridge.tempered(tf.cast(beta, x.dtype), outward(y))
+        return bridge.tempered(tf.cast(beta, x.dtype), displaced(x, scale, y))
 
     step_size = tf.cast(step_size, x.dtype) * reduction
     kernel = HamiltonianMonteCarlo(log_prob, step_size, num_leapfrog_steps)
@@ -211,4 +213,4 @@ def _trajectory(
     accept = tf.exp(tf.minimum(log_accept, 0.0))
     counted = tf.cast(is_full[:, 0], tf.float64)
     accept = tf.reduce_sum(tf.where(tf.math.is_nan(accept), tf.zeros_like(accept), accept) * counted)
-    return tf.ensure_shape(outward(y), x.shape), accept / tf.maximum(tf.reduce_sum(counted), 1.0)
+    return tf.ensure_shape(displaced(x, scale, y), x.shape), accept / tf.maximum(tf.reduce_sum(counted), 1.0)

@@ -10,7 +10,7 @@ import tensorflow_probability as tfp
 from tfp_ebm import random
 from tfp_ebm.mcmc.kernels.hamiltonian import LocalHamiltonianMonteCarlo
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
-from tfp_ebm.mcmc.running.particle_moves import Bridge
+from tfp_ebm.mcmc.running.particle_moves import Bridge, displaced
 
 # Smallest and largest number of leapfrog steps.
 _LEAPFROG_STEPS = (8, 24)
@@ -43,17 +43,16 @@ def settle(
     bridge = Bridge(resolve(), base)
 
     def move(m: tf.Tensor, x: tf.Tensor, log_step_size: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        def outward(y: tf.Tensor) -> tf.Tensor:
-            return x + (tf.matmul(y, scale, transpose_b=True) if len(scale.shape) == 2 else scale * y)
-
         step_size = tf.cast(tf.exp(log_step_size), x.dtype)
-        kernel = LocalHamiltonianMonteCarlo(lambda y: bridge.both(outward(y))[0], step_size, _LEAPFROG_STEPS)
+        kernel = LocalHamiltonianMonteCarlo(
+            lambda y: bridge.both(displaced(x, scale, y))[0], step_size, _LEAPFROG_STEPS
+        )
         y = tf.zeros_like(x)
         y, results = kernel.one_step(y, kernel.bootstrap_results(y), seed=random.fold_in(seed, m))
         accept = tf.exp(tf.minimum(tf.cast(results.log_accept_ratio, tf.float64), 0.0))
         accept = tf.reduce_mean(tf.where(tf.math.is_nan(accept), tf.zeros_like(accept), accept))
         change = _GAIN * (accept - _TARGET_ACCEPT) / tf.sqrt(tf.cast(m + 1, tf.float64))
-        return m + 1, tf.ensure_shape(outward(y), x.shape), log_step_size + change
+        return m + 1, tf.ensure_shape(displaced(x, scale, y), x.shape), log_step_size + change
 
     _, x, log_step_size = tf.while_loop(
         lambda m, *_: m < num_moves, move, (tf.constant(0), x, log_step_size), parallel_iterations=1
