@@ -143,14 +143,18 @@ def table(results):
         cells = []
         for contestant in CONTESTANTS:
             found = [results[name, seed, contestant] for seed in seeds if (name, seed, contestant) in results]
-            ours = [results[name, seed, "tfp_ebm"] for seed in seeds if (name, seed, contestant) in results]
+            both = [seed for seed in seeds if {(name, seed, contestant), (name, seed, "tfp_ebm")} <= results.keys()]
             if not found:
                 cells.append("–")
                 continue
             values = np.concatenate([result["values"] for result in found])
             cell = f"{values.mean():.3f} ({np.mean([result['seconds'] for result in found]):.0f} s)"
-            if contestant != "tfp_ebm":
-                gain = np.concatenate([result["values"] for result in ours]) - values
+            if contestant != "tfp_ebm" and both:
+                ours, theirs = (
+                    np.concatenate([results[name, seed, one]["values"] for seed in both])
+                    for one in ("tfp_ebm", contestant)
+                )
+                gain = ours - theirs
                 cell += f", ours {gain.mean():+.3f} ± {gain.std(ddof=1) / math.sqrt(len(gain)):.3f}"
             cells.append(cell)
         first = next(result for (table_name, _, _), result in results.items() if table_name == name)
