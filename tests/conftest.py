@@ -5,6 +5,7 @@ import ctypes
 import gc
 import os
 import random
+import sys
 
 import pytest
 
@@ -37,7 +38,7 @@ def memory():
 
 # A process never frees the programs that XLA compiled, some 10 MB a test, and 100 MB a slow one: after so many tests
 # another one goes on.
-_TESTS_PER_PROCESS, _SLOW_TESTS_PER_PROCESS = 700, 40
+_TESTS_PER_PROCESS, _SLOW_TESTS_PER_PROCESS = 700, 25
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -45,7 +46,7 @@ def pytest_xdist_make_scheduler(config, log):
     """Runs the tests of a file in one process, which makes its fixtures and compiles its functions once."""
     from xdist.scheduler import LoadFileScheduling
 
-    most = _SLOW_TESTS_PER_PROCESS if config.option.markexpr == "slow" else _TESTS_PER_PROCESS
+    most = _SLOW_TESTS_PER_PROCESS if config.option.markexpr.startswith(("slow", "long")) else _TESTS_PER_PROCESS
 
     class Scheduling(LoadFileScheduling):
         """Replaces a process at the end of a file once it has run many tests."""
@@ -81,3 +82,14 @@ def pytest_runtest_setup():
     too, and made the tests an eighth slower.
     """
     random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def particles_in_graph_mode(request, monkeypatch):
+    """Lets the particle sampler choose graph mode, which is there in a third of the time XLA takes to compile.
+
+    Tests marked `xla`, those that ask for it by `jit_compile=True` and the command line's own processes have XLA.
+    """
+    sampler = sys.modules.get("tfp_ebm.mcmc.particle_sampler")  # some tests do without TensorFlow
+    if sampler is not None and request.node.get_closest_marker("xla") is None:
+        monkeypatch.setattr(sampler, "_XLA_MAX_EVENT_SIZE", -1)

@@ -125,6 +125,7 @@ import matplotlib.pyplot  # planted
 """
 
 
+@pytest.mark.slow
 def test_import_is_silent_and_does_not_load_matplotlib():
     """Up to the line "imported" nothing is printed or refused; the planted import after it is refused."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}

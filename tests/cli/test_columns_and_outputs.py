@@ -39,7 +39,7 @@ def evaluated(run, file, *options, capsys):
     return code, captured.out, captured.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_names_of_columns_are_kept_and_a_large_batch_shrinks(run, frame):
     report = json.loads((run / "report.json").read_text())
     assert [column["name"] for column in report["columns"]] == list(frame.columns)
@@ -86,7 +86,7 @@ def test_energies_beside_the_rows(run, frame, tmp_path, capsys):
         assert code == 2 and "`--out` must end in one of .npy, .csv, .parquet" in err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_samples_are_written_under_their_names(run, frame, tmp_path):
     for suffix, read in ((".csv", pd.read_csv), (".parquet", pd.read_parquet)):
         arguments = ["sample", str(run), "--quiet", "--burnin", "5", "-n", "7", "--num-chains", "3", "--thin", "2"]
@@ -96,7 +96,7 @@ def test_samples_are_written_under_their_names(run, frame, tmp_path):
     assert len(np.unique(samples.to_numpy(), axis=0)) == 7
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_notes_are_kept_to_themselves_by_quiet(run, frame, tmp_path, capsys):
     frame.to_csv(tmp_path / "x.csv", index=False)
     for options, notes in (([], 2), (["--quiet"], 0)):
@@ -203,7 +203,7 @@ def test_the_global_move_is_in_the_coordinates_of_the_chain():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", ["hmc", "mala"])
+@pytest.mark.parametrize("kernel", [pytest.param("hmc", marks=pytest.mark.long), "mala"])
 def test_chains_cross_between_modes_by_default(kernel):
     """R-hat of a hundred chains of 50 states: 1.00 where they cross, 5 where, without proposals from the base, not."""
     model, options = modes(0.2), options_of(sampler=kernel)
@@ -215,7 +215,7 @@ def test_chains_cross_between_modes_by_default(kernel):
     assert alone["max_rhat"] > 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_advice_on_chains_that_have_not_mixed_works():
     """Modes two hundred deviations apart, into which few proposals fall."""
     model, options = modes(0.01), options_of()

@@ -39,7 +39,7 @@ def fitted(table, out, *options):
     return set(tf.saved_model.load(str(out / "saved_model")).signatures)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_default_of_fit_exports_draws_that_agree_with_its_samples(table, tmp_path):
     assert {"sample", "draw", "log_normalizer"} <= fitted(table, tmp_path / "run")
     command = [sys.executable, "-c", LOADED, str(tmp_path / "run" / "saved_model")]
@@ -56,7 +56,7 @@ def test_the_default_of_fit_exports_draws_that_agree_with_its_samples(table, tmp
     assert abs(np.mean(result["log_z"]) - sampling["log_normalizer"]) < 0.3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sampler_of_chains_exports_its_kernel_alone(table, tmp_path):
     names = fitted(table, tmp_path / "run", "--sampler", "hmc", "--burnin", "20", "--num-chains", "100")
     assert "sample" in names and not names & {"draw", "log_normalizer"}

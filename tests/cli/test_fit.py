@@ -87,7 +87,7 @@ def test_a_run_is_complete(run):
     assert report["seconds"]["fit"] > 0 and report["seconds"]["sample"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_denoising_is_given_its_noise(table, tmp_path, capsys):
     """By the number of rows, or by `--sigma`, which selects denoising and refuses any other loss."""
     assert fit(table, tmp_path / "fitted", "--loss", "denoising_score_matching") == 0
@@ -114,7 +114,7 @@ def test_noise_contrastive_estimation_reports_itself(table, tmp_path):
     assert keras.saving.load_model(tmp_path / "run" / "model.keras").log_normalizer is not None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_chains_train_from_the_command_line_and_report_themselves(table, tmp_path):
     # XLA compiles the chains of each size of batch: the 360 rows make equal ones
     options = ["--loss", "persistent_contrastive_divergence", "--batch-size", "40"]
@@ -124,7 +124,7 @@ def test_chains_train_from_the_command_line_and_report_themselves(table, tmp_pat
     assert main(["evaluate", str(tmp_path / "run"), str(table)]) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_table_gets_an_exact_density(table, tmp_path, capsys):
     """Without an option of the other losses: log Z is 0, samples are exact, and TensorFlow alone loads the export."""
     assert main(["fit", str(table), "--out", str(tmp_path / "run"), "--minutes", "0.05", "-n", "500"]) == 0
@@ -188,7 +188,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(run, table, t
     assert sorted(path.name for path in (tmp_path / "same").iterdir()) == sorted(path.name for path in run.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_data_of_any_scale_train_alike_and_speak_their_own_units(run, table, tmp_path):
     """x·2ᵏ is the same data in other units: losses to the last bits; samples scale; E shifts by Σ log scale.
 
@@ -215,6 +215,7 @@ def test_data_of_any_scale_train_alike_and_speak_their_own_units(run, table, tmp
     np.testing.assert_allclose(score, model.score(x.astype("float32")), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_overwrite_takes_a_run_and_nothing_else(run, table, tmp_path, capsys):
     old = tmp_path / "run"
     shutil.copytree(run, old)
@@ -371,7 +372,7 @@ def test_training_that_diverges_is_an_error(table, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_warnings_are_one_line_each_and_not_repeated(table, tmp_path, capsys):
     x = np.load(table)
     np.save(tmp_path / "x.npy", np.column_stack([x, np.full(len(x), 7.0), x[:, 0] + x[:, 1]]))

@@ -137,6 +137,7 @@ def test_missing_cells_are_refused_or_dropped_by_name(tmp_path, capsys):
     assert "`--missing`" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_planted_bad_fit_fails(tmp_path, capsys):
     """One step of training on two clusters, and chains too short to cross; the files are written all the same."""
     rng = np.random.default_rng(0)

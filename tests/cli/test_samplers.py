@@ -63,7 +63,7 @@ def test_particles_are_the_default_and_report_log_z_and_shares():
     assert few.shape == (3, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_option_of_chains_gives_chains(monkeypatch):
     for given in ({"thin": 2}, {"burnin": 20}, {"num_chains": 30}, {"step_size": 0.1}):
         options = options_of(**given)
@@ -98,7 +98,7 @@ def test_trouble_is_a_warning_and_a_failure(monkeypatch):
     assert found["trouble"] == [sentence]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_by_particles(tmp_path, capsys):
     """The files of a run, its report, and `sample` with the same seed, which draws the same."""
     x = np.random.default_rng(0).normal(size=(400, 2)) @ [[1.0, 0.5], [0.0, 1.0]]

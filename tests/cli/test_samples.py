@@ -39,7 +39,7 @@ def deviations(x, samples, sigma):
     return mean.max(), sd.max(), np.abs(np.corrcoef(samples.T) - blurred).max()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_csv_of_mixed_scales_comes_back_in_its_samples(tmp_path):
     """4000 chains: standard error .016 sd for means, .016 for correlations near 0, 1-3 % for sds. The tolerances .1,
     .06 and 10 % are 3.7 standard errors and more, so exact samples would fail for one seed in 500. The controls below,
@@ -61,7 +61,7 @@ def test_a_csv_of_mixed_scales_comes_back_in_its_samples(tmp_path):
     assert deviations(x, independent, sigma)[2] > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_digits_come_back_in_their_samples(tmp_path):
     """Constant columns and a singular covariance. Pooled over 200 × 64 numbers the standard errors are
     below .01."""

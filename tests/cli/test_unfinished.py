@@ -54,7 +54,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_terminated_training_is_continued_with_the_same_bits(table, tmp_path, monkeypatch, capsys):
     """A real SIGTERM within the second epoch; weights and report are those of a training that was not cut."""
     assert fit(table, "--out", tmp_path / "whole", *SMALL) == 0

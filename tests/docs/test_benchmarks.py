@@ -41,7 +41,7 @@ def test_steps_of_score_matching_run(objective):
     assert np.isfinite(run(2))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_steps_of_maximum_likelihood_run():
     from maximum_likelihood import CASES, tfp_ebm
 

@@ -91,7 +91,7 @@ def test_the_example_runs(tmp_path, monkeypatch):
         exec(shortened(code).replace("two_moons(", "two_suns("), {})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_picture_is_what_its_command_draws(tmp_path, monkeypatch):
     """Settings of the picture against those that the command reports; a short run without chains resolves them all."""
     module = importlib.import_module("tfp_ebm.cli.fit")

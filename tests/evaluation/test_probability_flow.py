@@ -44,7 +44,7 @@ def test_gaussian_in_closed_form():
     assert abs(few.value - exact.mean()) < few.standard_error and few.standard_error > 1.3 * found.standard_error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_modes_and_models():
     """A mixture of unequal weights to .003; a model in x gives the log density of x, its units included."""
     weights, means, width = [0.3, 0.7], np.array([[-1.0, 0.0], [1.0, 0.5]]), 0.3

@@ -285,10 +285,11 @@ def test_uncalibrated_chains_get_no_global_move_unless_asked():
         assert "global_acceptance_rate" not in loss.metric_names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "number", [pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(200, marks=pytest.mark.slow)]
+    "number", [1, pytest.param(7, marks=pytest.mark.long), pytest.param(200, marks=pytest.mark.long)]
 )
-@pytest.mark.parametrize("kernel", [pytest.param(ebm.mcmc.MALA(0.9), marks=pytest.mark.slow), ebm.mcmc.Langevin(0.3)])
+@pytest.mark.parametrize("kernel", [ebm.mcmc.MALA(0.9), ebm.mcmc.Langevin(0.3)])
 def test_compiled_chains_are_those_of_their_halves(kernel, number):
     """Their twin: each half by itself; the mean acceptance is that of all chains, for one chain too.
 
@@ -309,7 +310,7 @@ def test_compiled_chains_are_those_of_their_halves(kernel, number):
     assert number == 1 or not np.allclose(whole.states[: number // 2], halved.states[: number // 2])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gradient_of_a_step_with_compiled_chains():
     """The energy's with the negatives as numbers, though a tape watches the compiled chains."""
     layer, x, seed = Scale(1.3), data(101, 2), fold_in(stateless_seed(3), 1)
@@ -329,7 +330,7 @@ def test_gradient_of_a_step_with_compiled_chains():
     assert abs(others - explicit) > 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("as_a_whole", [False, True])
 def test_fit_with_compiled_chains(as_a_whole):
     """Batches of two sizes, the last one of 3 rows, are traced in the first epoch only, and the same seed gives the

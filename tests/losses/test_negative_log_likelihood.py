@@ -38,7 +38,7 @@ def trained():
     return model, history
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_a_density_and_its_normaliser(trained):
     """KL of 10 000 rows below .05 nat (standard error .002; a Gaussian has .8); ∫ exp(−E) by a grid is 1 to 1e-3."""
     model, _ = trained

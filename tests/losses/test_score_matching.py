@@ -213,11 +213,8 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["exact", "sliced", *(pytest.param(n, marks=pytest.mark.slow) for n in LOSSES if n not in ("exact", "sliced"))],
-)
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long if n == "hutchinson" else ()) for n in LOSSES])
 def test_every_loss_fits_saves_and_compiles(name, tmp_path):
     x = gaussian_data(2, 256).astype("float32")
     data = tf.data.Dataset.from_tensor_slices(x).batch(64)

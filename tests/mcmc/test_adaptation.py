@@ -46,7 +46,7 @@ def test_target_acceptance_is_reached(make, target, first_step):
     assert abs(np.mean(unadapted.is_accepted) - target) > 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nuts_adapts():
     """NUTS moves at nearly every step; what adapts is the mean acceptance over its trajectories, so look at the step.
 
@@ -150,7 +150,7 @@ def test_a_region_of_nan_does_not_spoil_the_step_size(kernel, target):
         assert samples.num_nonfinite == 0 and 0.01 < samples.step_size < 20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nuts_adapts_beside_a_region_of_nan():
     kernel = mcmc.Adaptive(mcmc.NUTS(5.0, max_tree_depth=3))
     start = tf.zeros([50, 10], tf.float64)

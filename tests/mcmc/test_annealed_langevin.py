@@ -146,6 +146,7 @@ def test_any_chains_and_events():
     assert run(lambda x, sigma: -network([x, sigma])[:, 0], [5, 2]) == (2, 5, 2)
 
 
+@pytest.mark.slow
 def test_models_run_in_standardised_units():
     """The run of E_z on z, carried back to x; without units it is another."""
     x = np.random.default_rng(0).normal([5.0, -3.0], [0.1, 20.0], size=(200, 2)).astype("float32")

@@ -87,7 +87,7 @@ def test_a_base_of_draws_covers_them_and_the_first_base():
     assert abs(float(tf.reduce_mean(mixed.log_prob(x) - exact.log_prob(x)))) < 0.3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_funnel_from_a_gaussian(monkeypatch):
     target = targets.funnel(num_coordinates=4)
     base = tfd.MultivariateNormalTriL(target.mean(), tf.linalg.cholesky(target.covariance()))

@@ -106,7 +106,7 @@ def test_rejections_and_log_z_have_their_closed_forms():
     assert np.abs(states[-1] - results.states[0]).max() == 0.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_in_the_driver_under_xla_and_in_files():
     base = mixture_base(2)
     recipe = mcmc.ReplicaExchange(mcmc.MALA(0.4), reference=base)

@@ -319,7 +319,7 @@ def test_sequences_in_the_driver():
     np.testing.assert_allclose(inside.states, samples.states, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sequence_under_xla():
     """The same chain, but for the uniforms of TFP's acceptance step; the first proposal of the global move is ours."""
     base = mcmc.IndependenceMetropolis(tfd.MultivariateNormalDiag(tf.zeros([2]), 2.0 * tf.ones([2])))

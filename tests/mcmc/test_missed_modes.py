@@ -78,6 +78,7 @@ def test_regions_have_the_masses_of_the_modes_and_missing_ones_are_named(dtype):
     assert modes.find_missed(regions, kept, np.log(0.3 / 0.4), 0.02, 500.0) == []
 
 
+@pytest.mark.slow
 def test_ridges_heavy_tails_and_rugged_energies_are_not_reported():
     def ring(x):
         return -0.5 * ((tf.norm(x, axis=-1) - 3.0) / 0.1) ** 2
@@ -103,7 +104,7 @@ def test_ridges_heavy_tails_and_rugged_energies_are_not_reported():
             assert np.exp(region.log_mass - log_z) < share + 5 * (region.error + 0.02) * share + 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_lost_mode_is_found_and_cured(monkeypatch):
     verdicts = []
 

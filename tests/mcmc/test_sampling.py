@@ -200,7 +200,7 @@ class Owner:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_nothing_keeps_the_target_alive(jit_compile):
     owner = Owner()
     local = (lambda owner: lambda x: owner.log_prob(x))(owner)
@@ -289,7 +289,7 @@ def test_nonfinite_chains_are_counted_and_reported():
         assert graph(normal, tf.zeros([4, 2]), mcmc.MALA(1.0), num_results=3, seed=0).num_nonfinite == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_xla_failure_falls_back_or_raises():
     def not_for_xla(x):
         tf.debugging.check_numerics(x, "x")

@@ -144,7 +144,7 @@ def test_duplicates_separate(two_modes):
     assert len(np.unique(two_modes[2].states.numpy()[:, 0])) == 2000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_xla_runs_the_same_algorithm():
     # TFP's acceptance has other random numbers under XLA, so the two agree in distribution only
     xla, again = (frozen_pass((0.3, 1.0), 8000, 1, wide(), skewed, 0.3, 1, jit_compile=True) for _ in range(2))

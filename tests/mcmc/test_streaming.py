@@ -233,7 +233,7 @@ print(json.dumps([peak(mcmc.summarize, 100), peak(mcmc.summarize, 1200), peak(mc
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_results():
     """64 × 400 float32 and 1200 results are 117 MiB. The peak of the process may grow by 20 MiB from 100 results to
     1200, and must grow by 100 MiB, the control, when they are kept."""

@@ -536,7 +536,7 @@ def test_a_served_model_checks_shapes_at_each_call(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+@pytest.mark.parametrize("shape", [(2,), pytest.param((2, 1), marks=pytest.mark.long)])
 def test_a_litert_file_runs_and_agrees(tmp_path, shape):
     """Of a tilt by a full Gaussian in other units; float32 rounding. Control: with the solve the file is refused."""
     x = DATA.reshape(-1, *shape)
@@ -554,7 +554,7 @@ def test_a_litert_file_runs_and_agrees(tmp_path, shape):
     np.testing.assert_allclose(found, model.energy(x[:1]), rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_litert_file_that_does_not_run_is_refused(tmp_path, monkeypatch):
     model = ebm.EnergyModel(network(), base_measure=ebm.fit_base(DATA))
     monkeypatch.setattr("tfp_ebm.energy.function._unreshaped", lambda base: None)

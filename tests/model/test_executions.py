@@ -264,6 +264,7 @@ def test_one_trace_serves_all_numbers_of_steps(fast):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_single_batches_train_too(fast):
     """`train_on_batch`, before and after `fit`, and steps that Keras runs eagerly."""
     model = make()

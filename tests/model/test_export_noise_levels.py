@@ -8,7 +8,7 @@ import tfp_ebm as ebm
 from tfp_ebm.networks.noise_levels import has_log_normalizer_zero
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_at_one_level_exports_log_prob_and_draws(tmp_path, capsys):
     """Two modes twelve deviations apart, known to the mixture at which the network starts: log p is −E, the share of
     draws is within 5 standard errors of .3, log Ẑ within .1 of 0. Before training, log Z is not known."""

@@ -51,6 +51,7 @@ def test_arrays_are_shuffled_alike_in_runs_that_are_resumed_or_repeated(tmp_path
     assert same(halves, whole)
 
 
+@pytest.mark.slow
 def test_control_keras_own_shuffling_differs(monkeypatch):
     monkeypatch.setattr("tfp_ebm.model.trainer.in_order_of_seed", lambda model, call: call)
     one, two = make(), make()

@@ -23,7 +23,7 @@ for path in sys.argv[1:]:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_loaded_models_draw_the_same_bits_in_a_fresh_process(tmp_path):
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(400, 2)) + np.where(np.arange(400)[:, None] % 10 < 7, 4.0, -4.0)).astype("float32")

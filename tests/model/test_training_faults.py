@@ -217,6 +217,7 @@ def test_planted_guard_that_owns_the_overflow(monkeypatch):
         test_the_guard_leaves_an_overflow_to_the_loss_scale(2000)
 
 
+@pytest.mark.slow
 def test_a_rollback_does_not_restore_the_scale():
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(1e-3), initial_scale=2.0**28)
     model = make(half(), "noise_contrastive_estimation", optimizer)
@@ -744,6 +745,7 @@ def test_settings_of_a_loss_are_fixed_once_it_is_built(loss, name, value):
         assert getattr(unused, name) == value
 
 
+@pytest.mark.slow
 def test_layers_frozen_after_training_stay_and_thawed_ones_are_refused():
     network = ebm.networks.mlp([2], units=[8], seed=0)
     model = make(network, optimizer=keras.optimizers.SGD(0.1))

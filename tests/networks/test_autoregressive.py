@@ -81,6 +81,7 @@ def test_every_conditional_integrates_to_one(number):
     assert max(errors) > 1e-2
 
 
+@pytest.mark.slow
 def test_the_density_of_two_columns_integrates_to_one():
     """∫∫ exp(−E) by a rule of 401² places in both coordinates at once."""
     network = random_network(2, num_components=2, order=[1, 0])
@@ -129,7 +130,7 @@ def quadrature_error_after_training(num_nodes):
     return trained - float(tf.reduce_mean(-network(x, num_nodes=4096)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_hides_no_mass_between_the_nodes(monkeypatch):
     """The gradient of the energies reaches the proposals, and yet the normaliser stays exact, also on spikes.
 

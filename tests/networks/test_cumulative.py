@@ -112,6 +112,7 @@ def test_values_have_sums():
     np.testing.assert_allclose(got[[0, 1, 3, 4, 5]], np.array(expected)[[0, 1, 3, 4, 5]], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stack_weighs_its_parts_by_what_is_given():
     """Against a sum over a grid of the joint density of a warped network and a Gaussian mixture, to 1e-3.
 

@@ -266,7 +266,7 @@ def test_bad_input_is_named(name, compiled):
         call(compiled)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_digits_are_classified_as_well_and_better_calibrated():
     """scikit-learn's digits, 1000 rows to train on and 797 to judge, two seeds: accuracy and calibration.
 
