@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 import tfp_ebm as ebm
 
 ROOT = pathlib.Path(__file__).parents[1]
