@@ -5,7 +5,6 @@ import ctypes
 import gc
 import os
 import random
-import sys
 
 import pytest
 
@@ -84,12 +83,14 @@ def pytest_runtest_setup():
     random.seed(0)
 
 
-@pytest.fixture(autouse=True)
-def particles_in_graph_mode(request, monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def particles_in_graph_mode():
     """Lets the particle sampler choose graph mode, which is there in a third of the time XLA takes to compile.
 
-    Tests marked `xla`, those that ask for it by `jit_compile=True` and the command line's own processes have XLA.
+    `jit_compile=True` and the command line's own processes still have XLA, and so has one test of the default.
     """
-    sampler = sys.modules.get("tfp_ebm.mcmc.particle_sampler")  # some tests do without TensorFlow
-    if sampler is not None and request.node.get_closest_marker("xla") is None:
-        monkeypatch.setattr(sampler, "_XLA_MAX_EVENT_SIZE", -1)
+    from tfp_ebm.mcmc import particle_sampler  # where TensorFlow is set up
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(particle_sampler, "_XLA_MAX_EVENT_SIZE", -1)
+        yield
