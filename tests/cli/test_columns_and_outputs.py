@@ -47,7 +47,7 @@ def test_names_of_columns_are_kept_and_a_large_batch_shrinks(run, frame):
     assert report["settings"]["batch_size"] == 54 and report["settings"]["loss"] == "denoising_score_matching"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_columns_are_found_by_name(run, frame, tmp_path, capsys):
     """The energies are those of the columns in their order; the control, the numbers in another order, differs."""
     frame.to_csv(tmp_path / "same.csv", index=False)

@@ -104,7 +104,7 @@ def test_denoising_is_given_its_noise(table, tmp_path, capsys):
     assert not (tmp_path / "refused").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_noise_contrastive_estimation_reports_itself(table, tmp_path):
     """It is the default of larger tables, and needs no noise to be named."""
     assert fit(table, tmp_path / "run", "--loss", "noise_contrastive_estimation") == 0

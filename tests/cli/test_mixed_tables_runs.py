@@ -42,7 +42,7 @@ def one_network():
         yield
 
 
-@pytest.fixture(scope="module", params=[0.0, 0.1], ids=["complete", "missing"])
+@pytest.fixture(scope="module", params=[0.0, pytest.param(0.1, marks=pytest.mark.long)], ids=["complete", "missing"])
 def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixed")
     table(1500, 0, request.param).to_csv(folder / "x.csv", index=False)

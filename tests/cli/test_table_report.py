@@ -59,7 +59,7 @@ def report_of(seed, samples=None, log_prob=None, **options):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_twenty_healthy_models_are_ok():
     """Each may fail at a reference only if a fit is better than the true density by 2 standard errors and .02 nat.
 

@@ -356,7 +356,7 @@ def test_many_directions_of_the_users_own(compiled):
         np.testing.assert_allclose(gradients[1 + i], sum(g[1 + i] for _, g in single), rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "loss", [ebm.losses.ScoreMatching(), ebm.losses.SlicedScoreMatching(num_projections=10)], ids=["exact", "sliced"]
 )

@@ -253,7 +253,7 @@ def test_seeds(gaussian):
     assert np.abs(first.log_weights - run(2).log_weights).max() > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trained_model_agrees_with_the_grid():
     """A short training on two moons, in other units than its own: log Z by chains from both sides and by the grid.
 

@@ -82,7 +82,7 @@ def fit(model, x):
     return model.fit(x, batch_size=128, verbose=0, shuffle=False).history
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_default_noise_is_the_base_and_xla_trains_the_same():
     """By the alias; plain gradient descent, which does not blow up rounding, for 3 steps."""
     models = []

@@ -185,7 +185,7 @@ def test_losses_come_back_from_their_configs(loss):
     assert {k: v for k, v in a.items() if k != "dtype"} == {k: v for k, v in b.items() if k != "dtype"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_step_is_compiled_once_and_also_by_xla():
     traces = []
 

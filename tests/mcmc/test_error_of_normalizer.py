@@ -81,7 +81,7 @@ def test_relative_variance_in_closed_form():
     assert float(variance(unequal)) == pytest.approx(20 / 64 - 0.25)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_larger_of_two_errors_is_reported(monkeypatch):
     far = tfd.MultivariateNormalDiag(tf.constant([-8.0], tf.float64), tf.constant([2.0], tf.float64))
 

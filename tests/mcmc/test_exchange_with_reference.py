@@ -57,7 +57,7 @@ def two_widths(d, seed=0):
     return (shares.mean() - 0.7) / error, error, float(results.log_normalizer) - 3.0, results
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("d", [2, 10])
 def test_shares_and_log_z_of_two_widths(d):
     # four errors of 40 independent chains: a false alarm rate of 3·10⁻⁴; the share .45 of the base is 15 errors away

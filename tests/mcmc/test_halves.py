@@ -27,7 +27,7 @@ def loop_of(kernel, state=START, target=normal):
     return {1: "Chain", 2: "Halves"}[groups]
 
 
-@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kernel", [mcmc.MALA(0.5), mcmc.HMC(0.4, 3)], ids=["mala", "hmc"])
 def test_law(kernel, jit_compile):
     """R̂ near 1 and the mean square of 257 × 400 draws, of which each chain gives at least 60 independent ones: its
@@ -48,7 +48,7 @@ def test_halves_share_no_noise():
     assert not np.any(ours.numpy() == theirs.numpy())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bits_depend_on_neither_order_nor_stretches(monkeypatch):
     """One half after the other, and in stretches of other lengths."""
     together = draw(mcmc.MALA(0.5), num_results=300)

@@ -105,7 +105,10 @@ def groups():
 # thirty; the controls must reach p < 2e-5. Power: the cooler Gaussian has .8 of the variance, a KS distance of .027
 # when the chain has mixed, and √40 000 · .027 = 5.4 is p = 1e-25; the banana's first coordinate is such a Gaussian.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.long if n in ("tempered", "tempered_transition") else ()) for n in KERNELS],
+)
 def test_exact_draws_stay_exact(name, groups):
     kernel, num_steps, jit_compile = KERNELS[name]
     log_prob, start, cdfs = groups

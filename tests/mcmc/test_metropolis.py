@@ -174,7 +174,7 @@ def test_equality_of_bases():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_several_proposals_are_single_ones_in_a_row(jit_compile):
     """Twin: the kernel of one proposal, stepped in a plain loop; accepted if any proposal was."""
     base = tfd.MultivariateNormalDiag(np.zeros(2), np.array([2.0, 2.0]))
@@ -294,7 +294,7 @@ def test_an_adaptive_part_tunes_to_its_own_acceptance():
     assert abs(np.mean(in_local) - 0.574) < 0.05 < abs(np.mean(in_global) - 0.574)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sequences_in_the_driver():
     """Equal kernels are compiled once, whatever their step sizes; any part accepted is the step accepted."""
     traces = []

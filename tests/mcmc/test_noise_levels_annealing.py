@@ -34,7 +34,7 @@ def run(target=two_modes, seed=0, **kwargs):
     return ebm.mcmc.anneal_noise_levels(target, base(), seed=seed, **settings)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shares_and_log_z():
     """Ten runs: the mean of Ẑ/Z and the mean share within 4 of their standard errors (a bias of .2 is over twenty),
     each run within 5 of the error that it reports, no trouble, and the same bits for the same seed."""
@@ -55,7 +55,7 @@ def test_shares_and_log_z():
     np.testing.assert_allclose(right.std(0), expected, rtol=0.15)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_wrong_weights_are_seen(monkeypatch):
     """Without the backward density, or with another variance forward than in the weights, log Z is off by over .3."""
     normal = running.random.normal

@@ -125,7 +125,7 @@ def test_in_the_driver():
     assert scalars.states.shape == [3, 7] and scalars.step_size == 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_under_xla():
     kernel = mcmc.ReplicaExchange(mcmc.RandomWalk(0.5), [1.0, 0.3])
     samples = mcmc.sample(quartic, tf.zeros([50, 2]), kernel, num_results=3, seed=0, jit_compile=True)

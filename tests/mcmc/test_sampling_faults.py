@@ -71,7 +71,7 @@ def test_a_global_move_sets_them_free(starts):
         mcmc.RandomWalk(0.5),
         mcmc.HMC(0.4, 3),
         mcmc.MALA(0.4),
-        pytest.param(mcmc.NUTS(0.4, max_tree_depth=2), marks=pytest.mark.slow),
+        pytest.param(mcmc.NUTS(0.4, max_tree_depth=2), marks=pytest.mark.long),
     ],
     ids=repr,
 )
@@ -158,7 +158,7 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", KERNELS)
 def test_nan_gradients_are_reported(name, jit_compile):
     """The chains start where the gradient is fine and would meet the fault in a few steps. Halved runs (200) count too.
@@ -199,7 +199,7 @@ def test_an_overflow_far_below_the_density_is_no_fault():
     np.testing.assert_array_equal(bad, [False, True, True, False])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_gradient_at_stuck_states_is_named():
     """For kernels that do not record it, such as NUTS: every state has the fault."""
 
@@ -232,7 +232,7 @@ def spread(kernel, jit_compile=True):
     return np.sqrt(np.mean((means - 1) ** 2)) / np.sqrt(2 / 400), samples
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_varying_trajectories_do_not_resonate():
     """A chain at the resonance keeps its x₀² (spread near √400 = 20); drawn lengths mix it: below 3, where 64 chains of
     400 independent draws have 1 ± .09. `trouble` sees the first, though R-hat of the draws does not (below 1.02)."""

@@ -13,7 +13,7 @@ from tfp_ebm.mcmc.running import particles
 from tfp_ebm.mcmc.running.compiled import XlaOrGraph
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bits_progress_and_interrupts(monkeypatch, capsys):
     target = targets.two_gaussians()
     base = tfp.distributions.MultivariateNormalDiag([0.0, 0.0], [4.0, 4.0])

@@ -113,7 +113,7 @@ def test_the_gradient_vanishes_at_the_truth(name, mistake):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.long), 3])
 @pytest.mark.parametrize("name", LOSSES)
 def test_fit_finds_the_conditional_mean_and_covariance(name, size):
     """Slope, location and covariance from 4000 rows within 4 standard errors of maximum likelihood, times at most 1.2.

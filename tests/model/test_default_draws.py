@@ -94,7 +94,7 @@ def test_a_second_call_compiles_nothing(monkeypatch):
     assert len(made) > number
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_warning_says_what_is_wrong_and_its_cure_works(monkeypatch):
     """Modes of widths 1 and .1 in 5 coordinates, which no path from a Gaussian reaches in their shares of .3 and .7. A
     mixture fitted to data gives them: within .09, 4 standard errors of 400 effective draws. The search for modes, which

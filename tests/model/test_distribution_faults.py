@@ -40,7 +40,7 @@ def make(energy=energy, **arguments):
 # --- draws -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_default_kernel_leaves_a_hard_core():
     """No draw of 500 deep in the core (E > 60 has probability e⁻⁶⁰), and no warning; HMC alone leaves many, as the
     control shows and warns."""
@@ -82,7 +82,7 @@ def test_two_modes_have_their_shares_by_default():
     assert abs(np.mean(x[:, 0] < 0) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 2000) < 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_counts_may_be_tensors():
     p = make(num_burnin_steps=3)
     traced = tf.function(lambda n: p.sample(n, seed=1))
@@ -150,7 +150,7 @@ def posterior_mean(log_weights):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("pinned", [pytest.param(True, marks=pytest.mark.long), False])
 def test_a_known_log_normalizer_counts_in_joint_densities(pinned):
     """s ~ Gamma(4, 2), x ~ N(0, s²) seen at .5: E(s | x) by the same grid from TFP's own Normal. Control: without log Z
     it is off by .4."""

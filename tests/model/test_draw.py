@@ -35,7 +35,7 @@ def test_a_model_gives_draws_in_x_and_log_z(gaussian):
     assert np.array_equal(x, ebm.EnergyDistribution(gaussian).draw(4000, seed=1, jit_compile=False).states)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_draws_follow_the_model_as_it_is(gaussian):
     before = gaussian.standardization.loc.numpy()
     p = ebm.EnergyDistribution(gaussian, base=gaussian.base.copy())

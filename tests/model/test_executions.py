@@ -78,7 +78,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("loss", ["denoising", pytest.param("persistent chains", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("loss", ["denoising", pytest.param("persistent chains", marks=pytest.mark.long)])
 def test_the_bits_do_not_depend_on_the_number_of_steps_of_a_call(loss, monkeypatch):
     """The clock decides this number, so a slow machine would otherwise give other weights than a fast one."""
     numbers, results, losses = count_calls(monkeypatch), [], []

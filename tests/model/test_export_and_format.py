@@ -34,7 +34,7 @@ def test_export_has_the_argument_order_of_keras(tmp_path):
         model().export(tmp_path / "other", "onnx", kernel=ebm.mcmc.MALA(1.0))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_export_prints_one_line_with_the_final_directory(tmp_path, capsys):
     model().export(tmp_path / "loud", kernel=ebm.mcmc.MALA(1.0))
     out = capsys.readouterr().out
