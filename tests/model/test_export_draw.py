@@ -54,7 +54,7 @@ class TwoModes(keras.layers.Layer):
         return -tf.reduce_logsumexp(tf.stack(parts), 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_with_tensorflow_alone_draws_the_right_shares(tmp_path, capsys):
     model = ebm.EnergyModel(TwoModes(), event_shape=(1, 2))
     model.adapt(np.random.default_rng(0).normal(5.0, [3.0, 1.0], size=(1000, 1, 2)).astype("float32"))

@@ -88,7 +88,7 @@ def test_mixtures_are_exact(name, tmp_path):
     np.testing.assert_array_equal(loaded.energy(unknown), q.energy_model.energy(unknown))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_any_energy_has_a_density_of_the_rest(tmp_path):
     """A Gaussian written as an energy: −E is exact up to a constant, log Z is log p of what is known, draws are right.
 

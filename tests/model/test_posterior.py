@@ -36,7 +36,7 @@ def quadrature(prior, likelihood=True):
     return (weights[..., None] * grid).sum((0, 1)) / weights.sum()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_posterior_mean_agrees_with_quadrature(prior):
     """Within 4 standard errors by ESS in both coordinates (a false alarm once in 8000 seeds), the error itself below
     .03, and the prior's own mean, which a joint that forgot the likelihood would give, more than 20 errors away."""
