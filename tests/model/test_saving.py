@@ -1,6 +1,7 @@
 """What leaves the process: `.keras` files, the codec of distributions, and the SavedModel for TensorFlow alone."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import tensorflow_probability as tfp
 from energies import NETWORKS, Quadratic
 
 import tfp_ebm as ebm
-from tfp_ebm import serialization
+from tfp_ebm import files, serialization
 from tfp_ebm.files import written_atomically
 
 tfd, tfb = tfp.distributions, tfp.bijectors
@@ -116,8 +117,21 @@ def test_weights_in_shards_are_keras_own(tmp_path):
         model.save_weights(tmp_path / "a.npz")
 
 
-def test_atomic_directories(tmp_path):
+@pytest.mark.parametrize("at_once", [True, False])
+def test_atomic_directories(at_once, tmp_path, monkeypatch):
+    """At once where the system can: nothing is renamed away before, so that a kill leaves the old or the new one."""
     target = tmp_path / "run"
+    if at_once:
+        places = [tmp_path / name for name in "ab"]
+        for place in places:
+            place.mkdir()
+        if not files._exchange(*places):
+            pytest.skip("this system cannot exchange directories")
+        for place in places:
+            place.rmdir()
+        monkeypatch.setattr(pathlib.Path, "rename", None)
+    else:
+        monkeypatch.setattr(files, "_exchange", lambda a, b: False)
     for content in ("first", "second"):
         with written_atomically(target) as temporary:
             temporary.mkdir()
