@@ -1,5 +1,7 @@
 """What leaves the process: `.keras` files, the codec of distributions, and the SavedModel for TensorFlow alone."""
 
+import contextlib
+import io
 import json
 import pathlib
 import subprocess
@@ -95,7 +97,9 @@ def test_an_interrupted_save_loses_nothing(method, name, tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def interrupted(self, filepath, **kwargs):
-        with open(filepath, "wb") as file:
+        in_memory = isinstance(filepath, io.BytesIO)  # HDF5 ends the process where it cannot write to a disk
+        assert in_memory == (method == "save_weights" and filepath is not path)
+        with contextlib.nullcontext(filepath) if in_memory else open(filepath, "wb") as file:
             file.write(b"half")
         raise KeyboardInterrupt
 
