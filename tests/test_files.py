@@ -1,11 +1,13 @@
 """Files that are written atomically and read with a check."""
 
+import errno
+import os
 import warnings
 
 import numpy as np
 import pytest
 
-from tfp_ebm.files import load_arrays, load_first_undamaged, save_arrays
+from tfp_ebm.files import load_arrays, load_first_undamaged, save_arrays, written_atomically
 
 
 def test_a_changed_byte_is_found_or_changes_nothing(tmp_path):
@@ -44,3 +46,16 @@ def test_the_first_undamaged_backup_is_used_and_the_others_are_named(tmp_path):
     paths[1].unlink()
     with pytest.raises(ValueError, match=r"no backup can be read: .*a\.npz is damaged.*b\.npz is damaged"):
         load_first_undamaged(paths, load_arrays)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_an_error_of_the_disk_is_an_os_error_and_the_file_stays(number, tmp_path):
+    """TensorFlow calls a full disk exhausted resources, which the command line would take for memory."""
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    with pytest.raises(OSError, match=r"a\.txt") as caught, written_atomically(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError(f"{temporary}; {os.strerror(number)}")
+    assert caught.value.errno == number and path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(RuntimeError), written_atomically(path):
+        raise RuntimeError("another one")

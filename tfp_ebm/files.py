@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import pathlib
 import shutil
@@ -28,6 +29,8 @@ DAMAGED = (
     *(NotImplementedError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
 
+# Errors of a disk, which TensorFlow calls exhausted resources, and HDF5 a runtime error.
+_OF_DISKS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 # Where the number of files stands in a .zip file without a comment, from its end.
 _NUM_ARRAYS = -12
 
@@ -39,7 +42,7 @@ def written_atomically(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Context with a temporary path next to `path` for a new file or directory, which is moved to `path` at the end.
 
     If the block raises, `path` is unchanged. It is replaced in one step; a directory, on systems other than Linux, is
-    first renamed.
+    first renamed. A full or read-only disk raises OSError, also where a library has an error of its own for it.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with written_atomically(f"{folder}/a.txt") as temporary:
@@ -58,6 +61,11 @@ def written_atomically(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
                 return
             path.rename(place / f"{path.name}.previous")
         os.replace(temporary, path)
+    except Exception as error:
+        number = next((number for number in _OF_DISKS if os.strerror(number) in str(error)), None)
+        if number is None or isinstance(error, OSError):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
