@@ -1,13 +1,10 @@
-"""How training scales: step times of one and two processes, and a model of bytes and messages for more of them.
+"""How long a training step takes with one process and with two, and what their exchange costs alone.
 
-A step of k workers, each with the rows B/k of a batch B, takes about
-
-    t(k) = a + c·B/k + m·(k − 1)·l + 2 (k − 1)/k · p / w                (ring all-reduce)
-
-with a the time that does not depend on rows, c the time of a row, p the bytes of the parameters (their gradient is what
-is exchanged), m the number of all-reduces, l the time of a message and w the bytes per second of a link. Persistent
-chains also exchange the moved states, B·event·4 bytes, to which each worker contributes its share. The benchmark
-measures a and c in one process, l and w between two processes on loopback, predicts t(2) from these, and measures it.
+Each process has one core. The batch is that of all processes together. Printed for denoising score matching by networks
+of three sizes: the step of one process with the batch, with half of it, and of two processes with the batch; the bytes
+of the parameters, which two processes exchange in each step; and the time of an all-reduce of one number and of a
+million. There is no model of more processes: the sum of these parts is far below the step of two processes, and what
+Keras and TensorFlow add to it has not been taken apart.
 
     python benchmarks/scaling.py [--batch 256] [--json out.json]
 """
@@ -30,13 +27,6 @@ from workers import free_ports
 # Coordinates and width of the networks: two hidden layers.
 SIZES = {"2-128": (2, 128), "64-256": (64, 256), "784-512": (784, 512)}
 STEPS, REPEATS = 40, 5
-# Assumed for the predictions: seconds of a message and bytes per second of a link, and how much faster a device is than
-# the two cores measured here. These three are no measurements.
-LINKS = {
-    "8 GPUs, NVLink": (8, 10e-6, 200e9, 50.0),
-    "64 machines, 10 Gbit/s": (64, 50e-6, 1.1e9, 1.0),
-    "64 machines with a GPU, 100 Gbit/s": (64, 20e-6, 11e9, 50.0),
-}
 
 
 def step_seconds(size, width, batch, strategy):
@@ -133,17 +123,8 @@ def measured(kind, number, batch, names, cores):
         return json.loads(path.read_text())
 
 
-def predicted(one, batch, number, latency, bandwidth, speed=1.0):
-    """The seconds of a step of `number` workers, by the model above."""
-    row = 2.0 * (one["seconds"] - one["half"]) / batch
-    fixed = max(one["seconds"] - row * batch, 0.0)
-    # gradients are exchanged in one pack, the counts of rows and the check of finite numbers in two more
-    messages = 3 * (number - 1) * latency
-    return (fixed + row * batch / number) / speed + messages + 2 * (number - 1) / number * one["bytes"] / bandwidth
-
-
 def main():
-    """Prints what was measured, what the model says of it, and what it says of more workers."""
+    """Prints what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
@@ -157,23 +138,13 @@ def main():
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     one = measured("alone", 1, options.batch, options.sizes, cores)
     two = measured("worker", 2, options.batch, options.sizes, cores)
-    latency = two["exchange"]["1"]
-    bandwidth = 4e6 / max(two["exchange"]["1000000"] - latency, 1e-9)  # 2 (k − 1)/k = 1 for two
-    print(f"all-reduce of two processes on loopback: {1e6 * latency:.0f} us a message, {bandwidth / 1e9:.2f} GB/s")
-    print(f"batch {options.batch}, one core each; ms a step: one process | two measured | two predicted")
-    results = {"latency": latency, "bandwidth": bandwidth, "one": one, "two": two["steps"], "predicted": {}}
+    for number, seconds in two["exchange"].items():
+        print(f"all-reduce of {number} numbers between two processes on loopback: {1e3 * seconds:.2f} ms")
+    print(f"batch {options.batch}, one core each; ms a step: one process | with half the batch | two processes | kB")
     for name, entry in one.items():
-        guess = predicted(entry, options.batch, 2, latency, bandwidth)
-        results["predicted"][name] = guess
-        print(f"  {name:8s} {1e3 * entry['seconds']:7.2f} | {1e3 * two['steps'][name]:7.2f} | {1e3 * guess:7.2f}")
-    print("speed-up at the same batch of each device, by the model (its constants for these are assumed):")
-    for label, (number, message, link, speed) in LINKS.items():
-        line = []
-        for name, entry in one.items():
-            single = entry["seconds"] / speed
-            together = predicted(entry, options.batch * number, number, message, link, speed)
-            line.append(f"{name} {number * single / together:.1f}")
-        print(f"  {label:36s} {'   '.join(line)}")
+        times = (entry["seconds"], entry["half"], two["steps"][name])
+        print(f"  {name:8s} {' | '.join(f'{1e3 * value:7.2f}' for value in times)} | {entry['bytes'] / 1e3:7.0f}")
+    results = {"exchange": two["exchange"], "one": one, "two": two["steps"]}
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(results, indent=1))
 

@@ -197,6 +197,8 @@ class DivergenceGuard(keras.callbacks.Callback):
 class SampleSnapshots(keras.callbacks.Callback):
     """Writes samples of the model to `directory/samples_EPOCH.npy` after every few epochs.
 
+    If a file cannot be written, as on a full disk, there is a warning, and the training goes on.
+
     Args:
       directory: the directory of the files; created if it does not exist.
       num_samples: number of rows in each file.
@@ -237,8 +239,12 @@ class SampleSnapshots(keras.callbacks.Callback):
         if (epoch + 1) % self.every:
             return
         samples = self._distribution.sample(self.num_samples, seed=fold_in(self._seed, epoch)).numpy()
-        with written_atomically(self.directory / f"samples_{epoch + 1:04d}.npy") as temporary:
-            np.save(temporary, samples)
+        path = self.directory / f"samples_{epoch + 1:04d}.npy"
+        try:
+            with written_atomically(path) as temporary:
+                np.save(temporary, samples)
+        except OSError as error:
+            warnings.warn(f"{path} could not be written: {error}", stacklevel=2)
 
 
 class Backup(keras.callbacks.Callback):

@@ -3,7 +3,8 @@
 A child process does one job over and over: it saves, prints the number of what it has saved, and changes the model
 before it saves again. The parent kills it with SIGKILL at a random moment, and then loads the file. A file that does
 not load, or holds something older than what was reported as saved, is lost. Training is killed during `fit` with
-Keras's `BackupAndRestore`, and resumed: the weights must be those of a run that was not killed.
+Keras's `BackupAndRestore`, and resumed: the weights must be those of a run that was not killed. `arrays` and
+`directory` write without Keras, and so often: they try what replaces a file and a directory.
 
     python benchmarks/reliability/kills.py [--kills 50] [--jobs save save_weights export fit] [--json out.json]
 """
@@ -25,8 +26,9 @@ import numpy as np
 import tensorflow as tf
 
 import tfp_ebm as ebm
+from tfp_ebm.files import load_arrays, save_arrays, written_atomically
 
-JOBS = ("save", "save_weights", "export", "fit")
+JOBS = ("save", "save_weights", "export", "fit", "arrays", "directory")
 EPOCHS = 60
 UNIT = 4096  # of the number in a weight: exact in float32, and small
 
@@ -75,10 +77,18 @@ def work(job, folder):
     if job == "fit":
         trained(None, folder / "backup")
         signal.pause()
-    model = model_of(0)
+    model = None if job in ("arrays", "directory") else model_of(0)
     for number in range(1, 10**6):
-        set_number(model, number)
-        if job == "export":
+        if model is not None:
+            set_number(model, number)
+        if job == "arrays":
+            save_arrays(folder / "a.npz", {"number": number, "others": np.zeros(10_000)})
+        elif job == "directory":
+            with written_atomically(folder / "place") as place:
+                place.mkdir()
+                for name in "ab":
+                    (place / name).write_text(str(number))
+        elif job == "export":
             model.export(folder / "saved_model", kernel=ebm.mcmc.MALA(0.1), verbose=False)
         else:
             getattr(model, job)(folder / {"save": "model.keras", "save_weights": "a.weights.h5"}[job])
@@ -87,6 +97,11 @@ def work(job, folder):
 
 def saved_number(job, folder):
     """The number in what was saved."""
+    if job == "arrays":
+        return int(load_arrays(folder / "a.npz")["number"])
+    if job == "directory":
+        numbers = {int((folder / "place" / name).read_text()) for name in "ab"}
+        return numbers.pop() if len(numbers) == 1 else -1
     if job == "export":
         served = tf.saved_model.load(str(folder / "saved_model"))
         kernels = [variable for variable in served.variables if variable.shape.rank == 2]

@@ -76,24 +76,38 @@ def test_continued_chains_have_the_same_bits(name, in_steps, tmp_path, monkeypat
 
 def test_damaged_and_foreign_backups_are_named_and_not_used(in_steps, tmp_path, monkeypatch):
     kernel = KERNELS["adaptive"]
-    whole = sample(kernel)
+    whole, chains = sample(kernel), tmp_path / "chains"
 
     def cut():
         with monkeypatch.context() as patch:
             interrupted_at(8, SystemExit, patch)
             with pytest.raises(SystemExit):
-                sample(kernel, backup_dir=tmp_path / "chains")
+                sample(kernel, backup_dir=chains)
 
     cut()
     with pytest.warns(UserWarning, match="is of another call"):
-        other = sample(kernel, seed=2, backup_dir=tmp_path / "chains")
+        other = sample(kernel, seed=2, backup_dir=chains)
     assert not np.array_equal(other.states, whole.states)
-    for name in ("position.npz", "draws_000001.npz"):
+    last, before = (f"position_{step:012d}.npz" for step in (8, 7))
+
+    def damage(*names):
         cut()
-        path = tmp_path / "chains" / name
-        path.write_bytes(path.read_bytes()[:-30])
+        assert sorted(path.name for path in chains.glob("position*")) == [before, last]
+        for name in names:
+            (chains / name).write_bytes((chains / name).read_bytes()[:-30])
+
+    for names in ([last, before], ["draws_000001.npz"]):
+        damage(*names)
         with pytest.warns(UserWarning, match="is damaged, and the chains start anew"):
-            again = sample(kernel, backup_dir=tmp_path / "chains")
+            again = sample(kernel, backup_dir=chains)
+        np.testing.assert_array_equal(again.states, whole.states)
+    for name in (last, "draws_000007.npz"):
+        damage(name)
+        with monkeypatch.context() as patch, pytest.warns(UserWarning, match=f"{name}.* is damaged.*{before} is used"):
+            interrupted_at(2, SystemExit, patch)
+            with pytest.raises(SystemExit):
+                sample(kernel, backup_dir=chains)
+        again = sample(kernel, backup_dir=chains)  # what was damaged is not used later
         np.testing.assert_array_equal(again.states, whole.states)
     with pytest.raises(ValueError, match="`backup_dir` must be None inside"):
         tf.function(lambda: sample(kernel, backup_dir=tmp_path).states)()

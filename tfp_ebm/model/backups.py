@@ -13,8 +13,7 @@ import shutil
 import warnings
 from typing import Any
 
-from tfp_ebm.caller import warn
-from tfp_ebm.files import written_atomically
+from tfp_ebm.files import load_first_undamaged, written_atomically
 
 _WEIGHTS, _POSITION = "state.weights.h5", "position.json"
 # A backup is removed once this many newer ones are complete.
@@ -54,28 +53,26 @@ def load(model: Any, folder: pathlib.Path) -> dict[str, Any] | None:
     Raises:
       ValueError: if all backups are damaged, or they are those of another model.
     """
-    damages = []
-    for path in found(folder):
-        try:
-            record = json.loads((path / _POSITION).read_text(encoding="utf-8"))
-            position = record["position"]
-            if record["digest"] != _digest(path / _WEIGHTS, json.dumps(position, sort_keys=True)):
-                raise ValueError("its content is not what was written")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            damages.append(f"{path} is damaged: {error}")
-            continue
-        if damages:
-            warn(f"{'; '.join(damages)}. The backup {path} is used instead.")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)  # Keras only warns of weights that it does not find
-                model.load_weights(path / _WEIGHTS)
-        except (ValueError, OSError, KeyError, UserWarning) as error:
-            raise ValueError(f"the backup {path} does not fit the model: {error}") from error
-        return dict(position)
-    if damages:
-        raise ValueError(f"no backup can be read: {'; '.join(damages)}.")
-    return None
+    loaded = load_first_undamaged(found(folder), _position)
+    if loaded is None:
+        return None
+    path, position = loaded
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Keras only warns of weights that it does not find
+            model.load_weights(path / _WEIGHTS)
+    except (ValueError, OSError, KeyError, UserWarning) as error:
+        raise ValueError(f"the backup {path} does not fit the model: {error}") from error
+    return position
+
+
+def _position(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the position of a backup; ValueError if its content is not what was written."""
+    record = json.loads((path / _POSITION).read_text(encoding="utf-8"))
+    position = dict(record["position"])
+    if record["digest"] != _digest(path / _WEIGHTS, json.dumps(position, sort_keys=True)):
+        raise ValueError("its content is not what was written")
+    return position
 
 
 def _digest(weights: pathlib.Path, text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import Any
 
@@ -34,8 +35,17 @@ class AtomicallySavedModel(keras.Model):
         if kwargs.get("max_shard_size") is not None or not _is_one_file(filepath, overwrite, ".weights.h5"):
             super().save_weights(filepath, overwrite=overwrite, **kwargs)
             return
+        buffer = _InMemory()
+        super().save_weights(buffer, **kwargs)
         with written_atomically(filepath) as temporary:
-            super().save_weights(temporary, **kwargs)
+            temporary.write_bytes(buffer.getbuffer())
+
+
+class _InMemory(io.BytesIO):
+    """A file in memory with a name that Keras accepts; where a disk is full, HDF5 itself would end the process."""
+
+    def __str__(self) -> str:
+        return "in memory.weights.h5"
 
 
 def _is_one_file(filepath: str | os.PathLike[str], overwrite: bool, suffix: str) -> bool:

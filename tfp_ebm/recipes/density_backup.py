@@ -31,7 +31,7 @@ class Trainings:
       arguments: those of the call, which must be the same in each call; plain values.
 
     Raises:
-      ValueError: if the directory holds trainings of other rows or arguments.
+      ValueError: if the directory holds trainings of other rows or arguments, or cannot be written.
     """
 
     def __init__(
@@ -47,12 +47,15 @@ class Trainings:
         digest.update(json.dumps(arguments, sort_keys=True, default=repr).encode())
         path = folder / _CALL
         if not path.exists():
-            with written_atomically(path) as temporary:
-                temporary.write_text(json.dumps({"digest": digest.hexdigest()}), encoding="utf-8")
+            try:
+                with written_atomically(path) as temporary:
+                    temporary.write_text(json.dumps({"digest": digest.hexdigest()}), encoding="utf-8")
+            except OSError as error:
+                raise ValueError(f"`backup_dir` {folder} cannot be written: {error}") from error
             return
         try:
             known = json.loads(path.read_text(encoding="utf-8"))["digest"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"`backup_dir`: {path} cannot be read: {error}") from error
         if known != digest.hexdigest():
             raise ValueError(f"`backup_dir` {folder} holds trainings of other rows or with other arguments.")
