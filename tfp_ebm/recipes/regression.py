@@ -45,7 +45,7 @@ def regression(
         them, such as (0, np.inf) for positive ones. The density is zero outside.
       minutes: time for the trainings, about; default: as many steps as the number of rows needs.
       num_networks: number of networks that are averaged; default: 5 for at most 2000 rows, else 2.
-      validation: share of the rows that a network holds out; more of few rows.
+      validation: share of the rows that a network holds out, about: less with many networks, more of few rows.
       seed: of the splits, all weights and all batches.
 
     Returns:

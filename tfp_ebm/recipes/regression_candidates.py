@@ -58,7 +58,7 @@ def fit_candidates(
       z: rows `[rows, inputs + targets]` in standardised units, float32.
       num_inputs: columns of x.
       num_networks: number of networks; each has a fold.
-      validation: share of the rows in a fold, at most.
+      validation: share of the rows in a fold, about: less with many networks, more of few rows.
       seconds: time for the trainings, may be infinite.
       seed: of the folds, the weights and the batches.
 
@@ -66,7 +66,7 @@ def fit_candidates(
       KeyboardInterrupt: at Ctrl-C.
     """
     goal = min(max(validation * len(z), min(50.0, 0.25 * len(z))), 20_000.0)
-    fold = folds_of(z, max(num_networks, int(len(z) / goal)), seed)
+    fold = folds_of(z, max(2, num_networks, int(len(z) / goal)), seed)
     number = min(num_networks, int(fold.max()) + 1)
     fold = np.where(fold < number, fold, -1)
     size = z.shape[1]
