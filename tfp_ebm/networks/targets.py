@@ -127,7 +127,9 @@ class TargetEnergy(AutoregressiveEnergy):
             return
         inverse = np.linalg.inv(np.linalg.cholesky(covariance[0]))
         slopes = -inverse / np.diag(inverse)[:, None]  # xᵢ given those before is N(xᵢ − Lᵢᵢ uᵢ, Lᵢᵢ²), u = L⁻¹(x − m)
-        number, last, skip = self.proposal.num_components, self.trunk.last, self.trunk.skip
+        number = self.proposal.num_components
+        last: Any = self.trunk.last
+        skip: Any = self.trunk.skip
         bias, kernel = np.zeros(last.bias.shape), np.zeros(skip.kernel.shape)
         for target, place in enumerate(range(self.num_inputs, len(self.order))):
             first = target * self.trunk.num_outputs + self._num_outputs  # after the energies

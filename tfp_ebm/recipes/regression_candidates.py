@@ -73,7 +73,7 @@ def fit_candidates(
     simple: dict[str, Chosen] = {}
     if size <= _MAX_SIMPLE_COLUMNS:
         with_mixtures = len(z) <= _MAX_MIXTURE_ROWS
-        rows = z.astype(np.float64)
+        rows: np.ndarray = z.astype(np.float64)
         simple, _ = cross_validated(
             rows, fold, seed=seed, with_kernels=False, with_mixtures=with_mixtures, num_inputs=num_inputs
         )
