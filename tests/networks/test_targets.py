@@ -41,7 +41,7 @@ def test_free_proposals_start_at_a_linear_regression(order):
     one, columns = first_of(MIXTURE), [0, 1, *(2 + i for i in order)]
     network = TargetEnergy(NUM_INPUTS, NUM_TARGETS, (4,), dtype="float64")
     network.start_at(one, columns)
-    rows = one.loc + RNG.normal(size=(4000, 4)) @ one.scale_tril[0].T
+    rows = one.loc + RNG.normal(size=(500, 4)) @ one.scale_tril[0].T
     proposal, _ = network.conditionals(rows[:, columns])
     mean = np.sum(np.exp(proposal.log_probs) * proposal.loc, -1)
     covariance = (one.scale_tril[0] @ one.scale_tril[0].T)[columns][:, columns]
@@ -51,7 +51,7 @@ def test_free_proposals_start_at_a_linear_regression(order):
         expected = one.loc[0, columns[place]] + centred[:, :place] @ slopes
         np.testing.assert_allclose(mean[:, target], expected, atol=1e-6)
     gap = one.log_prob(rows) - one.of_first(NUM_INPUTS).log_prob(rows[:, :NUM_INPUTS]) + network(rows[:, columns])
-    assert 0.0 < np.mean(gap) < 0.02
+    assert -0.01 < np.mean(gap) < 0.02  # the standard error is .003
     network.trunk.skip.kernel.assign(-np.array(network.trunk.skip.kernel))  # planted: slopes of the wrong sign
     wrong = one.log_prob(rows) - one.of_first(NUM_INPUTS).log_prob(rows[:, :NUM_INPUTS]) + network(rows[:, columns])
     assert np.mean(wrong) > 1.0
