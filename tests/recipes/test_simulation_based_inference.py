@@ -17,7 +17,7 @@ OBSERVED = np.array([0.9, -0.7, 0.4])
 PRECISION = np.diag(DEVIATIONS**-2.0) + MIXING.T @ MIXING / NOISE**2
 COVARIANCE = np.linalg.inv(PRECISION)
 MEAN = COVARIANCE @ MIXING.T @ OBSERVED / NOISE**2
-NUM_DRAWS = 100
+NUM_DRAWS, NUM_DRAWS_OF_RATIO = 400, 100
 
 
 def simulations(number, seed=0):
@@ -27,11 +27,11 @@ def simulations(number, seed=0):
 
 
 def distance(draws):
-    """The largest deviation of means and covariances of draws from the truth, in standard errors of 100 exact draws."""
-    draws = np.asarray(draws, float)
-    mean = np.abs(draws.mean(0) - MEAN) / np.sqrt(np.diag(COVARIANCE) / NUM_DRAWS)
+    """The largest deviation of means and covariances of draws from the truth, in standard errors of exact draws."""
+    draws, number = np.asarray(draws, float), min(len(draws), NUM_DRAWS)
+    mean = np.abs(draws.mean(0) - MEAN) / np.sqrt(np.diag(COVARIANCE) / number)
     variances = np.diag(COVARIANCE)
-    error = np.sqrt((np.outer(variances, variances) + COVARIANCE**2) / NUM_DRAWS)
+    error = np.sqrt((np.outer(variances, variances) + COVARIANCE**2) / number)
     return max(mean.max(), (np.abs(np.cov(draws.T) - COVARIANCE) / error).max())
 
 
@@ -47,13 +47,17 @@ def ratio():
 
 @pytest.mark.slow
 def test_the_posterior_of_a_linear_gaussian_simulator(posterior, tmp_path):
-    """Mean and covariance within 4 standard errors of 100 draws; log p exact to .1 nat; ranks are uniform."""
+    """Mean and covariance within 4 standard errors of 400 draws; log p exact to .05 nat; ranks are uniform.
+
+    The Gaussian candidate is the truth here; the network alone is at most .05 nats behind it on the rows held out.
+    """
     one = ebm.EnergyDistribution(posterior.given(OBSERVED))
     draws = one.sample(NUM_DRAWS, seed=2)
     assert distance(draws) < 4.0
     truth = tfd.MultivariateNormalTriL(MEAN, np.linalg.cholesky(COVARIANCE))
     exact = truth.sample(2000, seed=3)
-    assert abs(np.mean(truth.log_prob(exact) - np.float64(one.log_prob(np.float32(exact))))) < 0.1
+    assert abs(np.mean(truth.log_prob(exact) - np.float64(one.log_prob(np.float32(exact))))) < 0.05
+    assert posterior.candidates["networks"][0] > posterior.candidates["gaussian"][0] - 0.05
     theta, x = simulations(300, seed=9)
     p = posterior.given(x)
     assert p.batch_shape == (300,) and p.event_shape == (2,)
@@ -70,7 +74,7 @@ def test_the_posterior_of_a_linear_gaussian_simulator(posterior, tmp_path):
 def test_the_ratio_of_a_linear_gaussian_simulator(ratio, tmp_path):
     """Mean and covariance within 4 standard errors of 100 draws, log Z near 0; without the prior they are off."""
     p = ebm.EnergyDistribution(ratio.given(OBSERVED))
-    drawn = p.draw(NUM_DRAWS, seed=2)
+    drawn = p.draw(NUM_DRAWS_OF_RATIO, seed=2)
     assert distance(drawn.states) < 4.0 and not drawn.trouble
     assert abs(drawn.log_normalizer.value) < 0.15
     # planted: the likelihood alone, by resampling wide draws
@@ -92,9 +96,9 @@ def test_shuffled_parameters_are_seen_both_ways():
     theta, x = simulations(500)
     theta = np.roll(theta, 1, 0)
     model = ebm.recipes.neural_posterior_estimation(theta, x, PRIOR, num_networks=1, minutes=0.03)
-    assert distance(ebm.EnergyDistribution(model.given(OBSERVED)).sample(NUM_DRAWS, seed=0)) > 6.0
+    assert distance(ebm.EnergyDistribution(model.given(OBSERVED)).sample(NUM_DRAWS_OF_RATIO, seed=0)) > 6.0
     model = ebm.recipes.neural_ratio_estimation(theta, x, PRIOR, num_steps=100, units=(32,))
-    assert distance(ebm.EnergyDistribution(model.given(OBSERVED)).sample(NUM_DRAWS, seed=0)) > 6.0
+    assert distance(ebm.EnergyDistribution(model.given(OBSERVED)).sample(NUM_DRAWS_OF_RATIO, seed=0)) > 6.0
 
 
 @pytest.mark.slow

@@ -67,6 +67,14 @@ class MixtureParameters(NamedTuple):
             squares = np.stack([np.square((x - loc) @ factor.T).sum(1) for loc, factor in parts], 1)
         return np.logaddexp.reduce(self.log_weights - 0.5 * squares, axis=1)
 
+    def of_first(self, number: int) -> MixtureParameters:
+        """Returns the mixture of the first coordinates alone.
+
+        >>> MixtureParameters(np.ones(1), np.zeros((1, 2)), np.eye(2)[None]).of_first(1).scale_tril
+        array([[[1.]]])
+        """
+        return MixtureParameters(self.probs, self.loc[:, :number], self.scale_tril[..., :number, :number])
+
     def in_units(self, loc: np.ndarray, scale: np.ndarray) -> MixtureParameters:
         """Returns the mixture of loc + scale·z for z from this one."""
         return MixtureParameters(self.probs, loc + scale * self.loc, scale[:, None] * self.scale_tril)

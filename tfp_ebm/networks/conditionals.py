@@ -20,7 +20,7 @@ import tensorflow_probability as tfp
 from tfp_ebm.networks.lattice import DEVIATION, log_density
 
 # Scales stay within exp(±8) of one standard deviation.
-_LOG_SCALE_LIMIT = 8.0
+LOG_SCALE_LIMIT = 8.0
 
 
 class Conditionals(NamedTuple):
@@ -43,15 +43,17 @@ class FreeConditionals:
     def __init__(self, num_components: int) -> None:
         self.num_components = num_components
         self.num_outputs = 3 * num_components
+        # where the logistics are if the outputs are zero, their scale, and logits with which they are about N(0, 1)
+        self.centres = 2.0 * np.linspace(-1.0, 1.0, num_components + 2)[1:-1] if num_components > 1 else np.zeros(1)
+        self.width = 1.0 / (DEVIATION["logistic"] * (1.0 if num_components == 1 else 0.5 * num_components**0.5))
+        variance = (self.width * DEVIATION["logistic"]) ** 2
+        self.normal_logits = -0.5 * self.centres**2 / max(1.0 - variance, 0.1)
 
     def __call__(self, x: tf.Tensor, outputs: tf.Tensor) -> Conditionals:
         """Returns the proposals, given outputs `[..., size, num_outputs]`."""
         logits, loc, log_scale = tf.split(outputs, 3, axis=-1)
-        number = self.num_components
-        centres = np.linspace(-1.0, 1.0, number + 2)[1:-1] * 2.0 if number > 1 else np.zeros(1)
-        width = -np.log(DEVIATION["logistic"] * (1.0 if number == 1 else 0.5 * number**0.5))
-        log_scale = _LOG_SCALE_LIMIT * tf.tanh(log_scale / _LOG_SCALE_LIMIT) + tf.constant(width, loc.dtype)
-        return Conditionals(tf.nn.log_softmax(logits), loc + tf.constant(centres, loc.dtype), log_scale)
+        log_scale = LOG_SCALE_LIMIT * tf.tanh(log_scale / LOG_SCALE_LIMIT) + tf.constant(np.log(self.width), loc.dtype)
+        return Conditionals(tf.nn.log_softmax(logits), loc + tf.constant(self.centres, loc.dtype), log_scale)
 
 
 class MixtureConditionals(keras.layers.Layer):

@@ -48,7 +48,7 @@ class Chosen(NamedTuple):
     """A density whose form cross-validation chose.
 
     Attributes:
-      log_probs: log density of each row by the fit without its fold, `[rows]`.
+      log_probs: log density of each row that is in a fold by the fit without its fold, `[rows]`.
       num_components: number of Gaussians.
       fit: fits a density of this form to rows.
     """
@@ -157,24 +157,44 @@ def _scores(variants: Variants, rows: np.ndarray) -> dict[tuple[float, ...], np.
     return {key: one.log_prob(rows) for key, one in variants.items()}
 
 
+def _given_inputs(
+    scores: Callable[[Variants, np.ndarray], dict[tuple[float, ...], np.ndarray]],
+    variants: Variants,
+    rows: np.ndarray,
+    num_inputs: int,
+) -> dict[tuple[float, ...], np.ndarray]:
+    """Returns the log densities of all columns given the first `num_inputs` ones."""
+    judged = scores(variants, rows)
+    if not num_inputs:
+        return judged
+    of_inputs = scores({key: one.of_first(num_inputs) for key, one in variants.items()}, rows[:, :num_inputs])
+    return {key: values - of_inputs[key] for key, values in judged.items()}
+
+
 def _judge(
     fit: Callable[[np.ndarray, int], Variants],
     x: np.ndarray,
     fold: np.ndarray,
     seed: int,
     scores: Callable[[Variants, np.ndarray], dict[tuple[float, ...], np.ndarray]] = _scores,
+    num_inputs: int = 0,
 ) -> Chosen:
-    """Returns the variant of a form whose log-likelihood of the rows, each by the fit without its fold, is largest."""
+    """Returns the variant of a form whose log-likelihood of the rows, each by the fit without its fold, is largest.
+
+    It is that of all columns given the first `num_inputs` ones. Rows in the fold −1 judge nothing.
+    """
     log_probs: dict[tuple[float, ...], np.ndarray] = {}
     number = 0
     for one in range(fold.max() + 1):
         held_out = fold == one
         moments = DataMoments.of([x[~held_out]])
         variants = fit((x[~held_out] - moments.mean) / moments.scale, seed)
-        judged = scores(variants, (x[held_out] - moments.mean) / moments.scale)
+        judged = _given_inputs(scores, variants, (x[held_out] - moments.mean) / moments.scale, num_inputs)
         for key, values in judged.items():
-            log_probs.setdefault(key, np.empty(len(x)))[held_out] = values - np.log(moments.scale).sum()
+            own = log_probs.setdefault(key, np.empty(len(x)))
+            own[held_out] = values - np.log(moments.scale[num_inputs:]).sum()
             number = len(variants[key].probs)
+    log_probs = {key: values[fold >= 0] for key, values in log_probs.items()}
     best = max(log_probs, key=lambda key: float(log_probs[key].mean()))
 
     def again(rows: np.ndarray) -> MixtureParameters:
@@ -185,7 +205,7 @@ def _judge(
             for start in range(_MAX_REFITS):
                 one = fit((rows - moments.mean) / moments.scale, seed + start)[best]
                 one = one.in_units(moments.mean, moments.scale)
-                value = float(one.log_prob(rows).mean())
+                value = float(_given_inputs(_scores, {best: one}, rows, num_inputs)[best].mean())
                 if kept is None or value > score:
                     kept, score = one, value
                 # a fit that is less likely on its own rows than others were on theirs has a bad optimum
@@ -198,7 +218,13 @@ def _judge(
 
 
 def cross_validated(
-    x: np.ndarray, fold: np.ndarray, *, seed: int, with_kernels: bool
+    x: np.ndarray,
+    fold: np.ndarray,
+    *,
+    seed: int,
+    with_kernels: bool,
+    with_mixtures: bool = True,
+    num_inputs: int = 0,
 ) -> tuple[dict[str, Chosen], Chosen]:
     """Fits a Gaussian, Gaussians of several widths, a mixture and a kernel density; all rows choose their forms.
 
@@ -206,9 +232,11 @@ def cross_validated(
 
     Args:
       x: rows `[rows, columns]`, without missing cells.
-      fold: number of the fold of each row.
+      fold: number of the fold of each row; −1 for rows that are in all fits and judge none.
       seed: of the starts of expectation maximisation.
       with_kernels: whether a kernel density is fitted.
+      with_mixtures: whether mixtures of several centres are fitted.
+      num_inputs: number of the first columns that are given: the density judged is that of all others.
 
     >>> x = np.random.default_rng(0).normal(size=(60, 2))
     >>> list(cross_validated(x, folds_of(x, 5, seed=0), seed=0, with_kernels=False)[0])
@@ -216,11 +244,11 @@ def cross_validated(
     """
     with threadpoolctl.threadpool_limits(1):  # the matrices are small: more threads wait for each other
         found = {
-            "gaussian": _judge(_gaussians, x, fold, seed, _scores_of_scaled),
-            "gaussian_scales": _judge(_scale_mixtures, x, fold, seed, _scores_of_scaled),
+            "gaussian": _judge(_gaussians, x, fold, seed, _scores_of_scaled, num_inputs),
+            "gaussian_scales": _judge(_scale_mixtures, x, fold, seed, _scores_of_scaled, num_inputs),
         }
-        mixtures = list(_searched(x, fold, seed))
-        kernels = _judge(_kernels, x, fold, seed, _scores_of_scaled) if with_kernels else None
+        mixtures = list(_searched(x, fold, seed, num_inputs)) if with_mixtures else []
+        kernels = _judge(_kernels, x, fold, seed, _scores_of_scaled, num_inputs) if with_kernels else None
     if mixtures:
         found["gaussian_mixture"] = max(mixtures, key=_score)
     few = [one for one in (*found.values(), *mixtures) if one.num_components <= _MAX_PROPOSAL_COMPONENTS]
@@ -234,14 +262,14 @@ def _score(chosen: Chosen) -> float:
     return float(chosen.log_probs.mean())
 
 
-def _searched(x: np.ndarray, fold: np.ndarray, seed: int) -> Iterator[Chosen]:
+def _searched(x: np.ndarray, fold: np.ndarray, seed: int, num_inputs: int = 0) -> Iterator[Chosen]:
     """Yields mixtures of more and more components, until more are no better."""
     for kind in ("full", "tied", "diag"):
         best, waited = -np.inf, 0
         for number in _SIZES:
             if number * _ROWS_PER_COMPONENT > len(x):
                 break
-            one = _judge(_mixtures(number, kind), x, fold, seed)
+            one = _judge(_mixtures(number, kind), x, fold, seed, num_inputs=num_inputs)
             yield one
             score = _score(one)
             best, waited = (score, 0) if score > best else (best, waited + 1)

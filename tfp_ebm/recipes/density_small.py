@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -150,7 +150,7 @@ def train_by_folds(
                 trainer = Trainer(candidates.network_of(kind, part, settings, parts, None), settings, table.seed)
             if parts is not None:
                 trainer.start_at(parts, order)
-            every = _snapshot_every(own[0], number)
+            every = snapshot_every(own[0], number)
             train = functools.partial(
                 trainer.train,
                 part.y[:, order],
@@ -167,7 +167,7 @@ def train_by_folds(
             trainings.append(training)
             spent, total = spent + time.monotonic() - start, total + 1
         name = "autoregressive" + "_mixture" * (kind == "mixture")
-        kept = _to_one_judgement(fold, own, trainings)
+        kept = to_one_judgement(fold, own, trainings)
         error = max(settle_nodes(network, table.y[fold == k]) for k, network in enumerate(own))
         if is_settled(name, error):
             is_cut = any(training.is_cut for training in trainings)
@@ -175,12 +175,12 @@ def train_by_folds(
             yield Judged(name, _left_out(table, fold, own), list(own), trainings, kept, shares), is_cut
 
 
-def _snapshot_every(network: NormalizedEnergy, number: int) -> int:
+def snapshot_every(network: NormalizedEnergy, number: int) -> int:
     """Returns how many judgements lie between copies of the weights, so that they fit into memory."""
     return max(1, math.ceil(40 * number * network.count_params() / _MAX_COPIED))
 
 
-def _to_one_judgement(fold: np.ndarray, own: list[networks.AutoregressiveEnergy], trainings: list[Training]) -> int:
+def to_one_judgement(fold: np.ndarray, own: Sequence[NormalizedEnergy], trainings: list[Training]) -> int:
     """Gives networks their weights at the judgement with the smallest mean energy over the folds; returns it."""
     shares = np.bincount(fold) / len(fold)
     common = sorted(set.intersection(*(set(training.snapshots) for training in trainings)))

@@ -266,6 +266,10 @@ class Trainer:
             for variable, value in zip(self.network.weights, self._initial, strict=True)
         ]
 
+    def start_from(self, weights: list[np.ndarray]) -> None:
+        """Makes weights those from which the next trainings start."""
+        self._initial = weights
+
     def train(
         self, z: np.ndarray, held_out: np.ndarray, seconds: float, seed: int, snapshot_every: int = 0
     ) -> Training:

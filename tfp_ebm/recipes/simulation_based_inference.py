@@ -44,7 +44,7 @@ def neural_posterior_estimation(
 ) -> EnergyModel:
     """Fits the posterior p(θ | x) of a simulator's parameters as autoregressive energies, whose log Z is 0 for every x.
 
-    The networks are those of `regression`. A coordinate of θ that the prior bounds has its energy in the logarithm or
+    The densities are those of `regression`. A coordinate of θ that the prior bounds has its energy in the logarithm or
     the logit of its place, so that no posterior has mass outside of the prior's support.
 
     Args:
