@@ -6,7 +6,7 @@
     python tutorials/build.py --smoke       # runs the sources as scripts, small, and writes nothing
     python tutorials/build.py --readme      # draws the README's first picture by the README's first command
 
-The pictures in the notebooks are reduced to 256 colours. A cell headed `# %% figure="name"` also writes its last
+The pictures in the notebooks are reduced to 64 to 256 colours. A cell headed `# %% figure="name"` also writes its last
 picture to `figures/`, for the README. The extra `tutorials` installs what this needs.
 """
 
@@ -24,7 +24,8 @@ import time
 
 HERE = pathlib.Path(__file__).parent
 LIMIT = 600  # seconds that a tutorial may take
-LARGEST = 300_000  # bytes of a picture
+LARGEST = 300_000  # bytes of a picture, and of a notebook
+COARSEST = 2.5  # root mean square of the change of a pixel by fewer colours, of 255
 ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
 
 
@@ -37,12 +38,18 @@ def sources(names):
 
 
 def reduced(png):
-    """Returns the same picture in 256 colours, as base64."""
+    """Returns the same picture, as base64, in 64 or 128 colours if these are close enough, else in 256."""
+    import numpy as np
     from PIL import Image
 
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     buffer = io.BytesIO()
-    image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    for count in (64, 128, 256):
+        few = image.quantize(count, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        difference = np.asarray(few.convert("RGB"), np.float64) - np.asarray(image, np.float64)
+        if np.sqrt(np.mean(difference**2)) <= COARSEST:
+            break
+    few.save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -105,8 +112,10 @@ def render(source):
         cell["id"] = f"cell-{i}"
     keep_figures(tidied(notebook), source.stem)
     notebook.metadata.pop("language_info", None)
-    content = nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n"
-    write(source.with_suffix(".ipynb"), content.encode())
+    content = (nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n").encode()
+    if len(content) > LARGEST:
+        raise SystemExit(f"{source.stem} has {len(content)} bytes, more than {LARGEST}")
+    write(source.with_suffix(".ipynb"), content)
     return f"{source.stem}: {seconds:.0f} s, {len(content) // 1000} kB"
 
 
