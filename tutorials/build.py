@@ -6,7 +6,7 @@
     python tutorials/build.py --smoke       # runs the sources as scripts, small, and writes nothing
     python tutorials/build.py --readme      # draws the README's first picture by the README's first command
 
-The pictures in the notebooks are reduced to 256 colours. A cell headed `# %% figure="name"` also writes its last
+The pictures in the notebooks are reduced to 64 to 256 colours. A cell headed `# %% figure="name"` also writes its last
 picture to `figures/`, for the README. The extra `tutorials` installs what this needs.
 """
 
@@ -15,8 +15,10 @@ import base64
 import concurrent.futures
 import io
 import json
+import multiprocessing
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -24,8 +26,12 @@ import time
 
 HERE = pathlib.Path(__file__).parent
 LIMIT = 600  # seconds that a tutorial may take
-LARGEST = 300_000  # bytes of a picture
+LARGEST = 300_000  # bytes of a picture, and of a notebook
+COARSEST = 2.5  # root mean square of the change of a pixel by fewer colours, of 255
 ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+SMALL = {"TFP_EBM_SMOKE": "1", "MPLBACKEND": "Agg"}  # the environment of the smoke mode
+# Imports that its processes share: they take 7 to 20 seconds of a processor, once instead of for each tutorial.
+PRELOADED = ["matplotlib.pyplot", "scipy.stats", "sklearn.linear_model", "sklearn.mixture", "tfp_ebm"]
 
 
 def sources(names):
@@ -37,12 +43,18 @@ def sources(names):
 
 
 def reduced(png):
-    """Returns the same picture in 256 colours, as base64."""
+    """Returns the same picture, as base64, in 64 or 128 colours if these are close enough, else in 256."""
+    import numpy as np
     from PIL import Image
 
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     buffer = io.BytesIO()
-    image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    for count in (64, 128, 256):
+        few = image.quantize(count, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        difference = np.asarray(few.convert("RGB"), np.float64) - np.asarray(image, np.float64)
+        if np.sqrt(np.mean(difference**2)) <= COARSEST:
+            break
+    few.save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -105,8 +117,10 @@ def render(source):
         cell["id"] = f"cell-{i}"
     keep_figures(tidied(notebook), source.stem)
     notebook.metadata.pop("language_info", None)
-    content = nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n"
-    write(source.with_suffix(".ipynb"), content.encode())
+    content = (nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n").encode()
+    if len(content) > LARGEST:
+        raise SystemExit(f"{source.stem} has {len(content)} bytes, more than {LARGEST}")
+    write(source.with_suffix(".ipynb"), content)
     return f"{source.stem}: {seconds:.0f} s, {len(content) // 1000} kB"
 
 
@@ -129,13 +143,34 @@ def retold(source):
     return f"{source.stem}: text copied"
 
 
+def processes():
+    """Returns how processes of the smoke mode start: as forks of one that has imported what all tutorials import."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", *PRELOADED])
+    return context
+
+
+def run_as_script(source, printed):
+    """Runs a source as a script in a process of its own, with what it prints in a file."""
+    with open(printed, "w", encoding="utf-8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.argv = [str(source)]
+    runpy.run_path(str(source), run_name="__main__")
+
+
 def smoke(source):
     """Runs one source small, as a script; returns a line to print."""
     start = time.perf_counter()
-    environment = {**os.environ, "TFP_EBM_SMOKE": "1", "MPLBACKEND": "Agg"}
-    result = subprocess.run([sys.executable, source], env=environment, capture_output=True, text=True)
-    if result.returncode:
-        raise SystemExit(f"{source.stem} failed:\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}")
+    with tempfile.TemporaryDirectory() as folder:
+        printed = pathlib.Path(folder) / "printed.txt"
+        process = processes().Process(target=run_as_script, args=(source, printed))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"{source.stem} failed:\n{printed.read_text(encoding='utf-8')[-4000:]}")
     return f"{source.stem}: {time.perf_counter() - start:.0f} s"
 
 
@@ -165,7 +200,9 @@ def main():
     if options.readme:
         print(draw_for_readme())
         return
-    if not options.smoke:
+    if options.smoke:
+        os.environ.update(SMALL)
+    else:
         os.environ.pop("TFP_EBM_SMOKE", None)
     with concurrent.futures.ThreadPoolExecutor(options.jobs or (2 if options.smoke else 1)) as pool:
         action = smoke if options.smoke else retold if options.text else render

@@ -27,6 +27,8 @@ NAMES = [
     "11_densities_of_tables",
     "12_a_users_own_table",
     "13_noise_levels",
+    "14_conditional_densities",
+    "15_composition",
 ]
 ROW = re.compile(r"^(.+?) +\| +(\S+) \| (.+?) +\| holds$", re.MULTILINE)
 NUMBER = r"([-+\d.e]+)"
@@ -106,7 +108,7 @@ def test_notebook_ran_from_top_to_bottom(name):
 def test_figures_show_something(name):
     found = pictures(notebook(name))
     assert found and not any(is_blank(png) for png in found)
-    assert (TUTORIALS / f"{name}.ipynb").stat().st_size < 900_000 and max(map(len, found)) < 300_000
+    assert (TUTORIALS / f"{name}.ipynb").stat().st_size < 300_000
 
 
 def test_a_blank_figure_is_seen():
