@@ -15,10 +15,8 @@ import base64
 import concurrent.futures
 import io
 import json
-import multiprocessing
 import os
 import pathlib
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -31,7 +29,6 @@ COARSEST = 2.5  # root mean square of the change of a pixel by fewer colours, of
 ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
 SMALL = {"TFP_EBM_SMOKE": "1", "MPLBACKEND": "Agg"}  # the environment of the smoke mode
 # Imports that its processes share: they take 7 to 20 seconds of a processor, once instead of for each tutorial.
-PRELOADED = ["matplotlib.pyplot", "scipy.stats", "sklearn.linear_model", "sklearn.mixture", "tfp_ebm"]
 
 
 def sources(names):
@@ -143,34 +140,12 @@ def retold(source):
     return f"{source.stem}: text copied"
 
 
-def processes():
-    """Returns how processes of the smoke mode start: as forks of one that has imported what all tutorials import."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", *PRELOADED])
-    return context
-
-
-def run_as_script(source, printed):
-    """Runs a source as a script in a process of its own, with what it prints in a file."""
-    with open(printed, "w", encoding="utf-8") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    sys.argv = [str(source)]
-    runpy.run_path(str(source), run_name="__main__")
-
-
 def smoke(source):
     """Runs one source small, as a script; returns a line to print."""
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        printed = pathlib.Path(folder) / "printed.txt"
-        process = processes().Process(target=run_as_script, args=(source, printed))
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise SystemExit(f"{source.stem} failed:\n{printed.read_text(encoding='utf-8')[-4000:]}")
+    result = subprocess.run([sys.executable, source], capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{source.stem} failed:\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}")
     return f"{source.stem}: {time.perf_counter() - start:.0f} s"
 
 
