@@ -68,7 +68,7 @@ def test_columns_are_found_by_name(run, frame, tmp_path, capsys):
     assert "missing: 'salt'" in err and "'Salt'" in err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_energies_beside_the_rows(run, frame, tmp_path, capsys):
     frame = frame.assign(energy=7.0)[["salt", "energy", "depth", "level"]]
     frame.to_parquet(tmp_path / "x.parquet")
@@ -202,8 +202,8 @@ def test_the_global_move_is_in_the_coordinates_of_the_chain():
     assert np.mean(acceptance(3.0)) < 0.5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kernel", [pytest.param("hmc", marks=pytest.mark.long), "mala"])
+@pytest.mark.long
+@pytest.mark.parametrize("kernel", ["hmc", "mala"])
 def test_chains_cross_between_modes_by_default(kernel):
     """R-hat of a hundred chains of 50 states: 1.00 where they cross, 5 where, without proposals from the base, not."""
     model, options = modes(0.2), options_of(sampler=kernel)
