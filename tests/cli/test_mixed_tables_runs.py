@@ -47,7 +47,7 @@ def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixed")
     table(1500, 0, request.param).to_csv(folder / "x.csv", index=False)
     options = ["--missing", "model"] if request.param else []
-    arguments = ["fit", str(folder / "x.csv"), "--out", str(folder / "run"), "--minutes", "0.05", *options]
+    arguments = ["fit", str(folder / "x.csv"), "--out", str(folder / "run"), *options]
     assert main([*arguments, "--quiet", "-n", "1500"]) == 0
     return folder / "run"
 
