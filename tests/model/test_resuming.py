@@ -57,10 +57,17 @@ def resume(route, model, name, folder):
     fit(model, name, 4, initial_epoch=0 if callbacks else 2, callbacks=callbacks)
 
 
+# These run in every check, the others before a release.
+OFTEN = ("conditional", "denoising", "noise contrastive", "persistent")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "jit_compile"),
-    [*((name, False) for name in CASES), ("persistent", True)],
+    [
+        *(pytest.param(name, False, marks=() if name in OFTEN else pytest.mark.long) for name in CASES),
+        pytest.param("persistent", True, marks=pytest.mark.long),
+    ],
 )
 def test_a_resumed_training_has_the_same_bits(name, jit_compile, tmp_path):
     """Both models are made once, since tracing takes most of the time; the second one knows the file alone."""

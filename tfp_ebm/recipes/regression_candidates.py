@@ -23,6 +23,9 @@ from tfp_ebm.recipes.density_training import Trainer, Training, history_of, sett
 
 # Columns up to which Gaussians are fitted, and rows up to which mixtures of several centres are.
 _MAX_SIMPLE_COLUMNS, _MAX_MIXTURE_ROWS = 128, 2000
+# Rows up to which networks learn slowly, and their learning rate: faster ones are worse than the linear regression at
+# which they start before the first judgement.
+_FEW_ROWS, _RATE_OF_FEW = 1000, 1e-3
 # Components of the proposals of a network.
 _NUM_COMPONENTS = 8
 
@@ -129,6 +132,8 @@ def _train(
     size, number = z.shape[1], len(orders)
     least = len(z) - int(np.bincount(fold[fold >= 0]).max())
     settings = settings_for_rows(least, size)
+    if least <= _FEW_ROWS:
+        settings = settings._replace(learning_rate=_RATE_OF_FEW)
 
     def network() -> TargetEnergy:
         widths = [settings.width] * 2
