@@ -45,7 +45,7 @@ def chains(kernel, jit_compile):
 
     def work(model, i, number):
         p = ebm.EnergyDistribution(model, kernel=kernel, num_burnin_steps=5)
-        seed = ebm.random.fold_in(0, i)
+        seed = (0, i)
         return p.sample_chains(3, CHAINS // number, seed=seed, jit_compile=jit_compile).states.numpy().swapaxes(0, 1)
 
     return work

@@ -93,17 +93,6 @@ def same_as_alone():
     return max(float(np.abs(a - b).max()) for a, b in pairs)
 
 
-def sampled(devices):
-    """Chains and energies of shares of chains and rows, each on its device and with its own copy of the model."""
-    parts = []
-    for i, device in enumerate(devices):
-        with tf.device(device):
-            p = ebm.EnergyDistribution(make("denoising_score_matching"), kernel=ebm.mcmc.MALA(0.3), num_burnin_steps=2)
-            states = p.sample(150, seed=ebm.random.fold_in(0, i))
-            parts += [states.numpy().ravel(), p.unnormalized_log_prob(states).numpy()]
-    return np.concatenate(parts)
-
-
 if __name__ == "__main__":
     result = {
         "noise contrastive": trained("noise_contrastive_estimation"),
@@ -111,6 +100,5 @@ if __name__ == "__main__":
         "same as alone": same_as_alone(),
         "log normalizers": [log_normalizer(STRATEGY.scope()), log_normalizer(tf.distribute.get_strategy().scope())],
         "linear": linear(),
-        "sampled": bool(np.array_equal(sampled(["CPU:0", "CPU:1"]), sampled(["CPU:0", "CPU:0"]))),
     }
     print(json.dumps(result))

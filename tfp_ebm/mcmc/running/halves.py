@@ -36,7 +36,7 @@ def can_halve(target_log_prob_fn: TargetLogProbFn, kernel: Any, state: tf.Tensor
         return False
     if state.shape.rank == 0 or state.shape[0] < _MIN_CHAINS:
         return False
-    if tf.DeviceSpec.from_string(state.device).device_type != "CPU":
+    if not state.device.endswith("CPU:0"):
         return False
     key = ("halves", state.shape, state.dtype)
     return find_compiled(target_log_prob_fn, key, lambda resolve: _is_separable(resolve(), state))
