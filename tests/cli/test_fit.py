@@ -310,6 +310,7 @@ def test_bad_input_is_one_line_and_writes_nothing(name, bad_files, capsys, monke
     assert snapshot(bad_files) == before and not (bad_files / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_there_is_not_lost(run, table, capsys):
     before = snapshot(run)
     assert fit(table, run) == 2

@@ -79,6 +79,7 @@ def test_without_the_check_the_sign_is_wrong(model, monkeypatch):
     assert distance(model.unnormalized_log_prob) < 2 < 5 < distance(model.energy)
 
 
+@pytest.mark.slow
 def test_log_densities_pass(model):
     p = ebm.EnergyDistribution(model)
     expected = FUNCTIONS["sample"](model.unnormalized_log_prob).states.numpy()

@@ -74,6 +74,7 @@ def test_energy_and_reference_exchanged_are_refused(model):
         evaluation.kl_divergence(REFERENCE, model, 0.0)
 
 
+@pytest.mark.slow
 def test_a_plain_energy_is_found_again_and_not_traced_anew():
     traces = []
 

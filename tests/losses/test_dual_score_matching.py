@@ -114,6 +114,7 @@ def test_values_and_weights_at_the_minimum(d):
     np.testing.assert_allclose(total, parts.mean(0) @ [1.0, 3.0], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_averaged_targets_have_the_same_mean_and_less_variance():
     """By direct sums over the batch; and against rows of two points, where the posterior weights are known."""
     x = gaussian_data(2, 50)

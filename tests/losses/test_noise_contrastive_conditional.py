@@ -115,6 +115,7 @@ def test_no_row_meets_its_own_condition():
         assert len(pairs) == 15  # each pair once
 
 
+@pytest.mark.slow
 def test_posterior_is_prior_times_ratio(tmp_path):
     """p(x | c) by a trained ratio: slope and width within .05; log Z is learned, saved and loaded."""
     x, c = data(4000, seed=1)

@@ -75,6 +75,7 @@ def test_proportions_are_kept():
     assert samples.step_size.shape == [10]
 
 
+@pytest.mark.slow
 def test_step_size_is_frozen_after_adaptation():
     """The step size after the adaptation is the one after the run, and the kept draws run at it."""
     kernel = mcmc.Adaptive(mcmc.HMC(0.1, 3), num_adaptation_steps=50)

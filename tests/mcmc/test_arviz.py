@@ -33,6 +33,7 @@ def test_bulk_ess_where_it_cannot_be_known():
     assert np.isnan(mcmc.diagnose(x[:7]).ess_bulk).all()
 
 
+@pytest.mark.slow
 def test_ess_per_gradient():
     """Evaluations from result to result: leapfrog steps times the steps between. The burn-in costs nothing here."""
 
