@@ -121,7 +121,7 @@ def bimodal(rows, seed):
     return x, y, (np.logaddexp(*parts) - np.log(sd) - 0.5 * np.log(2 * np.pi))[:, 0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bimodal_target_is_learned_to_a_fiftieth_of_a_nat():
     """KL ≤ .02 nats on 20 000 new rows, of which the standard error is .001; of shuffled inputs more than .2."""
     x, y, _ = bimodal(5000, 0)

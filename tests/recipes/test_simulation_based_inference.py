@@ -70,7 +70,7 @@ def test_the_posterior_of_a_linear_gaussian_simulator(posterior, tmp_path):
     np.testing.assert_array_equal(loaded.given(x).sample(3, seed=0), p.sample(3, seed=0))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_ratio_of_a_linear_gaussian_simulator(ratio, tmp_path):
     """Mean and covariance within 4 standard errors of 100 draws, log Z near 0; without the prior they are off."""
     p = ebm.EnergyDistribution(ratio.given(OBSERVED))
