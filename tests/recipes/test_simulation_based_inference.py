@@ -90,7 +90,7 @@ def test_the_ratio_of_a_linear_gaussian_simulator(ratio, tmp_path):
     np.testing.assert_array_equal(loaded.energy(theta, x), ratio.energy(theta, x))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shuffled_parameters_are_seen_both_ways():
     """What is trained on pairs that do not belong together is the prior, more than 6 standard errors off."""
     theta, x = simulations(500)
