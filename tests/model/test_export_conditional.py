@@ -38,7 +38,7 @@ assert x.shape == data["x"].shape and np.isfinite(x).all()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", CONDITIONS)
 def test_energies_scores_and_chains_of_each_row(kind, tmp_path):
     """Bit-equal energies and scores, also after `.keras`; chains of a row do not depend on the others' conditions."""

@@ -100,7 +100,7 @@ def test_the_mean_of_exported_z_is_z():
     assert abs(score) < 4 and error < 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_wrong_weight_biases_exported_z(monkeypatch):
     def wrong(settings, now, beta):
         return now._replace(log_weights=now.log_weights + 1.02 * now.log_ratio * (beta - now.beta), beta=beta)

@@ -31,7 +31,7 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_arrays_are_shuffled_alike_in_runs_that_are_resumed_or_repeated(tmp_path):
     whole, again, other = make(), make(), make(seed=1)
     for number, model in enumerate((whole, again, other)):

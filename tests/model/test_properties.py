@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import tfp_ebm as ebm
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 @given(st.randoms(use_true_random=False))
 def test_any_model_keeps_its_promises(rng):

@@ -253,7 +253,7 @@ def test_export_with_a_kernel_of_tfp_and_by_xla(tmp_path):
     assert np.any(loaded.sample(X, tf.constant([0, 0]), tf.constant(5)) != X)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_export_of_kernels_made_of_kernels(tmp_path):
     """The adaptive part is settled and each step size an argument; a kernel without one exports without it."""
     model = ebm.EnergyModel(Quadratic(), event_shape=(3,))

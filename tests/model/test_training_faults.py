@@ -399,7 +399,7 @@ def decayed(configure, **kwargs):
     return [float(np.ravel(weight)[0]) for weight in network.get_weights()], float(model.loss.log_normalizer)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_variables_that_the_user_excluded_from_weight_decay_stay_excluded(monkeypatch):
     by_name = decayed(lambda o, network: o.exclude_from_weight_decay(var_names=["bias"]))
     by_variable = decayed(lambda o, network: o.exclude_from_weight_decay(var_list=[network.layers[0].bias]))

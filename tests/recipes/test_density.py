@@ -107,7 +107,7 @@ def mean_gaps(samples, x):
     return np.abs(gaps) / x[:, 1].std()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("has_gaps", [False, True])
 def test_columns_of_values_and_missing_cells(has_gaps, monkeypatch):
     """KL of 3000 new rows below .1 nat, standard error .02; shares of the groups within three standard errors.
@@ -146,7 +146,7 @@ def test_refusals(x, match):
         ebm.fit_density(x)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("num_rows", "kept"), [(2010, ["autoregressive_1"]), (110, [])])
 def test_an_interrupt_keeps_the_best_so_far(num_rows, kept, monkeypatch):
     """Ctrl-C at the third judgement of the first network: the candidates so far are stacked, with a warning.
@@ -168,7 +168,7 @@ def test_an_interrupt_keeps_the_best_so_far(num_rows, kept, monkeypatch):
     assert model.cut_by_clock and np.isfinite(model.energy(x.astype("float32"))).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_data_frame_is_encoded(monkeypatch, tmp_path):
     """Columns of all kinds; the encoder is in the file of the model."""
     monkeypatch.setattr(density_candidates, "_MIN_NETWORKS", 1)

@@ -106,7 +106,7 @@ def hard_tables():
     yield rng.normal(size=(15, 40))  # more columns than rows
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_table_of_few_rows_fails():
     """Finite energies of the rows, and a result of each candidate."""
     for x in hard_tables():
@@ -154,7 +154,7 @@ def fitted():
     return ebm.fit_density(x, minutes=0.02, seed=1, verbose=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_files_keep_candidates_and_curves(fitted, tmp_path):
     """The curve at the judgement kept is the result of the candidate, to .05 nat: both are means over held-out rows."""
     (name,) = fitted.histories

@@ -7,7 +7,7 @@ import pytest
 import tfp_ebm as ebm
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shares_of_far_modes_and_log_z(tmp_path):
     """1000 small steps from a single Gaussian. The share of .3 is exact to .03, where denoising at all levels is blind;
     log Z on the grid is within .1 of 0. (5000 steps of the recipe: .001 and .01.)"""

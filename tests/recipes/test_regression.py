@@ -93,7 +93,7 @@ def test_two_targets_and_what_each_sees():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_files(tmp_path):
     model = model_of(1, 1)
     model.compile(loss=NegativeLogLikelihood())

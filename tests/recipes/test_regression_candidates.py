@@ -35,7 +35,7 @@ def test_targets_are_judged_given_the_inputs():
     assert np.abs(joint.log_probs - expected[fold >= 0]).max() > 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_few_rows_of_many_inputs():
     """120 rows of 10 inputs of which one matters: within .12 nats of the truth; networks alone had been .6 behind."""
     rng = np.random.default_rng(1)
