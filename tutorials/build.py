@@ -28,7 +28,6 @@ LARGEST = 300_000  # bytes of a picture, and of a notebook
 COARSEST = 2.5  # root mean square of the change of a pixel by fewer colours, of 255
 ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
 SMALL = {"TFP_EBM_SMOKE": "1", "MPLBACKEND": "Agg"}  # the environment of the smoke mode
-# Imports that its processes share: they take 7 to 20 seconds of a processor, once instead of for each tutorial.
 
 
 def sources(names):

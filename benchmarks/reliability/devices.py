@@ -1,8 +1,8 @@
 """Draws samples and computes log-likelihoods on two devices, and compares them bit for bit with those of one device.
 
 The devices are two logical processors of this machine. Each has its own copy of the model, and its own share of the
-chains and rows, with a seed that follows from the number of the share, as docs/scaling.md shows. Tried: five
-kernels in graph mode and under XLA, energies and scores.
+chains and rows, with a seed that follows from the number of the share. Tried: five kernels in graph mode and under XLA,
+energies and scores.
 
     python benchmarks/reliability/devices.py [--json out.json]
 """

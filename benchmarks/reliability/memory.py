@@ -81,10 +81,12 @@ def main():
         ending, faults = tried(limited, work)
         results[work] = {"ending": ending, "faults": faults}
         print(f"{work:12s} {ending}  {'; '.join(faults)}", flush=True)
-    print(f"{len(results)} tried, {sum(bool(one['faults']) for one in results.values())} faults")
+    faults = sum(bool(one["faults"]) for one in results.values())
+    print(f"{len(results)} tried, {faults} with faults")
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(results, indent=1))
+    sys.exit(bool(faults))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

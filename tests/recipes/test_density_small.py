@@ -136,7 +136,7 @@ def test_networks_stop_at_the_judgement_with_the_best_mean():
     table = types.SimpleNamespace(y=np.zeros((4, 1)))
     fold, own = np.array([0, 0, 1, 1]), [Network(), Network()]
     kept = density_small.to_one_judgement(fold, own, trainings)
-    assert kept == 1 and density_small._left_out(table, fold, own).tolist() == [-1.0] * 4
+    assert kept == 1 and density_small.left_out(table.y, fold, own).tolist() == [-1.0] * 4
     history = history_of(trainings, 10.0, 20.0, kept)
     assert history == {
         "log_likelihood": [5.0, 6.0, 7.0],

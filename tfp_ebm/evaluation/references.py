@@ -11,7 +11,6 @@ columns (scikit-learn's `IterativeImputer`).
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from tfp_ebm.arguments import check_count
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters, draw_of_gaussians, fit_kernel_density, fit_mixture
 from tfp_ebm.random import stateless_seed
-from tfp_ebm.recipes.density import split_rows
+from tfp_ebm.recipes.density import mean_and_error, split_rows
 from tfp_ebm.recipes.density_units import Units, filled
 
 # Rows to fit to, at least, and at most rows whose missing cells are drawn.
@@ -115,14 +114,6 @@ def reference_log_likelihoods(
     return {
         name: mean_and_error(values) for name, values in fit_references(train, seed=seed).log_probs(held_out).items()
     }
-
-
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Returns the mean of numbers and its standard error, NaN of fewer than two numbers."""
-    if len(values) < 2:
-        return (float(values[0]) if len(values) else math.nan), math.nan
-    with np.errstate(invalid="ignore", over="ignore"):
-        return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def _table(name: str, value: Any, size: int | None = None) -> np.ndarray:

@@ -101,6 +101,14 @@ def _named(columns: Any, names: tuple[str, ...] | None) -> str:
     return "columns " + ", ".join(str(i) if names is None else repr(names[i]) for i in columns)
 
 
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Returns the mean of numbers and its standard error, NaN of fewer than two numbers."""
+    if len(values) < 2:
+        return (float(values[0]) if len(values) else math.nan), math.nan
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
 class _Fit(NamedTuple):
     """A fitted density, the results and training curves of its candidates, and whether a training was cut short."""
 
@@ -132,11 +140,9 @@ class _Contest:
 
     def note(self, name: str, log_prob: np.ndarray) -> None:
         """Keeps mean and standard error of log densities, and prints them."""
-        with np.errstate(invalid="ignore"):  # a density may be zero at some row
-            error = float(log_prob.std(ddof=1)) / math.sqrt(len(log_prob))
-        self.results[name] = (float(log_prob.mean()), error)
+        self.results[name] = mean, error = mean_and_error(log_prob)
         if self.verbose:
-            print(f"{name:28s} {self.results[name][0]:12.4f} ± {error:.4f} nats", flush=True)
+            print(f"{name:28s} {mean:12.4f} ± {error:.4f} nats", flush=True)
 
     def stack(self, choose: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = stacked_parts) -> EnergyModel:
         """Returns the mixture of the candidates; `choose` finds the parts that are kept and their weights."""

@@ -199,20 +199,16 @@ def _judge(
 
     def again(rows: np.ndarray) -> MixtureParameters:
         moments = DataMoments.of([rows])
-        kept: MixtureParameters | None = None
-        score = -np.inf
+        fits: list[tuple[float, MixtureParameters]] = []
         with threadpoolctl.threadpool_limits(1):
             for start in range(_MAX_REFITS):
                 one = fit((rows - moments.mean) / moments.scale, seed + start)[best]
                 one = one.in_units(moments.mean, moments.scale)
-                value = float(_given_inputs(_scores, {best: one}, rows, num_inputs)[best].mean())
-                if kept is None or value > score:
-                    kept, score = one, value
+                fits.append((float(_given_inputs(_scores, {best: one}, rows, num_inputs)[best].mean()), one))
                 # a fit that is less likely on its own rows than others were on theirs has a bad optimum
-                if score >= log_probs[best].mean():
+                if fits[-1][0] >= log_probs[best].mean():
                     break
-        assert kept is not None
-        return kept
+        return max(fits, key=lambda fit: fit[0])[1]
 
     return Chosen(log_probs[best], number, again)
 

@@ -172,7 +172,7 @@ def train_by_folds(
         if is_settled(name, error):
             is_cut = any(training.is_cut for training in trainings)
             shares = np.bincount(fold) / len(fold)
-            yield Judged(name, _left_out(table, fold, own), list(own), trainings, kept, shares), is_cut
+            yield Judged(name, left_out(table.y, fold, own), list(own), trainings, kept, shares), is_cut
 
 
 def snapshot_every(network: NormalizedEnergy, number: int) -> int:
@@ -191,9 +191,12 @@ def to_one_judgement(fold: np.ndarray, own: Sequence[NormalizedEnergy], training
     return kept
 
 
-def _left_out(table: Table, fold: np.ndarray, own: list[networks.AutoregressiveEnergy]) -> np.ndarray:
-    """Returns the log density of each row by the network of its fold."""
+def left_out(
+    y: np.ndarray, fold: np.ndarray, own: Sequence[NormalizedEnergy], columns: Sequence[Sequence[int]] | None = None
+) -> np.ndarray:
+    """Returns the log density of each row by the network of its fold, which sees its own `columns`, or all."""
     log_probs = np.empty(len(fold))
     for number, network in enumerate(own):
-        log_probs[fold == number] = -np.asarray(network(table.y[fold == number]), np.float64)
+        rows = y[fold == number] if columns is None else y[fold == number][:, columns[number]]
+        log_probs[fold == number] = -np.asarray(network(rows), np.float64)
     return log_probs

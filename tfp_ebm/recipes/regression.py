@@ -13,6 +13,7 @@ from tfp_ebm.losses import NegativeLogLikelihood
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.target_maps import TargetMap, kinds_of
 from tfp_ebm.networks.targets import RegressionEnergy
+from tfp_ebm.recipes.density import mean_and_error
 from tfp_ebm.recipes.regression_candidates import fit_candidates
 
 _MIN_ROWS = 20
@@ -128,8 +129,7 @@ def fit_targets(
         slopes += target_map.forward(tf.constant((targets - loc) / scale, tf.float32))[1].numpy()
     model.candidates = {}
     for name, log_probs in found.log_probs.items():
-        values = log_probs + slopes[found.judges]
-        model.candidates[name] = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+        model.candidates[name] = mean_and_error(log_probs + slopes[found.judges])
     model.histories, model.cut_by_clock = {"networks": found.history}, found.is_cut
     return model
 

@@ -9,7 +9,6 @@ over their folds. The weights of all are those that are most likely on the rows 
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from tfp_ebm.composition import stacked_parts
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters
 from tfp_ebm.networks.targets import TargetEnergy
 from tfp_ebm.recipes.density_folds import Chosen, cross_validated, folds_of
-from tfp_ebm.recipes.density_small import snapshot_every, to_one_judgement
+from tfp_ebm.recipes.density_small import left_out, snapshot_every, to_one_judgement
 from tfp_ebm.recipes.density_training import Trainer, Training, history_of, settings_for_rows
 
 # Columns up to which Gaussians are fitted, and rows up to which mixtures of several centres are.
@@ -85,19 +84,17 @@ def fit_candidates(
     judges = np.flatnonzero(fold >= 0)
     log_probs = {name: one.log_probs for name, one in simple.items()}
     log_probs["networks"] = of_networks[judges]
-    names = list(log_probs)
-    kept, weights = stacked_parts(np.stack(list(log_probs.values()), 1))
+    names, of_all = list(log_probs), np.stack(list(log_probs.values()), 1)
+    kept, weights = stacked_parts(of_all)
     stacked: list[tuple[TargetEnergy, tuple[int, ...], float]] = []
-    total = np.full(len(judges), -np.inf)
     for name, weight in zip((names[i] for i in kept), weights, strict=True):
-        total = np.logaddexp(total, math.log(weight) + log_probs[name])
         if name == "networks":
             parts = zip(networks, orders, strict=True)
             stacked += [(network, order, weight / number) for network, order in parts]
         else:
             mixture = simple[name].fit(z.astype(np.float64))
             stacked.append((_of_mixture(mixture, num_inputs, size), tuple(range(size - num_inputs)), weight))
-    log_probs["stack"] = total
+    log_probs["stack"] = np.logaddexp.reduce(of_all[:, kept] + np.log(weights), axis=1)
     shares = np.bincount(fold[judges]) / len(judges)
     history = history_of(trainings, 0.0, 0.0, None, shares)
     is_cut = any(training.is_cut for training in trainings)
@@ -128,7 +125,7 @@ def _train(
     seconds: float,
     seed: int,
 ) -> tuple[list[TargetEnergy], list[Training], np.ndarray]:
-    """Trains a network without each fold, and returns all, and the log density of each row by that of its fold."""
+    """Trains a network without each fold, and returns all, and the log density of each row in a fold by its network."""
     size, number = z.shape[1], len(orders)
     least = len(z) - int(np.bincount(fold[fold >= 0]).max())
     settings = settings_for_rows(least, size)
@@ -156,9 +153,7 @@ def _train(
             raise KeyboardInterrupt
         trainings.append(training)
     to_one_judgement(fold[fold >= 0], networks, trainings)
-    log_probs = np.full(len(z), np.nan)
-    for i, one in enumerate(networks):
-        log_probs[fold == i] = -np.asarray(one(z[fold == i][:, columns[i]]), np.float64)
+    log_probs = left_out(z, fold, networks, columns)
     return networks, trainings, np.where(np.isnan(log_probs), -np.inf, log_probs)
 
 
