@@ -105,7 +105,7 @@ def shell(command):
     return code
 
 
-exit_code = shell("fit flats.csv --missing model --out runs/flats" + size("", " --minutes 0.02"))
+exit_code = shell("fit flats.csv --missing model --out runs/flats")
 print(f"exit code {exit_code}")
 
 # %% [markdown]
