@@ -150,7 +150,7 @@ def train_by_folds(
                 trainer = Trainer(candidates.network_of(kind, part, settings, parts, None), settings, table.seed)
             if parts is not None:
                 trainer.start_at(parts, order)
-            every = snapshot_every(own[0], number)
+            every = snapshot_every(own[0], number, settings.num_judgements)
             train = functools.partial(
                 trainer.train,
                 part.y[:, order],
@@ -175,9 +175,9 @@ def train_by_folds(
             yield Judged(name, left_out(table.y, fold, own), list(own), trainings, kept, shares), is_cut
 
 
-def snapshot_every(network: NormalizedEnergy, number: int) -> int:
-    """Returns how many judgements lie between copies of the weights, so that they fit into memory."""
-    return max(1, math.ceil(40 * number * network.count_params() / _MAX_COPIED))
+def snapshot_every(network: NormalizedEnergy, number: int, num_judgements: int) -> int:
+    """Returns how many judgements lie between copies of the weights, so that those of all networks fit into memory."""
+    return max(1, math.ceil(num_judgements * number * network.count_params() / _MAX_COPIED))
 
 
 def to_one_judgement(fold: np.ndarray, own: Sequence[NormalizedEnergy], trainings: list[Training]) -> int:

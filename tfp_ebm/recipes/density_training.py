@@ -20,8 +20,8 @@ from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.linear import LinearEnergy
 from tfp_ebm.networks.normalized import NormalizedEnergy
 
-# How often a training is judged on the held-out rows, and after how many judgements without a better one it ends.
-NUM_JUDGEMENTS, _PATIENCE = 40, 12
+# How often a training is judged on the held-out rows, and after which share of these without a better one it ends.
+NUM_JUDGEMENTS, _PATIENCE = 40, 0.3
 _MAX_JUDGED_ROWS = 5000
 # Rows from which two columns are trained for longer, since they do not overfit.
 MANY_ROWS = 10_000
@@ -39,12 +39,13 @@ class Settings(NamedTuple):
     """How autoregressive energies are trained.
 
     Attributes:
-      num_steps: optimizer steps, a multiple of `NUM_JUDGEMENTS`.
+      num_steps: optimizer steps, a multiple of `num_judgements`.
       batch_size: rows of each.
       width: units of each hidden layer.
       dropout: share of hidden units dropped.
       weight_decay: of the optimizer.
       learning_rate: at the start; it falls along a cosine.
+      num_judgements: how often the rows held out judge the averaged weights.
     """
 
     num_steps: int
@@ -53,6 +54,7 @@ class Settings(NamedTuple):
     dropout: float
     weight_decay: float
     learning_rate: float
+    num_judgements: int
 
 
 def settings_for_rows(num_rows: int, size: int) -> Settings:
@@ -67,7 +69,7 @@ def settings_for_rows(num_rows: int, size: int) -> Settings:
     decay = 10.0 ** float(np.interp(logarithm, [3.0, 5.0], [-1.5, -4.0]))
     passes = num_rows // batch_size
     num_steps = min(500 + 100 * passes, 4000 if num_rows < (MANY_ROWS if size <= 2 else 100_000) else 8000)
-    return Settings(num_steps - num_steps % NUM_JUDGEMENTS, batch_size, 128, dropout, decay, 4e-3)
+    return Settings(num_steps - num_steps % NUM_JUDGEMENTS, batch_size, 128, dropout, decay, 4e-3, NUM_JUDGEMENTS)
 
 
 def seconds_of(settings: Settings, size: int) -> float:
@@ -116,18 +118,18 @@ class _Schedule(keras.callbacks.Callback):
 
     Args:
       held_out_loss: returns the loss of the rows held out with the network's current weights.
-      learning_rate: at the start.
-      seconds: time for the training, may be infinite; the first judgement, which compiles it, is not counted.
+      settings: of the training.
+      seconds: time for it, may be infinite; the first judgement, which compiles it, is not counted.
       snapshot_every: judgements from one copy of the weights to the next; 0 keeps the best weights alone.
     """
 
     snapshots: dict[int, list[np.ndarray]]
 
     def __init__(
-        self, held_out_loss: Callable[[], float], learning_rate: float, seconds: float, snapshot_every: int = 0
+        self, held_out_loss: Callable[[], float], settings: Settings, seconds: float, snapshot_every: int = 0
     ) -> None:
         super().__init__()
-        self.held_out_loss, self.learning_rate, self.seconds = held_out_loss, learning_rate, seconds
+        self.held_out_loss, self.settings, self.seconds = held_out_loss, settings, seconds
         self.snapshot_every, self.snapshots = snapshot_every, {}
         self.losses: list[float] = []
         self.held_out_losses: list[float] = []
@@ -137,12 +139,12 @@ class _Schedule(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         if epoch == 1:
             self.start = time.monotonic()  # the first epoch compiles
-        self.progress = epoch / NUM_JUDGEMENTS
+        self.progress = epoch / self.settings.num_judgements
         if epoch > 1:
             spent = (time.monotonic() - self.start) / self.seconds
-            self.is_cut |= spent > self.progress + 0.5 / NUM_JUDGEMENTS
+            self.is_cut |= spent > self.progress + 0.5 / self.settings.num_judgements
             self.progress = max(self.progress, spent) if self.is_cut else self.progress
-        rate = self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.progress)))
+        rate = self.settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.progress)))
         self.model.optimizer.learning_rate = max(rate, 1e-6)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -155,7 +157,7 @@ class _Schedule(keras.callbacks.Callback):
             self.best, self.weights, self.waited = loss, self.model.network.get_weights(), 0
         else:
             self.waited += 1
-        self.model.stop_training = self.waited >= _PATIENCE or self.progress >= 1.0
+        self.model.stop_training = self.waited >= _PATIENCE * self.settings.num_judgements or self.progress >= 1.0
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         if self.weights is not None:
@@ -235,9 +237,9 @@ class Trainer:
             weight_decay=settings.weight_decay,
             global_clipnorm=10.0,
             use_ema=True,
-            ema_momentum=min(0.998, 1.0 - 10.0 / settings.num_steps),
+            ema_momentum=min(0.998, 1.0 - 0.25 * settings.num_judgements / settings.num_steps),
         )
-        steps_per_epoch = settings.num_steps // NUM_JUDGEMENTS
+        steps_per_epoch = settings.num_steps // settings.num_judgements
         self._model.compile(
             optimizer,
             losses.NegativeLogLikelihood(),
@@ -286,7 +288,7 @@ class Trainer:
         else:
             for variable, value in zip(optimizer.variables, self._fresh, strict=True):
                 variable.assign(value)
-        schedule = _Schedule(lambda: self._mean_energy(held_out), settings.learning_rate, seconds, snapshot_every)
+        schedule = _Schedule(lambda: self._mean_energy(held_out), settings, seconds, snapshot_every)
         rows = _GapsAsFlags.rows(z) if self.network.allows_missing else z
         is_interrupted = False
         with warnings.catch_warnings():
@@ -295,8 +297,8 @@ class Trainer:
             try:
                 self._model.fit(
                     shuffled_batches(rows, settings.batch_size, seed),
-                    epochs=NUM_JUDGEMENTS,
-                    steps_per_epoch=settings.num_steps // NUM_JUDGEMENTS,
+                    epochs=settings.num_judgements,
+                    steps_per_epoch=settings.num_steps // settings.num_judgements,
                     shuffle=False,
                     verbose=0,
                     callbacks=[

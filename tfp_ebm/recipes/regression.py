@@ -14,11 +14,11 @@ from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.target_maps import TargetMap, kinds_of
 from tfp_ebm.networks.targets import RegressionEnergy
 from tfp_ebm.recipes.density import mean_and_error
-from tfp_ebm.recipes.regression_candidates import fit_candidates
+from tfp_ebm.recipes.regression_candidates import FEW_ROWS, fit_candidates
 
 _MIN_ROWS = 20
-# Tables of at most so many rows have more networks, each with other rows held out.
-_FEW_ROWS, _NUM_NETWORKS, _NUM_NETWORKS_OF_FEW = 2000, 2, 5
+# Networks that are averaged, and those of few rows, each with other rows held out.
+_NUM_NETWORKS, _NUM_NETWORKS_OF_FEW = 2, 10
 
 
 def regression(
@@ -33,9 +33,10 @@ def regression(
 ) -> EnergyModel:
     """Fits the density p(y | x) of targets y in few dimensions, given inputs x; its log Z is 0 for every x.
 
-    Networks start at the linear regression. In these each target has an energy on the line with an exact normaliser,
-    given x and the targets before it. Each network has rows that are held out and, of several targets, an order of its
-    own; all are kept where the likelihood of the rows held out is best. Beside them are the conditionals of Gaussians,
+    In networks each target has an energy on the line with an exact normaliser, given x and the targets before it. They
+    start at the linear regression; of at most 2000 rows, half of them start at random weights. Each network has rows
+    that are held out and, of several targets, an order of its own; those of a kind are kept where the likelihood of the
+    rows held out is best. Beside them are the conditionals of Gaussians,
     which are linear regressions, and, for at most 2000 rows, of Gaussian mixtures. The model is the mixture of all
     whose weights are most likely on the rows held out: on few rows it may be a linear regression alone.
 
@@ -45,7 +46,7 @@ def regression(
       bounds: (low, high), numbers or arrays `[targets]` that may be infinite, if targets are known to lie between
         them, such as (0, np.inf) for positive ones. The density is zero outside.
       minutes: time for the trainings, about; default: as many steps as the number of rows needs.
-      num_networks: number of networks that are averaged; default: 5 for at most 2000 rows, else 2.
+      num_networks: number of networks that are averaged; default: 10 for at most 2000 rows, else 2.
       validation: share of the rows that a network holds out, about: less with many networks, more of few rows.
       seed: of the splits, all weights and all batches.
 
@@ -105,7 +106,7 @@ def fit_targets(
     """
     _check_rows(inputs, targets, low, high, names)
     check_share("validation", validation)
-    number = _NUM_NETWORKS_OF_FEW if len(inputs) <= _FEW_ROWS else _NUM_NETWORKS
+    number = _NUM_NETWORKS_OF_FEW if len(inputs) <= FEW_ROWS else _NUM_NETWORKS
     number = number if num_networks is None else check_count("num_networks", num_networks)
     seed = check_count("seed", seed, minimum=0)
     seconds = math.inf if minutes is None else 60.0 * check_positive("minutes", minutes)
@@ -130,7 +131,7 @@ def fit_targets(
     model.candidates = {}
     for name, log_probs in found.log_probs.items():
         model.candidates[name] = mean_and_error(log_probs + slopes[found.judges])
-    model.histories, model.cut_by_clock = {"networks": found.history}, found.is_cut
+    model.histories, model.cut_by_clock = found.histories, found.is_cut
     return model
 
 

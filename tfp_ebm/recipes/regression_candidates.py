@@ -2,8 +2,9 @@
 
 The rows are dealt into folds. The conditionals of a Gaussian (a linear regression), of Gaussians of several widths and
 of Gaussian mixtures are fitted without each fold, and judged on it by the density of the targets given the inputs.
-Networks are trained without one fold each, from the linear regression on, and kept at the judgement with the best mean
-over their folds. The weights of all are those that are most likely on the rows left out, as in `density_small.py`.
+Networks are trained without one fold each, and kept at the judgement with the best mean over their folds. Those of one
+kind start at the linear regression; on few rows there are as many that start at random weights, which err otherwise.
+The weights of all are those that are most likely on the rows left out, as in `density_small.py`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from tfp_ebm.recipes.density_folds import Chosen, cross_validated, folds_of
 from tfp_ebm.recipes.density_small import left_out, snapshot_every, to_one_judgement
 from tfp_ebm.recipes.density_training import Trainer, Training, history_of, settings_for_rows
 
-# Columns up to which Gaussians are fitted, and rows up to which mixtures of several centres are.
-_MAX_SIMPLE_COLUMNS, _MAX_MIXTURE_ROWS = 128, 2000
-# Rows up to which networks learn slowly, and their learning rate: faster ones are worse than the linear regression at
-# which they start before the first judgement.
-_FEW_ROWS, _RATE_OF_FEW = 1000, 1e-3
+# Columns up to which Gaussians are fitted.
+_MAX_SIMPLE_COLUMNS = 128
+# Rows up to which mixtures of several centres are fitted, and networks learn slowly and are judged often: most are best
+# after some 30 steps. The learning rate, and the number of judgements.
+FEW_ROWS, _RATE_OF_FEW, _JUDGEMENTS_OF_FEW = 2000, 1e-3, 200
+# Kinds of networks, which start at the linear regression and at random weights, and how many make both worthwhile.
+_KINDS, _MIN_OF_BOTH_KINDS = ("networks", "networks_from_random"), 4
 # Components of the proposals of a network.
 _NUM_COMPONENTS = 8
 
@@ -37,7 +40,7 @@ class Candidates(NamedTuple):
       orders: of the targets of each.
       probs: their weights.
       log_probs: log densities of each candidate, by name, at the rows that judged.
-      history: training curve of the networks, as `density_training.history_of` makes it.
+      histories: training curve of each kind of networks, as `density_training.history_of` makes it.
       is_cut: whether time ended a training.
       judges: numbers of the rows that judged.
     """
@@ -46,9 +49,19 @@ class Candidates(NamedTuple):
     orders: list[tuple[int, ...]]
     probs: np.ndarray
     log_probs: dict[str, np.ndarray]
-    history: dict[str, Any]
+    histories: dict[str, dict[str, Any]]
     is_cut: bool
     judges: np.ndarray
+
+
+class _Trained(NamedTuple):
+    """The networks of a kind, the orders of their targets, log densities of the rows left out, and their training."""
+
+    networks: list[TargetEnergy]
+    orders: list[tuple[int, ...]]
+    log_probs: np.ndarray
+    history: dict[str, Any]
+    is_cut: bool
 
 
 def fit_candidates(
@@ -67,39 +80,41 @@ def fit_candidates(
     Raises:
       KeyboardInterrupt: at Ctrl-C.
     """
-    goal = min(max(validation * len(z), min(50.0, 0.25 * len(z))), 20_000.0)
-    fold = folds_of(z, max(2, num_networks, int(len(z) / goal)), seed)
-    number = min(num_networks, int(fold.max()) + 1)
-    fold = np.where(fold < number, fold, -1)
     size = z.shape[1]
+    is_few = len(z) <= FEW_ROWS
+    if is_few and num_networks >= _MIN_OF_BOTH_KINDS:
+        halves = num_networks // 2, num_networks - num_networks // 2
+        folds = {kind: folds_of(z, n, seed + i) for i, (kind, n) in enumerate(zip(_KINDS, halves, strict=True))}
+    else:
+        goal = min(max(validation * len(z), min(50.0, 0.25 * len(z))), 20_000.0)
+        fold = folds_of(z, max(2, num_networks, int(len(z) / goal)), seed)
+        folds = {_KINDS[0]: np.where(fold < num_networks, fold, -1)}
+    fold = folds[_KINDS[0]]
+    judges = np.flatnonzero(fold >= 0)
     simple: dict[str, Chosen] = {}
     if size <= _MAX_SIMPLE_COLUMNS:
-        with_mixtures = len(z) <= _MAX_MIXTURE_ROWS
         rows: np.ndarray = z.astype(np.float64)
         simple, _ = cross_validated(
-            rows, fold, seed=seed, with_kernels=False, with_mixtures=with_mixtures, num_inputs=num_inputs
+            rows, fold, seed=seed, with_kernels=False, with_mixtures=is_few, num_inputs=num_inputs
         )
-    orders = orders_of(size - num_inputs, number, seed)
-    networks, trainings, of_networks = _train(z, fold, num_inputs, orders, simple.get("gaussian"), seconds, seed)
-    judges = np.flatnonzero(fold >= 0)
+    trained = _train(z, folds, num_inputs, simple.get("gaussian"), seconds, seed)
     log_probs = {name: one.log_probs for name, one in simple.items()}
-    log_probs["networks"] = of_networks[judges]
+    log_probs |= {kind: one.log_probs[judges] for kind, one in trained.items()}
     names, of_all = list(log_probs), np.stack(list(log_probs.values()), 1)
     kept, weights = stacked_parts(of_all)
     stacked: list[tuple[TargetEnergy, tuple[int, ...], float]] = []
     for name, weight in zip((names[i] for i in kept), weights, strict=True):
-        if name == "networks":
-            parts = zip(networks, orders, strict=True)
-            stacked += [(network, order, weight / number) for network, order in parts]
+        if name in trained:
+            parts = zip(trained[name].networks, trained[name].orders, strict=True)
+            stacked += [(network, order, weight / len(trained[name].networks)) for network, order in parts]
         else:
             mixture = simple[name].fit(z.astype(np.float64))
             stacked.append((_of_mixture(mixture, num_inputs, size), tuple(range(size - num_inputs)), weight))
     log_probs["stack"] = np.logaddexp.reduce(of_all[:, kept] + np.log(weights), axis=1)
-    shares = np.bincount(fold[judges]) / len(judges)
-    history = history_of(trainings, 0.0, 0.0, None, shares)
-    is_cut = any(training.is_cut for training in trainings)
+    histories = {kind: one.history for kind, one in trained.items()}
+    is_cut = any(one.is_cut for one in trained.values())
     parts_of = [list(part) for part in zip(*stacked, strict=True)]
-    return Candidates(parts_of[0], parts_of[1], np.array(parts_of[2]), log_probs, history, is_cut, judges)
+    return Candidates(parts_of[0], parts_of[1], np.array(parts_of[2]), log_probs, histories, is_cut, judges)
 
 
 def _of_mixture(mixture: MixtureParameters, num_inputs: int, size: int) -> TargetEnergy:
@@ -117,44 +132,55 @@ def _of_mixture(mixture: MixtureParameters, num_inputs: int, size: int) -> Targe
 
 
 def _train(
-    z: np.ndarray,
-    fold: np.ndarray,
-    num_inputs: int,
-    orders: list[tuple[int, ...]],
-    start: Chosen | None,
-    seconds: float,
-    seed: int,
-) -> tuple[list[TargetEnergy], list[Training], np.ndarray]:
-    """Trains a network without each fold, and returns all, and the log density of each row in a fold by its network."""
-    size, number = z.shape[1], len(orders)
-    least = len(z) - int(np.bincount(fold[fold >= 0]).max())
+    z: np.ndarray, folds: dict[str, np.ndarray], num_inputs: int, start: Chosen | None, seconds: float, seed: int
+) -> dict[str, _Trained]:
+    """Trains, for each kind of networks, one without each of its folds."""
+    size = z.shape[1]
+    least = len(z) - max(int(np.bincount(fold[fold >= 0]).max()) for fold in folds.values())
     settings = settings_for_rows(least, size)
-    if least <= _FEW_ROWS:
-        settings = settings._replace(learning_rate=_RATE_OF_FEW)
+    if len(z) <= FEW_ROWS:
+        steps = settings.num_steps - settings.num_steps % _JUDGEMENTS_OF_FEW
+        of_few = {"num_steps": steps, "learning_rate": _RATE_OF_FEW, "num_judgements": _JUDGEMENTS_OF_FEW}
+        settings = settings._replace(**of_few)
 
     def network() -> TargetEnergy:
         widths = [settings.width] * 2
         return TargetEnergy(num_inputs, size - num_inputs, widths, _NUM_COMPONENTS, dropout=settings.dropout, seed=seed)
 
     trainer = Trainer(network(), settings, seed)
-    networks: list[TargetEnergy] = []
-    trainings: list[Training] = []
-    columns = [[*range(num_inputs), *(num_inputs + place for place in order)] for order in orders]
-    for i in range(number):
-        networks.append(network())
-        held_out = fold == i
-        if start is not None:
-            networks[i].start_at(start.fit(z[~held_out].astype(np.float64)), columns[i])
-            trainer.start_from(networks[i].get_weights())
-        rows = z[:, columns[i]]
-        every = snapshot_every(networks[i], number)
-        training = trainer.train(rows[~held_out], rows[held_out], seconds / number, seed + i, every)
-        if training.is_interrupted:
-            raise KeyboardInterrupt
-        trainings.append(training)
-    to_one_judgement(fold[fold >= 0], networks, trainings)
-    log_probs = left_out(z, fold, networks, columns)
-    return networks, trainings, np.where(np.isnan(log_probs), -np.inf, log_probs)
+    random_weights = network().get_weights()
+    total = sum(int(fold.max()) + 1 for fold in folds.values())
+    orders = iter(orders_of(size - num_inputs, total, seed))
+    seeds = itertools.count(seed)
+    trained = {}
+    for kind, fold in folds.items():
+        of_kind = list(itertools.islice(orders, int(fold.max()) + 1))
+        columns = [[*range(num_inputs), *(num_inputs + place for place in order)] for order in of_kind]
+        networks = [network() for _ in of_kind]
+        trainings: list[Training] = []
+        for i, own in enumerate(networks):
+            held_out = fold == i
+            trainer.start_from(random_weights)
+            if start is not None and kind == _KINDS[0]:
+                own.start_at(start.fit(z[~held_out].astype(np.float64)), columns[i])
+                trainer.start_from(own.get_weights())
+            rows = z[:, columns[i]]
+            every = snapshot_every(own, total, settings.num_judgements)
+            training = trainer.train(rows[~held_out], rows[held_out], seconds / total, next(seeds), every)
+            if training.is_interrupted:
+                raise KeyboardInterrupt
+            trainings.append(training)
+        to_one_judgement(fold[fold >= 0], networks, trainings)
+        log_probs = left_out(z, fold, networks, columns)
+        shares = np.bincount(fold[fold >= 0]) / (fold >= 0).sum()
+        trained[kind] = _Trained(
+            networks,
+            of_kind,
+            np.where(np.isnan(log_probs), -np.inf, log_probs),
+            history_of(trainings, 0.0, 0.0, None, shares),
+            any(training.is_cut for training in trainings),
+        )
+    return trained
 
 
 def orders_of(size: int, number: int, seed: int) -> list[tuple[int, ...]]:
