@@ -41,6 +41,25 @@ def test_gaussians_are_exact():
 
 
 @pytest.mark.slow
+def test_a_mixture_that_was_never_fitted_is_a_factor():
+    """It has no base: its own draws give mean and covariance, here ±2 with variance 5; the base's of 4096 draws.
+
+    The product of N(0, 5) and N(0, 5) is N(0, 2.5), of twice this variance its base: 5 within 4 standard errors of .1.
+    """
+    parts = [tfd.MultivariateNormalDiag([side], [1.0]) for side in (-2.0, 2.0)]
+    mixture = ebm.composition.mixture(parts, [0.5, 0.5])
+    with pytest.raises(ValueError, match="no base distribution yet"):
+        _ = mixture.base
+    wide = tfd.MultivariateNormalDiag([0.0], [5.0**0.5])
+    x = np.linspace(-3.0, 3.0, 7, dtype="float32")[:, None]
+    density = 0.5 * sum(np.exp(np.float64(part.log_prob(x))) for part in parts)
+    for factor in (mixture, ebm.EnergyDistribution(mixture)):
+        p = product([factor, wide])
+        np.testing.assert_allclose(p.unnormalized_log_prob(x), np.log(density) + wide.log_prob(x), atol=1e-5)
+        assert abs(p.base.mean()[0]) < 0.2 and abs(p.base.variance()[0] - 5.0) < 0.4
+
+
+@pytest.mark.slow
 def test_models_count_with_their_units_and_base_measures():
     """Each is the density that it is: −E(x) of the product is the sum of the parts' −E(x), in x."""
     rng = np.random.default_rng(0)

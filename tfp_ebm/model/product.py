@@ -21,6 +21,7 @@ from tfp_ebm.energy.base import check_base, draw, gaussian
 from tfp_ebm.energy.moments import DataMoments
 from tfp_ebm.model.conditional_mixture import OfConditionalParts, is_conditional_model
 from tfp_ebm.model.energy_model import EnergyModel
+from tfp_ebm.model.exact_draws import draws_exactly, exact_draws
 from tfp_ebm.model.given_coordinates import part_of
 from tfp_ebm.networks.normalized import DistributionEnergy
 from tfp_ebm.random import stateless_seed
@@ -154,15 +155,24 @@ def model_of_part(part: Any) -> Any:
 
 
 def _moments(part: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean and covariance of the base of a part, or of the part itself if it has none."""
-    base = part.base if isinstance(part, EnergyModel) or hasattr(part, "_energy") else part
+    """Returns mean and covariance of the base of a part; of the part itself if it has none and draws exactly."""
+    energy = part if isinstance(part, EnergyModel) else getattr(part, "_energy", None)
+    base = part
+    if energy is not None:
+        try:
+            base = part.base
+        except ValueError:
+            if not draws_exactly(energy):
+                raise
+            base = None
     try:
         mean, covariance = base.mean(), base.covariance()
-    except (NotImplementedError, AttributeError):  # a reshaped or mixed base
+    except (NotImplementedError, AttributeError):  # a reshaped or mixed base, or none
         mean = None
     if mean is None or len(part.event_shape) != 1:
-        rows = np.asarray(draw(base, tf.constant([_NUM_DRAWS]), stateless_seed(0)), np.float64)
-        rows = rows.reshape(_NUM_DRAWS, -1)
+        seed = stateless_seed(0)
+        drawn = exact_draws(energy, _NUM_DRAWS, seed) if base is None else draw(base, tf.constant([_NUM_DRAWS]), seed)
+        rows = np.asarray(drawn, np.float64).reshape(_NUM_DRAWS, -1)
         return rows.mean(0), np.atleast_2d(np.cov(rows.T))
     return np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
 

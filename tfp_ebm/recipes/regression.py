@@ -18,7 +18,7 @@ from tfp_ebm.recipes.regression_candidates import FEW_ROWS, fit_candidates
 
 _MIN_ROWS = 20
 # Networks that are averaged, and those of few rows, each with other rows held out.
-_NUM_NETWORKS, _NUM_NETWORKS_OF_FEW = 2, 10
+_NUM_NETWORKS, _NUM_NETWORKS_OF_FEW = 4, 10
 
 
 def regression(
@@ -33,12 +33,12 @@ def regression(
 ) -> EnergyModel:
     """Fits the density p(y | x) of targets y in few dimensions, given inputs x; its log Z is 0 for every x.
 
-    In networks each target has an energy on the line with an exact normaliser, given x and the targets before it. They
-    start at the linear regression; of at most 2000 rows, half of them start at random weights. Each network has rows
-    that are held out and, of several targets, an order of its own; those of a kind are kept where the likelihood of the
-    rows held out is best. Beside them are the conditionals of Gaussians,
-    which are linear regressions, and, for at most 2000 rows, of Gaussian mixtures. The model is the mixture of all
-    whose weights are most likely on the rows held out: on few rows it may be a linear regression alone.
+    In networks each target has an energy on the line with an exact normaliser, given x and the targets before it. Some
+    start at the linear regression, some at random weights. Each network has rows that are held out and, of several
+    targets, an order of its own; those of a kind are kept where the likelihood of the rows held out is best. Beside
+    them are the conditionals of Gaussians, which are linear regressions, and, for at most 2000 rows, of Gaussian
+    mixtures. The model is the mixture of all whose weights are most likely on the rows held out: on few rows it may be
+    a linear regression alone.
 
     Args:
       x: inputs `[rows, inputs]`, or `[rows]`.
@@ -46,7 +46,8 @@ def regression(
       bounds: (low, high), numbers or arrays `[targets]` that may be infinite, if targets are known to lie between
         them, such as (0, np.inf) for positive ones. The density is zero outside.
       minutes: time for the trainings, about; default: as many steps as the number of rows needs.
-      num_networks: number of networks that are averaged; default: 10 for at most 2000 rows, else 2.
+      num_networks: number of networks that are averaged; default: 10 for at most 2000 rows, else 4. Of 4 or more,
+        half, rounded down, start at the linear regression, and as many at random weights.
       validation: share of the rows that a network holds out, about: less with many networks, more of few rows.
       seed: of the splits, all weights and all batches.
 

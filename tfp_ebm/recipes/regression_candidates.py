@@ -2,8 +2,8 @@
 
 The rows are dealt into folds. The conditionals of a Gaussian (a linear regression), of Gaussians of several widths and
 of Gaussian mixtures are fitted without each fold, and judged on it by the density of the targets given the inputs.
-Networks are trained without one fold each, and kept at the judgement with the best mean over their folds. Those of one
-kind start at the linear regression; on few rows there are as many that start at random weights, which err otherwise.
+Networks are trained without one fold each, and kept at the judgement with the best mean over their folds. Half of
+them start at the linear regression, the others at random weights: these err elsewhere.
 The weights of all are those that are most likely on the rows left out, as in `density_small.py`.
 """
 
@@ -23,9 +23,11 @@ from tfp_ebm.recipes.density_training import Trainer, Training, history_of, sett
 
 # Columns up to which Gaussians are fitted.
 _MAX_SIMPLE_COLUMNS = 128
-# Rows up to which mixtures of several centres are fitted, and networks learn slowly and are judged often: most are best
-# after some 30 steps. The learning rate, and the number of judgements.
-FEW_ROWS, _RATE_OF_FEW, _JUDGEMENTS_OF_FEW = 2000, 1e-3, 200
+# Rows up to which mixtures of several centres are fitted, and each row is left out by a network of each kind.
+FEW_ROWS = 2000
+# Rows up to which networks learn slowly and are judged often: most are best after some 30 to 300 steps. Then the
+# learning rate, and the number of judgements.
+_ROWS_OF_SLOW, _SLOW_RATE, _MANY_JUDGEMENTS = 5000, 1e-3, 200
 # Kinds of networks, which start at the linear regression and at random weights, and how many make both worthwhile.
 _KINDS, _MIN_OF_BOTH_KINDS = ("networks", "networks_from_random"), 4
 # Components of the proposals of a network.
@@ -72,7 +74,7 @@ def fit_candidates(
     Args:
       z: rows `[rows, inputs + targets]` in standardised units, float32.
       num_inputs: columns of x.
-      num_networks: number of networks; each has a fold.
+      num_networks: number of networks; each has a fold. Of 4 or more, both kinds have half, rounded down.
       validation: share of the rows in a fold, about: less with many networks, more of few rows.
       seconds: time for the trainings, may be infinite.
       seed: of the folds, the weights and the batches.
@@ -82,13 +84,14 @@ def fit_candidates(
     """
     size = z.shape[1]
     is_few = len(z) <= FEW_ROWS
-    if is_few and num_networks >= _MIN_OF_BOTH_KINDS:
-        halves = num_networks // 2, num_networks - num_networks // 2
-        folds = {kind: folds_of(z, n, seed + i) for i, (kind, n) in enumerate(zip(_KINDS, halves, strict=True))}
+    kinds = _KINDS if num_networks >= _MIN_OF_BOTH_KINDS else _KINDS[:1]
+    each = num_networks // len(kinds)
+    if is_few and len(kinds) > 1:
+        folds = {kind: folds_of(z, each, seed + i) for i, kind in enumerate(kinds)}
     else:
         goal = min(max(validation * len(z), min(50.0, 0.25 * len(z))), 20_000.0)
-        fold = folds_of(z, max(2, num_networks, int(len(z) / goal)), seed)
-        folds = {_KINDS[0]: np.where(fold < num_networks, fold, -1)}
+        fold = folds_of(z, max(2, each, int(len(z) / goal)), seed)
+        folds = dict.fromkeys(kinds, np.where(fold < each, fold, -1))
     fold = folds[_KINDS[0]]
     judges = np.flatnonzero(fold >= 0)
     simple: dict[str, Chosen] = {}
@@ -138,10 +141,10 @@ def _train(
     size = z.shape[1]
     least = len(z) - max(int(np.bincount(fold[fold >= 0]).max()) for fold in folds.values())
     settings = settings_for_rows(least, size)
-    if len(z) <= FEW_ROWS:
-        steps = settings.num_steps - settings.num_steps % _JUDGEMENTS_OF_FEW
-        of_few = {"num_steps": steps, "learning_rate": _RATE_OF_FEW, "num_judgements": _JUDGEMENTS_OF_FEW}
-        settings = settings._replace(**of_few)
+    if len(z) <= _ROWS_OF_SLOW:
+        steps = settings.num_steps - settings.num_steps % _MANY_JUDGEMENTS
+        slow = {"num_steps": steps, "learning_rate": _SLOW_RATE, "num_judgements": _MANY_JUDGEMENTS}
+        settings = settings._replace(**slow)
 
     def network() -> TargetEnergy:
         widths = [settings.width] * 2

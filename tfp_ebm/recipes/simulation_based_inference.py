@@ -53,7 +53,7 @@ def neural_posterior_estimation(
       prior: a `tfd.Distribution` over θ, whose support must be a box, or the box (low, high), which may be infinite; it
         says where θ is bounded, and nothing else. None: θ is not bounded.
       minutes: time for the trainings, about; default: as many steps as the number of simulations needs.
-      num_networks: number of networks that are averaged; default: 10 for at most 2000 simulations, else 2.
+      num_networks: number of networks that are averaged; default: 10 for at most 2000 simulations, else 4.
       validation: share of the simulations that a network holds out.
       seed: of the splits, all weights and all batches.
 
