@@ -27,6 +27,8 @@ NAMES = [
     "11_densities_of_tables",
     "12_a_users_own_table",
     "13_noise_levels",
+    "14_conditional_densities",
+    "15_composition",
 ]
 ROW = re.compile(r"^(.+?) +\| +(\S+) \| (.+?) +\| holds$", re.MULTILINE)
 NUMBER = r"([-+\d.e]+)"

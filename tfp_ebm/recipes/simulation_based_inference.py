@@ -101,7 +101,7 @@ def neural_ratio_estimation(
     prior: Any,
     *,
     num_steps: int | None = None,
-    num_contrasts: int = 5,
+    num_contrasts: int = 20,
     units: Sequence[int] = (128, 128),
     validation: float = 0.1,
     seed: int = 0,
@@ -153,7 +153,7 @@ def neural_ratio_estimation(
     train, held_out = split_rows(np.concatenate([parameters, observed], 1), validation, seed)
     batch_size = min(_BATCH_SIZE, max(32, len(train) // 8))
     if num_steps is None:
-        num_steps = min(500 + 100 * (len(train) // batch_size), 8000)
+        num_steps = min(500 + 200 * (len(train) // batch_size), 16_000)
     per_epoch = math.ceil(len(train) / batch_size)
     epochs = math.ceil(check_count("num_steps", num_steps) / per_epoch)
 
