@@ -39,19 +39,23 @@ def sources(names):
 
 
 def reduced(png):
-    """Returns the same picture, as base64, in 64 or 128 colours if these are close enough, else in 256."""
+    """Returns the same picture, as base64, in as few colours as are close to it, or as keep it small."""
     import numpy as np
     from PIL import Image
 
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    buffer = io.BytesIO()
+    kept = b""
     for count in (64, 128, 256):
         few = image.quantize(count, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        buffer = io.BytesIO()
+        few.save(buffer, "PNG", optimize=True)
+        if kept and len(buffer.getvalue()) > LARGEST // 2:
+            break
+        kept = buffer.getvalue()
         difference = np.asarray(few.convert("RGB"), np.float64) - np.asarray(image, np.float64)
         if np.sqrt(np.mean(difference**2)) <= COARSEST:
             break
-    few.save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(kept).decode()
 
 
 def tidied(notebook):
