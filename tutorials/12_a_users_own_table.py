@@ -31,7 +31,8 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas
-from IPython.display import Image, display
+from IPython.display import display
+from PIL import Image
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer
 
@@ -151,10 +152,10 @@ print(f"AUC {report['two_sample_auc']:.3f}; of the mixture's samples {report['tw
 
 # %% [markdown]
 # `figure.png` shows the same: the densities compared, each column, the pairs of columns whose dependence differs most,
-# and all pairs, with the data below the diagonal and the samples above it.
+# and all pairs, with the data below the diagonal and the samples above it. Here it has half of its size.
 
 # %%
-display(Image(filename="runs/flats/figure.png", width=720))
+display(Image.open("runs/flats/figure.png").reduce(2))
 
 # %% [markdown]
 # ## Samples in the kinds of the table
