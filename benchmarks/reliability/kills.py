@@ -194,6 +194,7 @@ def main():
                 print(f"    after {entry['seconds']:.3f} s: {entry['fault']}", flush=True)
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(results, indent=1))
+    sys.exit(any(result["lost"] for result in results.values()))
 
 
 if __name__ == "__main__":

@@ -96,6 +96,7 @@ def main():
     print(f"{len(results)} losses tried, {sum(map(bool, results.values()))} with faults")
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(results, indent=1))
+    sys.exit(any(results.values()))
 
 
 if __name__ == "__main__":

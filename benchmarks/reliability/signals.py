@@ -164,7 +164,8 @@ def main():
             print(f"{job:8s} disturbed {options.tries} times ({counts}), faults {faulty}", flush=True)
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(results, indent=1))
+    sys.exit(any(one["faults"] for tries in results.values() for one in tries))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
