@@ -143,8 +143,7 @@ def _train(
     settings = settings_for_rows(least, size)
     if len(z) <= _ROWS_OF_SLOW:
         steps = settings.num_steps - settings.num_steps % _MANY_JUDGEMENTS
-        slow = {"num_steps": steps, "learning_rate": _SLOW_RATE, "num_judgements": _MANY_JUDGEMENTS}
-        settings = settings._replace(**slow)
+        settings = settings._replace(num_steps=steps, learning_rate=_SLOW_RATE, num_judgements=_MANY_JUDGEMENTS)
 
     def network() -> TargetEnergy:
         widths = [settings.width] * 2
