@@ -67,7 +67,11 @@ def test_both_kinds_of_networks_are_stacked_by_their_rows_left_out(monkeypatch):
     z = np.concatenate([x, np.abs(x) + 0.2 * rng.normal(size=(150, 1))], 1).astype("float32")
     kept = (np.array([3, 4]), [0.25, 0.75])
     monkeypatch.setattr(regression_candidates, "stacked_parts", lambda of_all: kept)
+    judge, chosen = regression_candidates.to_one_judgement, []
+    monkeypatch.setattr(regression_candidates, "to_one_judgement", lambda *a: chosen.append(judge(*a)) or chosen[-1])
+    monkeypatch.setattr(regression_candidates, "snapshot_every", lambda *_: 7)  # the best judgement may have no copy
     found = regression_candidates.fit_candidates(z, 1, 4, 0.1, np.inf, seed=5)
+    assert [history["kept"] for history in found.histories.values()] == chosen
     assert list(found.log_probs) == [
         *("gaussian", "gaussian_scales", "gaussian_mixture"),
         *("networks", "networks_from_random", "stack"),

@@ -150,7 +150,6 @@ def _train(
         return TargetEnergy(num_inputs, size - num_inputs, widths, _NUM_COMPONENTS, dropout=settings.dropout, seed=seed)
 
     trainer = Trainer(network(), settings, seed)
-    random_weights = network().get_weights()
     total = sum(int(fold.max()) + 1 for fold in folds.values())
     orders = iter(orders_of(size - num_inputs, total, seed))
     seeds = itertools.count(seed)
@@ -162,24 +161,24 @@ def _train(
         trainings: list[Training] = []
         for i, own in enumerate(networks):
             held_out = fold == i
-            trainer.start_from(random_weights)
             if start is not None and kind == _KINDS[0]:
                 own.start_at(start.fit(z[~held_out].astype(np.float64)), columns[i])
-                trainer.start_from(own.get_weights())
+            trainer.start_from(own.get_weights())
             rows = z[:, columns[i]]
             every = snapshot_every(own, total, settings.num_judgements)
             training = trainer.train(rows[~held_out], rows[held_out], seconds / total, next(seeds), every)
             if training.is_interrupted:
                 raise KeyboardInterrupt
             trainings.append(training)
-        to_one_judgement(fold[fold >= 0], networks, trainings)
+        judging = fold[fold >= 0]
+        kept = to_one_judgement(judging, networks, trainings)
         log_probs = left_out(z, fold, networks, columns)
-        shares = np.bincount(fold[fold >= 0]) / (fold >= 0).sum()
+        shares = np.bincount(judging) / len(judging)
         trained[kind] = _Trained(
             networks,
             of_kind,
             np.where(np.isnan(log_probs), -np.inf, log_probs),
-            history_of(trainings, 0.0, 0.0, None, shares),
+            history_of(trainings, 0.0, 0.0, kept, shares),
             any(training.is_cut for training in trainings),
         )
     return trained
