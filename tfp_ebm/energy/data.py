@@ -280,6 +280,33 @@ def batches_of_tuples(x: Any) -> Any:
     return (batch if isinstance(batch, tuple) else (batch,) for batch in x)
 
 
+def in_batches(rows: Any, order: tf.Tensor, batch_size: int, drop_remainder: bool = False) -> tf.data.Dataset:
+    """Returns a dataset of batches of rows in a given order.
+
+    One function makes a batch. A dataset of the order's entries, put into batches, takes as long as a small training
+    step, since it has a tensor for each entry.
+
+    Args:
+      rows: a nested structure of tensors `[n, ...]`, which may have parts that are None.
+      order: indices of rows, a vector.
+      batch_size: number of rows.
+      drop_remainder: whether a smaller last batch is left out; all batches then have a static shape.
+
+    >>> batches = in_batches(tf.constant([0.0, 0.1, 0.2]), tf.constant([1, 2, 0]), 2)
+    >>> [batch.numpy().round(1).tolist() for batch in batches]
+    [[0.1, 0.2], [0.0]]
+    """
+    end = tf.size(order, tf.int64)
+
+    def batch(start: tf.Tensor) -> Any:
+        indices = order[start : start + batch_size]
+        if drop_remainder:
+            indices = tf.ensure_shape(indices, [batch_size])
+        return tf.nest.map_structure(lambda part: None if part is None else tf.gather(part, indices), rows)
+
+    return tf.data.Dataset.range(0, end - batch_size + 1 if drop_remainder else end, batch_size).map(batch)
+
+
 def shuffled_batches(x: np.ndarray, batch_size: int, seed: Any, first: int = 0) -> tf.data.Dataset:
     """Returns an endless dataset of batches of rows, in an order that depends on (seed, epoch) alone, from `first` on.
 
@@ -296,12 +323,12 @@ def shuffled_batches(x: np.ndarray, batch_size: int, seed: Any, first: int = 0) 
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         order = tf.random.experimental.stateless_shuffle(tf.range(len(x)), seed=fold_in(seed, number))
-        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder=True)
+        return in_batches(rows, order, batch_size, drop_remainder=True)
 
     skipped, rest = divmod(first, len(x) // batch_size)
-    indices = tf.data.Dataset.counter(skipped).flat_map(epoch).skip(rest)
+    batches = tf.data.Dataset.counter(skipped).flat_map(epoch).skip(rest)
     # TensorFlow's tuning thread sleeps for 10, 20, 40, … ms, and one `fit` in five waited at its end until it woke up,
     # which can take as long again as the training
     untuned = tf.data.Options()
     untuned.autotune.enabled = False
-    return indices.map(lambda batch: tf.gather(rows, batch)).prefetch(16).with_options(untuned)
+    return batches.prefetch(16).with_options(untuned)

@@ -36,9 +36,10 @@ class NonFiniteSteps(keras.metrics.Metric):
         super().__init__(name="nonfinite_steps", dtype="float32")
         self.counts = self.add_variable(shape=(2 + num_variables,), initializer="zeros", name="counts")
 
-    def update_state(self, skipped: tf.Tensor, bad_loss: tf.Tensor, bad_gradients: Sequence[tf.Tensor]) -> None:
-        """Counts one step, by whether it was skipped, and whether its loss and gradients were bad."""
-        self.counts.assign_add(tf.cast(tf.stack([skipped, bad_loss, *bad_gradients]), self.counts.dtype))
+    def update_state(self, skipped: tf.Tensor, bad_loss: tf.Tensor, bad_gradients: tf.Tensor) -> None:
+        """Counts one step, by whether it was skipped, and whether its loss and gradients, `[variables]`, were bad."""
+        bad = tf.concat([tf.stack([skipped, bad_loss]), bad_gradients], 0)
+        self.counts.assign_add(tf.cast(bad, self.counts.dtype))
 
     def result(self) -> tf.Tensor:
         """Returns the numbers of skipped steps, of bad losses, and of bad gradients in each variable."""
@@ -86,12 +87,13 @@ def finite_update(
     """
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
     bad_loss = ~tf.math.is_finite(loss)
-    bad_gradients = [tf.reduce_any(~tf.math.is_finite(gradient)) for gradient in gradients]
-    is_bad = bad_loss | tf.reduce_any(tf.stack(bad_gradients))
+    # one vector from here on: operations on each variable would add up in a small network
+    bad_gradients = ~tf.stack([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+    is_bad = bad_loss | tf.reduce_any(bad_gradients)
     scale = scale_of_loss(optimizer)
     skips = ~bad_loss & (scale > 1.0) & is_bad if is_scaler(optimizer) else tf.constant(False)
     if trackers.nonfinite is not None:
-        trackers.nonfinite.update_state(skips, bad_loss, [bad & ~skips for bad in bad_gradients])
+        trackers.nonfinite.update_state(skips, bad_loss, bad_gradients & ~skips)
     if "gradient_norm" in trackers.means:
         norm = tf.linalg.global_norm(gradients) / tf.cast(scale, gradients[0].dtype)
         trackers.update({"gradient_norm": norm}, 1.0 - tf.cast(skips, tf.float32))

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.arguments import check_count
-from tfp_ebm.energy.data import is_array
+from tfp_ebm.energy.data import in_batches, is_array
 from tfp_ebm.random import fold_in
 
 # The number folded into a model's seed for the order of rows, so that no step shares its random numbers.
@@ -100,16 +100,13 @@ def _batches(
     """Returns one pass over rows in batches, in a new order each time that it is iterated over."""
     number_of_batches = math.ceil(count / batch_size)
 
-    def order(_: tf.Tensor) -> tf.data.Dataset:
+    def one_pass(_: tf.Tensor) -> tf.data.Dataset:
         step = tf.numpy_function(lambda: np.int64(beginning.step), [], tf.int64)
         seed = fold_in(fold_in(tf.constant(model_seed, tf.int32), _ORDER), step)
-        indices = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
-        return tf.data.Dataset.from_tensor_slices(indices).batch(batch_size)
+        order = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
+        return in_batches(parts, order, batch_size)
 
-    def rows(indices: tf.Tensor) -> Any:
-        return tf.nest.map_structure(lambda part: tf.gather(part, indices), parts)
-
-    batches = tf.data.Dataset.range(1).flat_map(order).map(rows).prefetch(_PREFETCHED)
+    batches = tf.data.Dataset.range(1).flat_map(one_pass).prefetch(_PREFETCHED)
     # TensorFlow's tuning thread sleeps for up to as long again as the training took, and `fit` may wait for it
     options = tf.data.Options()
     options.autotune.enabled = False

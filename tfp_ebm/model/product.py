@@ -8,6 +8,7 @@ condition all take the same, and so does the product.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -157,24 +158,25 @@ def model_of_part(part: Any) -> Any:
 def _moments(part: Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns mean and covariance of the base of a part; of the part itself if it has none and draws exactly."""
     energy = part if isinstance(part, EnergyModel) else getattr(part, "_energy", None)
-    base = part
+    base, seed = part, stateless_seed(0)
     if energy is not None:
         try:
             base = part.base
         except ValueError:
             if not draws_exactly(energy):
                 raise
-            base = None
-    try:
-        mean, covariance = base.mean(), base.covariance()
-    except (NotImplementedError, AttributeError):  # a reshaped or mixed base, or none
-        mean = None
-    if mean is None or len(part.event_shape) != 1:
-        seed = stateless_seed(0)
-        drawn = exact_draws(energy, _NUM_DRAWS, seed) if base is None else draw(base, tf.constant([_NUM_DRAWS]), seed)
-        rows = np.asarray(drawn, np.float64).reshape(_NUM_DRAWS, -1)
-        return rows.mean(0), np.atleast_2d(np.cov(rows.T))
-    return np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
+            return _moments_of(exact_draws(energy, _NUM_DRAWS, seed))
+    if len(part.event_shape) == 1:
+        # a reshaped or mixed base may lack one of these
+        with contextlib.suppress(NotImplementedError, AttributeError):
+            return np.asarray(base.mean(), np.float64), np.asarray(base.covariance(), np.float64)
+    return _moments_of(draw(base, tf.constant([_NUM_DRAWS]), seed))
+
+
+def _moments_of(drawn: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and covariance of draws `[n, *event]`."""
+    rows = np.asarray(drawn, np.float64).reshape(_NUM_DRAWS, -1)
+    return rows.mean(0), np.atleast_2d(np.cov(rows.T))
 
 
 def broadened_base(parts: Sequence[Any], exponents: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
