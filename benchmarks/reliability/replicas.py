@@ -52,8 +52,10 @@ def faults_of(name, strategy, folder):
     """What is wrong with a loss on two replicas; an empty list if nothing is."""
     faults = []
     model, history = trained(name, 3, None, strategy)
-    numbers = [*history.values(), *(weight.numpy() for weight in model.weights)]
-    if not all(np.isfinite(values).all() for values in numbers):
+    numbers = [*history.values(), *(weight.numpy() for weight in model.trainable_weights)]
+    # a range that is not known is a state with infinite entries
+    is_nan = any(np.isnan(weight.numpy()).any() for weight in model.non_trainable_weights)
+    if is_nan or not all(np.isfinite(values).all() for values in numbers):
         faults.append("not finite")
     with strategy.scope():
         for weight in model.weights:
