@@ -74,9 +74,13 @@ def check_count(name: str, value: Any, minimum: int = 1) -> int:
 
 def check_event_shape(value: Any) -> tuple[int, ...]:
     """Returns a shape of one state, a sequence of sizes, as a tuple."""
-    if isinstance(value, numbers.Integral | str):
+    try:
+        sizes = None if isinstance(value, str) else tuple(value)
+    except TypeError:  # also of objects that have `__iter__`, such as distributions
+        sizes = None
+    if sizes is None:
         raise TypeError(f"`event_shape` must be a sequence of sizes, such as [2], got {value!r}.")
-    return tuple(check_count("event_shape", size) for size in value)
+    return tuple(check_count("event_shape", size) for size in sizes)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:

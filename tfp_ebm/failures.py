@@ -12,6 +12,8 @@ from tfp_ebm.replicas import is_one_machine
 # What collective operations raise where a peer is gone, by its state when they notice.
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError)
 
+_OUT_OF_MEMORY = "out of memory"
+
 
 @contextlib.contextmanager
 def naming_memory(advice: str) -> Iterator[None]:
@@ -27,7 +29,9 @@ def naming_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
-        message = f"out of memory: {advice}. ({error.message})"
+        if error.message.startswith(_OUT_OF_MEMORY):  # an inner function has named it
+            raise
+        message = f"{_OUT_OF_MEMORY}: {advice}. ({error.message})"
         raise tf.errors.ResourceExhaustedError(error.node_def, error.op, message) from error
 
 

@@ -3,8 +3,9 @@
 A child process does one job over and over: it saves, prints the number of what it has saved, and changes the model
 before it saves again. The parent kills it with SIGKILL at a random moment, and then loads the file. A file that does
 not load, or holds something older than what was reported as saved, is lost. Training is killed during `fit` with
-Keras's `BackupAndRestore`, and resumed: the weights must be those of a run that was not killed. `arrays` and
-`directory` write without Keras, and so often: they try what replaces a file and a directory.
+`callbacks.Backup`, or with Keras's `BackupAndRestore` (`fit_of_keras`), and resumed: the weights must be those of a run
+that was not killed. Keras's callback writes weights and epoch one after the other. `arrays` and `directory` write
+without Keras, and so often: they try what replaces a file and a directory.
 
     python benchmarks/reliability/kills.py [--kills 50] [--jobs save save_weights export fit] [--json out.json]
 """
@@ -26,9 +27,11 @@ import numpy as np
 import tensorflow as tf
 
 import tfp_ebm as ebm
+from tfp_ebm.callbacks import Backup
 from tfp_ebm.files import load_arrays, save_arrays, written_atomically
 
-JOBS = ("save", "save_weights", "export", "fit", "arrays", "directory")
+JOBS = ("save", "save_weights", "export", "fit", "fit_of_keras", "arrays", "directory")
+BACKUPS = {"fit": lambda folder: Backup(folder, 0.0), "fit_of_keras": keras.callbacks.BackupAndRestore}
 EPOCHS = 60
 UNIT = 4096  # of the number in a weight: exact in float32, and small
 
@@ -58,12 +61,12 @@ class Report(keras.callbacks.Callback):
 
 
 def trained(out, backup=None):
-    """Writes the weights after `EPOCHS` of persistent chains; with a folder, backed up and resumed there."""
+    """Writes the weights after `EPOCHS` of persistent chains; with a callback, backed up and resumed there."""
     x = np.random.default_rng(0).normal(size=(256, 2)).astype("float32")
     model = ebm.EnergyModel(ebm.networks.mlp([2], units=[16], seed=0), base_measure=ebm.fit_base(x))
     loss = ebm.losses.PersistentContrastiveDivergence(ebm.mcmc.Langevin(0.2), 2, 128)
     model.compile(keras.optimizers.Adam(1e-3), loss)
-    callbacks = [] if backup is None else [keras.callbacks.BackupAndRestore(backup)]
+    callbacks = [] if backup is None else [backup]
     if out is None:
         callbacks.append(Report())
     model.fit(x, batch_size=64, epochs=EPOCHS, verbose=0, callbacks=callbacks)
@@ -74,8 +77,8 @@ def trained(out, backup=None):
 
 def work(job, folder):
     """What the child does until it is killed."""
-    if job == "fit":
-        trained(None, folder / "backup")
+    if job in BACKUPS:
+        trained(None, BACKUPS[job](folder / "backup"))
         signal.pause()
     model = None if job in ("arrays", "directory") else model_of(0)
     for number in range(1, 10**6):
@@ -147,8 +150,8 @@ def killed(job, folder, moment):
 def check(job, folder, last, expected):
     """Prints what is wrong with what was saved; nothing if all is right."""
     try:
-        if job == "fit":
-            trained(folder / "again", folder / "backup")
+        if job in BACKUPS:
+            trained(folder / "again", BACKUPS[job](folder / "backup"))
             with np.load(folder / "again") as weights, np.load(expected) as others:
                 if not all((weights[name] == others[name]).all() for name in others):
                     print("the resumed run differs from one that was not killed")
@@ -177,7 +180,7 @@ def main():
     rng, results = random.Random(options.seed), {}
     with tempfile.TemporaryDirectory() as name:
         expected = pathlib.Path(name) / "expected"
-        if "fit" in options.jobs:
+        if BACKUPS.keys() & options.jobs:
             outcome(trained, expected)
         for job in options.jobs:
             lost, saves = [], 0

@@ -1,8 +1,9 @@
 """Asks for more memory than a process may have, and counts what does not end in an error that says so.
 
-Each piece of work runs in a process of its own, which may take 512 MB more than it holds after a small training. It
-must end with an error that names memory, and in Python the argument that needs less; the process must not be ended by
-the allocator, and must do smaller work afterwards.
+Each piece of work runs in a process of its own, which may take 4 GB more than it holds after a small training. (The
+stacks of threads count too, and a process that cannot start a thread is ended.) It must end with an error that names
+memory, and in Python the argument that needs less; the process must not be ended by the allocator, and must do smaller
+work afterwards.
 
     python benchmarks/reliability/memory.py [--json out.json]
 """
@@ -24,7 +25,7 @@ from kills import model_of
 
 import tfp_ebm as ebm
 
-EXTRA = 2**29
+EXTRA = 2**32
 
 
 def wide(rows):
@@ -37,16 +38,16 @@ def wide(rows):
 
 WORK = {
     "fit": lambda model: wide(20_000),
-    "energy": lambda model: model.energy(np.zeros([30_000_000, 2], "float32")),
-    "score": lambda model: model.score(np.zeros([20_000_000, 2], "float32")),
-    "laplacian": lambda model: ebm.derivatives.laplacian(model, np.zeros([8_000_000, 2], "float32")),
+    "energy": lambda model: model.energy(np.zeros([200_000_000, 2], "float32")),
+    "score": lambda model: model.score(np.zeros([60_000_000, 2], "float32")),
+    "laplacian": lambda model: ebm.derivatives.laplacian(model, np.zeros([40_000_000, 2], "float32")),
     "sample": lambda model: ebm.mcmc.sample(
-        model.unnormalized_log_prob, tf.zeros([100_000, 2]), ebm.mcmc.MALA(0.1), num_results=2000, seed=0
+        model.unnormalized_log_prob, tf.zeros([100_000, 2]), ebm.mcmc.MALA(0.1), num_results=10_000, seed=0
     ),
     "summarize": lambda model: ebm.mcmc.summarize(
-        model.unnormalized_log_prob, tf.zeros([4_000_000, 2]), ebm.mcmc.MALA(0.1), num_results=100, seed=0
+        model.unnormalized_log_prob, tf.zeros([40_000_000, 2]), ebm.mcmc.MALA(0.1), num_results=100, seed=0
     ),
-    "draw": lambda model: ebm.EnergyDistribution(model).draw(4_000_000, seed=0),
+    "draw": lambda model: ebm.EnergyDistribution(model).draw(40_000_000, seed=0),
 }
 
 

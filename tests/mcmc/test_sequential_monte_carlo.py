@@ -330,3 +330,19 @@ def test_bad_arguments_are_named():
         run(lambda x: x, base, num_samples=5, seed=0)
     with pytest.raises(TypeError, match="`target_log_prob_fn` must return values of the base's dtype"):
         run(lambda x: tf.cast(x[:, 0], tf.float32), base, num_samples=5, seed=0)
+
+
+@pytest.mark.slow
+def test_moves_run_in_graph_mode_where_only_the_gradient_of_xla_is_nan():
+    """The gradient of tf.norm at 0, times zero, is zero in graph mode and NaN under XLA."""
+
+    def log_prob(x):
+        distance = tf.norm(x[:, :, None, None] - x[:, None, :, None], axis=-1)
+        spring = tf.reduce_sum((1.0 - tf.eye(2)) * (distance - 1.0) ** 2, [1, 2])
+        return -25.0 * spring - 0.5 * tf.reduce_sum(x**2, 1)
+
+    base = wide(2, 4.0, tf.float32)
+    alone = run(log_prob, base, num_samples=1024, seed=0, jit_compile=True)
+    assert not alone.acceptance_rates.any() and "under XLA" in " ".join(alone.trouble)
+    draws = run(log_prob, base, num_samples=1024, seed=0)
+    assert draws.acceptance_rates.min() > 0.4 and draws.trouble == ()

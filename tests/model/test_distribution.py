@@ -206,7 +206,7 @@ def make(**arguments):
 
 BAD = {
     "not callable": (lambda: ebm.EnergyDistribution(3.0), TypeError, "`energy` must be"),
-    "no shape": (lambda: ebm.EnergyDistribution(lambda x: x), ValueError, "`event_shape` must be given"),
+    "no shape": (lambda: ebm.EnergyDistribution(lambda x: x), ValueError, "`event_shape` or `base` must be given"),
     "other shape": (lambda: make(event_shape=[2]), ValueError, r"`event_shape` must be .* \(3,\), got \(2,\)"),
     "base shape": (lambda: make(base=tfd.MultivariateNormalDiag([0.0])), ValueError, "`base` must have event shape"),
     "base dtype": (
@@ -238,6 +238,16 @@ BAD = {
         TypeError,
         "`event_shape` must be a sequence",
     ),
+    "base in place of a shape": (
+        lambda: ebm.EnergyDistribution(lambda x: x, tfd.MultivariateNormalDiag([0.0])),
+        TypeError,
+        "`event_shape` must be a sequence",
+    ),
+    "kernel of chains": (
+        lambda: make().sample_chains(1, 2, seed=0, kernel=KERNEL),
+        TypeError,
+        r"use p\.copy\(kernel=kernel\)",
+    ),
     "nan log Z": (lambda: make(log_normalizer=np.nan), ValueError, "`log_normalizer` must be finite"),
     "chains": (lambda: make().sample_chains(1, 2.5, seed=0), ValueError, "`num_chains` must be a whole number"),
     "unadapted": (lambda: make().sample(3, seed=0), ValueError, "no base distribution yet"),
@@ -254,6 +264,12 @@ def test_bad_arguments(name):
 def test_a_state_of_another_dtype_is_refused(p):
     with pytest.raises(TypeError, match="float64"):
         p.unnormalized_log_prob(tf.zeros([3, 2], tf.float64))
+
+
+def test_the_event_shape_of_a_callable_is_that_of_its_base():
+    base = tfd.MultivariateNormalDiag(np.zeros(3))
+    p = ebm.EnergyDistribution(lambda x: tf.reduce_sum(x**2, -1), base=base)
+    assert p.event_shape == (3,) and p.dtype == tf.float64
 
 
 def test_a_base_may_be_the_energy_itself():

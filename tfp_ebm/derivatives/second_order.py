@@ -20,12 +20,15 @@ from tfp_ebm.derivatives.engine import Problem, along, pose, trace_in_chunks, un
 from tfp_ebm.derivatives.failures import naming_the_layer
 from tfp_ebm.derivatives.faults import refuse_faulty_layers
 from tfp_ebm.derivatives.reverse import gradient_of_energy
+from tfp_ebm.failures import naming_memory
 from tfp_ebm.random import rademacher, stateless_seed
 
 _CURVATURE = "The curvature of the energy"
+_FEWER_ROWS = "pass fewer rows at a time"
 METHODS = ("auto", "forward", "reverse", "hutchinson")
 
 
+@naming_memory(_FEWER_ROWS)
 def score(energy_fn: Any, x: Any) -> tf.Tensor:
     """Computes the score ∇ₓ log p(x) = −∇ₓE(x), which does not need log Z, since log Z does not depend on x.
 
@@ -67,6 +70,7 @@ def _pose_twice(energy_fn: Any, x: Any) -> Problem:
     return _checked(pose(energy_fn, x), _CURVATURE, order=2)
 
 
+@naming_memory(_FEWER_ROWS)
 def hvp(energy_fn: Any, x: Any, v: Any) -> tf.Tensor:
     """Computes the Hessian-vector product ∇²ₓE(x) v by reverse over reverse mode; its cost does not grow with d.
 
@@ -113,6 +117,7 @@ def _directions(v: Any, x: tf.Tensor, allow_several: bool = True) -> tf.Tensor:
     return v
 
 
+@naming_memory(_FEWER_ROWS)
 def directional_derivatives(
     energy_fn: Any, x: Any, v: Any, method: str = "auto"
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -143,6 +148,7 @@ def directional_derivatives(
     return energy, tf.reduce_sum(gradient * v, event_axes), bends
 
 
+@naming_memory(_FEWER_ROWS)
 def energy_score_curvature(
     energy_fn: Any, x: Any, v: Any, method: str = "auto"
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -176,6 +182,7 @@ def energy_score_curvature(
     return problem.restore(energy), problem.restore(-gradient), bends if several else bends[0]
 
 
+@naming_memory(f"{_FEWER_ROWS}, or a smaller `chunk_size`")
 def energy_score_laplacian(
     energy_fn: Any,
     x: Any,
@@ -243,6 +250,7 @@ def _with_trace(
     return energy, gradient, trace
 
 
+@naming_memory(f"{_FEWER_ROWS}, or a smaller `chunk_size`")
 def laplacian(
     energy_fn: Any,
     x: Any,

@@ -202,7 +202,7 @@ def verdict(
         needs_moves and (is_low[-1:].any() or len(rates) > _MAX_LOW_RATES * len(acceptance_rates)),
         f"The moves of the particles were accepted at a rate of {rates.min() if len(rates) else 0:.2f} at "
         f"{len(rates)} of {len(acceptance_rates)} temperatures, less than {_MIN_ACCEPT}: the density may have parts of "
-        "very different widths, or no gradient in places.",
+        "very different widths, or no finite gradient in places (under XLA also where it has one in graph mode).",
     )
     add(
         not r_hat <= _MAX_NESTED_R_HAT,

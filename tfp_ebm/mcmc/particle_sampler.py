@@ -370,9 +370,14 @@ class Sampler:
                 done = float(passed.particles.beta) if pays else float(passed.is_done)
                 self._bar.update(int(_PERCENT * (done + (plan is not None)) / (2 if pays else 1)))
             if passed.is_done:
-                return passed
+                break
             num = max(1, min(8 * num, int(num * _SECONDS / (time.perf_counter() - started))))
             stop += num
+        if self._jit_compile != "auto" or not loop.loop.is_xla or passed.accept.numpy().any():
+            return passed
+        # XLA's gradient may be NaN where that of graph mode is not, as that of tf.norm at 0; then nothing moves
+        loop.loop.xla_failed = True
+        return self._pass(particles, plan, log_step_size, purpose, pays)
 
     def _find_pass(self, is_xla: bool) -> Compiled:
         # To compile the pass takes XLA three times as long as to compile its moves, where most of its time goes.

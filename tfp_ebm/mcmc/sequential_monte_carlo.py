@@ -14,6 +14,7 @@ from tfp_ebm import random
 from tfp_ebm.arguments import check_count, check_jit_compile, check_probability
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.signs import check_target
+from tfp_ebm.failures import naming_memory
 from tfp_ebm.mcmc.draws import Draws
 from tfp_ebm.mcmc.particle_sampler import run_sampler
 from tfp_ebm.mcmc.running.frozen import Frozen
@@ -45,6 +46,7 @@ def frozen_run(target: TargetLogProbFn, base: tfp.distributions.Distribution) ->
     return Frozen(sampler.base, settings, plan, _MIN_PARTICLES), draws
 
 
+@naming_memory("draw fewer samples at a time")
 def sequential_monte_carlo(
     target_log_prob_fn: TargetLogProbFn,
     base: tfp.distributions.Distribution,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfp_ebm.energy.signs import check_target
+from tfp_ebm.failures import naming_memory
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running import moments as moments_of
 from tfp_ebm.mcmc.running.moments import Moments
@@ -66,6 +67,7 @@ class Summary(NamedTuple):
     step_size: tf.Tensor | None
 
 
+@naming_memory("start fewer chains")
 def summarize(
     target_log_prob_fn: TargetLogProbFn,
     initial_state: Any,

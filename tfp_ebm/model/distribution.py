@@ -67,7 +67,8 @@ class EnergyDistribution(tfp.distributions.Distribution, Composable):
 
     Args:
       energy: an `EnergyModel`, any Keras network, or a callable `[batch, *event] -> [batch]`.
-      event_shape: shape of one x; needed for callables, and for networks whose input shape is unknown.
+      event_shape: shape of one x; default: that of the model or, for a callable, of `base`. Networks whose input shape
+        is unknown need it.
       kernel: the kernel of the chains: a kernel of `ebm.mcmc` or any callable `target ->
         tfp.mcmc.TransitionKernel`. If it is given, `sample` runs chains. With an `EnergyModel`, step sizes and boxes
         are in standardised coordinates, as in the model's loss, but the base of an `IndependenceMetropolis` or
@@ -118,19 +119,22 @@ class EnergyDistribution(tfp.distributions.Distribution, Composable):
             if energy.is_conditional:
                 raise ValueError("`energy` must be of x alone, got a conditional model: pass `model.given(condition)`.")
             known = energy.event_shape
-            if event_shape is not None and tuple(event_shape) != known:
+            if event_shape is not None and check_event_shape(event_shape) != known:
                 raise ValueError(f"`event_shape` must be that of the model, {known}, got {tuple(event_shape)}.")
             event_shape, dtype = known, energy.dtype
             # A tf.Module finds the tf.Variables in its attributes, but not those of a Keras 3 model.
             self._variables_of_energy = UnfrozenVariables(energy)
         elif not callable(energy):
             raise TypeError(f"`energy` must be an EnergyModel, a Keras network or a callable, got {energy!r}.")
-        elif event_shape is None:
-            raise ValueError("`event_shape` must be given for a callable energy.")
+        elif event_shape is None and base is None:
+            raise ValueError("`event_shape` or `base` must be given for a callable energy.")
         else:
             check_energy(energy, "energy")
             dtype = dtype or getattr(base, "dtype", tf.float32)
         dtype = tf.as_dtype(dtype)
+        if event_shape is None:
+            check_base("base", base)
+            event_shape = base.event_shape
         if tf.is_tensor(event_shape):
             event_shape = tf.get_static_value(event_shape).tolist()
         event_shape = check_event_shape(event_shape)
@@ -265,6 +269,8 @@ class EnergyDistribution(tfp.distributions.Distribution, Composable):
         TensorShape([5, 3, 1])
         """
         num_chains = check_count_or_tensor("num_chains", num_chains)
+        if "kernel" in kwargs:
+            raise TypeError("`kernel` belongs to the distribution: use p.copy(kernel=kernel).sample_chains(...).")
         settings = {
             "num_results": num_results,
             "num_burnin_steps": self._num_burnin_steps if num_burnin_steps is None else num_burnin_steps,
