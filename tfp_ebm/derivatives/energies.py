@@ -8,6 +8,7 @@ leading dimensions are flattened into one batch. A plain callable receives x unc
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,12 +29,15 @@ class Term:
       source: the object that forward mode reads: a Keras network, or an object whose type has a rule.
       inward: the map from x to the coordinates that `source` takes; plain arithmetic, so that it also accepts jets.
       dtype: dtype of the term's values if it differs from the dtype in which `source` computes.
+      unit: a function that returns the length of a direction whose image under `inward` has a length of order one;
+        None for 1. In float16 the squares of images of another order would overflow.
     """
 
     function: EnergyCallable
     source: Any
     inward: Callable[[Any], Any] = lambda x: x
     dtype: Any = None
+    unit: Callable[[], tf.Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +110,14 @@ def _of_model(model: Any, x: tf.Tensor) -> Energy:
     """Returns an `EnergyModel` as E(x) = E_z(z) + Σ log scale with z = (x − loc)/scale, which also accepts jets."""
     inner, standardization = as_energy(model.energy_function, x), model.standardization
 
+    def unit() -> tf.Tensor:
+        # a power of 2, so that multiplication does not round
+        scale = tf.cast(standardization.scale.value, x.dtype)
+        return 2.0 ** tf.round(tf.reduce_mean(tf.math.log(scale)) / math.log(2.0))
+
     def in_x(term: Term) -> Term:
         return dataclasses.replace(
-            term, function=lambda x: term.function(standardization.to_z(x)), inward=standardization.to_z
+            term, function=lambda x: term.function(standardization.to_z(x)), inward=standardization.to_z, unit=unit
         )
 
     return dataclasses.replace(inner, terms=tuple(map(in_x, inner.terms)), offset=standardization.log_scale_sum)

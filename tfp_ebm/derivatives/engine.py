@@ -84,7 +84,11 @@ def _forward(
         jet = propagate(term.source, term.inward(jet), training=training)
         return (jet if term.dtype is None else jet.cast(term.dtype)).linear(as_vector)
 
-    return derivatives_along(energy, x, directions, per_direction)
+    if term.unit is None:
+        return derivatives_along(energy, x, directions, per_direction)
+    unit = term.unit()
+    value, gradient, second = derivatives_along(energy, x, unit * directions, per_direction)
+    return value, gradient, second / unit**2
 
 
 def unit_directions(problem: Problem, first: Any = 0, count: int | None = None) -> tf.Tensor:

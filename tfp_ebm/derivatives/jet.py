@@ -124,6 +124,10 @@ class Jet:
         """Returns the same jet in another dtype."""
         return self if self.dtype == tf.as_dtype(dtype) else self.linear(lambda t: tf.cast(t, dtype))
 
+    def at_least_float32(self) -> Jet:
+        """Returns the same jet in float32 if it has half precision, whose squares and reciprocals soon overflow."""
+        return self.cast(tf.float32) if self.dtype.size < 4 else self
+
     def sum(self, axis: int | tuple[int, ...], keepdims: bool = False) -> Jet:
         """Returns the sum over axes of a row, numbered as in `value`, so axis 0, the batch, is not allowed."""
         return self.linear(lambda t: tf.reduce_sum(t, self._row_axes(axis), keepdims=keepdims))
@@ -219,5 +223,5 @@ def derivatives_along(
     second = tf.zeros([directions.shape[0], 1] if per_direction else [1], energy.dtype) + tf.zeros_like(energy)
     for (value, bend), adjoint in zip(bends.steps, adjoints, strict=True):
         row = list(range(1 - value.shape.rank, 0))
-        second += tf.cast(tf.reduce_sum(adjoint * bend, row), energy.dtype)
+        second += tf.reduce_sum(tf.cast(adjoint, energy.dtype) * tf.cast(bend, energy.dtype), row)
     return energy, gradient, second

@@ -34,7 +34,8 @@ def _layer_normalization(layer: LayerNormalization, jet: Jet) -> Jet:
     rank = jet.shape.rank
     axes = tuple(axis % rank for axis in layer.axis)
     shape = [jet.shape[axis] if axis in axes else 1 for axis in range(rank)]
-    return _affine(layer, _standardized(jet, axes, layer.epsilon), shape)
+    standardized = _standardized(jet.at_least_float32(), axes, layer.epsilon)
+    return _affine(layer, standardized, shape).cast(jet.dtype)
 
 
 @forward_laplacian_rule(GroupNormalization)
@@ -44,9 +45,10 @@ def _group_normalization(layer: GroupNormalization, jet: Jet) -> Jet:
     channels = jet.shape[axis]
     split = [*row[: axis - 1], layer.groups, channels // layer.groups, *row[axis:]]
     within = tuple(a for a in range(1, rank + 1) if a != axis)  # after inserting the group axis at position `axis`
-    grouped = _standardized(jet.linear(lambda t: tf.reshape(t, [-1, *split])), within, layer.epsilon)
+    split_jet = jet.at_least_float32().linear(lambda t: tf.reshape(t, [-1, *split]))
+    grouped = _standardized(split_jet, within, layer.epsilon)
     shape = [channels if a == axis else 1 for a in range(rank)]
-    return _affine(layer, grouped.linear(lambda t: tf.reshape(t, [-1, *row])), shape)
+    return _affine(layer, grouped.linear(lambda t: tf.reshape(t, [-1, *row])), shape).cast(jet.dtype)
 
 
 @forward_laplacian_rule(FourierFeatures)

@@ -49,5 +49,7 @@ def _rescaling(layer: Any, jet: Jet) -> Jet:
 @forward_laplacian_rule(keras.layers.RMSNormalization)
 def _rms_normalization(layer: Any, jet: Jet) -> Jet:
     axes = tuple(layer.axis) if isinstance(layer.axis, list | tuple) else layer.axis
-    mean_square = jet.elementwise(tf.square).mean(axes, keepdims=True)
-    return jet * (mean_square + layer.epsilon).elementwise(tf.math.rsqrt) * weight(layer.scale, jet)
+    precise = jet.at_least_float32()
+    mean_square = precise.elementwise(tf.square).mean(axes, keepdims=True)
+    normalized = precise * (mean_square + layer.epsilon).elementwise(tf.math.rsqrt)
+    return (normalized * weight(layer.scale, precise)).cast(jet.dtype)
