@@ -97,7 +97,7 @@ def try_fit(data, folder, expected, kind, moment):
         faults.append(f"exit code {code}: {text[-200:]}")
     if "Traceback" in text:
         faults.append("a traceback")
-    if code in (0, 3) and "interrupted: the model is kept" in text:
+    if code in (0, 3) and "the training was interrupted" in text:
         return "a run of the model as it was", faults if (out / "model.keras").exists() else [*faults, "no run"]
     if "run" not in left:
         again = ["--resume", out] if "run.training" in left else [data, "--out", out, *FIT, *SAMPLER]

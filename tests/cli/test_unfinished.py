@@ -102,6 +102,15 @@ def test_what_cannot_be_resumed_is_named(table, tmp_path, monkeypatch, capsys):
     assert "command.json cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_training_interrupted_after_an_epoch_is_a_run_with_a_warning(table, tmp_path, monkeypatch, capsys):
+    """Also with --quiet: its model is not the one that was asked for."""
+    at_step(150, monkeypatch, interrupt)
+    assert fit(table, "--out", tmp_path / "run", *SMALL) == 0
+    assert "the training was interrupted: the model is kept as it is now" in capsys.readouterr().err
+    assert len(report_of(tmp_path / "run")["loss"]["by_epoch"]) == 1
+
+
 def test_nothing_is_left_of_a_training_that_saved_nothing(table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ebm.EnergyModel, "fit", lambda *args, **kwargs: interrupt())
     assert fit(table, "--out", tmp_path / "new" / "run", *SMALL) == 130

@@ -345,6 +345,17 @@ REFUSED = {
     "one axis": ("x.npy", npy(np.arange(5.0)), r"must have shape \[rows, columns\], got \(5,\)"),
     "truncated npy": ("x.npy", npy(ARRAY)[:-3], "it may be truncated"),
     "truncated gz": ("x.csv.gz", gzip.compress(PLAIN)[:-9], "it may be truncated"),
+    "zip of a file without a name": ("x.zip", zipped(x__csv=PLAIN).replace(b"x.csv", b"\0.csv"), "`key` must name one"),
+    "text of no characters": (
+        "x.npy",
+        npy(np.array([(1.0, 0x20202020), (2.0, 65)], [("a", "<f4"), ("b", "<u4")]).view([("a", "<f4"), ("b", "<U1")])),
+        "'b' must hold text, but 0x20202020 is no character of Unicode",
+    ),
+    "bytes that are not ASCII": (
+        "x.npy",
+        npy(np.array([(1.0, b"\xf8"), (2.0, b"b")], [("a", "<f4"), ("b", "S1")])),
+        "'b' must hold ASCII text",
+    ),
     "truncated zip": ("x.zip", zipped(x__csv=PLAIN)[:-9], "it may be truncated"),
     "truncated parquet": ("x.parquet", by_pandas("to_parquet", AB)[:-9], "cannot be read"),
     "truncated workbook": ("x.xlsx", sheet(["a"], [1], [2])[:-90], "cannot be read"),

@@ -17,7 +17,7 @@ from tfp_ebm.cli import runs
 from tfp_ebm.cli.data import Rows, decoded, is_named, load_mixed, load_rows
 from tfp_ebm.cli.evaluate import log_normalizer_entries, mean_loss
 from tfp_ebm.cli.judgement import Judgement, judge, save_references
-from tfp_ebm.cli.messages import flag, note, shows_progress
+from tfp_ebm.cli.messages import flag, note, say, shows_progress
 from tfp_ebm.cli.options import TOYS
 from tfp_ebm.cli.run_figure import run_figure
 from tfp_ebm.cli.sample import check_sampling_options, draw, kernel_for
@@ -224,7 +224,7 @@ def _trained(
         callbacks=[keras.callbacks.TerminateOnNaN()],
     )
     if len(history["loss"]) < epochs and math.isfinite(history["loss"][-1]):
-        note(options, "interrupted: the model is kept as it is now.")
+        say("warning", "the training was interrupted: the model is kept as it is now.")
     if not math.isfinite(history["loss"][-1]):
         unfinished.forget()
         raise ValueError(

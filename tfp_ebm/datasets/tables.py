@@ -147,9 +147,11 @@ def _unpacked(raw: bytes, name: str, suffix: str, label: str, options: dict[str,
         inner = name[: -len(suffix)]
         return _DECOMPRESS[suffix](raw), inner if Path(inner).suffix else f"{inner}.csv"
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-        members = [info.filename for info in archive.infolist() if not info.is_dir()]
         members = [
-            member for member in members if not member.startswith("__MACOSX") and not Path(member).name.startswith(".")
+            member
+            for member in archive.namelist()
+            if member and not member.endswith("/") and not member.startswith("__MACOSX")
+            if not Path(member).name.startswith(".")
         ]
         key = options.pop("key", None)
         if key is None and len(members) == 1:
@@ -165,6 +167,10 @@ def _refuse(options: dict[str, Any], what: str) -> None:
         raise TypeError(f"`{next(iter(options))}` is no option for {what}.")
 
 
+# The last code point of Unicode; those from 0xD800 to 0xDFFF are no characters.
+_LAST_CODE = 0x10FFFF
+
+
 def frame_of_array(array: np.ndarray, label: str, mixed: bool = False) -> tuple[pandas.DataFrame, bool]:
     """Returns the columns of a 2-D array, or the fields of a structured array, and whether they have names."""
     import pandas
@@ -177,8 +183,7 @@ def frame_of_array(array: np.ndarray, label: str, mixed: bool = False) -> tuple[
                 f"{label}: the field {wide[0]!r} must hold one number in each row, got {array.dtype[wide[0]]}."
             )
         array = array.reshape(-1)
-        fields = {name: array[name] for name in names}
-        frame = pandas.DataFrame({name: f.astype(str) if f.dtype.kind == "S" else f for name, f in fields.items()})
+        frame = pandas.DataFrame({name: _field(array[name], f"{label}: the field {name!r}") for name in names})
         return frames.checked_frame(_native(frame), label, mixed), True
     if array.ndim != 2:
         raise ValueError(
@@ -189,6 +194,20 @@ def frame_of_array(array: np.ndarray, label: str, mixed: bool = False) -> tuple[
     array = array.astype(np.uint8) if array.dtype.kind == "b" and not mixed else array
     frame = pandas.DataFrame(array, columns=frames.unique_names([""] * array.shape[1]))
     return frames.checked_frame(_native(frame), label, mixed), False
+
+
+def _field(values: np.ndarray, label: str) -> np.ndarray:
+    """Returns a field of a structured array, bytes as text, which is checked: a file may hold any bits."""
+    if values.dtype.kind not in "SU":
+        return values
+    try:
+        text = np.ascontiguousarray(values.astype(str))
+    except UnicodeError as error:
+        raise ValueError(f"{label} must hold ASCII text: {error}.") from error
+    codes = text.view(np.uint32) if text.dtype.itemsize else np.zeros(0, np.uint32)
+    if bad := codes[(codes > _LAST_CODE) | ((codes >= 0xD800) & (codes < 0xE000))].tolist():
+        raise ValueError(f"{label} must hold text, but {bad[0]:#x} is no character of Unicode.")
+    return text
 
 
 def _native(frame: pandas.DataFrame) -> pandas.DataFrame:
