@@ -45,15 +45,15 @@ setup(
     packages=find_packages(include=["tfp_ebm", "tfp_ebm.*"]),
     package_data={"tfp_ebm": ["py.typed"]},
     python_requires=">=3.10",
-    # An upper bound is the next release that may break what the package relies on.
+    # All tests pass at the lower bounds. An upper bound is the next release that may break what the package relies on.
     install_requires=[
-        "tensorflow>=2.18,<2.22",  # TFP 0.25 is released for these, and reaches into TensorFlow's internals
+        "tensorflow>=2.20,<2.22",  # TFP 0.25 is released for these, and reaches into TensorFlow's internals
         "tensorflow-probability>=0.25,<0.26",  # kernels read the fields of TFP's nested results
-        "tf-keras>=2.18,<2.22",  # Keras 2, which TFP imports; its release is TensorFlow's
-        "keras>=3.6,<4",  # training and layer rules use a few of Keras 3's internals
-        "numpy>=1.26,<3",
-        "pandas>=2,<4",  # releases of pandas deprecate options of `read_csv`
-        "scikit-learn>=1.4,<2",
+        "tf-keras>=2.20,<2.22",  # Keras 2, which TFP imports; its release is TensorFlow's
+        "keras>=3.12,<4",  # training and layer rules use a few of Keras 3's internals
+        "numpy>=2,<3",
+        "pandas>=2.2.2,<4",  # releases of pandas deprecate options of `read_csv`
+        "scikit-learn>=1.5,<2",
         "matplotlib>=3.8,<4",
         "setuptools",  # TFP imports distutils, which Python 3.12 and later only has through setuptools
     ],

@@ -23,16 +23,12 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-# The lower ends of the pins; TensorFlow has releases for Python 3.13 since 2.20.
+# The lower ends of the pins; Python 3.13 has releases of some packages from later ones on.
 OLDEST = (
-    "tensorflow==2.18.*",
-    "tf-keras==2.18.*",
-    "keras==3.6.*",
-    "numpy==1.26.*",
-    "pandas==2.0.*",
-    "scikit-learn==1.4.*",
+    *("tensorflow==2.20.*", "tf-keras==2.20.*", "keras==3.12.*"),
+    *("numpy==2.0.*", "pandas==2.2.2", "scikit-learn==1.5.*"),
 )
-OLDEST_OF_313 = ("tensorflow==2.20.*", "tf-keras==2.20.*", "keras==3.10.*")
+OLDEST_OF_313 = (*OLDEST[:3], "numpy==2.1.*", "pandas==2.2.3", "scikit-learn==1.6.*")
 TESTS = (
     *("tests/test_private_parts.py", "tests/model/test_executions.py", "tests/model/test_saving.py"),
     *("tests/mcmc/test_kernels.py", "tests/datasets/test_regular_tables.py", "tests/derivatives/test_derivatives.py"),

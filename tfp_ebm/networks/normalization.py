@@ -18,6 +18,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfp_ebm.arguments import check_count
 from tfp_ebm.networks.precision import at_least_float32
 
 
@@ -121,6 +122,8 @@ class GroupNormalization(keras.layers.GroupNormalization):
         scale: bool = True,
         **kwargs: Any,
     ) -> None:
+        if groups != -1:
+            check_count("groups", groups)
         super().__init__(groups=groups, axis=axis, epsilon=epsilon, center=center, scale=scale, **kwargs)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
