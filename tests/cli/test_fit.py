@@ -340,6 +340,15 @@ def test_a_damaged_model_is_named(run, tmp_path, capsys):
     assert len(error.splitlines()) == 1 and "model.keras cannot be read" in error
 
 
+@pytest.mark.parametrize(
+    "error", [UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "bad"), json.JSONDecodeError("Expecting", "x", 0)]
+)
+def test_the_words_of_a_decoder_are_no_reason(error):
+    """They are ValueErrors, too, but no reader of the message knows what they are about."""
+    assert runs._reason(error) == runs._reason(KeyError("x"))
+    assert runs._reason(ValueError("`n` must be positive.")) == "`n` must be positive."
+
+
 def test_evaluate_refuses_rows_of_another_shape(run, bad_files, tmp_path, capsys):
     np.save(tmp_path / "wide.npy", np.random.default_rng(0).normal(size=(10, 3)))
     assert main(["evaluate", str(run), str(tmp_path / "wide.npy")]) == 2

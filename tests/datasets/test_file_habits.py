@@ -349,7 +349,7 @@ REFUSED = {
     "text of no characters": (
         "x.npy",
         npy(np.array([(1.0, 0x20202020), (2.0, 65)], [("a", "<f4"), ("b", "<u4")]).view([("a", "<f4"), ("b", "<U1")])),
-        "'b' must hold text, but 0x20202020 is no character of Unicode",
+        "'b' must hold text, but U\\+20202020 is no character of Unicode",
     ),
     "bytes that are not ASCII": (
         "x.npy",

@@ -115,7 +115,7 @@ def _reason(error: BaseException) -> str:
             "it holds code of Python, such as a Lambda layer, which is not run. Do not use files that you do not trust."
         )
     message = " ".join(str(chain[-1]).split())
-    if isinstance(chain[-1], ValueError) and 0 < len(message) <= _LONGEST_REASON and "<" not in message:
+    if type(chain[-1]) is ValueError and 0 < len(message) <= _LONGEST_REASON and "<" not in message:
         return message
     return "it is damaged, or was written by another version of this package or of Keras."
 

@@ -206,7 +206,7 @@ def _field(values: np.ndarray, label: str) -> np.ndarray:
         raise ValueError(f"{label} must hold ASCII text: {error}.") from error
     codes = text.view(np.uint32) if text.dtype.itemsize else np.zeros(0, np.uint32)
     if bad := codes[(codes > _LAST_CODE) | ((codes >= 0xD800) & (codes < 0xE000))].tolist():
-        raise ValueError(f"{label} must hold text, but {bad[0]:#x} is no character of Unicode.")
+        raise ValueError(f"{label} must hold text, but U+{bad[0]:04X} is no character of Unicode.")
     return text
 
 
