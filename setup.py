@@ -53,7 +53,7 @@ setup(
         "keras>=3.12,<4",  # training and layer rules use a few of Keras 3's internals
         "numpy>=2,<3",
         "pandas>=2.2.2,<4",  # releases of pandas deprecate options of `read_csv`
-        "scikit-learn>=1.5,<2",
+        "scikit-learn>=1.6,<2",
         "matplotlib>=3.8,<4",
         "setuptools",  # TFP imports distutils, which Python 3.12 and later only has through setuptools
     ],

@@ -26,7 +26,7 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # The lower ends of the pins; Python 3.13 has releases of some packages from later ones on.
 OLDEST = (
     *("tensorflow==2.20.*", "tf-keras==2.20.*", "keras==3.12.*"),
-    *("numpy==2.0.*", "pandas==2.2.2", "scikit-learn==1.5.*"),
+    *("numpy==2.0.*", "pandas==2.2.2", "scikit-learn==1.6.*"),
 )
 OLDEST_OF_313 = (*OLDEST[:3], "numpy==2.1.*", "pandas==2.2.3", "scikit-learn==1.6.*")
 TESTS = (

@@ -336,7 +336,7 @@ def prepare(job, kept):
     if job in SAVED:
         write(job, kept, 1)
     else:
-        {"train": lambda at: train(at, 2), "chains": lambda at: chains(at, 9), "candidates": candidates}[job](kept)
+        {"train": lambda at: train(at, 2), "chains": lambda at: chains(at, 5), "candidates": candidates}[job](kept)
 
 
 def damage(options, root):

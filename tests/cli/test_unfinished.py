@@ -111,6 +111,19 @@ def test_a_training_interrupted_after_an_epoch_is_a_run_with_a_warning(table, tm
     assert len(report_of(tmp_path / "run")["loss"]["by_epoch"]) == 1
 
 
+def test_nothing_is_left_where_the_command_cannot_be_written(table, tmp_path, monkeypatch, capsys):
+    usual = unfinished.written_atomically
+
+    def full(path):
+        if path.name == "command.json":
+            raise OSError(28, "No space left on device")
+        return usual(path)
+
+    monkeypatch.setattr(unfinished, "written_atomically", full)
+    assert fit(table, "--out", tmp_path / "new" / "run", *SMALL) == 2
+    assert "No space left" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_left_of_a_training_that_saved_nothing(table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ebm.EnergyModel, "fit", lambda *args, **kwargs: interrupt())
     assert fit(table, "--out", tmp_path / "new" / "run", *SMALL) == 130

@@ -1,5 +1,6 @@
 """Files that were changed on purpose: no code of theirs runs, and no class but those of Keras, TFP and this package."""
 
+import contextlib
 import io
 import json
 import pathlib
@@ -184,8 +185,9 @@ def test_names_that_lead_out_of_the_archive(saved, tmp_path):
     names = ("../../escaped", "../escaped", f"{tmp_path}/escaped", "assets/../../../escaped", "assets/escaped")
     path = changed(saved, folder / "model.keras", lambda config: None, **dict.fromkeys(names, b"x"))
     before = fuzzing.names_in(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Keras's, that it skips them
+    # Keras warns that it skips them; Keras 3.12 fails while it writes the warning
+    with warnings.catch_warnings(), contextlib.suppress(AttributeError):
+        warnings.simplefilter("ignore")
         keras.saving.load_model(path)
     assert fuzzing.names_in(tmp_path) == before
     assert not (pathlib.Path.cwd() / "escaped").exists() and not pathlib.Path("/tmp/escaped").exists()

@@ -111,9 +111,13 @@ class Unfinished:
         self.forget()
         data = os.path.abspath(options.data) if os.path.exists(options.data) else options.data
         record = {"arguments": options.command_line[1:], "data": data, "digest": digest}
-        self.directory.mkdir(parents=True)
-        with written_atomically(self.directory / _COMMAND) as temporary:
-            temporary.write_text(json.dumps(record), encoding="utf-8")
+        try:
+            self.directory.mkdir(parents=True)
+            with written_atomically(self.directory / _COMMAND) as temporary:
+                temporary.write_text(json.dumps(record), encoding="utf-8")
+        except BaseException:  # as on a full disk: a directory without a command would look like a training
+            self.forget()
+            raise
 
     def forget(self) -> None:
         """Removes the directory, and those above it that were made for it and are empty."""

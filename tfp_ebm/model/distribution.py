@@ -40,9 +40,6 @@ from tfp_ebm.random import stateless_seed
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
-# Below it a run ends before XLA would have compiled it, and R-hat is too uncertain; TFP's joint distributions draw one.
-_FEW_CHAINS = MIN_CHAINS
-
 
 class EnergyDistribution(tfp.distributions.Distribution, Composable):
     """The distribution p(x) = exp(−E(x))/Z of an energy, for everything in TFP that takes a target density (eq. 1).
@@ -53,8 +50,8 @@ class EnergyDistribution(tfp.distributions.Distribution, Composable):
     for more than 50 coordinates, and if the base has no normalised density. It then warns about chains that never moved
     and about NaN gradients at points of finite density. With at least 16 chains, it also warns if R-hat over the second
     half of the burn-in is significantly above 1.02: the chains then have not forgotten their initial states, for
-    example because of separated modes, or still drift (see `mcmc/arrival.py` for the formula). Inside a `tf.function`
-    there are no warnings. Initial states of zero or NaN density are drawn again.
+    example because of separated modes, or still drift. Inside a `tf.function` there are no warnings. Initial states of
+    zero or NaN density are drawn again.
 
     `unnormalized_log_prob` is −E(x), or −E(x) − log Z if `log_normalizer` was given: if log Z depends on another
     variable of a joint distribution, the joint density needs it. If log Z is unknown or irrelevant,
@@ -67,8 +64,7 @@ class EnergyDistribution(tfp.distributions.Distribution, Composable):
 
     Args:
       energy: an `EnergyModel`, any Keras network, or a callable `[batch, *event] -> [batch]`.
-      event_shape: shape of one x; default: that of the model or, for a callable, of `base`. Networks whose input shape
-        is unknown need it.
+      event_shape: shape of one x; default: that of the model, of the network's input, or of `base`.
       kernel: the kernel of the chains: a kernel of `ebm.mcmc` or any callable `target ->
         tfp.mcmc.TransitionKernel`. If it is given, `sample` runs chains. With an `EnergyModel`, step sizes and boxes
         are in standardised coordinates, as in the model's loss, but the base of an `IndependenceMetropolis` or
@@ -131,10 +127,8 @@ class EnergyDistribution(tfp.distributions.Distribution, Composable):
         else:
             check_energy(energy, "energy")
             dtype = dtype or getattr(base, "dtype", tf.float32)
+            event_shape = getattr(base, "event_shape", None) if event_shape is None else event_shape
         dtype = tf.as_dtype(dtype)
-        if event_shape is None:
-            check_base("base", base)
-            event_shape = base.event_shape
         if tf.is_tensor(event_shape):
             event_shape = tf.get_static_value(event_shape).tolist()
         event_shape = check_event_shape(event_shape)
@@ -357,7 +351,8 @@ class EnergyDistribution(tfp.distributions.Distribution, Composable):
         """Returns the last states of chains, `[num_chains, *event]`, or exact samples if the network draws them."""
         if self._kernel is None and draws_exactly(self._energy):
             return exact_draws(self._energy, num_chains, seed)
-        if isinstance(num_chains, int) and num_chains < _FEW_CHAINS:
+        # with few, as TFP's joint distributions draw, a run ends before XLA would have compiled it
+        if isinstance(num_chains, int) and num_chains < MIN_CHAINS:
             return self.sample_chains(1, num_chains, seed=seed, jit_compile=False).states[0]
         if self._num_burnin_steps == 0 or not tf.executing_eagerly():
             return self.sample_chains(1, num_chains, seed=seed).states[0]
