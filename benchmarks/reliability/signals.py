@@ -5,7 +5,7 @@ The command runs in a process of its own, saves itself every tenth of a second, 
 that `--resume` continues, or nothing. In the end its weights and samples must be those of a command that was not
 disturbed; after Ctrl-C within the training, the model as it was then is a run of its own.
 
-    python benchmarks/reliability/signals.py [--tries 50] [--json out.json]
+    python benchmarks/reliability/signals.py [--tries 50] [--jobs fit sample] [--json out.json]
 """
 
 import argparse
@@ -131,6 +131,7 @@ def main():
     """Disturbs, continues, compares, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tries", type=int, default=50)
+    parser.add_argument("--jobs", nargs="+", choices=("fit", "sample"), default=["fit", "sample"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json")
     options = parser.parse_args()
@@ -149,6 +150,8 @@ def main():
             ("fit", try_fit, data, expected),
             ("sample", try_sample, expected, samples),
         ):
+            if job not in options.jobs:
+                continue
             results[job] = []
             for number in range(options.tries):
                 kind = list(SIGNALS)[number % 3]

@@ -70,3 +70,11 @@ def test_normalisations_compute_in_float32(name, monkeypatch):
     assert error(laplacian(network("mixed_float16"), x, method="forward"), exact) < 0.05
     monkeypatch.setattr(Jet, "at_least_float32", lambda jet: jet)
     assert not error(laplacian(network("mixed_float16"), x, method="forward"), exact) < 0.05
+
+
+@pytest.mark.parametrize("derivative", [ebm.derivatives.score, laplacian])
+def test_a_tensor_of_another_dtype_than_the_model_is_refused_by_name(derivative):
+    model = ebm.EnergyModel(ebm.networks.mlp([2], units=[4], seed=0))
+    with pytest.raises(TypeError, match="`x` must have the model's dtype float32, got float64"):
+        derivative(model, tf.zeros([3, 2], tf.float64))
+    assert derivative(model, np.zeros([3, 2])).dtype == tf.float32  # arrays are converted

@@ -129,4 +129,6 @@ def as_floating(energy_fn: Any, x: Any) -> tf.Tensor:
     state = tf.convert_to_tensor(x) if tf.is_tensor(x) else tf.convert_to_tensor(x, dtype_hint=dtype)
     if not state.dtype.is_floating:
         raise TypeError(f"`x` must hold floating-point numbers, got a tensor of dtype {state.dtype.name}.")
+    if hasattr(energy_fn, "energy_function") and state.dtype != tf.as_dtype(dtype):
+        raise TypeError(f"`x` must have the model's dtype {tf.as_dtype(dtype).name}, got {state.dtype.name}.")
     return state
