@@ -66,7 +66,7 @@ class Truth(NamedTuple):
 def truth(request):
     """Gauss-Legendre quadrature of the density, 8 × 8 nodes in every cell of a box well outside the data."""
     (to_plane, _, log_jacobian), half_width, num = GRIDS[request.param]
-    p = getattr(targets, request.param)(tf.float64)
+    p = getattr(targets, request.param)(dtype=tf.float64)
     edges = np.linspace(-half_width, half_width, num + 1)
     nodes, weights = np.polynomial.legendre.leggauss(8)
     step = edges[1] - edges[0]
@@ -163,7 +163,7 @@ def points(p, num=200):
     ],
 )
 def test_mixtures_equal_tfp(name, twin):
-    p, q = getattr(targets, name)(tf.float64), twin()
+    p, q = getattr(targets, name)(dtype=tf.float64), twin()
     np.testing.assert_allclose(p.log_prob(points(p)), q.log_prob(points(p)), rtol=1e-12)
     np.testing.assert_allclose(p.mean(), q.mean(), atol=1e-12)
     np.testing.assert_allclose(p.covariance(), q.covariance(), atol=1e-12)
@@ -210,7 +210,7 @@ def test_checkerboard_is_uniform_on_every_other_square():
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_gradients_equal_finite_differences(name):
-    p = getattr(targets, name)(tf.float64)
+    p = getattr(targets, name)(dtype=tf.float64)
     x = tf.constant(points(p, 50))
     _, gradient = tfp.math.value_and_gradient(p.log_prob, x)
     step = 1e-5
@@ -226,7 +226,7 @@ def test_gradients_equal_finite_differences(name):
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_gradients_are_finite_at_the_origin_and_far_out(name, dtype):
-    p = getattr(targets, name)(dtype)
+    p = getattr(targets, name)(dtype=dtype)
     x = tf.constant([[0.0, 0.0], [6.0, -6.0], [-9.0, 3.0]], dtype)
     value, gradient = tfp.math.value_and_gradient(p.log_prob, x)
     assert np.isfinite(value).all() and np.isfinite(gradient).all()

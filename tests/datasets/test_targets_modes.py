@@ -14,7 +14,7 @@ MAKE = {
     "gmm40": lambda dtype: targets.gmm40(dtype),
     "two_widths": lambda dtype: targets.two_widths(3, 8.0, 0.5, dtype),
     "many_well": lambda dtype: targets.many_well(6, dtype),
-    "funnel": lambda dtype: targets.funnel(dtype, 4),
+    "funnel": lambda dtype: targets.funnel(4, dtype),
 }
 NUM = 20_000
 
@@ -93,7 +93,7 @@ def test_many_well_is_a_product_of_known_integrals():
 
 def test_funnel_of_two_coordinates_and_of_more_have_the_same_density():
     x = np.random.default_rng(0).normal(size=(7, 3))
-    pair, three = targets.funnel(F64), targets.funnel(F64, 3)
+    pair, three = targets.funnel(2, F64), targets.funnel(3, F64)
     third = -0.5 * x[:, 2] ** 2 * np.exp(-x[:, 0]) - 0.5 * x[:, 0] - 0.5 * np.log(2 * np.pi)
     assert np.allclose(three.log_prob(x), pair.log_prob(x[:, :2]) + third, rtol=1e-12)
 

@@ -23,7 +23,7 @@ tfd = tfp.distributions
 
 def p_value_after_moves(num=20_000, num_moves=4):
     """The smaller p-value of x₁ and x₂ e^(−x₁/2) after moves of exact draws of Neal's funnel (Kolmogorov-Smirnov)."""
-    target = targets.funnel(tf.float64)
+    target = targets.funnel(dtype=tf.float64)
 
     @tf.function(autograph=False)
     def run(x):

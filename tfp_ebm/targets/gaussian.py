@@ -211,20 +211,20 @@ def rosenbrock(dtype: Any = tf.float32) -> Target:
 
 
 @named
-def funnel(dtype: Any = tf.float32, num_coordinates: int = 2) -> Target:
+def funnel(num_coordinates: int = 2, dtype: Any = tf.float32) -> Target:
     """Returns Neal's funnel: x₁ ~ N(0, 3²), xₖ | x₁ ~ N(0, exp(x₁)) for all other k.
 
     The scale of x₂, … varies over four orders of magnitude.
 
     Args:
-      dtype: tf.float32 or tf.float64.
       num_coordinates: number of coordinates, at least 2.
+      dtype: tf.float32 or tf.float64.
 
     Reference: Neal, Slice sampling, Annals of Statistics 31(3), 2003, section 8.
 
-    >>> funnel(tf.float64).stddev().numpy().round(3).tolist()
+    >>> funnel(dtype=tf.float64).stddev().numpy().round(3).tolist()
     [3.0, 9.488]
-    >>> funnel(num_coordinates=10).event_shape
+    >>> funnel(10).event_shape
     TensorShape([10])
     """
     if check_count("num_coordinates", num_coordinates, 2) == 2:
