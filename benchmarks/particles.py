@@ -95,7 +95,7 @@ class Ours:
         """Returns the means of the functions, log Z, and notes."""
         draws = self.run(self.target, self.base, num_samples=NUM_PARTICLES, seed=seed)
         means = functions_of(self.case, draws.states.numpy().astype("float64")).mean(0)
-        return means, draws.log_normalizer.value, {"temperatures": len(draws.temperatures) - 1}
+        return means, draws.log_normalizer.value, {"temperatures": len(draws.inverse_temperatures) - 1}
 
 
 class BlackJAX:

@@ -87,7 +87,7 @@ def test_the_larger_of_two_errors_is_reported(monkeypatch):
 
     def error(target):
         draws = mcmc.sequential_monte_carlo(target, far, num_samples=5, seed=0, num_last_moves=2, jit_compile=False)
-        assert len(draws.temperatures) > 2  # the particles are annealed
+        assert len(draws.inverse_temperatures) > 2  # the particles are annealed
         groups = jackknife_of_log_mean(np.asarray(draws.log_normalizer.log_weights))[1]
         return draws.log_normalizer.standard_error, groups
 

@@ -49,7 +49,7 @@ def two_widths(d, seed=0):
     """z-scores of the share and of log Z of 40 chains that all start in one mode, and the results."""
     target, base = targets.two_widths(d, 10.0, 0.5), mixture_base(d)
     start = tf.constant(np.tile([[-5.0] + (d - 1) * [0.0]], [40, 1]), tf.float32)
-    recipe = mcmc.ReplicaExchange(mcmc.Adaptive(mcmc.HMC(0.3, 3)), [1.0, 0.6, 0.3, 0.1, 0.0], reference=base)
+    recipe = mcmc.ReplicaExchange(mcmc.Adaptive(mcmc.HMC(0.3, 3)), [1.0, 0.6, 0.3, 0.1, 0.0], base=base)
     # log f shifted by 3, so that log Z is not 0
     results, states = run(lambda x: target.log_prob(x) + 3.0, start, recipe, 128, 300, seed)
     shares = (states[..., 0] > 0).mean(0)  # chains are independent
@@ -92,7 +92,7 @@ def test_rejections_and_log_z_have_their_closed_forms():
     """
     betas, s = (1.0, 0.5, 0.0), 3.0
     base = tfd.MultivariateNormalDiag(tf.zeros([1], tf.float64), tf.fill([1], tf.constant(s, tf.float64)))
-    recipe = mcmc.ReplicaExchange(mcmc.HMC(0.9, 3), betas, reference=base, num_adaptation_steps=0)
+    recipe = mcmc.ReplicaExchange(mcmc.HMC(0.9, 3), betas, base=base, num_adaptation_steps=0)
     results, states = run(lambda x: -0.5 * x[..., 0] ** 2, tf.zeros([500, 1], tf.float64), recipe, 0, 200)
     precision = np.array(betas) + (1 - np.array(betas)) / s**2
     # |x'|/|x| < 1 has probability (2/π) atan(√(τ'/τ)); by detailed balance the acceptance is twice that
@@ -109,7 +109,7 @@ def test_rejections_and_log_z_have_their_closed_forms():
 @pytest.mark.long
 def test_in_the_driver_under_xla_and_in_files():
     base = mixture_base(2)
-    recipe = mcmc.ReplicaExchange(mcmc.MALA(0.4), reference=base)
+    recipe = mcmc.ReplicaExchange(mcmc.MALA(0.4), base=base)
     assert len(recipe.inverse_temperatures) == 10 and recipe.inverse_temperatures[-1] == 0.0
     target = targets.two_widths(2, 10.0, 0.5)
     call = functools.partial(mcmc.sample, target.log_prob, tf.zeros([20, 2]), recipe, num_results=4, seed=0)
@@ -121,7 +121,7 @@ def test_in_the_driver_under_xla_and_in_files():
         assert samples.num_nonfinite == 0 and np.mean(samples.states[..., 0] > 0) > 0.2
     restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(recipe))
     assert restored == recipe and hash(restored) == hash(recipe)
-    assert mcmc.ReplicaExchange(mcmc.MALA(0.4), reference=mixture_base(3)) != recipe
+    assert mcmc.ReplicaExchange(mcmc.MALA(0.4), base=mixture_base(3)) != recipe
     equal = equal_rejections(tf.constant([1.0, 0.2, 0.0], tf.float64), tf.constant([0.3, 0.3], tf.float64))
     np.testing.assert_allclose(equal, [1.0, 0.2, 0.0])
 
@@ -131,16 +131,16 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="`inverse_temperatures` must be given"):
         mcmc.ReplicaExchange(mcmc.MALA(0.1))
     with pytest.raises(ValueError, match="`inverse_temperatures` must decrease from 1 to 0"):
-        mcmc.ReplicaExchange(mcmc.MALA(0.1), [1.0, 0.5], reference=base)
-    with pytest.raises(TypeError, match="`reference`"):
-        mcmc.ReplicaExchange(mcmc.MALA(0.1), reference=lambda x: x)
+        mcmc.ReplicaExchange(mcmc.MALA(0.1), [1.0, 0.5], base=base)
+    with pytest.raises(TypeError, match="`base`"):
+        mcmc.ReplicaExchange(mcmc.MALA(0.1), base=lambda x: x)
     with pytest.raises(ValueError, match="`num_adaptation_steps`"):
-        mcmc.ReplicaExchange(mcmc.MALA(0.1), reference=base, num_adaptation_steps=-1)
-    with pytest.raises(ValueError, match="`reference`"):
+        mcmc.ReplicaExchange(mcmc.MALA(0.1), base=base, num_adaptation_steps=-1)
+    with pytest.raises(ValueError, match="`base`"):
         mcmc.sample(
             lambda x: -(x[..., 0] ** 2),
             tf.zeros([3, 1]),
-            mcmc.ReplicaExchange(mcmc.MALA(0.1), reference=base),
+            mcmc.ReplicaExchange(mcmc.MALA(0.1), base=base),
             num_results=2,
             seed=0,
         )

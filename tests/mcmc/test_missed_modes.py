@@ -155,6 +155,6 @@ def test_weighted_draws_of_a_flat_density_need_no_moves(monkeypatch):
         )
 
     draws = run()
-    assert draws.trouble == () and draws.acceptance_rates[-1] < 0.1 and draws.num_ancestors > 0.9 * draws.num_particles
+    assert draws.trouble == () and draws.acceptance_rate[-1] < 0.1 and draws.num_ancestors > 0.9 * draws.num_particles
     monkeypatch.setattr(draws_module, "_ENOUGH_ANCESTORS", 1.1)  # control: as if they were copies
     assert any("accepted at a rate" in sentence for sentence in run().trouble)

@@ -49,7 +49,7 @@ def test_shares_and_log_z():
         assert abs(draws.log_normalizer.value - LOG_Z) < 5 * draws.log_normalizer.standard_error
     draws = runs[0]
     assert np.array_equal(draws.states, run(seed=0).states) and not np.array_equal(draws.states, runs[1].states)
-    assert draws.states.shape == (1024, 2) and len(draws.acceptance_rates) == len(draws.temperatures) - 1
+    assert draws.states.shape == (1024, 2) and len(draws.acceptance_rate) == len(draws.inverse_temperatures) - 1
     right = draws.states.numpy()[draws.states.numpy()[:, 0] > 0]
     expected = math.hypot(WIDTH, LOW)  # relative error 1/√(2·700)
     np.testing.assert_allclose(right.std(0), expected, rtol=0.15)

@@ -100,7 +100,7 @@ def test_a_target_equal_to_the_base_needs_no_annealing_and_has_no_error():
     base = wide(2)
     draws = run(base.log_prob, base, num_samples=20, seed=0, jit_compile=False)
     assert draws.log_normalizer.value == 0.0 and draws.log_normalizer.standard_error == 0.0
-    assert draws.temperatures.tolist() == [0.0, 1.0] and draws.trouble == ()
+    assert draws.inverse_temperatures.tolist() == [0.0, 1.0] and draws.trouble == ()
     assert draws.states.shape == (20, 2) and draws.num_particles == 1024
 
 
@@ -115,14 +115,14 @@ def two_modes():
 def test_shares_and_log_normalizer_of_two_modes(two_modes):
     draws = two_modes[2]
     share = np.mean(draws.states.numpy()[:, 0] > 0)
-    assert len(draws.temperatures) > 3  # it was annealed
+    assert len(draws.inverse_temperatures) > 3  # it was annealed
     assert draws.trouble == () and draws.states.shape == (2000, 2)
     # about 1000 effective draws: standard error .015
     assert abs(share - 0.7) < 0.06 and abs(draws.shares.values[0] - 0.7) < 0.06
     assert abs(draws.log_normalizer.value) < 5 * draws.log_normalizer.standard_error < 0.2
     assert draws.shares.of_groups.shape == (8, 2) and draws.shares.centers.shape == (2, 2)
-    assert len(draws.acceptance_rates) == len(draws.temperatures) - 1
-    assert (np.diff(draws.temperatures) > 0).all() and draws.temperatures[-1] == 1.0
+    assert len(draws.acceptance_rate) == len(draws.inverse_temperatures) - 1
+    assert (np.diff(draws.inverse_temperatures) > 0).all() and draws.inverse_temperatures[-1] == 1.0
 
 
 @pytest.mark.slow
@@ -343,6 +343,6 @@ def test_moves_run_in_graph_mode_where_only_the_gradient_of_xla_is_nan():
 
     base = wide(2, 4.0, tf.float32)
     alone = run(log_prob, base, num_samples=1024, seed=0, jit_compile=True)
-    assert not alone.acceptance_rates.any() and "under XLA" in " ".join(alone.trouble)
+    assert not alone.acceptance_rate.any() and "under XLA" in " ".join(alone.trouble)
     draws = run(log_prob, base, num_samples=1024, seed=0)
-    assert draws.acceptance_rates.min() > 0.4 and draws.trouble == ()
+    assert draws.acceptance_rate.min() > 0.4 and draws.trouble == ()

@@ -35,7 +35,7 @@ def test_bits_progress_and_interrupts(monkeypatch, capsys):
     monkeypatch.setattr(particle_sampler, "_SECONDS", 1e-9)  # one stage per call
     capsys.readouterr()
     divided = run(progress=True)
-    stages = len(draws.temperatures)  # the base is none, but the last two stages are both at β = 1
+    stages = len(draws.inverse_temperatures)  # the base is none, but the last two stages are both at β = 1
     assert calls == 2 * list(range(1, stages + 1))
     assert "100/100" in capsys.readouterr().out
     calls.clear()
@@ -44,8 +44,8 @@ def test_bits_progress_and_interrupts(monkeypatch, capsys):
     assert len(calls) < stages and capsys.readouterr().out == ""
     for other in (divided, at_once):
         np.testing.assert_array_equal(draws.states, other.states)
-        np.testing.assert_array_equal(draws.temperatures, other.temperatures)
-        np.testing.assert_array_equal(draws.acceptance_rates, other.acceptance_rates)
+        np.testing.assert_array_equal(draws.inverse_temperatures, other.inverse_temperatures)
+        np.testing.assert_array_equal(draws.acceptance_rate, other.acceptance_rate)
         assert draws.log_normalizer.value == other.log_normalizer.value and draws.trouble == other.trouble
     calls.clear()
     interrupt_at = 2

@@ -169,7 +169,7 @@ def _drawn_by_particles(model: EnergyModel, options: argparse.Namespace) -> tupl
     )
     found = f"clusters with shares {fractions}" if len(shares.values) > 1 else "one cluster"
     normalizer = f"log Z {log_z.value:.3f} ± {log_z.standard_error:.3f}"
-    _print(options, f"{normalizer}, {found}, nested R-hat {draws.nested_r_hat:.3f}")
+    _print(options, f"{normalizer}, {found}, nested R-hat {draws.rhat:.3f}")
     if draws.trouble:
         warnings.warn(
             f"the samples may not have the model's distribution. {' '.join(draws.trouble)} On the command line, a "
@@ -188,9 +188,9 @@ def _drawn_by_particles(model: EnergyModel, options: argparse.Namespace) -> tupl
         "trouble": list(draws.trouble),
         "num_particles": draws.num_particles,
         "num_ancestors": draws.num_ancestors,
-        "temperatures": draws.temperatures.tolist(),
-        "acceptance_rates": draws.acceptance_rates.tolist(),
-        "nested_r_hat": draws.nested_r_hat,
+        "temperatures": draws.inverse_temperatures.tolist(),
+        "acceptance_rates": draws.acceptance_rate.tolist(),
+        "nested_r_hat": draws.rhat,
         "num_nonfinite": _num_nonfinite(samples),
     }
 

@@ -292,9 +292,9 @@ def in_batches(rows: Any, order: tf.Tensor, batch_size: int, drop_remainder: boo
       batch_size: number of rows.
       drop_remainder: whether a smaller last batch is left out; all batches then have a static shape.
 
-    >>> batches = in_batches(tf.constant([0.0, 0.1, 0.2]), tf.constant([1, 2, 0]), 2)
-    >>> [batch.numpy().round(1).tolist() for batch in batches]
-    [[0.1, 0.2], [0.0]]
+    >>> batches = in_batches(tf.constant([0.0, 0.5, 1.0]), tf.constant([1, 2, 0]), 2)
+    >>> [batch.numpy().tolist() for batch in batches]
+    [[0.5, 1.0], [0.0]]
     """
     end = tf.size(order, tf.int64)
 

@@ -41,14 +41,13 @@ class Draws:
         larger of the jackknife's over groups and of that from the descent of the particles (Lee & Whiteley 2018); for
         draws from the base, the jackknife's over weights. Its `ess` is the effective number of weighted draws; its
         `log_weights` are the estimates of log Z from each group, `[num_groups]`.
-      temperatures: inverse temperatures from 0 (the base) to 1 (the target), `[K + 1]`; `[1]` for a network that draws
-        exactly.
-      acceptance_rates: mean acceptance of the trajectories at each temperature after the first, `[K]`.
+      inverse_temperatures: from 0 (the base) to 1 (the target), `[K + 1]`; `[1]` for a network that draws exactly.
+      acceptance_rate: mean acceptance of the trajectories at each temperature after the first, `[K]`.
       num_particles: number of particles, from which the draws are taken.
       num_ancestors: number of distinct draws from the base from which the particles descend.
       shares: the shares of clusters of particles, over all and in each group, with their errors and effective numbers
         of draws.
-      nested_r_hat: the largest nested R̂ of the target's log density and of the coordinates (Margossian et al. 2024):
+      rhat: the largest nested R̂ of the target's log density and of the coordinates (Margossian et al. 2024):
         √(1 + variance between groups / variance within groups).
       trouble: sentences that describe what is wrong; empty if nothing was found.
 
@@ -64,12 +63,12 @@ class Draws:
 
     states: tf.Tensor
     log_normalizer: Estimate
-    temperatures: np.ndarray
-    acceptance_rates: np.ndarray
+    inverse_temperatures: np.ndarray
+    acceptance_rate: np.ndarray
     num_particles: int
     num_ancestors: int
     shares: Shares
-    nested_r_hat: float
+    rhat: float
     trouble: tuple[str, ...]
 
 
@@ -141,7 +140,7 @@ def verdict(
     share_ess: float,
     num_particles: int,
     num_ancestors: int,
-    acceptance_rates: np.ndarray,
+    acceptance_rate: np.ndarray,
     temperatures: np.ndarray,
     max_temperatures: int,
     r_hat: float,
@@ -155,7 +154,7 @@ def verdict(
     """Returns the sentences of `Draws.trouble`.
 
     Args:
-      shares, num_particles, num_ancestors, acceptance_rates, temperatures: as in `Draws`.
+      shares, num_particles, num_ancestors, acceptance_rate, temperatures: as in `Draws`.
       share_ess: the smallest effective number of draws of any cluster, or part of a cluster.
       max_temperatures: the largest number of temperatures that was allowed.
       r_hat: nested R̂.
@@ -194,14 +193,14 @@ def verdict(
         len(temperatures) - 1 >= max_temperatures,
         f"{max_temperatures} temperatures did not suffice to get from the base to the target; {cure}.",
     )
-    is_low = ~(acceptance_rates >= _MIN_ACCEPT)
-    rates = acceptance_rates[is_low]
+    is_low = ~(acceptance_rate >= _MIN_ACCEPT)
+    rates = acceptance_rate[is_low]
     # draws that were weighted alone are independent without moves, unless many are copies
-    needs_moves = len(acceptance_rates) > 1 or num_ancestors < _ENOUGH_ANCESTORS * num_particles
+    needs_moves = len(acceptance_rate) > 1 or num_ancestors < _ENOUGH_ANCESTORS * num_particles
     add(
-        needs_moves and (is_low[-1:].any() or len(rates) > _MAX_LOW_RATES * len(acceptance_rates)),
+        needs_moves and (is_low[-1:].any() or len(rates) > _MAX_LOW_RATES * len(acceptance_rate)),
         f"The moves of the particles were accepted at a rate of {rates.min() if len(rates) else 0:.2f} at "
-        f"{len(rates)} of {len(acceptance_rates)} temperatures, less than {_MIN_ACCEPT}: the density may have parts of "
+        f"{len(rates)} of {len(acceptance_rate)} temperatures, less than {_MIN_ACCEPT}: the density may have parts of "
         "very different widths, or no finite gradient in places (under XLA also where it has one in graph mode).",
     )
     add(
@@ -271,7 +270,7 @@ def judged_draws(
     num_groups: int,
     log_normalizer: Estimate,
     temperatures: np.ndarray,
-    acceptance_rates: np.ndarray,
+    acceptance_rate: np.ndarray,
     max_temperatures: int,
     num_faults: int,
     has_boundary: bool = False,
@@ -290,7 +289,7 @@ def judged_draws(
       num_groups: number of groups.
       log_normalizer: as in `Draws`.
       has_boundary: whether the density may end at a boundary, where the identities of the gradient do not hold.
-      shares, share_ess, temperatures, acceptance_rates, max_temperatures, num_faults, missed, drift: as for
+      shares, share_ess, temperatures, acceptance_rate, max_temperatures, num_faults, missed, drift: as for
         `verdict`.
     """
     points, num = x.numpy().astype(np.float64), len(groups)
@@ -301,7 +300,7 @@ def judged_draws(
         share_ess=share_ess,
         num_particles=num,
         num_ancestors=num_ancestors,
-        acceptance_rates=acceptance_rates,
+        acceptance_rate=acceptance_rate,
         temperatures=temperatures,
         max_temperatures=max_temperatures,
         r_hat=r_hat,
@@ -318,11 +317,11 @@ def judged_draws(
     return Draws(
         states=tf.reshape(tf.gather(x, index[np.argsort(u[1:], kind="stable")]), [num_samples, *event_shape]),
         log_normalizer=log_normalizer,
-        temperatures=temperatures,
-        acceptance_rates=acceptance_rates,
+        inverse_temperatures=temperatures,
+        acceptance_rate=acceptance_rate,
         num_particles=num,
         num_ancestors=num_ancestors,
         shares=shares._replace(centers=shares.centers.reshape(-1, *event_shape)),
-        nested_r_hat=r_hat,
+        rhat=r_hat,
         trouble=trouble,
     )

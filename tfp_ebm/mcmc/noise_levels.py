@@ -230,7 +230,7 @@ class _Run:
             num_groups=settings.num_groups,
             log_normalizer=Estimate(value, error, float(passed.ess), log_normalizers),
             temperatures=np.linspace(0.0, 1.0, levels),
-            acceptance_rates=passed.accept.numpy()[1:],
+            acceptance_rate=passed.accept.numpy()[1:],
             max_temperatures=levels,
             num_faults=int(passed.num_faults),
         )

@@ -249,7 +249,7 @@ class Sampler:
             num_groups=num_groups,
             log_normalizer=log_normalizer,
             temperatures=temperatures,
-            acceptance_rates=rates,
+            acceptance_rate=rates,
             max_temperatures=self.settings.max_temperatures,
             num_faults=self._num_faults + int(passed.num_faults),
             has_boundary=self._has_boundary,

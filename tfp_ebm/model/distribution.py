@@ -276,7 +276,7 @@ class EnergyDistribution(tfp.distributions.Distribution, Composable):
             return samples
         return samples._replace(unnormalized_log_prob=samples.unnormalized_log_prob - self.log_normalizer)
 
-    def draw(self, num_samples: int, *, seed: Any, **kwargs: Any) -> mcmc.Draws:
+    def draw(self, num_samples: int, seed: Any, **kwargs: Any) -> mcmc.Draws:
         """Draws by sequential Monte Carlo from the base, with log Z of exp(−E), its error, and a verdict on both.
 
         It does not use `kernel`, and runs eagerly only. Networks that draw exactly do so.

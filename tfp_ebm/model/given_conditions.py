@@ -192,7 +192,7 @@ class GivenConditions(EnergyDistribution):
         static = [*states.shape[:before], *self._batch_shape(), *self._event]
         return tf.ensure_shape(tf.reshape(states, shape), static)
 
-    def draw(self, num_samples: int, *, seed: Any, **kwargs: Any) -> Any:
+    def draw(self, num_samples: int, seed: Any, **kwargs: Any) -> Any:
         """Draws of each condition by sequential Monte Carlo from the base, as `EnergyDistribution.draw` does.
 
         Args:

@@ -57,6 +57,7 @@ def class_samples(model: EnergyModel, labels: Any, *, num_steps: int = 100, seed
     secretly an energy based model and you should treat it like one, 2020, arXiv:1912.03263.
 
     >>> import keras, tfp_ebm as ebm
+    >>> keras.utils.set_random_seed(0)
     >>> layers = [keras.layers.Flatten(), keras.layers.Dense(8, "silu"), keras.layers.Dense(2)]
     >>> classifier = keras.Sequential([keras.Input([8, 8, 1]), *layers])
     >>> model = ebm.recipes.jem(ebm.networks.JointEnergy(classifier), pixels=(0, 1))

@@ -71,8 +71,8 @@ class ExchangeWithReference(LateKernel):
     def _reference(self) -> tfp.distributions.Distribution:
         recipe = self._parameters["kernel"]
         if recipe.standardization is None:
-            return recipe.reference
-        return recipe.standardization.standardized(recipe.reference)
+            return recipe.base
+        return recipe.standardization.standardized(recipe.base)
 
     def _built(self, states: tf.Tensor, betas: tf.Tensor) -> tfp.mcmc.TransitionKernel:
         target, reference = self._parameters["target_log_prob_fn"], self._reference()

@@ -35,7 +35,7 @@ from tfp_ebm.mcmc.kernels.metropolis import IndependenceMetropolis, MetropolisHa
 from tfp_ebm.mcmc.results import find
 
 _TEMPERABLE = (RandomWalk, HMC, MALA, MetropolisHastings, IndependenceMetropolis)
-# Number of temperatures from a reference by default, and the share of the burn-in in which the ladder changes.
+# Number of temperatures from a base by default, and the share of the burn-in in which the ladder changes.
 _NUM_REPLICAS, _ADAPTED_SHARE = 10, 0.8
 
 
@@ -54,23 +54,23 @@ class ReplicaExchange(Wrapper):
     *chains]`, hold whether a swap of replicas k and k + 1 was proposed and accepted. Temperatures are well chosen if a
     share of .2 to .6 of the swaps is accepted.
 
-    With a `reference` b, replicas run on b^(1−β) p^β, all with the same step size, and the last one, at β = 0, is an
+    With a `base` b, replicas run on b^(1−β) p^β, all with the same step size, and the last one, at β = 0, is an
     exact draw from b in each step. In the burn-in the ladder becomes one of equal rejections. The results, which
     `tfp.mcmc.sample_chain(..., return_final_kernel_results=True)` returns, then have the fields `inverse_temperatures`,
     `rejection` of each pair, `barrier` (their sum Λ; about 2Λ replicas are best), `num_round_trips` (the number of
-    draws from the reference that reached the target, `[*chains]`) and `log_normalizer` (log Z by stepping stones; with
-    `log_prob` of the reference normalised). Fewer than ten round trips per chain are not enough for right shares.
+    draws from the base that reached the target, `[*chains]`) and `log_normalizer` (log Z by stepping stones; with
+    `log_prob` of the base normalised). Fewer than ten round trips per chain are not enough for right shares.
 
     Args:
       kernel: `RandomWalk`, `HMC`, `MALA`, `MetropolisHastings` or `IndependenceMetropolis`, or `Adaptive` of one.
       inverse_temperatures: β, at least two positive, decreasing numbers, the first of them 1. A geometric sequence is a
-        good first choice. With a reference, the last is 0, and None means ten temperatures.
-      reference: a `tfd.Distribution` over states. In an `EnergyDistribution` of a model it is over the model's x.
+        good first choice. With a base, the last is 0, and None means ten temperatures.
+      base: a `tfd.Distribution` over states. In an `EnergyDistribution` of a model it is over the model's x.
       num_adaptation_steps: number of steps in which the ladder changes; None means .8 of the burn-in.
       standardization: set by `in_coordinates`.
 
     Raises:
-      TypeError: if `kernel` is any other kernel, or `reference` is not a distribution.
+      TypeError: if `kernel` is any other kernel, or `base` is not a distribution.
       ValueError: if `inverse_temperatures` are not such numbers.
 
     >>> from tfp_ebm import mcmc, targets
@@ -82,7 +82,7 @@ class ReplicaExchange(Wrapper):
 
     kernel: Kernel
     inverse_temperatures: tuple[float, ...] | None = None
-    reference: tfp.distributions.Distribution | None = dataclasses.field(default=None, compare=False)
+    base: tfp.distributions.Distribution | None = dataclasses.field(default=None, compare=False)
     num_adaptation_steps: int | None = None
     standardization: Any = dataclasses.field(default=None, repr=False)
     _key: Hashable = dataclasses.field(init=False, repr=False)
@@ -94,13 +94,13 @@ class ReplicaExchange(Wrapper):
             raise TypeError(f"`kernel` must be one of {names}, or Adaptive of one, got {self.kernel!r}.")
         steps = self.num_adaptation_steps
         steps = None if steps is None else arguments.check_count("num_adaptation_steps", steps, 0)
-        self._normalize(_key=serialization.fingerprint(self.reference), num_adaptation_steps=steps)
-        if self.reference is not None:
-            check_base("reference", self.reference)
+        self._normalize(_key=serialization.fingerprint(self.base), num_adaptation_steps=steps)
+        if self.base is not None:
+            check_base("base", self.base)
             self._normalize(inverse_temperatures=_ladder_to_zero(self.inverse_temperatures))
             return
         if self.inverse_temperatures is None:
-            raise ValueError("`inverse_temperatures` must be given unless there is a `reference`.")
+            raise ValueError("`inverse_temperatures` must be given unless there is a `base`.")
         betas = arguments.check_sigmas("inverse_temperatures", self.inverse_temperatures)
         if len(betas) < 2 or betas[0] != 1 or sorted(set(betas), reverse=True) != list(betas):
             raise ValueError(
@@ -111,7 +111,7 @@ class ReplicaExchange(Wrapper):
 
     def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
         """See `Kernel.build`."""
-        if self.reference is not None:
+        if self.base is not None:
             return ExchangeWithReference(self, target_log_prob_fn, step_size)
         return _ReplicaExchangeKernel(self, target_log_prob_fn, step_size)
 
@@ -124,7 +124,7 @@ class ReplicaExchange(Wrapper):
         """Returns the step size of the cold replica."""
         if not self.kernel.is_adaptive:
             return step_size
-        if self.reference is not None:
+        if self.base is not None:
             steps = self.kernel.step_size_after(results.replica_results, step_size)
             return tf.reshape(steps[0], tf.shape(step_size))
         steps = self.kernel.step_size_after(results.post_swap_replica_results, step_size)
@@ -132,30 +132,30 @@ class ReplicaExchange(Wrapper):
 
     def log_prob_after(self, results: Any) -> tf.Tensor | None:
         """Returns the log density of the cold replica, whose temperature is 1."""
-        if self.reference is not None:
+        if self.base is not None:
             return results.target_log_prob
         return find(results.post_swap_replica_results, "target_log_prob")[0]
 
     def with_burnin(self, num_burnin_steps: int) -> ReplicaExchange:
         """Returns this kernel with a fixed number of steps in which the ladder and the step sizes change."""
         steps = self.num_adaptation_steps
-        if self.reference is not None and steps is None:
+        if self.base is not None and steps is None:
             steps = int(_ADAPTED_SHARE * num_burnin_steps)
         kernel = self.kernel.with_burnin(num_burnin_steps)
         return dataclasses.replace(self, kernel=kernel, num_adaptation_steps=steps)
 
     def check_event(self, event_shape: tuple[int, ...]) -> None:
-        """Raises ValueError if the reference, or a parameter of the kernel, has another event shape."""
+        """Raises ValueError if the base, or a parameter of the kernel, has another event shape."""
         super().check_event(event_shape)
-        if self.reference is not None:
-            check_base("reference", self.reference, None, tuple(event_shape))
+        if self.base is not None:
+            check_base("base", self.base, None, tuple(event_shape))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras."""
         return {
             "kernel": keras.saving.serialize_keras_object(self.kernel),
             "inverse_temperatures": self.inverse_temperatures,
-            "reference": serialization.encode(self.reference, "reference"),
+            "base": serialization.encode(self.base, "base"),
             "num_adaptation_steps": self.num_adaptation_steps,
         }
 
@@ -163,8 +163,8 @@ class ReplicaExchange(Wrapper):
     def from_config(cls, config: dict[str, Any]) -> ReplicaExchange:
         """Creates the kernel that returned `config` from `get_config`."""
         kernel = keras.saving.deserialize_keras_object(config["kernel"])
-        reference = serialization.decode(config.get("reference"))
-        return cls(kernel, config["inverse_temperatures"], reference, config.get("num_adaptation_steps"))
+        base = serialization.decode(config.get("base"))
+        return cls(kernel, config["inverse_temperatures"], base, config.get("num_adaptation_steps"))
 
 
 def _ladder_to_zero(betas: Any) -> tuple[float, ...]:
@@ -174,7 +174,7 @@ def _ladder_to_zero(betas: Any) -> tuple[float, ...]:
     given = [float(beta) for beta in np.ravel(betas)]
     falls = all(first > second for first, second in itertools.pairwise(given))
     if len(given) < 2 or given[0] != 1 or given[-1] != 0 or not falls:
-        raise ValueError(f"`inverse_temperatures` must decrease from 1 to 0 with a `reference`, got {betas!r}.")
+        raise ValueError(f"`inverse_temperatures` must decrease from 1 to 0 with a `base`, got {betas!r}.")
     return tuple(given)
 
 
