@@ -93,6 +93,8 @@ def test_counts_may_be_tensors():
     for jit_compile in (False, True):
         assert p.sample_chains(1, tf.constant(3), seed=0, jit_compile=jit_compile).states.shape == (1, 3, 2)
     assert make(event_shape=tf.constant([2])).event_shape == make(event_shape=tf.TensorShape([2])).event_shape
+    model = ebm.EnergyModel(ebm.networks.mlp([2], units=[2], seed=0))
+    assert ebm.EnergyDistribution(model, event_shape=tf.constant([2])).event_shape == (2,)
     assert tf.function(lambda n: ebm.targets.checkerboard().sample(n, seed=1))(tf.constant(4)).shape == (4, 2)
     for bad, error in ((tf.constant(2.0), TypeError), (tf.constant([1, 2]), TypeError), (tf.constant(0), ValueError)):
         with pytest.raises(error, match="num_chains"):

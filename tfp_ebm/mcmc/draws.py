@@ -141,7 +141,7 @@ def verdict(
     num_particles: int,
     num_ancestors: int,
     acceptance_rate: np.ndarray,
-    temperatures: np.ndarray,
+    inverse_temperatures: np.ndarray,
     max_temperatures: int,
     r_hat: float,
     log_normalizers: np.ndarray,
@@ -154,7 +154,7 @@ def verdict(
     """Returns the sentences of `Draws.trouble`.
 
     Args:
-      shares, num_particles, num_ancestors, acceptance_rate, temperatures: as in `Draws`.
+      shares, num_particles, num_ancestors, acceptance_rate, inverse_temperatures: as in `Draws`.
       share_ess: the smallest effective number of draws of any cluster, or part of a cluster.
       max_temperatures: the largest number of temperatures that was allowed.
       r_hat: nested R̂.
@@ -190,7 +190,7 @@ def verdict(
         f"represent the target independently; more particles, or {cure}.",
     )
     add(
-        len(temperatures) - 1 >= max_temperatures,
+        len(inverse_temperatures) - 1 >= max_temperatures,
         f"{max_temperatures} temperatures did not suffice to get from the base to the target; {cure}.",
     )
     is_low = ~(acceptance_rate >= _MIN_ACCEPT)
@@ -269,7 +269,7 @@ def judged_draws(
     gradient: np.ndarray,
     num_groups: int,
     log_normalizer: Estimate,
-    temperatures: np.ndarray,
+    inverse_temperatures: np.ndarray,
     acceptance_rate: np.ndarray,
     max_temperatures: int,
     num_faults: int,
@@ -289,7 +289,7 @@ def judged_draws(
       num_groups: number of groups.
       log_normalizer: as in `Draws`.
       has_boundary: whether the density may end at a boundary, where the identities of the gradient do not hold.
-      shares, share_ess, temperatures, acceptance_rate, max_temperatures, num_faults, missed, drift: as for
+      shares, share_ess, inverse_temperatures, acceptance_rate, max_temperatures, num_faults, missed, drift: as for
         `verdict`.
     """
     points, num = x.numpy().astype(np.float64), len(groups)
@@ -301,7 +301,7 @@ def judged_draws(
         num_particles=num,
         num_ancestors=num_ancestors,
         acceptance_rate=acceptance_rate,
-        temperatures=temperatures,
+        inverse_temperatures=inverse_temperatures,
         max_temperatures=max_temperatures,
         r_hat=r_hat,
         log_normalizers=np.asarray(log_normalizer.log_weights),
@@ -317,7 +317,7 @@ def judged_draws(
     return Draws(
         states=tf.reshape(tf.gather(x, index[np.argsort(u[1:], kind="stable")]), [num_samples, *event_shape]),
         log_normalizer=log_normalizer,
-        inverse_temperatures=temperatures,
+        inverse_temperatures=inverse_temperatures,
         acceptance_rate=acceptance_rate,
         num_particles=num,
         num_ancestors=num_ancestors,

@@ -76,7 +76,7 @@ def anneal_noise_levels(
       jit_compile: True: XLA, which takes a minute to compile two passes. False or "auto": graph mode.
 
     Returns:
-      A `Draws`; its `temperatures` are the shares of the way from σ_max to σ_min, in log σ.
+      A `Draws`; its `inverse_temperatures` are the shares of the way from σ_max to σ_min, in log σ.
 
     Raises:
       TypeError, ValueError: if an argument is not of the form above.
@@ -229,7 +229,7 @@ class _Run:
             gradient=gradient,
             num_groups=settings.num_groups,
             log_normalizer=Estimate(value, error, float(passed.ess), log_normalizers),
-            temperatures=np.linspace(0.0, 1.0, levels),
+            inverse_temperatures=np.linspace(0.0, 1.0, levels),
             acceptance_rate=passed.accept.numpy()[1:],
             max_temperatures=levels,
             num_faults=int(passed.num_faults),

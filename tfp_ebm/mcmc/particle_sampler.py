@@ -232,7 +232,7 @@ class Sampler:
         if stages > 1:  # the last two stages are both at β = 1
             both = np.average(rates[-2:], weights=moves[-2:])
             betas, rates = betas[:-1], np.append(rates[:-2], both)
-        temperatures: np.ndarray = np.append(0.0, betas)
+        inverse_temperatures: np.ndarray = np.append(0.0, betas)
         self._search(x, log_normalizer, share_ess)
         self._find_drift(particles, gradient, passed.plan.scales[stages - 1], passed.log_step_size)
         return judged_draws(
@@ -248,7 +248,7 @@ class Sampler:
             gradient=gradient,
             num_groups=num_groups,
             log_normalizer=log_normalizer,
-            temperatures=temperatures,
+            inverse_temperatures=inverse_temperatures,
             acceptance_rate=rates,
             max_temperatures=self.settings.max_temperatures,
             num_faults=self._num_faults + int(passed.num_faults),
@@ -376,7 +376,7 @@ class Sampler:
         if self._jit_compile != "auto" or not loop.loop.is_xla or passed.accept.numpy().any():
             return passed
         # XLA's gradient may be NaN where that of graph mode is not, as that of tf.norm at 0; then nothing moves
-        loop.loop.xla_failed = True
+        loop.give_up_xla()
         return self._pass(particles, plan, log_step_size, purpose, pays)
 
     def _find_pass(self, is_xla: bool) -> Compiled:

@@ -109,6 +109,8 @@ class EnergyDistribution(tfp.distributions.Distribution, Composable):
     ) -> None:
         parameters = dict(locals())
         check_keras_3("energy", energy)
+        if tf.is_tensor(event_shape):
+            event_shape = tf.get_static_value(event_shape).tolist()
         if isinstance(energy, keras.layers.Layer) and not isinstance(energy, EnergyModel):
             energy = model_of(energy, event_shape)
         if isinstance(energy, EnergyModel):
@@ -129,8 +131,6 @@ class EnergyDistribution(tfp.distributions.Distribution, Composable):
             dtype = dtype or getattr(base, "dtype", tf.float32)
             event_shape = getattr(base, "event_shape", None) if event_shape is None else event_shape
         dtype = tf.as_dtype(dtype)
-        if tf.is_tensor(event_shape):
-            event_shape = tf.get_static_value(event_shape).tolist()
         event_shape = check_event_shape(event_shape)
         if base is not None:
             check_base("base", base, dtype, event_shape)

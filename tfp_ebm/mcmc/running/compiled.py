@@ -103,6 +103,11 @@ class XlaOrGraph:
         if self._is_automatic and self.loop.xla_failed:
             self.loop = find(False)
 
+    def give_up_xla(self) -> None:
+        """Changes to graph mode, also in later choices about the same loop."""
+        self.loop.xla_failed = True
+        self.loop = self._find(False)
+
     def run(self, call: Callable[..., Any], *args: Any) -> Any:
         """Returns `call(loop, *args)`. If XLA was chosen automatically and fails, warns and retries in graph mode."""
         try:
@@ -111,8 +116,7 @@ class XlaOrGraph:
             if not (self._is_automatic and self.loop.is_xla):
                 raise
             reason = str(error).strip().splitlines()[0]
-        self.loop.xla_failed = True
-        self.loop = self._find(False)
+        self.give_up_xla()
         result = call(self.loop, *args)
         warn(f"The chain runs in graph mode, because XLA failed on it: {reason}")
         return result
