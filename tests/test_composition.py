@@ -36,18 +36,17 @@ def test_a_mixture_of_models_in_units_of_their_own(tmp_path):
     """Log density and score against closed forms; shares within 4 standard errors; saved and loaded."""
     base = tfd.MultivariateNormalDiag(np.array([5.0, 5.0]), np.array([2.0, 2.0]))
     parts = [normal_model(-3.0, 1.0, loc=7.0, scale=3.0), normal_model(2.0, 0.5, loc=-1.0, scale=0.1), base]
-    model = mixture(parts, [0.2, 0.5, 0.3])
+    p = mixture(parts, [0.2, 0.5, 0.3])
     x = rng().normal(size=(50, 2)) * 4
     expected = log_density(x, (-3.0, 2.0, 5.0), (1.0, 0.5, 2.0), (0.2, 0.5, 0.3))
-    p = ebm.EnergyDistribution(model)
     np.testing.assert_allclose(p.log_prob(x), expected, rtol=1e-9)
-    other = mixture(parts, [0.3, 0.5, 0.2])
-    assert np.abs(ebm.EnergyDistribution(other).log_prob(x) - expected).max() > 0.1  # control
+    assert np.abs(mixture(parts, [0.3, 0.5, 0.2]).log_prob(x) - expected).max() > 0.1  # control
     step = 1e-6
     slopes = [
         (log_density(x + step * e, (-3.0, 2.0, 5.0), (1.0, 0.5, 2.0), (0.2, 0.5, 0.3)) - expected) / step
         for e in np.eye(2)
     ]
+    model = p.energy_model
     np.testing.assert_allclose(model.score(x), np.stack(slopes, -1), rtol=1e-3, atol=1e-4)
     samples = p.sample(20_000, seed=0).numpy()
     share = np.mean(np.linalg.norm(samples - 2.0, axis=1) < 1.5)
@@ -60,10 +59,10 @@ def test_a_mixture_of_models_in_units_of_their_own(tmp_path):
 
 def test_training_a_part_trains_the_mixture():
     part = normal_model(0.0, 1.0)
-    model = mixture([part, normal_model(9.0, 1.0)], [0.5, 0.5])
-    before = model.energy(np.zeros((1, 2)))
+    p = mixture([part, normal_model(9.0, 1.0)], [0.5, 0.5])
+    before = p.log_prob(np.zeros((1, 2)))
     part.network.assign(MixtureParameters(np.ones(1), np.full((1, 2), 3.0), np.eye(2)[None]))
-    assert abs(float(model.energy(np.zeros((1, 2)))[0] - before[0]) - 9.0) < 1e-9
+    assert abs(float(before[0] - p.log_prob(np.zeros((1, 2)))[0]) - 9.0) < 1e-9
 
 
 def test_weights_are_those_of_the_best_mixture():
@@ -80,10 +79,32 @@ def test_weights_are_those_of_the_best_mixture():
 def test_a_stack_is_better_than_its_parts_and_drops_what_is_useless():
     x = np.concatenate([rng().normal(size=(300, 2)), rng().normal(size=(700, 2)) + 6.0])
     parts = [normal_model(0.0, 1.0), normal_model(6.0, 1.0), normal_model(-50.0, 1.0)]
-    model = stack(parts, x)
-    np.testing.assert_allclose(model.network.probs, [0.3, 0.7], atol=0.01)
+    p = stack(parts, x)
+    np.testing.assert_allclose(p.energy_model.network.probs, [0.3, 0.7], atol=0.01)
     best = max(float(-tf.reduce_mean(part.energy(x))) for part in parts)
-    assert float(-tf.reduce_mean(model.energy(x))) > best + 5.0
+    assert float(tf.reduce_mean(p.log_prob(x))) > best + 5.0
+
+
+def test_distributions_of_energies_are_parts(tmp_path):
+    """Those that draw exactly are the same parts as their models, so that the mixture can be saved. A given log Z
+    counts, and an unknown one is refused."""
+    models = [normal_model(-3.0, 1.0), normal_model(2.0, 0.5)]
+    x = rng().normal(size=(20, 2)) * 3
+    p = mixture([ebm.EnergyDistribution(model) for model in models], [0.4, 0.6])
+    np.testing.assert_array_equal(p.log_prob(x), mixture(models, [0.4, 0.6]).log_prob(x))
+    nested = mixture([p, ebm.EnergyDistribution(models[0])], [0.5, 0.5])
+    np.testing.assert_allclose(nested.log_prob(x), mixture(models, [0.7, 0.3]).log_prob(x), rtol=1e-12)
+    nested.energy_model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(ebm.EnergyDistribution(loaded).log_prob(x), nested.log_prob(x))
+    base = tfd.MultivariateNormalDiag(np.zeros(2), np.ones(2))
+    half = ebm.EnergyDistribution(lambda x: tf.reduce_sum(x**2, -1), base=base)
+    with pytest.raises(ValueError, match=r"`parts\[1\]` must have a known log Z"):
+        mixture([base, half], [0.5, 0.5])
+    q = mixture([base, half.with_log_normalizer(np.log(np.pi))], [0.5, 0.5])
+    np.testing.assert_allclose(q.log_prob(x), log_density(x, (0.0, 0.0), (1.0, 0.5**0.5), (0.5, 0.5)), rtol=1e-9)
+    wrong = mixture([base, half.with_log_normalizer(0.0)], [0.5, 0.5])
+    assert np.abs(wrong.log_prob(x) - q.log_prob(x)).max() > 0.5  # control
 
 
 def test_few_rows_choose_one_part_where_a_mixture_only_fits_their_noise():

@@ -53,7 +53,7 @@ def test_a_mixture_that_was_never_fitted_is_a_factor():
     wide = tfd.MultivariateNormalDiag([0.0], [5.0**0.5])
     x = np.linspace(-3.0, 3.0, 7, dtype="float32")[:, None]
     density = 0.5 * sum(np.exp(np.float64(part.log_prob(x))) for part in parts)
-    for factor in (mixture, ebm.EnergyDistribution(mixture)):
+    for factor in (mixture, mixture.energy_model):
         p = product([factor, wide])
         np.testing.assert_allclose(p.unnormalized_log_prob(x), np.log(density) + wide.log_prob(x), atol=1e-5)
         assert abs(p.base.mean()[0]) < 0.2 and abs(p.base.variance()[0] - 5.0) < 0.4

@@ -1,8 +1,7 @@
 """Densities made of densities: mixtures, mixtures whose weights fit held-out rows (stacking), and products.
 
-A mixture Σₖ wₖ pₖ(x) of densities with log Z = 0 has log Z = 0 itself: its log density and its samples are exact, and
-it is an `EnergyModel` like any other. Stacked on held-out rows it is hardly ever worse than its best part (Smyth &
-Wolpert 1999).
+A mixture Σₖ wₖ pₖ(x) of densities with log Z = 0 has log Z = 0 itself: its log density and its samples are exact.
+Stacked on held-out rows it is hardly ever worse than its best part (Smyth & Wolpert 1999).
 """
 
 from __future__ import annotations
@@ -37,33 +36,39 @@ _LEAST_WEIGHT = 0.01
 _NUM_FOLDS, _MAX_CROSS_VALIDATED = 10, 2000
 
 
-def mixture(parts: Sequence[Any], probs: Any) -> EnergyModel:
+def mixture(parts: Sequence[Any], probs: Any) -> Any:
     """Makes the mixture Σₖ wₖ pₖ(x) of densities whose log Z is known.
 
     Args:
       parts: densities over x of one event shape: each an `EnergyModel` with log Z = 0, such as one of
-        `networks.autoregressive`, or a `tfd.Distribution` with `log_prob` and `sample`. They are not copied: training
-        one trains it in the mixture too. Conditional models that are normalised, such as those of
-        `recipes.regression`, must take one kind of condition; the mixture is then conditional too.
+        `networks.autoregressive`, an `EnergyDistribution` whose log Z is known, or a `tfd.Distribution` with `log_prob`
+        and `sample`. They are not copied: training one trains it in the mixture too. Conditional models that are
+        normalised, such as those of `recipes.regression`, must take one kind of condition.
       probs: weights wₖ, not negative, with sum 1.
 
     Returns:
-      An `EnergyModel` with log Z = 0, exact `log_prob` and exact samples, in the units of its first model.
+      An `EnergyDistribution` with exact `log_prob` and, if the parts have them, exact samples. Its `energy_model` is in
+      the units of the first model, and is saved and exported as any other. If a part is conditional, the result is a
+      conditional `EnergyModel`, whose `given(c)` gives c to all such parts.
 
     Raises:
       TypeError, ValueError: if a part is no such density, the event shapes differ, or the weights are none.
 
-    >>> import tfp_ebm as ebm
     >>> normals = [tfp.distributions.MultivariateNormalDiag([m, 0.0]) for m in (-2.0, 2.0)]
-    >>> p = ebm.EnergyDistribution(mixture(normals, [0.3, 0.7]))
+    >>> p = mixture(normals, [0.3, 0.7])
     >>> p.sample(4, seed=0).shape, float(p.log_normalizer)
     (TensorShape([4, 2]), 0.0)
     """
+    model = mixture_model(parts, probs)
+    return model if model.is_conditional else EnergyDistribution(model)
+
+
+def mixture_model(parts: Sequence[Any], probs: Any) -> EnergyModel:
+    """Returns the `EnergyModel` of a mixture; the arguments are those of `mixture`."""
     parts = list(parts)
     if not parts:
         raise ValueError("`parts` must hold at least one density, got none.")
-    for i, part in enumerate(parts):
-        _check_part(f"parts[{i}]", part)
+    parts = [_checked_part(f"parts[{i}]", part) for i, part in enumerate(parts)]
     shapes = {tuple(part.event_shape) for part in parts}
     if len(shapes) > 1:
         raise ValueError(f"`parts` must have one event shape, got {sorted(shapes)}.")
@@ -117,7 +122,13 @@ def product(parts: Sequence[Any], exponents: Any = None) -> Any:
     return EnergyDistribution(energy, **arguments)
 
 
-def _check_part(name: str, part: Any) -> None:
+def _checked_part(name: str, part: Any) -> Any:
+    """Returns a part of a mixture; of an `EnergyDistribution` with log Z = 0, its `EnergyModel`."""
+    if isinstance(part, EnergyDistribution):
+        if part.log_normalizer is None:
+            raise ValueError(f"`{name}` must have a known log Z: estimate it, and pass p.with_log_normalizer(value).")
+        if draws_exactly(part._energy) and not np.any(part.log_normalizer):
+            return part._energy
     if isinstance(part, EnergyModel):
         if not (draws_exactly(part) or draws_exactly_given(part)):
             raise ValueError(
@@ -128,6 +139,7 @@ def _check_part(name: str, part: Any) -> None:
         check_base(name, part)
     else:
         raise TypeError(f"`{name}` must be an EnergyModel or a tfd.Distribution, got {part!r}.")
+    return part
 
 
 def log_prob_of(part: Any, x: np.ndarray) -> np.ndarray:
@@ -139,34 +151,36 @@ def log_prob_of(part: Any, x: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), values, -np.inf)
 
 
-def stack(parts: Sequence[Any], x_held_out: Any) -> EnergyModel:
+def stack(parts: Sequence[Any], x_held_out: Any) -> EnergyDistribution:
     """Makes the mixture of densities that is most likely on rows that none of them was fitted to.
 
     Args:
-      parts: as in `mixture`. A part whose weight is below .01 is left out.
+      parts: as in `mixture`, none of them conditional. A part whose weight is below .01 is left out.
       x_held_out: array `[rows, *event]`, or a `pandas.DataFrame`.
 
     Returns:
-      An `EnergyModel`, as `mixture` makes it; its weights are `model.network.probs`.
+      An `EnergyDistribution`, as `mixture` makes it; its weights are `energy_model.network.probs`.
 
     Raises:
       TypeError, ValueError: as `mixture`; or if no part has a positive density at some row.
 
-    >>> import tfp_ebm as ebm
     >>> normals = [tfp.distributions.MultivariateNormalDiag([m]) for m in (-2.0, 2.0, 90.0)]
     >>> x = np.concatenate([np.full((30, 1), -2.0), np.full((10, 1), 2.0)])
-    >>> [round(float(weight), 1) for weight in stack(normals, x).network.probs.numpy()]
+    >>> [round(float(weight), 1) for weight in stack(normals, x).energy_model.network.probs.numpy()]
     [0.7, 0.3]
     """
-    parts = list(parts)
+    parts = [_checked_part(f"parts[{i}]", part) for i, part in enumerate(parts)]
+    if not parts:
+        raise ValueError("`parts` must hold at least one density, got none.")
     for i, part in enumerate(parts):
-        _check_part(f"parts[{i}]", part)
-    x = check_data("x_held_out", x_held_out, tuple(parts[0].event_shape) if parts else None)
+        if is_conditional_model(part):
+            raise ValueError(f"`parts[{i}]` must be a density of x alone, got a conditional model.")
+    x = check_data("x_held_out", x_held_out, tuple(parts[0].event_shape))
     kept, probs = stacked_parts(np.stack([log_prob_of(part, x) for part in parts], 1))
-    return mixture([parts[i] for i in kept], probs)
+    return EnergyDistribution(mixture_model([parts[i] for i in kept], probs))
 
 
-def cdf(density: EnergyModel, x: Any, coordinate: int | str) -> np.ndarray:
+def cdf(density: Any, x: Any, coordinate: int | str) -> np.ndarray:
     """Computes the distribution function P(Xᵢ ≤ xᵢ | the other given coordinates) of one coordinate of a density.
 
     With all other coordinates NaN it is that of the marginal. Gaussian mixtures and kernel densities take any cells as
@@ -174,7 +188,8 @@ def cdf(density: EnergyModel, x: Any, coordinate: int | str) -> np.ndarray:
     a stack, needs what its parts need, and weighs them by their density of the given cells.
 
     Args:
-      density: an `EnergyModel` with log Z = 0, such as one of `networks.autoregressive`, `mixture` or `fit_density`.
+      density: an `EnergyModel` with log Z = 0, such as one of `networks.autoregressive` or `fit_density`, or the
+        `EnergyDistribution` of one, such as a `mixture`.
       x: array `[rows, size]`. NaN marks the coordinates that are not given. Coordinate i holds the point xᵢ.
       coordinate: i, the number of the coordinate, or its name in `density.columns`.
 
@@ -191,7 +206,8 @@ def cdf(density: EnergyModel, x: Any, coordinate: int | str) -> np.ndarray:
     >>> cdf(model, [[0.0, np.nan]], 0).round(3), cdf(model, [[1.0, 0.6]], 1).round(3)
     (array([0.5]), array([0.5]))
     """
-    if not isinstance(density, EnergyModel) or not draws_exactly(density):
+    density = density._energy if isinstance(density, EnergyDistribution) else density
+    if not draws_exactly(density):
         raise TypeError(f"`density` must be an EnergyModel with a known log Z, got {density!r}.")
     (size,) = density.event_shape if len(density.event_shape) == 1 else (-1,)
     names = list(density.columns or [])

@@ -74,6 +74,20 @@ def with_report(model: Any, report: dict[str, Any] | None) -> Any:
     return model
 
 
+def serialized_part(part: Any) -> dict[str, Any]:
+    """Returns the config of a Keras object that another one is made of, and that others may be made of as well.
+
+    Keras marks what it serialises twice, so that it becomes one object again when it is loaded. It loses the first mark
+    of an object inside the config of a subclassed model, so every such object is marked here.
+
+    >>> serialized_part(keras.layers.Dense(1))["class_name"]
+    'Dense'
+    """
+    config = keras.saving.serialize_keras_object(part)
+    config["shared_object_id"] = id(part)
+    return config
+
+
 def encode(value: Any, name: str = "base_measure") -> Any:
     """Converts a distribution to nested dicts of plain values.
 

@@ -150,7 +150,7 @@ print(f"log Z of the product by the grid {log_z_both:.3f}")
 
 # %%
 SHARE = 0.3
-either = ebm.EnergyDistribution(ebm.composition.mixture([ring_model, wave_model], [SHARE, 1 - SHARE]))
+either = ebm.composition.mixture([ring_model, wave_model], [SHARE, 1 - SHARE])
 from_either = either.sample(size(20_000, 2_000), seed=1).numpy()
 odds = np.log(SHARE) + ring.log_prob(from_either) - np.log(1 - SHARE) - wave.log_prob(from_either)
 found_share = float(np.mean(1 / (1 + np.exp(-np.float64(odds)))))
@@ -183,7 +183,7 @@ except ValueError as error:
 # %%
 wide = tfd.MultivariateNormalDiag([0.0, 0.0], [3.0, 3.0])
 cover = ebm.composition.mixture([ring_model, wide], [0.95, 0.05])
-cover = ebm.EnergyDistribution(cover, base=wide)  # its base says how far the negation may reach
+cover = cover.copy(base=wide)  # its base says how far the negation may reach
 without = ebm.composition.product([wave_model, wide, cover], [1.0, 1.0, -1.0])
 log_without, _ = on_grid(without.unnormalized_log_prob(nodes))
 true_cover = np.logaddexp(np.log(0.95) + true_ring, np.log(0.05) + wide.log_prob(nodes).numpy())
@@ -288,7 +288,7 @@ densities = {
 NUM_SHOWN, num_judged = 10, size(60, 10)
 lower, lower_draws = {}, {}
 for name, density in densities.items():
-    p = ebm.EnergyDistribution(ebm.composition.mixture([density], [1.0]))
+    p = ebm.composition.mixture([density], [1.0])
     drawn_halves = [p.given_coordinates(image, known).sample(50, seed=1).numpy() for image in test_pixels[:num_judged]]
     lower[name] = np.stack([half.mean(0) for half in drawn_halves])
     lower_draws[name] = np.stack([half[:2] for half in drawn_halves])

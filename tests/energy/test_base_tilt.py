@@ -14,9 +14,9 @@ tfd = tfp.distributions
 
 
 GAUSSIANS = {
-    "full": lambda: ebm.fit_base(rng().normal(size=(50, 4)) @ rng().normal(size=(4, 4)), tf.float64),
+    "full": lambda: ebm.fit_base(rng().normal(size=(50, 4)) @ rng().normal(size=(4, 4)), dtype=tf.float64),
     "diagonal": lambda: tfd.MultivariateNormalDiag(rng().normal(size=4), rng().uniform(0.5, 2.0, size=4)),
-    "image": lambda: ebm.fit_base(rng().normal(size=(50, 2, 2, 1)), tf.float64),
+    "image": lambda: ebm.fit_base(rng().normal(size=(50, 2, 2, 1)), dtype=tf.float64),
 }
 
 

@@ -140,8 +140,8 @@ def test_kernel_density_is_scipys_at_a_good_bandwidth():
 def test_a_base_of_two_modes():
     """Density of the fit with its broad part, in any units; samples by KS; the same under XLA; saved and restored."""
     x = ebm.datasets.two_gaussians(2000, seed=0).astype("float64") * [100.0, 0.01] + [5.0, -7.0]
-    base = fit_base(x, tf.float64, kind="gaussian_mixture", num_components=2, broad_share=0.1)
-    narrow = fit_base(x, tf.float64, kind="gaussian_mixture", num_components=2)
+    base = fit_base(x, dtype=tf.float64, kind="gaussian_mixture", num_components=2, broad_share=0.1)
+    narrow = fit_base(x, dtype=tf.float64, kind="gaussian_mixture", num_components=2)
     wide = scipy.stats.multivariate_normal(x.mean(0), 4 * np.cov(x.T, bias=True)).logpdf(x)
     expected = np.logaddexp(np.log(0.9) + narrow.log_prob(x), np.log(0.1) + wide)
     np.testing.assert_allclose(base.log_prob(x), expected, rtol=1e-8)
@@ -152,7 +152,9 @@ def test_a_base_of_two_modes():
     )
     tfps = base.sample(4000, seed=seed)  # TFP's own sampler
     assert scipy.stats.ks_2samp(samples[:, 0], tfps[:, 0]).pvalue > 1e-4
-    assert scipy.stats.ks_2samp(samples[:, 0], fit_base(x, tf.float64).sample(4000, seed=seed)[:, 0]).pvalue < 1e-9
+    assert (
+        scipy.stats.ks_2samp(samples[:, 0], fit_base(x, dtype=tf.float64).sample(4000, seed=seed)[:, 0]).pvalue < 1e-9
+    )
     restored = serialization.decode(serialization.encode(base))
     np.testing.assert_array_equal(restored.log_prob(x), base.log_prob(x))
     assert draw(base, tf.constant([2, 3]), seed).shape == (2, 3, 2)

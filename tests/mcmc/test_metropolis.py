@@ -111,7 +111,7 @@ def test_acceptance_ratio_of_the_independence_sampler():
 
 
 def test_target_equal_to_the_base_accepts_everything():
-    base = fit_base(np.random.default_rng(0).normal(size=[500, 4]) @ np.diag([1.0, 2.0, 3.0, 4.0]), tf.float64)
+    base = fit_base(np.random.default_rng(0).normal(size=[500, 4]) @ np.diag([1.0, 2.0, 3.0, 4.0]), dtype=tf.float64)
     samples = mcmc.sample(
         base.log_prob, np.zeros([300, 4]), mcmc.IndependenceMetropolis(base), num_results=3, seed=0, jit_compile=False
     )

@@ -108,7 +108,7 @@ def test_exact_draws_of_each_condition(tmp_path):
     np.testing.assert_array_equal(loaded.log_prob(X[:5], c), -model.energy(X[:5], c))
     drawn = loaded.sample(c, tf.constant([0, 1]))
     assert drawn.shape == (5, 2) and np.isfinite(drawn).all()
-    np.testing.assert_array_equal(drawn, loaded.draw(c, tf.constant([0, 1])))
+    np.testing.assert_array_equal(drawn, loaded.draw(c, tf.constant([0, 1]))["states"])
 
 
 def test_bad_input_is_named(tmp_path):

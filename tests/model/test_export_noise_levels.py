@@ -21,13 +21,15 @@ def test_a_model_at_one_level_exports_log_prob_and_draws(tmp_path, capsys):
     model.network.mark_levels_as_matched()
     sharp = model.given(0.1)
     sharp.export(tmp_path / "saved")
-    assert "log_prob, draw, log_normalizer" in capsys.readouterr().out
+    assert "log_prob, draw" in capsys.readouterr().out
     loaded = tf.saved_model.load(str(tmp_path / "saved"))
     rows = tf.constant(x[:20], tf.float32)
     np.testing.assert_allclose(loaded.log_prob(rows), -sharp.energy(rows), rtol=1e-5, atol=1e-5)
-    states = loaded.draw(tf.constant(1500), tf.constant([0, 1])).numpy()
-    np.testing.assert_array_equal(states, loaded.draw(tf.constant(1500), tf.constant([0, 1])))
+    drawn = loaded.draw(tf.constant(1500), tf.constant([0, 1]))
+    states = drawn["states"].numpy()
+    np.testing.assert_array_equal(states, loaded.draw(tf.constant(1500), tf.constant([0, 1]))["states"])
     assert states.shape == (1500, 2)
     assert abs(np.mean(states[:, 0] < 1.0) - 0.3) < 5 * np.sqrt(0.21 / 700)
     assert np.abs(states[states[:, 0] < 1.0].mean(0) - [-2.0, 1.0]).max() < 0.15
-    assert abs(float(loaded.log_normalizer(tf.constant([0, 2])))) < 0.1
+    assert abs(float(drawn["log_normalizer"])) < 0.1 and float(drawn["standard_error"]) < 0.05
+    assert int(drawn["trouble"]) == 0

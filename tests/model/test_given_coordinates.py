@@ -56,10 +56,13 @@ def distributions():
     shared = mixture._replace(scale_tril=mixture.scale_tril[0])
     kernel = ebm.EnergyModel(GaussianMixtureEnergy.of(shared, dtype="float64"))
     return {
-        "units": (model, mixture),
+        "units": (ebm.EnergyDistribution(model), mixture),
         "mixture": (ebm.composition.mixture(normals, mixture.probs), mixture),
         "nested": (ebm.composition.mixture([model, normals[0]], [0.4, 0.6]), joined(mixture)),
-        "kernel density": (kernel, mixture._replace(scale_tril=np.repeat(mixture.scale_tril[:1], 3, 0))),
+        "kernel density": (
+            ebm.EnergyDistribution(kernel),
+            mixture._replace(scale_tril=np.repeat(mixture.scale_tril[:1], 3, 0)),
+        ),
     }
 
 
@@ -74,8 +77,8 @@ def joined(mixture):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["units", "mixture", "nested", "kernel density"])
 def test_mixtures_are_exact(name, tmp_path):
-    model, mixture = distributions()[name]
-    q = ebm.EnergyDistribution(model).given_coordinates(VALUES, MASK)
+    p, mixture = distributions()[name]
+    q = p.given_coordinates(VALUES, MASK)
     assert q.event_shape == (2,)
     unknown = np.random.default_rng(1).normal(size=(20, 2))
     expected = log_ratio(mixture, full(unknown))
@@ -163,6 +166,6 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_named(name):
     values, mask, error, message = BAD[name]
-    p = ebm.EnergyDistribution(distributions()["units"][0])
+    p = distributions()["units"][0]
     with pytest.raises(error, match=message):
         p.given_coordinates(values, mask)

@@ -124,11 +124,11 @@ def test_a_stack_weighs_its_parts_by_what_is_given():
     factor = np.stack([np.eye(2), [[0.5, 0.0], [0.3, 0.4]]])
     gaussians.assign(MixtureParameters(np.array([0.4, 0.6]), np.array([[3.0, 1.0], [-1.0, 0.0]]), factor))
     parts = [warped, ebm.EnergyModel(gaussians)]
-    model = ebm.composition.mixture(parts, [0.3, 0.7])
+    p = ebm.composition.mixture(parts, [0.3, 0.7])
     grid = np.linspace(-60.0, 60.0, 60_001)
-    joint = np.exp(-model.energy(tf.constant(np.column_stack([np.full(len(grid), 2.0), grid]))).numpy())
+    joint = np.exp(p.log_prob(tf.constant(np.column_stack([np.full(len(grid), 2.0), grid]))).numpy())
     expected = joint[grid <= 0.5].sum() / joint.sum()
-    assert abs(cdf(model, [[2.0, 0.5]], 1)[0] - expected) < 1e-3
+    assert abs(cdf(p, [[2.0, 0.5]], 1)[0] - expected) < 1e-3
     prior = sum(w * cdf(part, [[2.0, 0.5]], 1)[0] for w, part in zip([0.3, 0.7], parts, strict=True))
     assert abs(prior - expected) > 5e-3
 

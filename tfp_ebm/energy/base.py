@@ -88,30 +88,30 @@ def _draw_of_mixture(mixture: tfp.distributions.MixtureSameFamily, shape: Any, s
 
 def fit_base(
     x: Any,
-    dtype: tf.DType = tf.float32,
-    *,
     kind: str = "gaussian",
-    width: float = 1.0,
+    *,
     num_components: int | None = None,
+    seed: int = 0,
+    width: float = 1.0,
     broad_share: float = 0.0,
     x_held_out: Any = None,
-    seed: int = 0,
+    dtype: tf.DType = tf.float32,
 ) -> tfp.distributions.Distribution:
     """Fits a base distribution to data: a Gaussian N(mean, width² covariance), or a mixture of Gaussians.
 
     Args:
       x: array `[rows, *event]`.
-      dtype: dtype of the distribution.
       kind: "gaussian", with the 1/n covariance of the rows; or "gaussian_mixture", by scikit-learn's expectation
         maximisation on at most 20 000 rows.
-      width: standard deviations of the Gaussian in terms of those of the data. Above 1 it covers tails that are
-        heavier than its own.
       num_components: number of Gaussians of a mixture; None tries up to 32, as the rows allow, and keeps the number
         with the largest likelihood of held-out rows.
+      seed: of a mixture's starts and held-out rows.
+      width: standard deviations of the Gaussian in terms of those of the data. Above 1 it covers tails that are
+        heavier than its own.
       broad_share: weight of one more component in a mixture, the Gaussian of all rows with twice their standard
         deviations. A tenth serves samplers and noise contrastive estimation, which need a base that covers the data.
       x_held_out: rows that choose the form of a mixture; default: a tenth of `x`.
-      seed: of a mixture's starts and held-out rows.
+      dtype: dtype of the distribution.
 
     Returns:
       `tfd.MultivariateNormalTriL` over `[d]`, or a `tfd.MixtureSameFamily` of such; diagonal above 512 coordinates, and

@@ -16,14 +16,14 @@ from tfp_ebm.types import Estimate
 
 # Limits of the verdict.
 MIN_SHARE_ESS = 100.0
-_MIN_ANCESTORS = 0.2
+MIN_ANCESTORS = 0.2
 # Share of distinct draws from the base from which these need no moves to be independent.
 _ENOUGH_ANCESTORS = 0.7
 # Rates of acceptance, of few moves each, vary: a low rate counts at the target, or at so many of the temperatures.
-_MIN_ACCEPT, _MAX_LOW_RATES = 0.4, 0.2
-_MAX_NESTED_R_HAT = 1.03
+_MAX_LOW_RATES = 0.2
+MAX_NESTED_R_HAT = 1.03
 # Effective share of the groups by the estimates of Z from each: .8 is a spread of log Z of ½ between groups.
-_MIN_GROUP_ESS = 0.8
+MIN_GROUP_ESS = 0.8
 # Exact draws from which clusters are found, at least.
 _MIN_EXACT = 1024
 # The largest violation of an identity, and how many standard errors make it significant: of eight groups, six have a
@@ -150,6 +150,7 @@ def verdict(
     imbalance: float,
     missed: Sequence[Missed] = (),
     drift: float = 0.0,
+    min_accept: float = 0.4,
 ) -> tuple[str, ...]:
     """Returns the sentences of `Draws.trouble`.
 
@@ -164,6 +165,7 @@ def verdict(
       imbalance: as from the function of this name.
       missed: modes that the draws have missed, those of the largest shares first.
       drift: the shift of a coordinate's mean by further moves, in its standard deviations; 0 if it is not significant.
+      min_accept: the least acceptance that is no trouble.
     """
     sentences: list[str] = []
 
@@ -185,7 +187,7 @@ def verdict(
         f"{shares.standard_errors[worst]:.1g}); {cure}.",
     )
     add(
-        num_ancestors < _MIN_ANCESTORS * num_particles,
+        num_ancestors < MIN_ANCESTORS * num_particles,
         f"The {num_particles} particles descend from only {num_ancestors} draws from the base, so they do not "
         f"represent the target independently; more particles, or {cure}.",
     )
@@ -193,24 +195,24 @@ def verdict(
         len(inverse_temperatures) - 1 >= max_temperatures,
         f"{max_temperatures} temperatures did not suffice to get from the base to the target; {cure}.",
     )
-    is_low = ~(acceptance_rate >= _MIN_ACCEPT)
+    is_low = ~(acceptance_rate >= min_accept)
     rates = acceptance_rate[is_low]
     # draws that were weighted alone are independent without moves, unless many are copies
     needs_moves = len(acceptance_rate) > 1 or num_ancestors < _ENOUGH_ANCESTORS * num_particles
     add(
         needs_moves and (is_low[-1:].any() or len(rates) > _MAX_LOW_RATES * len(acceptance_rate)),
         f"The moves of the particles were accepted at a rate of {rates.min() if len(rates) else 0:.2f} at "
-        f"{len(rates)} of {len(acceptance_rate)} temperatures, less than {_MIN_ACCEPT}: the density may have parts of "
-        "very different widths, or no finite gradient in places (under XLA also where it has one in graph mode).",
+        f"{len(rates)} of {len(acceptance_rate)} temperatures, less than {min_accept:.2g}: the density may have parts "
+        "of very different widths, or no finite gradient in places (under XLA also where it has one in graph mode).",
     )
     add(
-        not r_hat <= _MAX_NESTED_R_HAT,
-        f"Independent groups of particles differ: nested R-hat is {r_hat:.2f}, above {_MAX_NESTED_R_HAT}; {cure}.",
+        not r_hat <= MAX_NESTED_R_HAT,
+        f"Independent groups of particles differ: nested R-hat is {r_hat:.2f}, above {MAX_NESTED_R_HAT}; {cure}.",
     )
     weights = np.exp(log_normalizers - np.max(log_normalizers))
     group_ess = float(np.sum(weights) ** 2 / np.sum(weights**2) / len(weights))
     add(
-        not group_ess >= _MIN_GROUP_ESS,
+        not group_ess >= MIN_GROUP_ESS,
         f"Estimates of Z from independent groups of particles differ so much that {len(weights)} of them count as "
         f"{group_ess * len(weights):.1f}: some groups may have missed a mode; {cure}.",
     )
@@ -276,6 +278,7 @@ def judged_draws(
     has_boundary: bool = False,
     missed: Sequence[Missed] = (),
     drift: float = 0.0,
+    min_accept: float = 0.4,
 ) -> Draws:
     """Returns draws from particles of equal weight, with the verdict on them.
 
@@ -289,8 +292,8 @@ def judged_draws(
       num_groups: number of groups.
       log_normalizer: as in `Draws`.
       has_boundary: whether the density may end at a boundary, where the identities of the gradient do not hold.
-      shares, share_ess, inverse_temperatures, acceptance_rate, max_temperatures, num_faults, missed, drift: as for
-        `verdict`.
+      shares, share_ess, inverse_temperatures, acceptance_rate, max_temperatures, num_faults, missed, drift,
+        min_accept: as for `verdict`.
     """
     points, num = x.numpy().astype(np.float64), len(groups)
     r_hat = nested_r_hat(np.concatenate([points, log_density[:, None]], 1), groups, num_groups)
@@ -310,6 +313,7 @@ def judged_draws(
         imbalance=0.0 if has_boundary else imbalance(points, gradient, groups, num_groups),
         missed=missed,
         drift=drift,
+        min_accept=min_accept,
     )
     # particles at equal distances, in random order
     u = random.uniform([1 + num_samples], order_seed, tf.float64).numpy()

@@ -87,6 +87,6 @@ def base_of_draws(x: np.ndarray, base: tfp.distributions.Distribution, seed: int
       seed: of the fit.
     """
     states = x.reshape(len(x), *base.event_shape)
-    fitted = fit_base(states, base.dtype, kind="gaussian_mixture", broad_share=_SHARE, seed=seed)
+    fitted = fit_base(states, dtype=base.dtype, kind="gaussian_mixture", broad_share=_SHARE, seed=seed)
     tfd = tfp.distributions
     return tfd.Mixture(tfd.Categorical(probs=tf.constant([_SHARE, 1.0 - _SHARE], base.dtype)), [base, fitted])

@@ -24,8 +24,8 @@ from tfp_ebm.energy.signs import check_target
 from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.clusters import MAX_POINTS, find_clusters
 from tfp_ebm.mcmc.draws import Draws, judged_draws
+from tfp_ebm.mcmc.frozen import FrozenDraws, OnePass, draws_of_passes
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
-from tfp_ebm.mcmc.running.frozen import draws_of_passes
 from tfp_ebm.mcmc.running.noise_levels import Descended, LevelSettings, descend, value_and_gradient
 from tfp_ebm.mcmc.weights import jackknife_of_log_mean
 from tfp_ebm.networks.noise_levels import NoiseLevelEnergy
@@ -140,17 +140,14 @@ class FrozenDescent(NamedTuple):
     log_step_sizes: np.ndarray
     num_last_moves: int
 
-    def draw(self, target: Any, num_samples: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Draws flat states `[num_samples, d]` at the smallest level of log f(x, σ); seed is int32[2]."""
+    def draw(self, target: Any, num_samples: tf.Tensor, seed: tf.Tensor) -> FrozenDraws:
+        """Draws flat states at the smallest level of log f(x, σ); `num_samples` is an int32 scalar, `seed` int32[2]."""
         shape = (self.settings.num, math.prod(self.base.event_shape))
-        return draws_of_passes(lambda seed: self._pass(target, seed).x, shape, self.base.dtype, num_samples, seed)
+        groups = self.settings.num_groups
+        return draws_of_passes(lambda seed: self._pass(target, seed), shape, groups, self.base.dtype, num_samples, seed)
 
-    def log_normalizer(self, target: Any, seed: tf.Tensor) -> tf.Tensor:
-        """Estimates log Z by one pass; the mean of the estimates of Z over seeds is exactly Z. Float64 scalar."""
-        return tf.reduce_logsumexp(self._pass(target, seed).log_normalizers) - math.log(self.settings.num_groups)
-
-    def _pass(self, target: Any, seed: tf.Tensor) -> Descended:
-        return descend(
+    def _pass(self, target: Any, seed: tf.Tensor) -> OnePass:
+        found = descend(
             lambda: target,
             self.base,
             self.settings,
@@ -161,6 +158,7 @@ class FrozenDescent(NamedTuple):
             tf.constant(0),
             seed,
         )
+        return OnePass(found.x, found.groups, found.ancestors, found.log_normalizers, tf.zeros([], tf.float64))
 
 
 def frozen_descent(network: NoiseLevelEnergy, sigma: float) -> tuple[FrozenDescent, Draws]:

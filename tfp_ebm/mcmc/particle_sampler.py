@@ -19,6 +19,7 @@ from tfp_ebm.mcmc.drift import NUM_ERRORS_OF_DOUBT, base_of_draws, is_uneven, sh
 from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, contracted, find_missed, find_regions, with_modes
 from tfp_ebm.mcmc.running.climb import climb
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
+from tfp_ebm.mcmc.running.particle_moves import least_accept
 from tfp_ebm.mcmc.running.particles import (
     Particles,
     Passed,
@@ -156,6 +157,8 @@ class Sampler:
         self._plan: Plan | None = None
         self._num, self._jit_compile = group_size * settings.num_groups, jit_compile
         self._size = int(np.prod(base.event_shape))
+        # for a Gaussian in units of its standard deviations; a kernel that was given has a step size of its own
+        self._first_log_step_size = float(np.log(0.8 * self._size**-0.25)) if settings.kernel is None else 0.0
         self._key = serialization.fingerprint(base)
         self._num_faults = 0
         self._has_boundary = False
@@ -201,7 +204,7 @@ class Sampler:
         particles = particles._replace(groups=index // (number // num_groups), ancestors=index)
         fewest, most = (min(moves, self.settings.num_last_moves) for moves in _MOVES_AFTER_BASE)
         self.settings = self.settings._replace(num_last_moves=most, min_last_moves=fewest)
-        passed = self._pass(particles, None, np.log(_first_step_size(self._size)), _SECOND, pays=False)
+        passed = self._pass(particles, None, self._first_log_step_size, _SECOND, pays=False)
         return self._draws(passed, Estimate(value, error, ess, grouped), num_samples)
 
     def _annealed(self, num_samples: int) -> Draws:
@@ -209,7 +212,7 @@ class Sampler:
         groups = self.settings.num_groups
         pilot = min(self._num, -(-_MAX_PILOT // groups) * groups)
         particles = self._start(*self._from_base(pilot, _FIRST_DRAWS), beta=0.0)
-        plan = self._pass(particles, None, np.log(_first_step_size(self._size)), _FIRST).plan
+        plan = self._pass(particles, None, self._first_log_step_size, _FIRST).plan
         particles = self._start(*self._from_base(self._num, _SECOND_DRAWS), beta=0.0)
         passed = self._pass(particles, plan, 0.0, _SECOND)
         self._plan = Plan(*(part[: passed.num_stages] for part in plan))
@@ -251,6 +254,7 @@ class Sampler:
             inverse_temperatures=inverse_temperatures,
             acceptance_rate=rates,
             max_temperatures=self.settings.max_temperatures,
+            min_accept=least_accept(self.settings.kernel),
             num_faults=self._num_faults + int(passed.num_faults),
             has_boundary=self._has_boundary,
             missed=self.missed,
@@ -389,8 +393,3 @@ class Sampler:
         )
         found.is_xla = is_xla
         return found
-
-
-def _first_step_size(size: int) -> float:
-    """Returns a step size for a Gaussian in units of its standard deviations."""
-    return 0.8 * float(size) ** -0.25

@@ -6,18 +6,22 @@ that do not interact (Del Moral, Doucet & Jasra 2006). `running/particles.py` de
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import random
-from tfp_ebm.arguments import check_count, check_jit_compile, check_probability
+from tfp_ebm.arguments import check_count, check_jit_compile, check_kernel, check_probability
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.signs import check_target
 from tfp_ebm.failures import naming_memory
 from tfp_ebm.mcmc.draws import Draws
+from tfp_ebm.mcmc.frozen import Frozen
+from tfp_ebm.mcmc.kernels import HMC, MALA, NUTS, RandomWalk
+from tfp_ebm.mcmc.kernels.kernel import Kernel, is_calibrated
 from tfp_ebm.mcmc.particle_sampler import run_sampler
-from tfp_ebm.mcmc.running.frozen import Frozen
 from tfp_ebm.mcmc.running.particles import Settings
 from tfp_ebm.types import Seed, TargetLogProbFn
 
@@ -46,10 +50,28 @@ def frozen_run(target: TargetLogProbFn, base: tfp.distributions.Distribution) ->
     return Frozen(sampler.base, settings, plan, _MIN_PARTICLES), draws
 
 
+def _checked_kernel(kernel: Any) -> Any:
+    """Returns a kernel of moves without its adaptation, or None."""
+    if kernel is None:
+        return None
+    check_kernel(kernel)
+    if isinstance(kernel, Kernel):
+        kernel = kernel.unadapted
+        if not isinstance(kernel, HMC | MALA | NUTS | RandomWalk):
+            raise ValueError(
+                "`kernel` must be an HMC, MALA, NUTS or RandomWalk, or a callable that builds a TFP kernel, got "
+                f"{kernel!r}."
+            )
+    if not is_calibrated(kernel):
+        raise ValueError(f"`kernel` must leave its target exactly invariant, but {kernel} is uncalibrated.")
+    return kernel
+
+
 @naming_memory("draw fewer samples at a time")
 def sequential_monte_carlo(
     target_log_prob_fn: TargetLogProbFn,
     base: tfp.distributions.Distribution,
+    kernel: Any = None,
     *,
     num_samples: int,
     seed: Seed,
@@ -89,6 +111,10 @@ def sequential_monte_carlo(
       base: the distribution from which particles start, with normalised `log_prob`. Its draws and densities decide
         what the result is worth: a mixture fitted to data (`fit_base(x, kind="gaussian_mixture", broad_share=0.1)`)
         gets shares of modes right that no path from a Gaussian does.
+      kernel: makes the moves: an `mcmc.HMC`, `MALA`, `NUTS` or `RandomWalk`, adaptive or not, whose step size is
+        adapted in any case; or a callable `target -> tfp.mcmc.TransitionKernel` whose steps do not depend on where the
+        origin is. It moves flat states, in units in which the particles of a temperature have about unit scale.
+        Default: HMC with jittered trajectories of `num_leapfrog_steps`.
       num_samples: number of draws. At least 1024 particles run in any case.
       seed: int, or int32[2]. The same seed gives the same draws.
       num_groups: number of groups, at least 2.
@@ -109,8 +135,8 @@ def sequential_monte_carlo(
 
     Raises:
       TypeError: if the target is an energy, `base` is not a distribution, or their dtypes differ.
-      ValueError: if an argument is out of range, or the target's density is zero or not a number at all draws from the
-        base.
+      ValueError: if an argument is out of range, the kernel is uncalibrated, or the target's density is zero or not a
+        number at all draws from the base.
       KeyboardInterrupt: at an interrupt, within about half a second, or after a stage that takes longer. Nothing is
         returned: all groups take each step in β together, so before the end no group has draws from the target, and
         without a later group's agreement no verdict would be possible. The compiled functions are kept.
@@ -146,6 +172,7 @@ def sequential_monte_carlo(
         check_count("num_last_moves", num_last_moves),
         check_count("max_temperatures", max_temperatures),
         size <= _FULL_COVARIANCE,
+        kernel=_checked_kernel(kernel),
     )
     jit_compile = check_jit_compile(jit_compile)
     group_size = -(-max(_MIN_PARTICLES, num_samples) // num_groups)

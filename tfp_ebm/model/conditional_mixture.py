@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm import random
+from tfp_ebm import random, serialization
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.normalized import AffineEnergy, DistributionEnergy, MixtureEnergy, NormalizedEnergy, check_probs
 from tfp_ebm.networks.packed_conditions import packed
@@ -144,7 +144,7 @@ class ConditionalMixtureEnergy(OfConditionalParts, keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras; loc and scale are weights."""
-        parts = [keras.saving.serialize_keras_object(part) for part in self.parts]
+        parts = [serialization.serialized_part(part) for part in self.parts]
         return {"name": self.name, "dtype": self.dtype, "parts": parts, "probs": np.asarray(self.probs).tolist()}
 
     @classmethod

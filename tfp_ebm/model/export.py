@@ -26,6 +26,7 @@ from tfp_ebm.caller import warn
 from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.files import written_atomically
+from tfp_ebm.mcmc.frozen import TROUBLE_OF_PLAN, FrozenDraws
 from tfp_ebm.mcmc.kernels import DEFAULT_KERNEL
 from tfp_ebm.mcmc.noise_levels import frozen_descent
 from tfp_ebm.mcmc.running.steps import last_state
@@ -208,13 +209,11 @@ def exported_samplers(
     """
     if energy_function.is_conditional:
         if kernel is None and getattr(model.network, "is_normalized", False) and model.base_measure is None:
-            draw = exact_conditional_sampler(model)
-            return {"log_prob": model._endpoints.unnormalized_log_prob, "sample": draw, "draw": draw}
+            return exact_endpoints(model, exact_conditional_sampler(model))
         kernel = DEFAULT_KERNEL if kernel is None else kernel
         return {"sample": exported_sampler(energy_function, base, kernel, jit_compile, condition)}
     if kernel is None and is_normalized(model):
-        draw = exact_sampler(model)
-        return {"log_prob": model._endpoints.unnormalized_log_prob, "sample": draw, "draw": draw}
+        return exact_endpoints(model, exact_sampler(model))
     if kernel is not None:
         return {"sample": exported_sampler(energy_function, base, kernel, jit_compile)}
     samplers = {"sample": exported_sampler(energy_function, base, DEFAULT_KERNEL, jit_compile)}
@@ -222,21 +221,23 @@ def exported_samplers(
         samplers["log_prob"] = model._endpoints.unnormalized_log_prob
     level = level_of(model)
     if level is not None and level[1] < level[0].sigma_max:
-        samplers |= particle_samplers(energy_function, level[0].unnormalized_log_prob, *frozen_descent(*level))
+        target = level[0].unnormalized_log_prob
+        samplers["draw"] = particle_draws(energy_function, target, *frozen_descent(*level))
     elif suits_sequential_monte_carlo(base):
         target, start = energy_function.unnormalized_log_prob, Coordinates.of(energy_function)
         frozen = frozen_run(target, start.distribution_in_chain(base))
-        samplers |= particle_samplers(energy_function, target, *frozen)
+        samplers["draw"] = particle_draws(energy_function, target, *frozen)
     return samplers
 
 
-def particle_samplers(
+def particle_draws(
     energy_function: EnergyFunction, target: Any, frozen: Any, drawn: mcmc.Draws
-) -> dict[str, tf.types.experimental.PolymorphicFunction]:
-    """Returns the endpoints `draw` and `log_normalizer`: particles that follow the plan of a run.
+) -> tf.types.experimental.PolymorphicFunction:
+    """Returns the endpoint draw(num_samples, seed), a dictionary: particles that follow the plan of a run, as judged.
 
-    `draw(num_samples, seed)` returns states `[num_samples, *event]`, in passes of 1024 particles.
-    `log_normalizer(seed)` returns an estimate of log Z, a float64 scalar; its exponential has the mean Z. Base,
+    `states` are `[num_samples, *event]`, in passes of 1024 particles; `log_normalizer` is log Ẑ, where the mean of Ẑ is
+    Z, with its `standard_error`; `trouble` is 0 or a sum of 1: the run had trouble; 2: estimates of Z from groups of
+    particles disagree; 4: the particles descend from few draws of the base; 8: nested R-hat is too large. Base,
     temperatures or noise levels, and step sizes are those of the run. A warning gives its verdict, unless it is empty.
 
     Args:
@@ -250,20 +251,33 @@ def particle_samplers(
         warn(f"The endpoint `draw` may not have the distribution of the energy. {' '.join(drawn.trouble)}")
     count, words = tf.TensorSpec((), tf.int32, name="num_samples"), tf.TensorSpec((2,), tf.int32, name="seed")
 
-    def draw(num_samples: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def draw(num_samples: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         check = tf.debugging.assert_positive(num_samples, "`num_samples` must be at least 1.")
         with tf.control_dependencies([] if check is None else [check]):
             num_samples = tf.identity(num_samples)
-        states = frozen.draw(target, num_samples, seed)
-        return coordinates.from_chain(tf.reshape(states, [-1, *energy_function.event_shape]))
+        found = frozen.draw(target, num_samples, seed)
+        states = coordinates.from_chain(tf.reshape(found.states, [-1, *energy_function.event_shape]))
+        trouble = found.trouble + TROUBLE_OF_PLAN * int(bool(drawn.trouble))
+        return found._replace(states=states, trouble=trouble)._asdict()
 
-    def log_normalizer(seed: tf.Tensor) -> tf.Tensor:
-        return frozen.log_normalizer(target, seed)
+    return tf.function(draw, input_signature=[count, words], autograph=False)
 
-    return {
-        "draw": tf.function(draw, input_signature=[count, words], autograph=False),
-        "log_normalizer": tf.function(log_normalizer, input_signature=[words], autograph=False),
-    }
+
+def exact_endpoints(
+    model: Any, sampler: tf.types.experimental.PolymorphicFunction
+) -> dict[str, tf.types.experimental.PolymorphicFunction]:
+    """Returns the endpoints of a density with log Z = 0, by name."""
+    return {"log_prob": model._endpoints.unnormalized_log_prob, "sample": sampler, "draw": of_exact(sampler)}
+
+
+def of_exact(sampler: tf.types.experimental.PolymorphicFunction) -> tf.types.experimental.PolymorphicFunction:
+    """Returns the endpoint `draw` of exact samples: the same dictionary as `particle_draws` has, with log Z = 0."""
+
+    def draw(*arguments: tf.Tensor) -> dict[str, tf.Tensor]:
+        exact = tf.zeros([], tf.float64)
+        return FrozenDraws(sampler(*arguments), exact, exact, tf.constant(0))._asdict()
+
+    return tf.function(draw, input_signature=sampler.input_signature, autograph=False)
 
 
 def exported_sampler(

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_ebm import serialization
 from tfp_ebm.arguments import numbers_of
 from tfp_ebm.energy.base import draw, mixture_distribution
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters
@@ -81,7 +82,7 @@ class PartEnergy(keras.Model):
         """Returns the arguments, for Keras; loc, scale and the known values are weights."""
         values = np.zeros(len(self.mask))
         values[self.mask] = np.asarray(self.known)
-        own = {"part": keras.saving.serialize_keras_object(self.part), "mask": self.mask.tolist()}
+        own = {"part": serialization.serialized_part(self.part), "mask": self.mask.tolist()}
         return {"name": self.name, "dtype": self.dtype, **own, "values": values.tolist()}
 
     @classmethod

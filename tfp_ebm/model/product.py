@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_ebm import serialization
 from tfp_ebm.arguments import check_finite
 from tfp_ebm.energy.base import check_base, draw, gaussian
 from tfp_ebm.energy.moments import DataMoments
@@ -83,7 +84,7 @@ class ProductEnergy(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras; loc and scale are weights."""
-        parts = [keras.saving.serialize_keras_object(part) for part in self.parts]
+        parts = [serialization.serialized_part(part) for part in self.parts]
         return {"name": self.name, "dtype": self.dtype, "parts": parts, "exponents": self.exponents}
 
     @classmethod
@@ -293,8 +294,8 @@ class Composable:
             known value is not finite; if there is no base distribution.
 
         >>> import tfp_ebm as ebm
-        >>> p = ebm.EnergyDistribution(ebm.composition.mixture([tfp.distributions.MultivariateNormalTriL(
-        ...     [0.0, 0.0], [[1.0, 0.0], [0.6, 0.8]])], [1.0]))
+        >>> p = ebm.composition.mixture([tfp.distributions.MultivariateNormalTriL(
+        ...     [0.0, 0.0], [[1.0, 0.0], [0.6, 0.8]])], [1.0])
         >>> q = p.given_coordinates([2.0, np.nan], [True, False])  # N(1.2, .8²)
         >>> bool(abs(q.log_prob([1.2]) + 0.5 * np.log(2 * np.pi * 0.64)) < 1e-5)
         True

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_ebm import serialization
 from tfp_ebm.arguments import check_finite, numbers_of
 from tfp_ebm.derivatives.forward_laplacian import forward_laplacian_rule, graph_of, no_rule, propagate
 from tfp_ebm.derivatives.jet import Jet
@@ -157,7 +158,7 @@ def serialized(network: keras.layers.Layer) -> dict[str, Any]:
     >>> sorted(serialized(FixedCondition(keras.Model([x := keras.Input((2,)), keras.Input(())], x), 1.0))["config"])[:2]
     ['condition', 'condition_dtype']
     """
-    config = keras.saving.serialize_keras_object(network)
+    config = serialization.serialized_part(network)
     if takes_condition(network):
         config.pop("build_config", None)
     return config

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_ebm import serialization
 from tfp_ebm.arguments import check_keras_3
 from tfp_ebm.derivatives.forward_laplacian import forward_laplacian_rule, propagate
 from tfp_ebm.derivatives.jet import Jet
@@ -107,7 +108,7 @@ class JointEnergy(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
-        config = {"classifier": keras.saving.serialize_keras_object(self.classifier)}
+        config = {"classifier": serialization.serialized_part(self.classifier)}
         return {"name": self.name, "trainable": self.trainable, "dtype": self.dtype, **config}
 
     @classmethod
@@ -155,7 +156,7 @@ class ClassEnergy(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
-        config = {"network": keras.saving.serialize_keras_object(self.network), "label": self.label}
+        config = {"network": serialization.serialized_part(self.network), "label": self.label}
         return {**super().get_config(), **config}
 
     @classmethod

@@ -31,6 +31,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_ebm import serialization
 from tfp_ebm.arguments import check_count, check_event_shape, check_positive
 from tfp_ebm.energy.base import gaussian, mixture_distribution
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_mixture
@@ -224,7 +225,7 @@ class NoiseLevelEnergy(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
-        network = keras.saving.serialize_keras_object(self.network)
+        network = serialization.serialized_part(self.network)
         arguments = {"network": network, "sigma_max": self.sigma_max, "num_components": self.num_components}
         arguments |= {"is_bounded": self.is_bounded}
         return {"name": self.name, "dtype": self.dtype, **arguments}

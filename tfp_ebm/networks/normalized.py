@@ -146,7 +146,7 @@ class MappedEnergy(NormalizedEnergy):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the network, for Keras."""
-        return {**super().get_config(), "network": keras.saving.serialize_keras_object(self.network)}
+        return {**super().get_config(), "network": serialization.serialized_part(self.network)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> MappedEnergy:
@@ -299,7 +299,7 @@ class MixtureEnergy(NormalizedEnergy):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras."""
-        parts = [keras.saving.serialize_keras_object(part) for part in self.parts]
+        parts = [serialization.serialized_part(part) for part in self.parts]
         return {**super().get_config(), "parts": parts, "probs": self.probs.numpy().tolist()}
 
     @classmethod

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_ebm import serialization
 from tfp_ebm.arguments import check_event_shape, numbers_of
 from tfp_ebm.derivatives.forward_laplacian import graph_of
 from tfp_ebm.energy.shapes import state_dtype
@@ -141,7 +142,7 @@ class PackedConditions(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
-        network = keras.saving.serialize_keras_object(self.network)
+        network = serialization.serialized_part(self.network)
         network.pop("build_config", None)  # of the first argument alone
         shapes = {name: list(spec.shape) for name, spec in self._specs}
         dtypes = {name: spec.dtype.name for name, spec in self._specs}

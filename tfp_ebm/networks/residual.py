@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm import random
+from tfp_ebm import random, serialization
 from tfp_ebm.arguments import check_count
 from tfp_ebm.networks.fourier import FourierFeatures
 from tfp_ebm.networks.normalized import NormalizedEnergy
@@ -102,7 +102,7 @@ class ResidualEnergy(NormalizedEnergy):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, for Keras."""
-        return {**super().get_config(), **self._config, "network": keras.saving.serialize_keras_object(self.network)}
+        return {**super().get_config(), **self._config, "network": serialization.serialized_part(self.network)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ResidualEnergy:

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ebm import random
+from tfp_ebm import random, serialization
 from tfp_ebm.arguments import check_count, check_probability
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters
 from tfp_ebm.networks.autoregressive import AutoregressiveEnergy, bounded
@@ -284,7 +284,7 @@ class RegressionEnergy(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the networks, for Keras."""
-        networks = [keras.saving.serialize_keras_object(network) for network in self.networks]
+        networks = [serialization.serialized_part(network) for network in self.networks]
         target_map = None if self.target_map is None else keras.saving.serialize_keras_object(self.target_map)
         own = {"networks": networks, "orders": self.orders, "target_map": target_map, "probs": self.probs.tolist()}
         return {"name": self.name, "dtype": self.dtype, **own}
@@ -342,7 +342,7 @@ class GivenInputs(NormalizedEnergy):
         """Returns the arguments, for Keras."""
         return {
             **super().get_config(),
-            "network": keras.saving.serialize_keras_object(self.network),
+            "network": serialization.serialized_part(self.network),
             "x": self.x.tolist(),
         }
 

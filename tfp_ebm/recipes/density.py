@@ -20,7 +20,7 @@ import numpy as np
 
 from tfp_ebm.arguments import check_count, check_data, check_positive, check_share, is_frame, numbers_of
 from tfp_ebm.caller import warn
-from tfp_ebm.composition import fitted_parts, log_prob_of, mixture, stacked_parts
+from tfp_ebm.composition import fitted_parts, log_prob_of, mixture_model, stacked_parts
 from tfp_ebm.datasets.columns import TableEncoder
 from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
 from tfp_ebm.model.energy_model import EnergyModel
@@ -156,7 +156,7 @@ class _Contest:
         self.note("stack", np.logaddexp.reduce(log_probs[:, kept] + np.log(probs), axis=1))
         models = [self.models[i] for i in kept]
         shares = [prob / len(part) for part, prob in zip(models, probs, strict=True) for _ in part]
-        return mixture([model for part in models for model in part], shares)
+        return mixture_model([model for part in models for model in part], shares)
 
 
 def fit_density(

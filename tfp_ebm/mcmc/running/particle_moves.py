@@ -12,6 +12,7 @@ also move in parts of space that are much narrower than most, such as the neck o
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,13 +21,16 @@ import tensorflow_probability as tfp
 from tfp_ebm import random
 from tfp_ebm.energy.base import draw
 from tfp_ebm.mcmc.kernels.hamiltonian import HamiltonianMonteCarlo
-from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
+from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn, build
+from tfp_ebm.mcmc.running.steps import move
 from tfp_ebm.mcmc.weights import effective_size
 
 # Purposes within a move, folded into the seed of the move.
 _PROPOSAL, _ACCEPTANCE, _TRAJECTORY, _REDUCTION = range(4)
 # The share of particles whose step size is reduced in a move, by a factor from this one to 1, uniform in its logarithm.
 _REDUCED_SHARE, _MIN_REDUCTION = 0.3, 0.03
+# The target acceptance of Hamiltonian Monte Carlo, the least one that is no trouble, and that of unknown kernels.
+_TARGET_ACCEPT, _MIN_ACCEPT, _MIN_ACCEPT_OF_OTHERS = 0.75, 0.4, 0.1
 # Rounds of the iteration for an inverse root: it gains a factor of 1.5 per round, then becomes quadratic.
 _NUM_REFINEMENTS = 40
 
@@ -136,6 +140,7 @@ def _inverse_root(matrix: tf.Tensor) -> tf.Tensor:
 def move_all(
     bridge: Bridge,
     num_leapfrog_steps: tuple[int, int],
+    kernel: Any,
     beta: tf.Tensor,
     x: tf.Tensor,
     log_ratio: tf.Tensor,
@@ -148,6 +153,7 @@ def move_all(
     Args:
       bridge: the bridge.
       num_leapfrog_steps: smallest and largest number of leapfrog steps.
+      kernel: makes the move in place of Hamiltonian Monte Carlo; None for the latter.
       beta: β, float64 scalar.
       x, log_ratio: particles `[n, d]`, and h there, float64 `[n]`.
       scale: L, `[d, d]`, or `[d]` if it is diagonal.
@@ -159,9 +165,40 @@ def move_all(
       trajectories and of the proposals from the base; and the number of faults.
     """
     x, log_ratio, is_new, accept_base = _from_base(bridge, beta, x, log_ratio, seed)
-    x, accept = _trajectory(bridge, num_leapfrog_steps, beta, x, scale, step_size, seed)
+    if kernel is None:
+        x, accept = _trajectory(bridge, num_leapfrog_steps, beta, x, scale, step_size, seed)
+    else:
+        x, accept = _step(bridge, kernel, beta, x, scale, step_size, seed)
     log_ratio, is_bad = bridge.log_ratio(x)
     return x, log_ratio, is_new, accept, accept_base, tf.reduce_sum(tf.cast(is_bad, tf.int32))
+
+
+def target_accept(kernel: Any) -> float:
+    """Returns the acceptance at which the step size of the moves aims."""
+    optimum = kernel.optimal_accept_prob if isinstance(kernel, Kernel) else None
+    return _TARGET_ACCEPT if optimum is None else optimum
+
+
+def least_accept(kernel: Any) -> float:
+    """Returns the acceptance below which moves are in trouble: about half of the best one, where that is known."""
+    if kernel is None or isinstance(kernel, Kernel):
+        return _MIN_ACCEPT * (target_accept(kernel) / _TARGET_ACCEPT)
+    return _MIN_ACCEPT_OF_OTHERS
+
+
+def _step(
+    bridge: Bridge, kernel: Any, beta: tf.Tensor, x: tf.Tensor, scale: tf.Tensor, factor: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Makes one step of any kernel in y, x + L y; `factor` multiplies its step size. Returns states and acceptance."""
+
+    def log_prob(y: tf.Tensor) -> tf.Tensor:
+        return bridge.tempered(tf.cast(beta, x.dtype), displaced(x, scale, y))
+
+    step_size: Any = ()
+    if isinstance(kernel, Kernel) and kernel.step_size_field is not None:
+        step_size = tf.cast(factor, x.dtype) * tf.cast(kernel.initial_step_size, x.dtype)
+    moved = move(build(kernel, log_prob, step_size), tf.zeros_like(x), 1, random.fold_in(seed, _TRAJECTORY))
+    return tf.ensure_shape(displaced(x, scale, moved.states), x.shape), tf.cast(moved.accept_prob, tf.float64)
 
 
 def _from_base(

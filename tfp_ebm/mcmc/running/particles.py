@@ -28,9 +28,9 @@ from tfp_ebm.mcmc.weights import effective_size, next_step, resample
 # Purposes of random numbers within a stage, folded into its seed.
 _RESAMPLING, _RESAMPLING_ALL, _MOVES = range(3)
 
-# The target acceptance, the gain of log ε ← log ε + gain·(acceptance − target)/√move, and how far from the target the
-# acceptance of a stage's last move may be.
-_TARGET_ACCEPT, _GAIN, _ACCEPT_TOLERANCE = 0.75, 0.5, 0.2
+# The gain of log ε ← log ε + gain·(acceptance − target)/√move, and how far from the target the acceptance of a stage's
+# last move may be.
+_GAIN, _ACCEPT_TOLERANCE = 0.5, 0.2
 # Particles have moved if the mean square of x − x₀ is twice the variance in each coordinate, or has stopped to grow,
 # by less than this share per move.
 _MAX_GROWTH = 0.1
@@ -51,6 +51,7 @@ class Settings(NamedTuple):
       has_covariance: whether L is a matrix; False: it is diagonal, from the diagonals of all matrices.
       jit_moves: whether XLA compiles the moves, inside a pass in graph mode.
       min_last_moves: the last moves end after so many if the particles have moved; 0 means `num_last_moves`.
+      kernel: moves the particles; None: Hamiltonian Monte Carlo.
     """
 
     num_groups: int
@@ -62,6 +63,7 @@ class Settings(NamedTuple):
     has_covariance: bool
     jit_moves: bool = False
     min_last_moves: int = 0
+    kernel: Any = None
 
 
 class Plan(NamedTuple):
@@ -342,7 +344,8 @@ def _moves(
     mean = tf.reduce_sum(weights * start, 0)
     variance = tf.reduce_sum(weights * tf.square(start - mean), 0)
     num = now.x.shape[0]
-    move_particles = functools.partial(particle_moves.move_all, bridge, settings.num_leapfrog_steps)
+    move_particles = functools.partial(particle_moves.move_all, bridge, settings.num_leapfrog_steps, settings.kernel)
+    target_accept = particle_moves.target_accept(settings.kernel)
     if settings.jit_moves:
         move_particles = tf.function(move_particles, autograph=False, jit_compile=True)
 
@@ -366,10 +369,10 @@ def _moves(
         ancestors = tf.where(is_new, fresh, ancestors)
         faults += bad
         gain = _GAIN / tf.sqrt(tf.cast(m + 1, tf.float64))
-        change = tf.where(is_planned, tf.zeros_like(accept), gain * (accept - _TARGET_ACCEPT))
+        change = tf.where(is_planned, tf.zeros_like(accept), gain * (accept - target_accept))
         jump = tf.reduce_sum(weights * tf.square(tf.cast(x, tf.float64) - start), 0)
         is_settled = (jump >= 2 * variance) | (jump - jumps < _MAX_GROWTH * jump)
-        is_done = tf.reduce_all(is_settled) & (tf.abs(accept - _TARGET_ACCEPT) < _ACCEPT_TOLERANCE)
+        is_done = tf.reduce_all(is_settled) & (tf.abs(accept - target_accept) < _ACCEPT_TOLERANCE)
         return (
             m + 1,
             x,
