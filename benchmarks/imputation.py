@@ -1,4 +1,4 @@
-"""Imputation: 20 % of the cells of real tables, filled by `fit_density` and `recipes.impute` and by scikit-learn.
+"""Imputation: 20 % of the cells of real tables, filled by `fit_density` and `impute` and by scikit-learn.
 
 Cells are emptied at random, at most all but one of a row. Each contestant sees the table with the gaps alone, and draws
 each gap 200 times. The values are the root mean squared error of the mean of the draws, in standard deviations of the
@@ -46,7 +46,7 @@ def tfp_ebm(x, seed):
     import tfp_ebm as ebm
 
     model = ebm.fit_density(x, seed=seed, verbose=0)
-    draws = ebm.recipes.impute(model, x, num_draws=NUM_DRAWS, num_particles=NUM_DRAWS, seed=seed)
+    draws = ebm.impute(model, x, num_draws=NUM_DRAWS, num_particles=NUM_DRAWS, seed=seed)
     return draws.mean(1), np.swapaxes(draws, 0, 1)
 
 

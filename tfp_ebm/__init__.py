@@ -17,6 +17,7 @@ __all__ = [
     "evaluation",
     "fit_base",
     "fit_density",
+    "impute",
     "losses",
     "mcmc",
     "networks",
@@ -51,3 +52,4 @@ if not _IS_COMMAND:
     from tfp_ebm.model.distribution import EnergyDistribution
     from tfp_ebm.model.energy_model import EnergyModel
     from tfp_ebm.recipes.density import fit_density
+    from tfp_ebm.recipes.imputation import impute

@@ -332,9 +332,9 @@ failures = json.loads(pathlib.Path("runs/bad/report.json").read_text())["failure
 # ```python
 # frame = ebm.datasets.load_table("flats.csv", mixed=True)
 # model = ebm.fit_density(frame)  # empty cells are missing values; the encoder is model.encoder
+# model.sample_frame(1000, seed=0)  # a data frame with the dtypes and labels of `frame`
+# ebm.impute(model, frame, num_draws=5)  # five of them, with the empty cells of `frame` filled
 # x = model.encoder.encode(frame)  # numbers, NaN for empty cells
-# filled = ebm.recipes.impute(model, x)  # [rows, draws, columns]
-# model.encoder.decode(filled[:, 0])  # a data frame with the dtypes and labels of `frame`
 # ```
 #
 # A run can be loaded as well; its encoder is `model.encoder`. The model is an energy like any other, and its density

@@ -51,7 +51,7 @@ def test_the_default_of_fit_exports_draws_that_agree_with_its_samples(table, tmp
     # at least 400 effective draws each: a standard error of .035 of the difference of shares, of .07 sd of means
     assert abs(np.mean(x[:, 0] > 0) - np.mean(samples[:, 0] > 0)) < 0.14
     assert (np.abs(x.mean(0) - samples.mean(0)) < 0.28 * samples.std(0)).all()
-    sampling = json.loads((tmp_path / "run" / "report.json").read_text())["sampling"]
+    sampling = json.loads((tmp_path / "run" / "report.json").read_text())["draws"]
     assert sampling["sampler"] == "smc"
     assert abs(np.mean(result["log_z"]) - sampling["log_normalizer"]) < 0.3
 

@@ -83,7 +83,7 @@ def test_a_run_is_complete(run):
     assert report["command_line"][:3] == ["tfp-ebm", "fit", report["settings"]["data"]]
     assert report["held_out"]["log_normalizer_from"] == "grid" and report["held_out"]["standard_error"] > 0
     assert len(report["loss"]["by_epoch"]) == 10 and report["loss"]["held_out"] > 0
-    assert set(report["sampling"]) >= {"acceptance_rate", "min_ess", "max_rhat", "num_nonfinite", "num_stuck"}
+    assert set(report["draws"]) >= {"acceptance_rate", "min_ess", "max_rhat", "num_nonfinite", "num_stuck"}
     assert report["seconds"]["fit"] > 0 and report["seconds"]["sample"] > 0
 
 
@@ -131,7 +131,7 @@ def test_a_table_gets_an_exact_density(table, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "gaussian" in printed and "stack" in printed and "ok: no check found a fault." in printed
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["settings"]["loss"] == "negative_log_likelihood" and report["sampling"]["sampler"] == "exact"
+    assert report["settings"]["loss"] == "negative_log_likelihood" and report["draws"]["sampler"] == "exact"
     assert report["held_out"]["log_normalizer_from"] == "network" and report["held_out"]["log_normalizer"] == 0.0
     assert report["metrics"]["stack"] >= report["metrics"]["gaussian"] - 0.02
     x, samples = np.load(table), np.load(tmp_path / "run" / "samples.npy")

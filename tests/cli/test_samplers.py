@@ -107,10 +107,10 @@ def test_a_run_by_particles(tmp_path, capsys):
     small = ["--quiet", "--steps", "20", "--units", "8", "--batch-size", "32", "--loss", "dsm", "-n", "30"]
     assert main(["fit", str(tmp_path / "x.npy"), "--out", str(run), *small[1:]]) in (0, 3)
     report = json.loads((run / "report.json").read_text())
-    assert report["settings"]["sampler"] == report["sampling"]["sampler"] == "smc"
+    assert report["settings"]["sampler"] == report["draws"]["sampler"] == "smc"
     # the grid's log Z of the same model, with an error of its own
-    errors = np.hypot(report["sampling"]["log_normalizer_standard_error"], 0.01)
-    assert abs(report["sampling"]["log_normalizer"] - report["held_out"]["log_normalizer"]) < 5 * errors < 0.5
+    errors = np.hypot(report["draws"]["log_normalizer_standard_error"], 0.01)
+    assert abs(report["draws"]["log_normalizer"] - report["held_out"]["log_normalizer"]) < 5 * errors < 0.5
     assert "log Z" in capsys.readouterr().out
     assert main(["sample", str(run), "--seed", "0", "-n", "30", "--quiet", "--out", str(again)]) == 0
     np.testing.assert_array_equal(np.load(again), np.load(run / "samples.npy"))

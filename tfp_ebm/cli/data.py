@@ -92,11 +92,6 @@ def encoded(encoder: TableEncoder, frame: pandas.DataFrame, options: argparse.Na
     return as_float32(encoder.encode(frame, options.seed), encoder.names, f"`{options.data}`")
 
 
-def with_missing(encoder: TableEncoder) -> TableEncoder:
-    """Returns an encoder of the same columns that lets cells be missing."""
-    return TableEncoder(encoder.columns, "model", encoder.labels)
-
-
 def in_order(rows: Rows, columns: tuple[str, ...] | None, name: str) -> np.ndarray:
     """Returns the values of the columns that a model was trained on, in its order.
 
@@ -128,4 +123,4 @@ def in_order(rows: Rows, columns: tuple[str, ...] | None, name: str) -> np.ndarr
 def decoded(encoder: TableEncoder, values: Any) -> pandas.DataFrame:
     """Returns rows of numbers as a table in its own kinds; rows with infinite numbers are left out."""
     values = np.asarray(values, np.float64)
-    return (with_missing(encoder) if np.isnan(values).any() else encoder).decode(values[~np.isinf(values).any(1)])
+    return (encoder.with_missing() if np.isnan(values).any() else encoder).decode(values[~np.isinf(values).any(1)])

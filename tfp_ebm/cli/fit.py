@@ -93,7 +93,7 @@ def _run(
         "data": {"rows": len(rows.values), "held_out": len(held_out), "event_shape": list(x.shape[1:])},
         "loss": {"by_epoch": by_epoch, "held_out": loss},
         "metrics": {name: values[-1] for name, values in history.items()},
-        "sampling": sampling,
+        "draws": sampling,
         "command_line": options.command_line,
         "versions": runs.versions(),
         "version": runs.versions()["tfp_ebm"],

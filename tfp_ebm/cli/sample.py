@@ -12,7 +12,7 @@ import numpy as np
 
 from tfp_ebm import mcmc, recipes
 from tfp_ebm.arguments import check_count, check_positive
-from tfp_ebm.cli.data import decoded, named_as, with_missing
+from tfp_ebm.cli.data import decoded, named_as
 from tfp_ebm.cli.messages import flag, note, shows_progress
 from tfp_ebm.cli.runs import check_file, load_run, save_frame, save_rows
 from tfp_ebm.datasets.columns import TableEncoder
@@ -73,7 +73,7 @@ def _filled(model: EnergyModel, encoder: TableEncoder | None, options: argparse.
     """Returns the rows of a file with their empty cells filled, each row as often as the options specify."""
     if encoder is None or not draws_exactly(model):
         raise ValueError("`--given` needs the run of a table that was fitted with --loss nll.")
-    filler = with_missing(encoder)
+    filler = encoder.with_missing()
     frame = named_as(encoder, load_frame(options.given, **(options.read or {})))
     absent = [name for name in encoder.names if name not in map(str, frame.columns)]
     frame = frame.assign(**dict.fromkeys(absent))
@@ -188,9 +188,9 @@ def _drawn_by_particles(model: EnergyModel, options: argparse.Namespace) -> tupl
         "trouble": list(draws.trouble),
         "num_particles": draws.num_particles,
         "num_ancestors": draws.num_ancestors,
-        "temperatures": draws.inverse_temperatures.tolist(),
-        "acceptance_rates": draws.acceptance_rate.tolist(),
-        "nested_r_hat": draws.rhat,
+        "inverse_temperatures": draws.inverse_temperatures.tolist(),
+        "acceptance_rate": draws.acceptance_rate.tolist(),
+        "rhat": draws.rhat,
         "num_nonfinite": _num_nonfinite(samples),
     }
 

@@ -171,6 +171,10 @@ class TableEncoder:
         """Whether encoded arrays hold NaN for missing cells."""
         return self.missing == "model"
 
+    def with_missing(self) -> TableEncoder:
+        """Returns an encoder of the same columns that lets cells be missing."""
+        return TableEncoder(self.columns, "model", self.labels)
+
     def encode(self, frame: pandas.DataFrame, seed: Any = 0) -> np.ndarray:
         """Returns the numbers of a table.
 

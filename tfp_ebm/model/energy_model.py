@@ -30,6 +30,7 @@ from tfp_ebm.model import second_input
 from tfp_ebm.model.conditional_distribution import ConditionalDistribution
 from tfp_ebm.model.endpoints import endpoints_of
 from tfp_ebm.model.export import export_energy, export_saved_model
+from tfp_ebm.model.tables import TableModel
 from tfp_ebm.model.trainer import EnergyTrainer
 from tfp_ebm.networks.conditional import serialized, takes_condition
 from tfp_ebm.networks.joint_energy import JointEnergy
@@ -40,7 +41,7 @@ from tfp_ebm.types import KernelLike, Seed
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
-class EnergyModel(EnergyTrainer):
+class EnergyModel(EnergyTrainer, TableModel):
     """An energy-based model p(x) = exp(−E(x))/Z around any Keras network (eq. 1).
 
     Args:
@@ -103,8 +104,6 @@ class EnergyModel(EnergyTrainer):
         super().__init__(dtype=state_dtype(network), **kwargs)
         self.network = network
         self.seed = seed  # checked and normalised by the setter
-        self.columns: tuple[str, ...] | None = None  # names of the coordinates, saved with the model
-        self.encoder: Any = None  # the `TableEncoder` of the table that x encodes, saved with the model
         # Hidden from TensorFlow, which would otherwise track every part of a distribution in every export.
         self._given = types.SimpleNamespace(base_measure=base_measure)
         self._known.condition = second_input.known_spec(network, condition_shape, condition_dtype, self.dtype)
@@ -199,10 +198,8 @@ class EnergyModel(EnergyTrainer):
         Raises:
           TypeError, ValueError: if the condition is not finite, has another shape, or the network takes none.
 
-        >>> import keras, tfp_ebm as ebm
-        >>> inputs = [keras.Input((2,)), keras.Input((1,))]
-        >>> hidden = keras.layers.Dense(8, "silu")(keras.layers.Concatenate()(inputs))
-        >>> model = ebm.EnergyModel(keras.Model(inputs, keras.layers.Dense(1)(hidden)))
+        >>> import tfp_ebm as ebm
+        >>> model = ebm.EnergyModel(ebm.networks.mlp([2], units=[8], condition_shape=[1]))
         >>> x = tf.zeros([3, 2])
         >>> sharp = model.given(0.1)
         >>> bool(tf.reduce_all(sharp.energy(x) == model.energy(x, 0.1)))
@@ -215,6 +212,11 @@ class EnergyModel(EnergyTrainer):
 
             return GivenConditions(self, condition)
         return self.with_network(second_input.given_network(self, condition))
+
+    @property
+    def sigma_min(self) -> float:
+        """The smallest noise scale of the loss, in standardised units; AttributeError if the loss has none."""
+        return self.loss.sigma_min
 
     def with_network(self, network: keras.layers.Layer) -> EnergyModel:
         """Returns a model of another network that shares standardisation, base and learned log Z with this one."""

@@ -63,7 +63,7 @@ def cumulative(network: NormalizedEnergy, x: np.ndarray, i: int) -> Cumulative:
     if isinstance(network, LinearEnergy):
         raise ValueError(
             "`density` must not have parts that are energies of linear combinations of the coordinates: their "
-            "distribution functions have no closed form. Draw with `recipes.impute` instead."
+            "distribution functions have no closed form. Draw with `impute` instead."
         )
     raise TypeError(f"`network` must be made of autoregressive energies and Gaussian mixtures, got {network!r}.")
 
@@ -93,7 +93,7 @@ def _of_autoregressive(network: AutoregressiveEnergy, x: np.ndarray, i: int, giv
         raise ValueError(
             f"`x` must give exactly the coordinates {sorted(before)}, those before {i} in the order of an "
             f"autoregressive energy, besides {i} itself, but it gives {given.tolist()}. The distribution function has "
-            "no closed form there; draw with `recipes.impute` instead."
+            "no closed form there; draw with `impute` instead."
         )
     ordered = np.nan_to_num(x[:, list(network.order)])  # what comes after i is not read
     run = tf.function(_at_place, autograph=False)
