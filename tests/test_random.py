@@ -96,3 +96,27 @@ def test_seeds_of_every_kind_have_the_same_words():
         np.testing.assert_array_equal(stateless_seed(value), stateless_seed(tf.constant(value, tf.int64)))
     assert not np.array_equal(stateless_seed(2**40), stateless_seed(2**41))
     np.testing.assert_array_equal(stateless_seed(3**300), stateless_seed(3**300 % 2**64))
+
+
+@pytest.mark.parametrize("how", [None, False, True], ids=["eager", "graph", "xla"])
+def test_integers_are_those_of_tensorflow(how):
+    """Ours takes a third of the operations; the key of seeds is TensorFlow's own, and one that is off by 1 is seen."""
+
+    def own(seed):
+        words = random.uniform_integers([3], seed, tf.int64)
+        return words, random.fold_in(seed, 7), random.fold_in(seed, tf.constant(-7, tf.int64))
+
+    own = own if how is None else tf.function(own, jit_compile=how, autograph=False)
+    for words in ([0, 1], [-5, 2**31 - 1], [123, -(2**31)]):
+        seed = tf.constant(words)
+        expected = tf.random.stateless_uniform([3], seed, None, None, tf.int64, alg="philox")
+        folds = [tf.random.experimental.stateless_fold_in(seed, n, "philox") for n in (7, tf.constant(-7, tf.int64))]
+        for found, truth in zip(own(seed), (expected, *folds), strict=True):
+            assert found.dtype == truth.dtype
+            np.testing.assert_array_equal(found, truth)
+
+
+def test_another_key_gives_other_integers(monkeypatch):
+    monkeypatch.setattr(random, "_KEY_OF_SEEDS", random._KEY_OF_SEEDS + 1)
+    expected = tf.random.stateless_uniform([3], SEED, None, None, tf.int64, alg="philox")
+    assert (random.uniform_integers([3], SEED, tf.int64) != expected).numpy().any()
