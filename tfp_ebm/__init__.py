@@ -20,9 +20,11 @@ __all__ = [
     "losses",
     "mcmc",
     "networks",
+    "outliers",
     "plotting",
     "random",
     "recipes",
+    "sklearn",
     "targets",
 ]
 
@@ -42,9 +44,11 @@ if not _IS_COMMAND:
         losses,
         mcmc,
         networks,
+        outliers,
         plotting,
         random,
         recipes,
+        sklearn,
         targets,
     )
     from tfp_ebm.energy.base import fit_base
