@@ -158,6 +158,18 @@ def row_statistics(
     >>> row_statistics(lambda x: x[:, 0] ** 2, [[2.0]]).tolist()
     [-4.0]
     """
+    try:
+        return _statistics(model, x, kind, seed, name, event_shape)
+    except (TypeError, ValueError) as error:  # with the names of arguments elsewhere
+        message = str(error).replace("`frame`", f"`{name}`").replace("`energy_fn`", "`model`")
+        if type(error) not in (TypeError, ValueError) or message == str(error):
+            raise
+        raise type(error)(message) from error
+
+
+def _statistics(
+    model: EnergyLike, x: Any, kind: str, seed: Seed, name: str, event_shape: tuple[int, ...] | None
+) -> np.ndarray:
     owner = _model_of(model)
     encoder = None if owner is None else owner.encoder
     if encoder is None or not is_frame(x):
@@ -167,10 +179,7 @@ def row_statistics(
         return _of_numbers(model, array, kind, name, event_shape if shape is None else shape)
     if not len(x):
         raise ValueError(f"`{name}` must have at least one row, got a data frame of none.")
-    try:
-        encoded, possible = _encoded(encoder, x, seed)
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("`frame`", f"`{name}`")) from error
+    encoded, possible = _encoded(encoder, x, seed)
     statistics: np.ndarray = np.full(len(x), -np.inf)
     if possible.any():
         statistics[possible] = _of_numbers(model, encoded, kind, name, None)
