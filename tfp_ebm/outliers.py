@@ -110,7 +110,8 @@ def conformal_p_values(calibration: np.ndarray, statistics: np.ndarray) -> np.nd
     >>> conformal_p_values(np.array([1.0, 2.0, 2.0]), np.array([-np.inf, 1.5, 2.0])).tolist()
     [0.25, 0.5, 1.0]
     """
-    return (1.0 + np.searchsorted(np.sort(calibration), statistics, "right")) / (len(calibration) + 1.0)
+    not_above = np.asarray(np.searchsorted(np.sort(calibration), statistics, "right"))
+    return (1.0 + not_above) / (len(calibration) + 1.0)
 
 
 def threshold_of(calibration: np.ndarray, rate: float) -> float:

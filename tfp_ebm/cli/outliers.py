@@ -61,7 +61,8 @@ def _scored(run: Run, options: argparse.Namespace) -> _Scored:
         return _Scored(None, x, columns or rows.columns, row_statistics(model, x, name=options.data))
     frame = named_as(encoder, load_table_frame(options))
     if encoder.missing == "drop":
-        is_incomplete = encoder.missing_rows(frame)
+        is_incomplete = ~encoder.unknown_rows(frame)
+        is_incomplete[is_incomplete] = encoder.missing_rows(frame[is_incomplete])
         if count := int(is_incomplete.sum()):
             note(options, f"`{options.data}`: {count} rows have missing cells and are left out.")
         frame = frame[~is_incomplete]
