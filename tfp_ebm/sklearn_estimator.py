@@ -68,7 +68,8 @@ class EnergyDensity(DensityMixin, BaseEstimator):
     def score_samples(self, X: Any) -> np.ndarray:
         """Returns log p of each row, float64 `[rows]`; −inf for rows that the table of `fit` rules out.
 
-        Such rows hold a label that was not in it, or contradict its constants.
+        Such rows hold a label that was not in it, or contradict its constants. Whole numbers of data frames are spread
+        by noise from the estimator's seed.
         """
         return row_statistics(self.model_, self._checked(X), seed=self.seed, name="X")
 
