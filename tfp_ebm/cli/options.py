@@ -57,7 +57,8 @@ _OUTLIERS = """\
 example:
   python -m tfp_ebm outliers runs/lake new.csv --calibration kept.csv --out new_with_p_values.csv
   prints how many rows of new.csv have a p-value of at most .01, and writes the rows with their statistics and p-values
-  beside them. One row in a hundred like those of kept.csv has such a p-value, however good the model is."""
+  beside them. On average, at most one row in a hundred like those of kept.csv has such a p-value, however good the
+  model is."""
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
