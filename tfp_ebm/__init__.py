@@ -21,9 +21,11 @@ __all__ = [
     "losses",
     "mcmc",
     "networks",
+    "outliers",
     "plotting",
     "random",
     "recipes",
+    "sklearn",
     "targets",
 ]
 
@@ -43,9 +45,11 @@ if not _IS_COMMAND:
         losses,
         mcmc,
         networks,
+        outliers,
         plotting,
         random,
         recipes,
+        sklearn,
         targets,
     )
     from tfp_ebm.energy.base import fit_base

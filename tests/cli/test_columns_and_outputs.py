@@ -144,7 +144,7 @@ def test_short_names_of_losses(tmp_path, capsys):
     assert "[--loss LOSS]" in usage and "noise_contrastive_estimation" not in usage
 
 
-@pytest.mark.parametrize("command", ["fit", "sample", "evaluate"])
+@pytest.mark.parametrize("command", ["fit", "sample", "evaluate", "outliers"])
 def test_help_has_an_example_that_parses(command, capsys):
     from tfp_ebm.cli.options import make_parser
 

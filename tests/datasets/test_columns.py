@@ -399,6 +399,19 @@ def test_encoding_refuses_by_name():
     assert encoder.encode(frame.assign(rating=11))[0, 2] == 11
 
 
+def test_unknown_rows_are_those_that_encode_refuses():
+    frame = pandas.DataFrame({"n": np.arange(100), "c": ["x", "y"] * 50, "unit": ["m"] * 100})
+    encoder = TableEncoder.fit(frame)
+    assert not encoder.unknown_rows(frame).any()
+    tested = frame[:5].astype({"n": float}).assign(c=["x", "z", "y", None, "y"])
+    tested.loc[2, "n"], tested.loc[4, "unit"] = 1.5, "km"  # a constant is not encoded
+    assert encoder.unknown_rows(tested).tolist() == [False, True, True, False, False]
+    encoder.encode(tested.iloc[[0, 4]])
+    for row in (1, 2):
+        with pytest.raises(ValueError, match="column"):
+            encoder.encode(tested.iloc[[row]])
+
+
 def test_violations_are_counted():
     frame = mixed_frame()
     encoder, _ = fitted(frame)

@@ -3,6 +3,7 @@
     python -m tfp_ebm fit two_moons --out runs/moons
     python -m tfp_ebm sample runs/moons -n 1000
     python -m tfp_ebm evaluate runs/moons data.csv
+    python -m tfp_ebm outliers runs/moons data.csv --calibration other.csv
 
 TensorFlow is imported inside the commands, after the arguments are parsed, so that `--help` and a mistyped option
 answer at once. A run is written in one step at the end: if anything goes wrong before, what was at its place is left as
@@ -51,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from tfp_ebm.cli.fit import fit as command
             elif options.command == "sample":
                 from tfp_ebm.cli.sample import sample as command
-            else:
+            elif options.command == "evaluate":
                 from tfp_ebm.cli.evaluate import evaluate as command
+            else:
+                from tfp_ebm.cli.outliers import outliers as command
             is_good = command(options)
     except (ValueError, TypeError, OSError, ImportError) as error:
         say("error", f"{error}{_kept(options)}")

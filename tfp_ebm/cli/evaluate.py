@@ -51,7 +51,10 @@ def evaluate(options: argparse.Namespace) -> bool:
     if (path := options.run / "references.npz").exists() and x.ndim == 2:
         result["references"] = _references(path, x, {} if encoder is None else encoder.numbered_supports, options)
     if options.out is not None:
-        _save(options, frame, x, energies, result["log_normalizer"], columns)
+        added = {"energy": energies}
+        if result["log_normalizer"] is not None:
+            added["log_prob"] = -energies - result["log_normalizer"]
+        save_beside(options.out, frame, x, columns, added)
     print(to_json(result))
     return True
 
@@ -119,31 +122,32 @@ def log_normalizer_entries(model: EnergyModel) -> dict[str, Any]:
     return {"log_normalizer": value, "log_normalizer_from": source}
 
 
-def _save(
-    options: argparse.Namespace,
+def save_beside(
+    out: pathlib.Path,
     frame: pandas.DataFrame | None,
     x: np.ndarray,
-    energies: np.ndarray,
-    log_normalizer: float | None,
     columns: tuple[str, ...] | None,
+    added: dict[str, np.ndarray],
 ) -> None:
-    """Writes the energies, or the rows with energy and log density beside them."""
-    out = options.out.resolve()
+    """Writes the rows with further columns beside them; a .npy file holds the first of these alone.
+
+    Args:
+      out: the file.
+      frame: the rows as a table; None for arrays.
+      x: the rows as numbers `[rows, *event]`.
+      columns: the names of the numbers, or None.
+      added: the further columns by name.
+    """
+    import pandas
+
+    out = out.resolve()
     if out.suffix.lower() == ".npy":
-        save_rows(out, energies, ())
+        save_rows(out, next(iter(added.values())), ())
         return
-    added = {"energy": energies}
-    if log_normalizer is not None:
-        added["log_prob"] = -energies - log_normalizer
-    if frame is not None:
-        given = list(map(str, frame.columns))
-        save_frame(out, frame.assign(**{_free(name, given): values for name, values in added.items()}))
-        return
-    names = list(columns or default_columns(x.shape[1:]))
-    for name, values in added.items():
-        x = np.column_stack([x.reshape(len(x), -1), values])
-        names.append(_free(name, names))
-    save_rows(out, x, tuple(names))
+    if frame is None:
+        frame = pandas.DataFrame(x.reshape(len(x), -1), columns=list(columns or default_columns(x.shape[1:])))
+    given = list(map(str, frame.columns))
+    save_frame(out, frame.assign(**{_free(name, given): values for name, values in added.items()}))
 
 
 def _free(name: str, names: list[str]) -> str:

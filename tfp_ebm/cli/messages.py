@@ -53,6 +53,7 @@ _OPTIONS = {
     "sep": "--delimiter",
     "num_steps": "--steps",
     "num_burnin_steps": "--burnin",
+    "calibration": "--calibration",
     **{
         name: flag(name)
         for name in (
@@ -92,6 +93,7 @@ _LESS_MEMORY = {
     "fit": "a smaller --batch-size needs less in training, smaller --num-samples and --num-chains in sampling",
     "sample": "smaller --num-samples and --num-chains need less",
     "evaluate": "files of fewer rows need less",
+    "outliers": "files of fewer rows need less",
 }
 
 

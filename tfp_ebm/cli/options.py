@@ -53,6 +53,12 @@ example:
   python -m tfp_ebm evaluate runs/lake new.csv --out new_with_energies.csv
   prints the mean log-likelihood of the rows of new.csv with its standard error, and writes the rows with their
   energies beside them. Columns are found by name."""
+_OUTLIERS = """\
+example:
+  python -m tfp_ebm outliers runs/lake new.csv --calibration kept.csv --out new_with_p_values.csv
+  prints how many rows of new.csv have a p-value of at most .01, and writes the rows with their statistics and p-values
+  beside them. On average, at most one row in a hundred like those of kept.csv has such a p-value, however good the
+  model is."""
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -117,7 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
     >>> make_parser().parse_args(["fit", "rings", "--out", "runs/rings"]).rows
     50000
     """
-    parser = _Parser(prog="tfp-ebm", description="Fit, sample and evaluate energy-based models.")
+    parser = _Parser(prog="tfp-ebm", description="Fit, sample and evaluate energy-based models, and find outliers.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -160,7 +166,19 @@ def make_parser() -> argparse.ArgumentParser:
     _add_data_options(evaluate, rows=10_000)
     evaluate.add_argument("--seed", type=int, default=1, help="seed of toy data and of --dequantize")
 
-    for command in (fit, sample, evaluate):
+    outliers = add("outliers", "compute p-values of rows, small for outliers, under a fitted model", _OUTLIERS)
+    outliers.add_argument("run", type=path, help="directory that `fit` wrote")
+    outliers.add_argument("data", help="the rows to test, as for `fit`")
+    calibration = "rows like the training rows, which the model was not trained on; they are read as the data are"
+    outliers.add_argument("--calibration", metavar="FILE", required=True, help=calibration)
+    rate = "expected share of false alarms; rows with p-values of at most this number are counted as outliers"
+    outliers.add_argument("--rate", type=float, default=0.01, help=rate)
+    tested = "file to write: .csv or .parquet for the rows with statistic and p_value, .npy for the p-values "
+    outliers.add_argument("--out", type=path, help=f"{tested}(default: none)")
+    _add_data_options(outliers, rows=10_000)
+    outliers.add_argument("--seed", type=int, default=1, help="seed of toy data and of the noise of whole numbers")
+
+    for command in (fit, sample, evaluate, outliers):
         command.add_argument("--overwrite", action="store_true", help="replace what exists at --out")
         command.add_argument("--quiet", action="store_true", help="print no progress and no notes")
     return parser

@@ -233,6 +233,28 @@ class TableEncoder:
         values = self._values(frame)
         return np.stack([np.isnan(values[name]) for name in self.names]).any(axis=0)
 
+    def unknown_rows(self, frame: pandas.DataFrame) -> np.ndarray:
+        """Returns, for each row of a table, whether `encode` refuses a cell of it.
+
+        Such cells hold a label that was not in the training table, or a broken number in a column of whole numbers.
+
+        >>> import pandas
+        >>> encoder = TableEncoder.fit(pandas.DataFrame({"colour": ["red", "blue", "red"]}))
+        >>> encoder.unknown_rows(pandas.DataFrame({"colour": ["blue", "green"]})).tolist()
+        [False, True]
+        """
+        bad: np.ndarray = np.zeros(len(frame), bool)
+        for name, content in self._contents(frame).items():
+            column = self._by_name[name]
+            if column.kind == "constant":  # not encoded
+                continue
+            values = recoded(column, content, strict=False)
+            if column.levels is not None:
+                bad |= values == -1
+            elif column.kind == "whole":
+                bad |= ~np.isnan(values) & (values != np.rint(values))
+        return bad
+
     def violations(self, frame: pandas.DataFrame) -> np.ndarray:
         """Returns, for each row of a table, whether it contradicts a constant or a duplicate of the training table.
 
