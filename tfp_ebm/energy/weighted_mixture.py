@@ -40,7 +40,7 @@ def fit_weighted(
 
     >>> z = np.array([[-1.0], [1.0]])
     >>> probs, loc, covariance = fit_weighted(z, np.array([3.0, 1.0]), 1, "full", seed=0, num_starts=1, floor=0.0)
-    >>> loc.tolist(), covariance.tolist()
+    >>> loc.round(6).tolist(), covariance.round(6).tolist()
     ([[-0.5]], [[[0.75]]])
     """
     from sklearn.cluster import kmeans_plusplus

@@ -176,10 +176,24 @@ def split_rows(
     goal = min(max(validation * total, min(50.0, 0.25 * total)), 20_000.0)
     order = np.random.default_rng(seed).permutation(group.max() + 1)
     sizes = np.bincount(group, weights)
-    if weights is not None or labels is not None:
-        order = order[sizes[order] <= 0.5 * sizes.sum()]  # a group of most of the rows is trained on
-    chosen = order[: max(1, int(np.searchsorted(np.cumsum(sizes[order]), goal)))]
+    if weights is None and labels is None:
+        chosen = order[: max(1, int(np.searchsorted(np.cumsum(sizes[order]), goal)))]
+    else:
+        chosen = _held_out_groups(sizes, order, goal)
     held_out = np.isin(group, chosen)
-    if held_out.all() or not len(order):
+    if held_out.all():
         raise ValueError("`x` must hold rows that differ, but they are all equal.")
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _held_out_groups(sizes: np.ndarray, order: np.ndarray, goal: float) -> np.ndarray:
+    """Returns the first groups in an order, but those larger than the goal, as many as come nearest to it.
+
+    >>> _held_out_groups(np.array([9.0, 2.0, 3.0, 1.0]), np.arange(4), 5.0).tolist()
+    [1, 2]
+    """
+    small = order[sizes[order] <= goal]
+    if not len(small):
+        return order[[np.argmin(sizes[order])]]
+    totals = np.cumsum(sizes[small])[: len(sizes) - 1]  # one group is left to train on
+    return small[: 1 + int(np.argmin(np.abs(totals - goal)))]

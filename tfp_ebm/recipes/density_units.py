@@ -51,7 +51,7 @@ class Units(NamedTuple):
                 quantiles = np.nanquantile(x, shares, axis=0)
                 mean, deviation = np.nanmean(x, axis=0), np.nanstd(x, axis=0)
             else:
-                quantiles = np.nanquantile(x, shares, axis=0, weights=weights, method="inverted_cdf")
+                quantiles = np.stack([_weighted_quantiles(column, shares, weights) for column in x.T], 1)
                 own = np.where(np.isnan(x), 0.0, weights[:, None])
                 own /= own.sum(0)
                 mean = np.nansum(own * x, axis=0)
@@ -86,6 +86,17 @@ class Units(NamedTuple):
         model.standardization.loc.assign(self.loc)
         model.standardization.scale.assign(self.scale)
         return model
+
+
+def _weighted_quantiles(values: np.ndarray, shares: list[float], weights: np.ndarray) -> np.ndarray:
+    """Returns quantiles of the given values, interpolated between the middles of their weights.
+
+    >>> _weighted_quantiles(np.array([3.0, 1.0, np.nan]), [0.0, 0.5, 1.0], np.array([1.0, 1.0, 7.0])).tolist()
+    [1.0, 2.0, 3.0]
+    """
+    order = np.argsort(values)[: np.count_nonzero(~np.isnan(values))]  # NaN is last
+    own = weights[order]
+    return np.interp(shares, (np.cumsum(own) - 0.5 * own) / own.sum(), values[order])
 
 
 def frequencies(values: np.ndarray, support: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
