@@ -141,16 +141,16 @@ def fit_density(
       validation: share of the rows that stop trainings and choose weights. Tables of up to 2000 rows without
         columns of a few values do not need it: all their rows do both, by cross-validation. Below 100 rows these train
         no networks.
-      kinds: a mapping from columns to kinds, those of `datasets.TableEncoder`. The columns of an array, by number, are
-        "continuous" unless it says otherwise: "rating", "boolean" (0 and 1) and "category" have probabilities of the
-        values that the column holds, a list of numbers instead of a kind has those of these numbers, and p is a
-        density in the other columns. "whole" numbers are spread over their unit cells by noise from U(−½, ½), so that
-        draws are to be rounded. Ties of a continuous column stay as they are. The columns of a data frame, by name,
-        have the kinds that `TableEncoder.fit(x, kinds)` finds.
-      sample_weight: array `[rows]` of finite numbers, not negative: the fit maximises Σ wᵢ log p(xᵢ), and held-out
-        means are weighted. A row of weight 2 counts as two equal rows, and one of weight 0 is left out. Networks are
-        trained on batches in which rows come in proportion to their weights. The sizes of candidates follow the
-        effective number of rows, (Σw)²/Σw², and standard errors are those of a weighted mean.
+      kinds: a mapping from columns to kinds, those of `datasets.TableEncoder`. For an array, keys are numbers of
+        columns, and columns that are not named are "continuous". "rating", "boolean" (0 and 1) and "category" columns
+        have probabilities of the values in the table; a list of numbers in place of a kind names the values itself.
+        p is then a density in the other columns, and 0 between the values. "whole" numbers are spread over their unit
+        cells by noise from U(−½, ½); draws of them are to be rounded. Ties in continuous columns stay as they are. For
+        a data frame, keys are names of columns, and `TableEncoder.fit(x, kinds)` finds the other kinds.
+      sample_weight: array `[rows]` of finite numbers, not negative: the fit maximises Σᵢ wᵢ log p(xᵢ), and
+        held-out means are weighted. A row of weight 2 counts as two equal rows, and one of weight 0 is left out.
+        Networks are trained on batches in which rows come in proportion to their weights. The sizes of candidates
+        follow the effective number of rows, (Σw)²/Σw², and standard errors are those of a weighted mean.
       groups: hashable labels `[rows]`, such as ints or strings: rows of one label, such as those of one patient, are on
         one side of each split and in one fold, as are all labels that share equal rows. Standard errors are those of
         means over groups.
