@@ -253,8 +253,8 @@ def _fit_by_split(
 ) -> _Fit:
     """Fits candidates to one part of the rows, and stacks them on the other."""
     train, held_out = split_rows(rows, validation, seed, labels, weights)
-    own, of_judges = part_of_weights(weights, train), part_of_weights(weights, held_out)
-    units = Units.of(rows[train], values, own)
+    of_train, of_judges = part_of_weights(weights, train), part_of_weights(weights, held_out)
+    units = Units.of(rows[train], values, of_train)
     units = units._replace(has_missing=bool(np.isnan(rows).any()))
     slopes = [
         np.average(units.log_slopes(rows[part]).sum(1), weights=part_of_weights(weights, part))
@@ -262,9 +262,9 @@ def _fit_by_split(
     ]
     y: np.ndarray = units.to_y(rows[train]).astype(np.float32)
     y_held_out: np.ndarray = units.to_y(rows[held_out]).astype(np.float32)
-    both = filled(y, y_held_out, seed=seed, weights=own) if units.has_missing else (y, y_held_out)
+    both = filled(y, y_held_out, seed=seed, weights=of_train) if units.has_missing else (y, y_held_out)
     spread = dequantized(both[0], values, seed), dequantized(both[1], values, seed + 1)
-    table = Table(y, y_held_out, values, units.has_missing, seed, spread, trainings, (own, of_judges))
+    table = Table(y, y_held_out, values, units.has_missing, seed, spread, trainings, (of_train, of_judges))
     contest = _Contest(verbose, of_judges, part_of_weights(labels, held_out))
     parts = None
     if not (values and units.has_missing):
@@ -292,7 +292,7 @@ def _fit_by_split(
     model = contest.stack()
     can_be_corrected = len(rows) >= MIN_ROWS and rows.shape[1] <= MAX_COLUMNS and not (values or units.has_missing)
     if with_residual and can_be_corrected:
-        model = _corrected(model, rows, train, held_out, contest, seed, own)
+        model = _corrected(model, rows, train, held_out, contest, seed, of_train)
     return _Fit(model, contest.results, contest.histories, is_cut)
 
 
