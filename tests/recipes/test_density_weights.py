@@ -8,8 +8,8 @@ import pytest
 import tfp_ebm as ebm
 from tfp_ebm.composition import stacked_parts, stacking_weights
 from tfp_ebm.energy.data import shuffled_batches
-from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_components
-from tfp_ebm.energy.missing import fit_gaussian
+from tfp_ebm.energy.gaussian_mixture import MixtureParameters
+from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.recipes import density_candidates, density_folds, density_residual, density_small, density_training
 from tfp_ebm.recipes.density_rows import effective_weights, resampled
 from tfp_ebm.recipes.density_units import Units, filled, frequencies
@@ -36,38 +36,10 @@ def gaps_of(loc, weights):
     return np.abs(loc - SHIFT) / errors
 
 
-def test_a_step_with_counts_is_that_of_repeated_rows():
-    """Expectation maximisation from one start, for all forms of covariances, against scikit-learn's for "full"."""
-    start = MixtureParameters(np.array([0.5, 0.5]), np.array([[-1.0, 0.0], [1.0, 0.0]]), np.stack([np.eye(2)] * 2))
-    mine = fit_components(Z, 2, "full", 0, start=start, weights=COUNTS.astype(float))
-    theirs = fit_components(Z[COPIES], 2, "full", 0, start=start)
-    for one, two in zip(mine, theirs, strict=True):
-        np.testing.assert_allclose(one, two, rtol=2e-2, atol=2e-2)  # steps end at a gain below .001
-    for kind in ("full", "diag", "tied"):
-        mine, theirs = (fit_components(Z, 1, kind, 0, weights=COUNTS * 1.0), fit_components(Z[COPIES], 1, kind, 0))
-        for one, two in zip(mine, theirs, strict=True):
-            np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-9)
-    planted = fit_components(Z, 1, "full", 0)
-    assert np.abs(planted.loc - theirs.loc).max() > 1e-3
-
-
-def test_weighted_mixtures_find_clusters():
-    """Weights turn equal clusters into ones of .8 and .2; four standard errors of a share of 400 rows are .08."""
-    x = RNG.normal(size=(800, 2)) + np.repeat([[-5.0, 0.0], [5.0, 0.0]], 400, 0)
-    for kind in ("full", "diag", "tied"):
-        fitted = fit_components(x, 2, kind, 3, 2, weights=np.repeat([4.0, 1.0], 400))
-        order = np.argsort(fitted.loc[:, 0])
-        np.testing.assert_allclose(fitted.probs[order], [0.8, 0.2], atol=1e-3)
-        np.testing.assert_allclose(fitted.loc[order], [x[:400].mean(0), x[400:].mean(0)], atol=0.01)
-        assert fit_components(x, 2, kind, 3, 2).probs == pytest.approx([0.5, 0.5], abs=1e-3)  # planted
-
-
 def test_counts_are_repeated_rows_in_all_closed_forms():
     rows = Z.copy()
     rows[RNG.random(rows.shape) < 0.2] = np.nan
     counts = COUNTS.astype(float)
-    for one, two in zip(fit_gaussian(rows, weights=counts), fit_gaussian(rows[COPIES]), strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-12)
     mine, theirs = Units.of(rows, weights=counts), Units.of(rows[COPIES])
     np.testing.assert_allclose(mine.loc, theirs.loc, rtol=1e-9)
     np.testing.assert_allclose(mine.scale, theirs.scale, rtol=1e-9)
@@ -173,6 +145,22 @@ def test_what_has_no_weights_of_its_own_draws_rows_in_proportion():
     assert slopes[0] == pytest.approx(1.0, abs=0.2) and abs(slopes[1]) < 0.3
     gain = density_residual._gain(np.array([0.0, 1.0]), np.zeros(9), np.array([1.0, 3.0]))
     assert gain.value == pytest.approx(0.75)
+
+
+@pytest.mark.long
+def test_a_correction_is_of_the_weighted_rows():
+    """A standard normal is corrected to N(SHIFT, 1): it gains |SHIFT|²/2 = .625 nat a row, within .1.
+
+    Planted: without weights there is nothing to gain.
+    """
+    normal = GaussianMixtureEnergy.of(MixtureParameters(np.ones(1), np.zeros((1, 2)), np.eye(2)[None]))
+    x, weights = tilted(6000, 4)
+    own = (weights[:5000], weights[5000:])
+    corrected = density_residual.fit_residual(normal, x[:5000], x[5000:], 0, own)
+    new = (np.random.default_rng(5).normal(size=(5000, 2)) + SHIFT).astype("float32")
+    gain = np.asarray(normal(new) - corrected(new), float).mean()
+    assert gain == pytest.approx(0.5 * SHIFT @ SHIFT, abs=0.1)
+    assert density_residual.fit_residual(normal, x[:5000], x[5000:], 0) is None
 
 
 @pytest.mark.long
