@@ -57,7 +57,7 @@ def _keras_networks(x, y, seed, num_outputs, log_prob):
     import keras
     import tensorflow as tf
 
-    from tfp_ebm.recipes.density import split_rows
+    from tfp_ebm.recipes.density_rows import split_rows
     from tfp_ebm.recipes.density_training import settings_for_rows
 
     number = 5 if len(x) <= 2000 else 2

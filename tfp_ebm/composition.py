@@ -232,8 +232,8 @@ def cdf(density: Any, x: Any, coordinate: int | str) -> np.ndarray:
     return values
 
 
-def stacked_parts(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which parts a stack keeps, by number, and their weights; `log_probs` as in `stacking_weights`.
+def stacked_parts(log_probs: np.ndarray, row_weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which parts a stack keeps, by number, and their weights; arguments as in `stacking_weights`.
 
     On few rows the best weights fit these rows and no others. If a mixture is not better than its best part on rows
     that its weights were not fitted to (cross-validation), that part is all that is kept.
@@ -242,41 +242,44 @@ def stacked_parts(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     >>> stacked_parts(rows)[0].tolist()
     [0]
     """
-    fitted = fitted_parts(log_probs)
-    best = int(log_probs.mean(0).argmax())
-    if len(log_probs) <= _MAX_CROSS_VALIDATED and _cross_validated(log_probs) <= log_probs[:, best].mean():
+    fitted = fitted_parts(log_probs, row_weights)
+    best = int(np.average(log_probs, 0, row_weights).argmax())
+    of_best = np.average(log_probs[:, best], weights=row_weights)
+    if len(log_probs) <= _MAX_CROSS_VALIDATED and _cross_validated(log_probs, row_weights) <= of_best:
         return np.array([best]), np.ones(1)
     return fitted
 
 
-def fitted_parts(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which parts have weights that count, by number, and these weights; `log_probs` as in `stacking_weights`.
+def fitted_parts(log_probs: np.ndarray, row_weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which parts have weights that count, by number, and these weights; arguments as in `stacking_weights`.
 
     >>> rows = np.log([[1.0, 0.1, 0.1], [0.1, 1.0, 0.1]])
     >>> fitted_parts(np.repeat(rows, 100, 0))[0].tolist()
     [0, 1]
     """
-    weights = stacking_weights(log_probs)
+    weights = stacking_weights(log_probs, row_weights=row_weights)
     kept = np.flatnonzero(weights > _LEAST_WEIGHT)
     return kept, weights[kept] / weights[kept].sum()
 
 
-def _cross_validated(log_probs: np.ndarray) -> float:
+def _cross_validated(log_probs: np.ndarray, row_weights: np.ndarray | None) -> float:
     """Returns the mean log density of a stack, of each row with the weights of the other folds; −∞ of one row."""
     fold: np.ndarray = np.arange(len(log_probs)) % min(_NUM_FOLDS, len(log_probs))
     values = np.full(len(log_probs), -np.inf)
     for number in range(fold.max() + 1 if len(log_probs) > 1 else 0):
-        weights = stacking_weights(log_probs[fold != number])
+        others = None if row_weights is None else row_weights[fold != number]
+        weights = stacking_weights(log_probs[fold != number], row_weights=others)
         values[fold == number] = np.logaddexp.reduce(log_probs[fold == number] + np.log(weights), axis=1)
-    return float(values.mean())
+    return float(np.average(values, weights=row_weights))
 
 
-def stacking_weights(log_probs: np.ndarray, num_steps: int = 500) -> np.ndarray:
+def stacking_weights(log_probs: np.ndarray, num_steps: int = 500, row_weights: np.ndarray | None = None) -> np.ndarray:
     """Finds the weights of a mixture by expectation maximisation.
 
     Args:
       log_probs: log densities of held-out rows `[rows, parts]`.
       num_steps: of expectation maximisation.
+      row_weights: how many rows each counts as, `[rows]`; default: 1.
 
     Returns:
       Weights `[parts]` with sum 1 that maximise Σ log Σₖ wₖ pₖ(x), with half a row of prior weight for all parts
@@ -288,7 +291,8 @@ def stacking_weights(log_probs: np.ndarray, num_steps: int = 500) -> np.ndarray:
     >>> stacking_weights(np.log([[1.0, 0.1], [1.0, 0.1], [0.1, 1.0]])).round(1).tolist()
     [0.7, 0.3]
     """
-    num_rows, num_parts = log_probs.shape
+    num_parts = log_probs.shape[1]
+    num_rows = len(log_probs) if row_weights is None else float(row_weights.sum())
     largest = log_probs.max(1, keepdims=True)
     if not np.isfinite(largest).all():
         row = int(np.flatnonzero(~np.isfinite(largest))[0])
@@ -298,5 +302,6 @@ def stacking_weights(log_probs: np.ndarray, num_steps: int = 500) -> np.ndarray:
     for _ in range(num_steps):
         shares = densities * weights
         shares /= shares.sum(1, keepdims=True)
-        weights = (shares.sum(0) + 0.5 / num_parts) / (num_rows + 0.5)
+        counts = shares.sum(0) if row_weights is None else row_weights @ shares
+        weights = (counts + 0.5 / num_parts) / (num_rows + 0.5)
     return weights

@@ -29,7 +29,7 @@ def test_log_densities_are_of_fits_without_the_row():
     x = np.random.default_rng(0).normal(size=(60, 2)) @ [[1.0, 0.5], [0.0, 2.0]] + 7.0
     fold = density_folds.folds_of(x, 5, seed=0)
 
-    def plain(z, seed):
+    def plain(z, seed, weights):
         return {key: one for key, one in density_folds._gaussians(z, seed).items() if key == (0.0, 1.0)}
 
     chosen = density_folds._judge(plain, x, fold, 0)

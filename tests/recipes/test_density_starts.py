@@ -17,7 +17,7 @@ def clusters(number, seed):
     return x, MixtureParameters(np.full(6, 1.0 / 6.0), loc, 0.2 * np.repeat(np.eye(2)[None], 6, 0)).log_prob(x)
 
 
-def bad_fit(z, number, kind, seed, num_starts=1, start=None):
+def bad_fit(z, number, kind, seed, num_starts=1, start=None, weights=None):
     """An optimum that is as bad as one start finds it: two clusters have one component, unless a start is given."""
     if start is None:
         return fit_components(z, max(1, number - 1), kind, seed, 4)
@@ -47,7 +47,7 @@ def test_a_refit_that_looks_bad_is_made_again(num_bad, monkeypatch):
     new, exact = clusters(5000, 3)
     seeds = []
 
-    def fit(z, number, kind, seed, num_starts=1, start=None):
+    def fit(z, number, kind, seed, num_starts=1, start=None, weights=None):
         seeds.append(seed)
         return (bad_fit if len(seeds) <= num_bad else fit_components)(z, number, kind, seed, num_starts)
 

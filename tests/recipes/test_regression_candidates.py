@@ -17,7 +17,7 @@ def test_targets_are_judged_given_the_inputs():
     fold = density_folds.folds_of(rows, 5, seed=0)
     fold = np.where(fold < 3, fold, -1)
 
-    def plain(z, seed):
+    def plain(z, seed, weights):
         return {key: one for key, one in density_folds._gaussians(z, seed).items() if key == (0.0, 1.0)}
 
     chosen = density_folds._judge(plain, rows, fold, 0, num_inputs=2)

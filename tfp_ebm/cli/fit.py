@@ -183,7 +183,7 @@ def _fitted_density(
     model = recipes.fit_density(
         train,
         minutes=options.minutes,
-        supports=rows.supports,
+        kinds=rows.supports,
         seed=options.seed % 2**32,
         verbose=0 if options.quiet else 1,
         backup_dir=unfinished.candidates,

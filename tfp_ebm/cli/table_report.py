@@ -20,7 +20,7 @@ import numpy as np
 
 from tfp_ebm.evaluation import two_sample
 from tfp_ebm.mcmc.diagnostics import MAX_RHAT
-from tfp_ebm.recipes.density import mean_and_error
+from tfp_ebm.recipes.density_rows import mean_and_error
 
 # A loss that counts, in nats: for each column, and for each row.
 TOLERANCE, _BASIC_TOLERANCE = 0.02, 0.02

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import tensorflow as tf
 
+from tfp_ebm import random
 from tfp_ebm.datasets.cells import shown_list
 from tfp_ebm.datasets.kinds import Column, Content
 
@@ -17,6 +19,18 @@ def nearest(support: np.ndarray, values: np.ndarray) -> np.ndarray:
     middle = (support[1:] + support[:-1]) / 2
     found = support[np.searchsorted(middle, values)]
     return np.where(np.isnan(values), np.nan, found)
+
+
+def spread_whole(values: np.ndarray, key: tf.Tensor) -> np.ndarray:
+    """Returns whole numbers with noise from U(−½, ½) of a seed int32[2]; NaN stays NaN.
+
+    >>> spread = spread_whole(np.array([3.0, 4.0]), random.stateless_seed(0))
+    >>> np.rint(spread).tolist(), bool((spread != [3.0, 4.0]).all())
+    ([3.0, 4.0], True)
+    """
+    noisy = values + (random.uniform([len(values)], key, tf.float64).numpy() - 0.5)
+    # noise must not reach the border of a cell by rounding
+    return np.where(np.rint(noisy) == values, noisy, values)
 
 
 def recoded(column: Column, content: Content, strict: bool = True) -> np.ndarray:

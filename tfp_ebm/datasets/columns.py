@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tfp_ebm import random
 from tfp_ebm.arguments import check_choice
 from tfp_ebm.caller import warn
 from tfp_ebm.datasets.cells import shown_list
-from tfp_ebm.datasets.coding import computed, fill, recoded, rounded
+from tfp_ebm.datasets.coding import computed, fill, recoded, rounded, spread_whole
 from tfp_ebm.datasets.decoding import decoded_series
 from tfp_ebm.datasets.dependence import dependences
 from tfp_ebm.datasets.frame_checks import checked_kinds, named_frame, refuse_missing, without_missing
@@ -163,7 +162,7 @@ class TableEncoder:
 
     @property
     def numbered_supports(self) -> dict[int, np.ndarray]:
-        """The same values by number of the encoded column, as `fit_density` takes them."""
+        """The same values by number of the encoded column, as `fit_density(kinds=)` takes them."""
         return {self.names.index(name): values for name, values in self.supports.items()}
 
     @property
@@ -210,10 +209,7 @@ class TableEncoder:
         encoded = np.stack([values[column.name] for column in self._kept], axis=1)
         for i, column in enumerate(self._kept):
             if column.kind == "whole":
-                noise = random.uniform([len(encoded)], random.fold_in(key, i), tf.float64).numpy() - 0.5
-                noisy = encoded[:, i] + noise
-                # noise must not reach the border of a cell by rounding
-                encoded[:, i] = np.where(np.rint(noisy) == encoded[:, i], noisy, encoded[:, i])
+                encoded[:, i] = spread_whole(encoded[:, i], random.fold_in(key, i))
         if self.missing == "drop" and missing.any():
             dropped = missing.any(axis=1)
             warn(f"`frame`: {dropped.sum()} of {len(dropped)} rows have missing cells and are left out.")

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.arguments import check_data, check_weights, is_frame
-from tfp_ebm.random import fold_in, stateless_seed
+from tfp_ebm.random import fold_in, stateless_seed, uniform
 
 # A pass over an iterator of unknown length stops, with a warning, after this number of rows.
 _MAX_ROWS = 1_000_000
@@ -307,10 +307,13 @@ def in_batches(rows: Any, order: tf.Tensor, batch_size: int, drop_remainder: boo
     return tf.data.Dataset.range(0, end - batch_size + 1 if drop_remainder else end, batch_size).map(batch)
 
 
-def shuffled_batches(x: np.ndarray, batch_size: int, seed: Any, first: int = 0) -> tf.data.Dataset:
+def shuffled_batches(
+    x: np.ndarray, batch_size: int, seed: Any, first: int = 0, weights: np.ndarray | None = None
+) -> tf.data.Dataset:
     """Returns an endless dataset of batches of rows, in an order that depends on (seed, epoch) alone, from `first` on.
 
-    Keras's own shuffling differs from process to process, or, once seeded, repeats in every epoch.
+    Keras's own shuffling differs from process to process, or, once seeded, repeats in every epoch. With `weights`,
+    an epoch has as many draws as rows, of each row its share, rounded up or down at random (systematic resampling).
 
     >>> batches = iter(shuffled_batches(np.arange(8.0).reshape(4, 2), 2, seed=0))
     >>> epoch = np.concatenate([next(batches), next(batches)])
@@ -320,9 +323,16 @@ def shuffled_batches(x: np.ndarray, batch_size: int, seed: Any, first: int = 0) 
     if batch_size > len(x):
         raise ValueError(f"`batch_size` must not exceed the rows of `x`, got {batch_size} for {len(x)} rows.")
     rows, seed = tf.constant(x), stateless_seed(seed)
+    # the last border is left out, so that no place is beyond it by rounding
+    borders = None if weights is None else tf.constant(np.cumsum(weights / weights.sum())[:-1])
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(x)), seed=fold_in(seed, number))
+        key = fold_in(seed, number)
+        drawn = tf.range(len(x))
+        if borders is not None:
+            places = uniform([], fold_in(key, 1), tf.float64) + tf.range(len(x), dtype=tf.float64)
+            drawn = tf.searchsorted(borders, places / len(x), side="right")
+        order = tf.random.experimental.stateless_shuffle(drawn, seed=key)
         return in_batches(rows, order, batch_size, drop_remainder=True)
 
     skipped, rest = divmod(first, len(x) // batch_size)

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfp_ebm import random
 from tfp_ebm.arguments import check_count
 from tfp_ebm.energy.moments import DataMoments
+from tfp_ebm.energy.weighted_mixture import fit_weighted
 
 # Numbers of components that are tried, as far as the rows allow, and how often a larger number may fail to be better.
 _SIZES, _PATIENCE = (1, 2, 4, 6, 8, 12, 16, 24, 32), 2
@@ -45,6 +46,11 @@ class MixtureParameters(NamedTuple):
     probs: np.ndarray
     loc: np.ndarray
     scale_tril: np.ndarray
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """The covariances LₖLₖᵀ, of the shape of `scale_tril`."""
+        return self.scale_tril @ np.swapaxes(self.scale_tril, -1, -2)
 
     @property
     def log_weights(self) -> np.ndarray:
@@ -147,12 +153,14 @@ def choose_mixture(
     x_held_out: np.ndarray | None = None,
     ridge: float | None = None,
     num_starts: int = 1,
+    weights: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
 ) -> tuple[MixtureParameters, MixtureChoice]:
     """Fits a Gaussian mixture as `fit_mixture` does; also returns what was chosen, for `refit_mixture`.
 
-    Of several starts the most likely result is kept: a single one may end with two components for one cluster.
+    Of several starts the most likely result is kept: a single one may end with two components for one cluster. With
+    rows held out, `weights` are those of the rows and of the rows held out, or None.
     """
-    moments = DataMoments.of([x])
+    moments = DataMoments.of_rows(x, weights[0])
     z = (x - moments.mean) / moments.scale
     order = np.random.default_rng(seed).permutation(len(z))
     if x_held_out is None:
@@ -161,18 +169,27 @@ def choose_mixture(
     else:
         train, held_out = z[order], (x_held_out - moments.mean) / moments.scale
     train = (z[order] if num_components is not None and ridge is not None else train)[:_MAX_ROWS]
+    own = None if weights[0] is None else weights[0][order][:_MAX_ROWS]
     if num_components is None:
-        number, kind = _choose(train[:_ROWS_TO_COMPARE], held_out, seed, ridge, num_starts)
+        compared = None if own is None else own[:_ROWS_TO_COMPARE]
+        of_both = (compared, weights[1])
+        number, kind = _choose(train[:_ROWS_TO_COMPARE], held_out, seed, ridge, num_starts, of_both)
     else:
         number, kind = check_count("num_components", num_components), "full"
         if number > len(x):
             raise ValueError(f"`num_components` must not exceed the {len(x)} rows, got {number}.")
-    fitted, _, chosen = _best_ridge(fit_components(train, number, kind, seed, num_starts), held_out, ridge)
+    fitted = fit_components(train, number, kind, seed, num_starts, weights=own)
+    fitted, _, chosen = _best_ridge(fitted, held_out, ridge, weights[1])
     return _in_units_of(moments, fitted), MixtureChoice(number, kind, chosen)
 
 
 def refit_mixture(
-    x: np.ndarray, choice: MixtureChoice, *, seed: int = 0, start: MixtureParameters | None = None
+    x: np.ndarray,
+    choice: MixtureChoice,
+    *,
+    seed: int = 0,
+    start: MixtureParameters | None = None,
+    weights: np.ndarray | None = None,
 ) -> MixtureParameters:
     """Fits a mixture of a given form to all rows.
 
@@ -181,19 +198,21 @@ def refit_mixture(
       choice: the form.
       seed: of the start.
       start: a mixture of this form where full covariances start, so that no worse optimum than its own is found.
+      weights: of the rows, `[rows]`; default: equal.
 
     >>> x = np.random.default_rng(0).normal(size=(100, 2))
     >>> refit_mixture(x, choose_mixture(x, 1, seed=0)[1]).loc.shape
     (1, 2)
     """
-    moments = DataMoments.of([x])
-    z = ((x - moments.mean) / moments.scale)[np.random.default_rng(seed).permutation(len(x))[:_MAX_ROWS]]
+    moments = DataMoments.of_rows(x, weights)
+    chosen = np.random.default_rng(seed).permutation(len(x))[:_MAX_ROWS]
+    z, weights = ((x - moments.mean) / moments.scale)[chosen], None if weights is None else weights[chosen]
     if start is None or choice.kind != "full":
-        fitted = fit_components(z, choice.num_components, choice.kind, seed)
+        fitted = fit_components(z, choice.num_components, choice.kind, seed, weights=weights)
     else:
         factor = start.scale_tril / moments.scale[:, None]
         own = MixtureParameters(start.probs, (start.loc - moments.mean) / moments.scale, factor)
-        fitted = fit_components(z, choice.num_components, choice.kind, seed, start=own)
+        fitted = fit_components(z, choice.num_components, choice.kind, seed, start=own, weights=weights)
     return _in_units_of(moments, with_ridge(fitted, choice.ridge))
 
 
@@ -205,22 +224,29 @@ def _in_units_of(moments: DataMoments, fitted: MixtureParameters) -> MixturePara
 
 
 def _choose(
-    train: np.ndarray, held_out: np.ndarray, seed: int, ridge: float | None, num_starts: int
+    train: np.ndarray,
+    held_out: np.ndarray,
+    seed: int,
+    ridge: float | None,
+    num_starts: int,
+    weights: tuple[np.ndarray | None, np.ndarray | None],
 ) -> tuple[int, str]:
     """Returns the number of components and the form of their covariances that held-out rows find most likely."""
     size = train.shape[1]
+    num_rows = len(train) if weights[0] is None else float(weights[0].sum())
     best, chosen = -np.inf, (1, "full")
     for kind, parameters in (("full", size * (size + 3) / 2), ("diag", 2.0 * size)):
-        most = max(1.0, len(train) / (_ROWS_PER_PARAMETER * parameters) + 1.0)
+        most = max(1.0, num_rows / (_ROWS_PER_PARAMETER * parameters) + 1.0)
         if kind == "full" and size > _FULL_COVARIANCE_COLUMNS:
             most = 1
         waited = 0
         best_of_kind = -np.inf
-        for number in (n for n in _SIZES if n <= min(most, len(train))):
+        for number in (n for n in _SIZES if n <= min(most, num_rows)):
             if number == 1 and kind == "diag":  # a full covariance with the best ridge is at least as likely
                 continue
             starts = num_starts if number <= _FEW_COMPONENTS else 1  # many components cover all clusters
-            score = _best_ridge(fit_components(train, number, kind, seed, starts), held_out, ridge)[1]
+            fitted = fit_components(train, number, kind, seed, starts, weights=weights[0])
+            score = _best_ridge(fitted, held_out, ridge, weights[1])[1]
             if score > best_of_kind:
                 best_of_kind, waited = score, 0
             else:
@@ -233,7 +259,13 @@ def _choose(
 
 
 def fit_components(
-    z: np.ndarray, number: int, kind: str, seed: int, num_starts: int = 1, start: MixtureParameters | None = None
+    z: np.ndarray,
+    number: int,
+    kind: str,
+    seed: int,
+    num_starts: int = 1,
+    start: MixtureParameters | None = None,
+    weights: np.ndarray | None = None,
 ) -> MixtureParameters:
     """Fits a mixture to standardised rows by expectation maximisation.
 
@@ -244,11 +276,21 @@ def fit_components(
       seed: of the starts.
       num_starts: number of starts, of which the most likely result is kept.
       start: a mixture with full covariances where expectation maximisation starts instead.
+      weights: of the rows, `[rows]`, whose sum counts as the number of rows; default: equal.
     """
     import threadpoolctl
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
+    # Prior counts of a hundredth of a row keep covariances of few rows regular.
+    floor = max(1e-6, 1e-2 / (len(z) if weights is None else float(weights.sum())))
+    if weights is not None:
+        own = None if start is None else (start.probs, start.loc, start.covariance)
+        with threadpoolctl.threadpool_limits(1):
+            probs, loc, covariance = fit_weighted(
+                z, weights, number, kind, seed=seed, num_starts=num_starts, floor=floor, start=own
+            )
+        return MixtureParameters(probs, loc, np.linalg.cholesky(covariance))
     known = {}
     if start is not None:
         inverse = np.linalg.inv(start.scale_tril)
@@ -257,8 +299,7 @@ def fit_components(
     mixture = GaussianMixture(
         number,
         covariance_type=kind,
-        # Prior counts of a hundredth of a row keep covariances of few rows regular.
-        reg_covar=max(1e-6, 1e-2 / len(z)),
+        reg_covar=floor,
         random_state=seed,
         n_init=num_starts,
         init_params="k-means++",
@@ -284,20 +325,25 @@ def with_ridge(fitted: MixtureParameters, amount: float) -> MixtureParameters:
 
 
 def _best_ridge(
-    fitted: MixtureParameters, held_out: np.ndarray, ridge: float | None
+    fitted: MixtureParameters, held_out: np.ndarray, ridge: float | None, weights: np.ndarray | None
 ) -> tuple[MixtureParameters, float, float]:
     """Returns the mixture with the best ridge, its mean log-likelihood of held-out rows, and the ridge."""
     best, chosen, best_amount = -np.inf, fitted, 0.0
     for amount in _RIDGES if ridge is None else (ridge,):
         candidate = with_ridge(fitted, amount)
-        score = float(candidate.log_prob(held_out).mean())
+        score = float(np.average(candidate.log_prob(held_out), weights=weights))
         if score > best:
             best, chosen, best_amount = score, candidate, amount
     return chosen, best, best_amount
 
 
 def fit_kernel_density(
-    x: np.ndarray, x_held_out: np.ndarray, *, max_centers: int = 10_000, seed: int = 0
+    x: np.ndarray,
+    x_held_out: np.ndarray,
+    *,
+    max_centers: int = 10_000,
+    seed: int = 0,
+    weights: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
 ) -> MixtureParameters:
     """Fits a kernel density: one Gaussian around each row, its covariance h² times a diagonal or the full covariance.
 
@@ -306,26 +352,33 @@ def fit_kernel_density(
       x_held_out: rows whose likelihood chooses h and the form of the covariance; no row of `x` may be among them.
       max_centers: rows that are used, at most.
       seed: of the choice of rows.
+      weights: of the rows, and of the rows held out; None for equal ones.
 
     >>> x = np.random.default_rng(0).normal(size=(300, 2))
     >>> fit_kernel_density(x[:250], x[250:]).loc.shape
     (250, 2)
     """
-    moments = DataMoments.of([x])
+    moments = DataMoments.of_rows(x, weights[0])
     rng = np.random.default_rng(seed)
-    centers = ((x - moments.mean) / moments.scale)[rng.permutation(len(x))[:max_centers]]
-    judged = ((x_held_out - moments.mean) / moments.scale)[rng.permutation(len(x_held_out))[:_ROWS_TO_JUDGE]]
+    chosen_rows = rng.permutation(len(x))[:max_centers]
+    judges = rng.permutation(len(x_held_out))[:_ROWS_TO_JUDGE]
+    centers = ((x - moments.mean) / moments.scale)[chosen_rows]
+    judged = ((x_held_out - moments.mean) / moments.scale)[judges]
+    own = None if weights[0] is None else weights[0][chosen_rows]
+    of_judges = None if weights[1] is None else weights[1][judges]
     size = centers.shape[1]
-    covariance = np.cov(centers.T, bias=True).reshape(size, size) + 1e-3 * np.eye(size)
+    covariance = np.cov(centers.T, bias=True, aweights=own).reshape(size, size) + 1e-3 * np.eye(size)
+    # equal weights, relative to their mean, change no exponent
+    log_shares = 0.0 if own is None else np.log(own / own.mean())
     best, chosen = -np.inf, np.eye(size)
     for factor in (np.eye(size), np.linalg.cholesky(covariance)):
         inverse = np.linalg.inv(factor)
         squares = squared_distances(judged @ inverse.T, centers @ inverse.T)
         volume = np.log(np.diagonal(factor)).sum()
         for bandwidth in _BANDWIDTHS:
-            scores = np.logaddexp.reduce(-0.5 * squares / bandwidth**2, axis=1)
-            score = float(scores.mean()) - size * math.log(bandwidth) - volume
+            scores = np.logaddexp.reduce(log_shares - 0.5 * squares / bandwidth**2, axis=1)
+            score = float(np.average(scores, weights=of_judges)) - size * math.log(bandwidth) - volume
             if score > best:
                 best, chosen = score, bandwidth * factor
-    probs = np.full(len(centers), 1.0 / len(centers))
+    probs = np.full(len(centers), 1.0 / len(centers)) if own is None else own / own.sum()
     return MixtureParameters(probs, centers, chosen).in_units(moments.mean, moments.scale)

@@ -8,7 +8,7 @@ import numpy as np
 _MAX_ROWS, _NUM_STEPS = 5000, 30
 
 
-def fit_gaussian(y: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def fit_gaussian(y: np.ndarray, *, seed: int = 0, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Fits mean and covariance to rows `[rows, d]` in which NaN marks a missing cell.
 
     Let P be the inverse covariance of the given cells of a row, and zero elsewhere. Its missing cells have the
@@ -18,6 +18,7 @@ def fit_gaussian(y: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     Args:
       y: rows of numbers, of a scale near 1.
       seed: of the choice of rows, where there are more than 5000.
+      weights: of the rows, `[rows]`; default: equal.
 
     Returns:
       The mean `[d]` and the covariance `[d, d]`.
@@ -26,13 +27,17 @@ def fit_gaussian(y: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     >>> mean.round(2).tolist()  # the missing cell is 1 + the cell beside it
     [1.0, 2.0]
     """
-    y = np.asarray(y, np.float64)[np.random.default_rng(seed).permutation(len(y))[:_MAX_ROWS]]
+    chosen = np.random.default_rng(seed).permutation(len(y))[:_MAX_ROWS]
+    y = np.asarray(y, np.float64)[chosen]
     given = ~np.isnan(y)
+    w = None if weights is None else (weights[chosen] / weights[chosen].mean())[given.any(1)]
     y, given = np.nan_to_num(y)[given.any(1)], given[given.any(1)]  # empty rows hold no information
     m: np.ndarray = given.astype(np.float64)
-    counts = np.maximum(m.sum(0), 1.0)
-    mean = (m * y).sum(0) / counts
-    variance = (m * np.square(y - mean)).sum(0) / counts + 1e-6
+    weighted = m if w is None else m * w[:, None]
+    # an empty column has no count
+    counts = np.maximum(weighted.sum(0), 1.0) if w is None else np.where(given.any(0), weighted.sum(0), 1.0)
+    mean = (weighted * y).sum(0) / counts
+    variance = (weighted * np.square(y - mean)).sum(0) / counts + 1e-6
     covariance = np.diag(variance)
     both = m[:, :, None] * m[:, None, :]
     for _ in range(_NUM_STEPS):
@@ -40,8 +45,9 @@ def fit_gaussian(y: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarra
         gain = covariance @ precision
         completed = np.where(given, y, mean + np.einsum("nij,nj->ni", gain, m * (y - mean)))
         # zero in the rows and columns of given cells, up to rounding
-        rest = (covariance - gain @ covariance).mean(0)
-        mean = completed.mean(0)
+        rest = np.average(covariance - gain @ covariance, 0, w)
+        mean = np.average(completed, 0, w)
         centred = completed - mean
-        covariance = centred.T @ centred / len(y) + 0.5 * (rest + rest.T) + 1e-6 * np.eye(len(mean))
+        products = centred.T @ centred / len(y) if w is None else (w[:, None] * centred).T @ centred / w.sum()
+        covariance = products + 0.5 * (rest + rest.T) + 1e-6 * np.eye(len(mean))
     return mean, covariance

@@ -24,7 +24,7 @@ SMALLEST_EIGENVALUE = 1e-4
 class DataMoments(NamedTuple):
     """Mean and centred sums of squares of rows, in float64; `comoment` is `[d, d]`, or its diagonal `[d]`."""
 
-    num_rows: int
+    num_rows: float
     mean: np.ndarray
     comoment: np.ndarray
 
@@ -42,6 +42,18 @@ class DataMoments(NamedTuple):
         if total is None:
             raise ValueError("`x` must not be empty, got no rows.")
         return total
+
+    @classmethod
+    def of_rows(cls, x: np.ndarray, weights: np.ndarray | None = None) -> DataMoments:
+        """Computes the moments of rows `[rows, d]`, each of which counts as often as its weight says, `[rows]`."""
+        if weights is None:
+            return cls.of([x])
+        total = float(weights.sum())
+        mean = weights @ x / total
+        centred = x - mean
+        full = x.shape[1] <= FULL_COVARIANCE_LIMIT
+        comoment = (weights[:, None] * centred).T @ centred if full else weights @ np.square(centred)
+        return cls(total, mean, comoment)
 
     def merged(self, other: DataMoments) -> DataMoments:
         """Returns the moments of the rows of both."""

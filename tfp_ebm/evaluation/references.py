@@ -18,7 +18,7 @@ import numpy as np
 from tfp_ebm.arguments import check_count
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters, draw_of_gaussians, fit_kernel_density, fit_mixture
 from tfp_ebm.random import stateless_seed
-from tfp_ebm.recipes.density import mean_and_error, split_rows
+from tfp_ebm.recipes.density_rows import mean_and_error, split_rows
 from tfp_ebm.recipes.density_units import Units, filled
 
 # Rows to fit to, at least, and at most rows whose missing cells are drawn.

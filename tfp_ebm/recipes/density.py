@@ -18,73 +18,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfp_ebm.arguments import check_count, check_data, check_positive, check_share, is_frame, numbers_of
+from tfp_ebm.arguments import check_count, check_positive, check_share, is_frame, numbers_of
 from tfp_ebm.caller import warn
 from tfp_ebm.composition import fitted_parts, log_prob_of, mixture_model, stacked_parts
-from tfp_ebm.datasets.columns import TableEncoder
 from tfp_ebm.losses.negative_log_likelihood import NegativeLogLikelihood
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.linear import has_linear
-from tfp_ebm.networks.supports import check_supports
 from tfp_ebm.recipes import density_small
 from tfp_ebm.recipes.density_backup import Trainings
 from tfp_ebm.recipes.density_candidates import Table, baselines, train_networks
+from tfp_ebm.recipes.density_kinds import read_table
 from tfp_ebm.recipes.density_residual import MAX_COLUMNS, MIN_ROWS, fit_residual
+from tfp_ebm.recipes.density_rows import (
+    check_groups,
+    check_row_weights,
+    effective_number,
+    effective_weights,
+    equal_rows,
+    joined,
+    mean_and_error,
+    part_of_weights,
+    split_rows,
+)
 from tfp_ebm.recipes.density_training import history_of, is_settled, settle_nodes
 from tfp_ebm.recipes.density_units import Units, dequantized, filled
 
-_MIN_ROWS = 10
 # Components of a mixture whose conditionals are proposals, at most.
 _MAX_PROPOSAL_COMPONENTS = 8
 # Weight of the best part that is no energy of linear combinations, if the stack has no such part.
 _LEAST_SHARE = 1e-3
-
-
-def split_rows(x: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns row numbers to train on and to hold out; equal rows are on one side."""
-    import pandas
-
-    rows = np.ascontiguousarray(x) + 0.0  # −0 becomes 0
-    _, group = np.unique(pandas.util.hash_pandas_object(pandas.DataFrame(rows), index=False), return_inverse=True)
-    goal = min(max(validation * len(x), min(50.0, 0.25 * len(x))), 20_000.0)
-    order = np.random.default_rng(seed).permutation(group.max() + 1)
-    sizes = np.bincount(group)[order]
-    chosen = order[: max(1, int(np.searchsorted(np.cumsum(sizes), goal)))]
-    held_out = np.isin(group, chosen)
-    if held_out.all():
-        raise ValueError("`x` must hold rows that differ, but they are all equal.")
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
-
-
-def _check_rows(x: Any) -> np.ndarray:
-    """Returns the table as float64; NaN is allowed, but no column may be empty."""
-    array = numbers_of("x", x)
-    is_missing = np.isnan(array) if array.dtype.kind == "f" else np.zeros(array.shape, bool)
-    rows: np.ndarray = np.asarray(check_data("x", np.where(is_missing, 0, array), min_rows=_MIN_ROWS), np.float64)
-    if rows.ndim != 2:
-        raise ValueError(f"`x` must be a table of shape [rows, columns], got {rows.shape}.")
-    empty = np.flatnonzero(is_missing.all(0))
-    if len(empty):
-        raise ValueError(f"`x` must not have empty columns, but all cells of columns {empty.tolist()} are missing.")
-    return np.where(is_missing, np.nan, rows)
-
-
-def _encoded(frame: Any, supports: Any, seed: int) -> tuple[TableEncoder, np.ndarray, dict[int, np.ndarray]]:
-    """Returns the encoder of a data frame, its numbers, and the supports of these."""
-    if supports is not None:
-        raise ValueError("`supports` is for arrays: the columns of a data frame are examined; see `TableEncoder`.")
-    if len(frame) < _MIN_ROWS:
-        raise ValueError(f"`x` must have at least {_MIN_ROWS} rows, got {len(frame)}.")
-    encoder = TableEncoder.fit(frame, missing="model" if frame.isna().any(axis=None) else "refuse")
-    return encoder, encoder.encode(frame, seed), encoder.numbered_supports
-
-
-def _check_support(values: np.ndarray, support: np.ndarray, column: int) -> None:
-    far = ~np.isin(values.astype(np.float32), support.astype(np.float32)) & ~np.isnan(values)
-    if far.any():
-        raise ValueError(
-            f"`supports[{column}]` must hold all values of the column, but {values[far][0]:g} is not among them."
-        )
 
 
 def _check_columns(x: np.ndarray, names: tuple[str, ...] | None) -> None:
@@ -101,14 +63,6 @@ def _named(columns: Any, names: tuple[str, ...] | None) -> str:
     return "columns " + ", ".join(str(i) if names is None else repr(names[i]) for i in columns)
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Returns the mean of numbers and its standard error, NaN of fewer than two numbers."""
-    if len(values) < 2:
-        return (float(values[0]) if len(values) else math.nan), math.nan
-    with np.errstate(invalid="ignore", over="ignore"):
-        return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
-
-
 class _Fit(NamedTuple):
     """A fitted density, the results and training curves of its candidates, and whether a training was cut short."""
 
@@ -123,10 +77,12 @@ class _Contest:
 
     Args:
       verbose: whether to print a line for each candidate.
+      weights: of the rows, or None.
+      labels: numbers of the groups of the rows, or None.
     """
 
-    def __init__(self, verbose: int) -> None:
-        self.verbose = verbose
+    def __init__(self, verbose: int, weights: np.ndarray | None = None, labels: np.ndarray | None = None) -> None:
+        self.verbose, self.weights, self.labels = verbose, weights, labels
         self.models: list[list[EnergyModel]] = []
         self.log_probs: list[np.ndarray] = []
         self.results: dict[str, tuple[float, float]] = {}
@@ -140,18 +96,18 @@ class _Contest:
 
     def note(self, name: str, log_prob: np.ndarray) -> None:
         """Keeps mean and standard error of log densities, and prints them."""
-        self.results[name] = mean, error = mean_and_error(log_prob)
+        self.results[name] = mean, error = mean_and_error(log_prob, self.weights, self.labels)
         if self.verbose:
             print(f"{name:28s} {mean:12.4f} ± {error:.4f} nats", flush=True)
 
-    def stack(self, choose: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = stacked_parts) -> EnergyModel:
+    def stack(self, choose: Callable[..., tuple[np.ndarray, np.ndarray]] = stacked_parts) -> EnergyModel:
         """Returns the mixture of the candidates; `choose` finds the parts that are kept and their weights."""
         log_probs = np.stack(self.log_probs, 1)
-        kept, probs = choose(log_probs)
+        kept, probs = choose(log_probs, self.weights)
         if all(has_linear(model.network) for i in kept for model in self.models[i]):
             # cells can be completed by draws of a part in the given coordinates alone
             others = [i for i, part in enumerate(self.models) if not has_linear(part[0].network)]
-            kept = np.append(kept, max(others, key=lambda i: log_probs[:, i].mean()))
+            kept = np.append(kept, max(others, key=lambda i: np.average(log_probs[:, i], weights=self.weights)))
             probs = np.append((1.0 - _LEAST_SHARE) * probs, _LEAST_SHARE)
         self.note("stack", np.logaddexp.reduce(log_probs[:, kept] + np.log(probs), axis=1))
         models = [self.models[i] for i in kept]
@@ -164,7 +120,9 @@ def fit_density(
     *,
     minutes: float | None = None,
     validation: float = 0.1,
-    supports: Mapping[int, Any] | None = None,
+    kinds: Mapping[Any, Any] | None = None,
+    sample_weight: Any = None,
+    groups: Any = None,
     residual: bool = False,
     seed: int = 0,
     verbose: int = 1,
@@ -175,20 +133,33 @@ def fit_density(
     Args:
       x: array `[rows, columns]` of numbers, or a `pandas.DataFrame`. NaN marks a missing cell: it has no factor in the
         density, and the columns after it see that it is missing. The columns of a data frame may be of any kind that
-        `datasets.TableEncoder` knows: it encodes them, and is kept as `model.encoder`.
+        `datasets.TableEncoder` knows: it encodes them, and is kept as `model.encoder`. Equal rows are on one side of
+        each split.
       minutes: time for the training of the networks, about, after which the clock ends it. Default: the number of
         networks and of their steps depends on the size of the table alone, for about .4 to 2.5 minutes on two processor
         cores, so that the same seed gives the same result.
       validation: share of the rows that stop trainings and choose weights. Tables of up to 2000 rows without
-        supports do not need it: all their rows do both, by cross-validation. Below 100 rows these train no networks.
-      supports: for columns of an array that take a few values, such as ratings or codes of categories, these values: a
-        mapping from column numbers to lists. Such columns have probabilities, and p is a density in the other columns.
+        columns of a few values do not need it: all their rows do both, by cross-validation. Below 100 rows these train
+        no networks.
+      kinds: a mapping from columns to kinds, those of `datasets.TableEncoder`. For an array, keys are numbers of
+        columns, and columns that are not named are "continuous". "rating", "boolean" (0 and 1) and "category" columns
+        have probabilities of the values in the table; a list of numbers in place of a kind names the values itself.
+        p is then a density in the other columns, and 0 between the values. "whole" numbers are spread over their unit
+        cells by noise from U(−½, ½); draws of them are to be rounded. Ties in continuous columns stay as they are. For
+        a data frame, keys are names of columns, and `TableEncoder.fit(x, kinds)` finds the other kinds.
+      sample_weight: array `[rows]` of finite numbers, not negative: the fit maximises Σᵢ wᵢ log p(xᵢ), and
+        held-out means are weighted. A row of weight 2 counts as two equal rows, and one of weight 0 is left out.
+        Networks are trained on batches in which rows come in proportion to their weights. The sizes of candidates
+        follow the effective number of rows, (Σw)²/Σw², and standard errors are those of a weighted mean.
+      groups: hashable labels `[rows]`, such as ints or strings: rows of one label, such as those of one patient, are on
+        one side of each split and in one fold, as are all labels that share equal rows. Standard errors are those of
+        means over groups.
       residual: whether the stack is corrected by an energy of all columns, learned by noise contrastive estimation with
         the stack as the noise. It is kept if the held-out log-likelihood is better by more than two standard errors,
         log Z's included; it is the candidate "residual" then. This is for tables of at least 5000 rows, of 32 columns
-        at most, without supports and missing cells. It is off by default, for it takes a minute more and gains little:
-        .001 nat a row in a warped table of 8 columns and 20 000 rows.
-      seed: of the split, all weights and all batches.
+        at most, without columns of a few values and missing cells. It is off by default, for it takes a minute more
+        and gains little: .001 nat a row in a warped table of 8 columns and 20 000 rows.
+      seed: of the noise of whole numbers, the split, all weights and all batches.
       verbose: 1 prints each candidate's held-out log-likelihood, and the time that is left; 0 prints nothing.
       backup_dir: directory in which the result of each training is kept, for this call alone: the same call made again
         after a kill or a power cut trains only what was not finished, and returns the same model, bit for bit.
@@ -207,7 +178,9 @@ def fit_density(
 
     Raises:
       TypeError, ValueError: if `x` is no table of numbers, has fewer than 10 rows, has constant, empty or equal
-        columns, or a number that is not in the support of its column; if `backup_dir` is of another call.
+        columns; if `kinds` names an unknown column or kind, or one that the column cannot have; if `sample_weight`
+        holds no such numbers, or zeros alone; if `groups` has not one label for each row, or fewer than two groups
+        that share no rows; if `backup_dir` is of another call.
 
     >>> import tfp_ebm as ebm
     >>> x = np.random.default_rng(0).normal(size=(200, 2)) @ [[1.0, 0.5], [0.0, 1.0]]
@@ -217,30 +190,37 @@ def fit_density(
     (TensorShape([3]), TensorShape([5, 2]))
     """
     check_count("seed", seed, minimum=0)
-    columns, encoder = None, None
-    if is_frame(x):
-        encoder, x, supports = _encoded(x, supports, seed)
-        columns = encoder.names
-    rows = _check_rows(x)
-    _check_columns(rows, columns)
-    values = check_supports(supports, rows.shape[1])
-    for column, support in values.items():
-        _check_support(rows[:, column], support, column)
     check_share("validation", validation)
+    x = x if is_frame(x) else numbers_of("x", x)
+    given_rows = x.shape[0] if x.ndim else 0
+    shares = None if sample_weight is None else check_row_weights(sample_weight, given_rows)
+    labels = None if groups is None else check_groups(groups, given_rows)
+    kept = None if shares is None else shares > 0.0
+    table = read_table(x, kinds, kept, seed)
+    rows, values, encoder = table.rows, table.supports, table.encoder
+    columns = None if encoder is None else encoder.names
+    _check_columns(table.cells, columns)
+    weights = None if shares is None else effective_weights(shares[kept])
+    if labels is not None:
+        labels = _joined_labels(rows, labels if kept is None else labels[kept])
     num_rows, size = rows.shape
     if minutes is None:
-        seconds = 60.0 * min(2.5, 0.4 + num_rows * size / 80_000)
+        seconds = 60.0 * min(2.5, 0.4 + effective_number(weights, num_rows) * size / 80_000)
     else:
         seconds = 60.0 * check_positive("minutes", minutes)
     limit = math.inf if minutes is None else seconds
     arguments: dict[str, Any] = {"minutes": minutes, "validation": validation, "residual": residual, "seed": seed}
-    arguments["supports"] = {str(column): np.asarray(support).tolist() for column, support in values.items()}
+    arguments["kinds"] = {str(column): support.tolist() for column, support in values.items()}
+    for name, numbers in (("sample_weight", weights), ("groups", labels)):
+        arguments[name] = None if numbers is None else hashlib.sha256(numbers.tobytes()).hexdigest()
     trainings = Trainings(None if backup_dir is None else pathlib.Path(backup_dir), rows, arguments)
     # with supports, networks trained without a fold filled empty cells less well than those of one split
     if num_rows <= density_small.MAX_ROWS and not values:
-        fit = _fit_by_folds(rows, seconds, limit, seed, verbose, trainings)
+        fit = _fit_by_folds(rows, weights, labels, seconds, limit, seed, verbose, trainings)
     else:
-        fit = _fit_by_split(rows, values, validation, seconds, limit, seed, verbose, residual, trainings)
+        fit = _fit_by_split(
+            rows, values, weights, labels, validation, seconds, limit, seed, verbose, residual, trainings
+        )
     model = fit.model
     model.seed = seed
     model.compile(loss=NegativeLogLikelihood())  # for `evaluate`
@@ -250,9 +230,19 @@ def fit_density(
     return model
 
 
+def _joined_labels(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns numbers of groups, of which those that share equal rows are one; raises if fewer than two are left."""
+    found = joined(equal_rows(rows), labels)
+    if not found.any():
+        raise ValueError("`groups` must hold at least two groups that share no equal rows, but all rows are connected.")
+    return found
+
+
 def _fit_by_split(
     rows: np.ndarray,
     values: dict[int, np.ndarray],
+    weights: np.ndarray | None,
+    labels: np.ndarray | None,
     validation: float,
     seconds: float,
     limit: float,
@@ -262,16 +252,20 @@ def _fit_by_split(
     trainings: Trainings,
 ) -> _Fit:
     """Fits candidates to one part of the rows, and stacks them on the other."""
-    train, held_out = split_rows(rows, validation, seed)
-    units = Units.of(rows[train], values)
+    train, held_out = split_rows(rows, validation, seed, labels, weights)
+    of_train, of_judges = part_of_weights(weights, train), part_of_weights(weights, held_out)
+    units = Units.of(rows[train], values, of_train)
     units = units._replace(has_missing=bool(np.isnan(rows).any()))
-    slopes = [units.log_slopes(rows[part]).sum(1).mean() for part in (train, held_out)]
+    slopes = [
+        np.average(units.log_slopes(rows[part]).sum(1), weights=part_of_weights(weights, part))
+        for part in (train, held_out)
+    ]
     y: np.ndarray = units.to_y(rows[train]).astype(np.float32)
     y_held_out: np.ndarray = units.to_y(rows[held_out]).astype(np.float32)
-    both = filled(y, y_held_out, seed=seed) if units.has_missing else (y, y_held_out)
+    both = filled(y, y_held_out, seed=seed, weights=of_train) if units.has_missing else (y, y_held_out)
     spread = dequantized(both[0], values, seed), dequantized(both[1], values, seed + 1)
-    table = Table(y, y_held_out, values, units.has_missing, seed, spread, trainings)
-    contest = _Contest(verbose)
+    table = Table(y, y_held_out, values, units.has_missing, seed, spread, trainings, (of_train, of_judges))
+    contest = _Contest(verbose, of_judges, part_of_weights(labels, held_out))
     parts = None
     if not (values and units.has_missing):
         simple, parts = baselines(table)
@@ -298,17 +292,23 @@ def _fit_by_split(
     model = contest.stack()
     can_be_corrected = len(rows) >= MIN_ROWS and rows.shape[1] <= MAX_COLUMNS and not (values or units.has_missing)
     if with_residual and can_be_corrected:
-        model = _corrected(model, rows, train, held_out, contest, seed)
+        model = _corrected(model, rows, train, held_out, contest, seed, of_train)
     return _Fit(model, contest.results, contest.histories, is_cut)
 
 
 def _corrected(
-    model: EnergyModel, rows: np.ndarray, train: np.ndarray, held_out: np.ndarray, contest: _Contest, seed: int
+    model: EnergyModel,
+    rows: np.ndarray,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    contest: _Contest,
+    seed: int,
+    weights: np.ndarray | None = None,
 ) -> EnergyModel:
     """Returns a density with a correction if that is better, else the density."""
     loc, scale = (np.asarray(value, np.float64) for value in (model.standardization.loc, model.standardization.scale))
     z = (rows - loc) / scale
-    network = fit_residual(model.network, z[train], z[held_out], seed)
+    network = fit_residual(model.network, z[train], z[held_out], seed, (weights, contest.weights), contest.labels)
     if network is None:
         return model
     corrected = EnergyModel(network)
@@ -319,30 +319,36 @@ def _corrected(
 
 
 def _fit_by_folds(
-    rows: np.ndarray, seconds: float, limit: float, seed: int, verbose: int, trainings: Trainings
+    rows: np.ndarray,
+    weights: np.ndarray | None,
+    labels: np.ndarray | None,
+    seconds: float,
+    limit: float,
+    seed: int,
+    verbose: int,
+    trainings: Trainings,
 ) -> _Fit:
     """Fits candidates by cross-validation, so that all rows judge them, and stacks them."""
-    units = Units.of(rows)
+    units = Units.of(rows, weights=weights)
     slopes = units.log_slopes(rows).sum(1)
     y: np.ndarray = units.to_y(rows).astype(np.float32)
-    complete: np.ndarray = filled(y, y, seed=seed)[0] if units.has_missing else y
+    complete: np.ndarray = filled(y, y, seed=seed, weights=weights)[0] if units.has_missing else y
     spread: np.ndarray = complete.astype(np.float64)
-    table = Table(y, y[:0], {}, units.has_missing, seed, (spread, spread[:0]), trainings)
-    contest = _Contest(verbose)
+    table = Table(y, y[:0], {}, units.has_missing, seed, (spread, spread[:0]), trainings, (weights, None), labels)
+    contest = _Contest(verbose, weights, labels)
+    mean_slope = np.average(slopes, weights=weights)
     judged, proposal = density_small.simple_densities(table)
     for one in judged:
         contest.add(one.name, [units.model(network) for network in one.networks], one.log_probs + slopes)
     is_cut = False
     try:
-        if len(rows) >= density_small.MIN_ROWS_OF_NETWORKS:
+        if table.num_rows >= density_small.MIN_ROWS_OF_NETWORKS:
             # the conditionals of a mixture need all coordinates
             of_networks = None if units.has_missing else proposal
             for one, cut in density_small.train_by_folds(table, of_networks, seconds, limit, verbose):
                 is_cut |= cut
                 contest.add(one.name, [units.model(network) for network in one.networks], one.log_probs + slopes)
-                contest.histories[one.name] = history_of(
-                    one.trainings, slopes.mean(), slopes.mean(), one.kept, one.shares
-                )
+                contest.histories[one.name] = history_of(one.trainings, mean_slope, mean_slope, one.kept, one.shares)
     except KeyboardInterrupt:
         is_cut = True
         warn(f"the fit was interrupted and keeps the {len(contest.models)} candidates that it has.")

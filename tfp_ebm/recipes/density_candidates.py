@@ -23,6 +23,7 @@ from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.linear import LinearEnergy
 from tfp_ebm.networks.normalized import NormalizedEnergy
 from tfp_ebm.recipes.density_backup import Trainings
+from tfp_ebm.recipes.density_rows import effective_number, resampled
 from tfp_ebm.recipes.density_training import (
     MANY_ROWS,
     Settings,
@@ -51,6 +52,8 @@ MAX_KERNEL_COLUMNS = 64
 RIDGES = (0.0, 1e-3, 0.01, 0.03, 0.1)
 # Columns up to which linear combinations are learned, and rows and steps that find where this starts.
 _MAX_LINEAR_COLUMNS, _MAX_DEMIXED_ROWS, _MAX_DEMIXING_STEPS = 32, 10_000, 200
+# The effective number of rows with weights below which they are not learned.
+_MIN_WEIGHTED_ROWS = 500
 # The condition number up to which a covariance is far enough from singular for them.
 _MAX_CONDITION = 1e8
 # A kind of network whose held-out loss is this much worse than that of the best kind, in nats, has no further turn.
@@ -73,6 +76,8 @@ class Table(NamedTuple):
       seed: of all random choices.
       spread: the rows without missing cells and with spread values, in float64, for mixtures.
       trainings: where results of trainings are kept.
+      weights: of the rows and of the rows held out, with the effective number of all as their sum; None: equal ones.
+      labels: numbers of the groups of the rows, which share a fold; None: each row is one.
     """
 
     y: np.ndarray
@@ -82,6 +87,19 @@ class Table(NamedTuple):
     seed: int
     spread: tuple[np.ndarray, np.ndarray]
     trainings: Trainings = Trainings()
+    weights: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+    labels: np.ndarray | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """The effective number of rows that are not held out."""
+        return effective_number(self.weights[0], len(self.y))
+
+    @property
+    def all_weights(self) -> np.ndarray | None:
+        """The weights of all rows, those held out last."""
+        first, second = self.weights
+        return None if first is None or second is None else np.concatenate([first, second])
 
     def fit_parts(self, number: int | None = None) -> MixtureParameters:
         """Fits a Gaussian mixture; columns of a few values are spread over the cells around these."""
@@ -89,7 +107,10 @@ class Table(NamedTuple):
 
     def choose_parts(self, number: int | None) -> tuple[MixtureParameters, MixtureChoice]:
         """Fits a Gaussian mixture, and also returns what the held-out rows chose."""
-        return choose_mixture(self.spread[0], number, seed=self.seed, x_held_out=self.spread[1], num_starts=_NUM_STARTS)
+        rows, held_out = self.spread
+        return choose_mixture(
+            rows, number, seed=self.seed, x_held_out=held_out, num_starts=_NUM_STARTS, weights=self.weights
+        )
 
 
 class Baseline(NamedTuple):
@@ -115,19 +136,27 @@ def baselines(table: Table) -> tuple[dict[str, Baseline], MixtureParameters]:
         found["gaussian"] = _gaussian_of_gaps(table)
         del mixtures["gaussian"]
     for name, (fitted, chosen) in mixtures.items():
-        again = refit_mixture(everything, chosen, seed=table.seed, start=fitted)
+        again = refit_mixture(everything, chosen, seed=table.seed, start=fitted, weights=table.all_weights)
         found[name] = Baseline(of_mixture(table, fitted), of_mixture(table, again))
     if size <= MAX_KERNEL_COLUMNS and not table.has_missing and not table.supports:
-        kernels = fit_kernel_density(*table.spread, seed=table.seed)
+        kernels = fit_kernel_density(*table.spread, seed=table.seed, weights=table.weights)
         loc = np.concatenate([kernels.loc, table.spread[1]])
-        again = MixtureParameters(np.full(len(loc), 1.0 / len(loc)), loc, kernels.scale_tril)
+        probs = np.full(len(loc), 1.0 / len(loc))
+        own, held_out = table.weights
+        if own is not None and held_out is not None:
+            # of many rows the kernels are a part, which stands for as many of its own size
+            probs = np.concatenate([kernels.probs * own.sum() * len(kernels.loc) / len(own), held_out])
+            probs /= probs.sum()
+        again = MixtureParameters(probs, loc, kernels.scale_tril)
         found["kernel_density"] = Baseline(GaussianMixtureEnergy.of(kernels), GaussianMixtureEnergy.of(again))
     return found, parts
 
 
-def gaussians_of_gaps(rows: np.ndarray, ridges: Sequence[float], seed: int) -> list[MixtureParameters]:
+def gaussians_of_gaps(
+    rows: np.ndarray, ridges: Sequence[float], seed: int, weights: np.ndarray | None = None
+) -> list[MixtureParameters]:
     """Returns the Gaussian that is most likely for rows with missing cells, once for each ridge."""
-    mean, covariance = fit_gaussian(rows, seed=seed)
+    mean, covariance = fit_gaussian(rows, seed=seed, weights=weights)
     factors = [np.linalg.cholesky(covariance + ridge * np.eye(len(mean))) for ridge in ridges]
     return [MixtureParameters(np.ones(1), mean[None], factor[None]) for factor in factors]
 
@@ -135,13 +164,14 @@ def gaussians_of_gaps(rows: np.ndarray, ridges: Sequence[float], seed: int) -> l
 def _gaussian_of_gaps(table: Table) -> Baseline:
     """Returns the Gaussian that is most likely where cells are missing; held-out rows choose its ridge."""
 
-    def fitted(rows: np.ndarray, ridges: Sequence[float]) -> list[NormalizedEnergy]:
-        return [of_mixture(table, one) for one in gaussians_of_gaps(rows, ridges, table.seed)]
+    def fitted(rows: np.ndarray, ridges: Sequence[float], weights: np.ndarray | None) -> list[NormalizedEnergy]:
+        return [of_mixture(table, one) for one in gaussians_of_gaps(rows, ridges, table.seed, weights)]
 
-    candidates = fitted(table.y, RIDGES)
-    energies = [float(np.mean(network(table.y_held_out))) for network in candidates]
+    candidates = fitted(table.y, RIDGES, table.weights[0])
+    energies = [float(np.average(network(table.y_held_out), weights=table.weights[1])) for network in candidates]
     best = int(np.argmin(energies))
-    return Baseline(candidates[best], fitted(np.concatenate([table.y, table.y_held_out]), [RIDGES[best]])[0])
+    everything = np.concatenate([table.y, table.y_held_out])
+    return Baseline(candidates[best], fitted(everything, [RIDGES[best]], table.all_weights)[0])
 
 
 def of_mixture(table: Table, fitted: MixtureParameters) -> NormalizedEnergy:
@@ -159,7 +189,9 @@ def of_mixture(table: Table, fitted: MixtureParameters) -> NormalizedEnergy:
 
 def frequencies_of(table: Table) -> dict[int, np.ndarray]:
     """Returns the shares of the values of each column that has a support."""
-    return {column: frequencies(table.y[:, column], support) for column, support in table.supports.items()}
+    return {
+        column: frequencies(table.y[:, column], support, table.weights[0]) for column, support in table.supports.items()
+    }
 
 
 class Trained(NamedTuple):
@@ -186,7 +218,7 @@ def train_networks(
       verbose: whether to print which candidate is trained, and about how long the rest takes.
     """
     size, seed = table.y.shape[1], table.seed
-    settings = settings_for_rows(len(table.y), size)
+    settings = settings_for_rows(table.num_rows, size)
     most = _MIN_NETWORKS if table.supports else _MAX_NETWORKS  # with supports, each order is compiled by itself
     each = seconds_of(settings, size)
     total = 1 if size == 1 else int(np.clip(seconds / each, _MIN_NETWORKS, most))
@@ -204,7 +236,7 @@ def train_networks(
             print(f"training {name}, {number + 1} of {total}; about {max(about, 0.0):.0f} s left", flush=True)
         own: Any = network_of(kind, table, settings, parts, None if kind == "linear" else order)
         rows, held_out = table.y, table.y_held_out
-        matrix = demixing(rows, seed + number)[order] if kind == "linear" else None
+        matrix = demixing(rows, seed + number, table.weights[0])[order] if kind == "linear" else None
         if matrix is not None:
             own = LinearEnergy(own)
             rows, held_out = ((part @ matrix.T).astype(np.float32) for part in (rows, held_out))
@@ -220,7 +252,7 @@ def train_networks(
         if kind == "mixture" and parts is not None:
             trainer.start_at(parts, order)
         time_left = max(limit - spent, 0.01) / left
-        train = functools.partial(trainer.train, rows, held_out, time_left, seed + number)
+        train = functools.partial(trainer.train, rows, held_out, time_left, seed + number, row_weights=table.weights)
         begin = time.monotonic()
         training, seconds = table.trainings.result(name, trainer, train)
         start += time.monotonic() - begin - seconds  # it may have been trained in an earlier call
@@ -245,7 +277,7 @@ def network_of(
     more = int(size > _FEW_COLUMNS)
     of_mixture = kind == "mixture" and parts is not None
     number = len(parts.probs) if kind == "mixture" and parts is not None else _NUM_LOGISTICS[more]
-    is_fine = not more and len(table.y) >= MANY_ROWS
+    is_fine = not more and table.num_rows >= MANY_ROWS
     functions = _NUM_FINE_FUNCTIONS if is_fine else _NUM_FUNCTIONS[more]
     longest = min(_MAX_FREE_VALUES, max((len(support) for support in table.supports.values()), default=0))
     network = networks.AutoregressiveEnergy(
@@ -312,13 +344,16 @@ def _can_be_demixed(table: Table) -> bool:
     size = table.y.shape[1]
     if table.supports or table.has_missing or not 2 < size <= _MAX_LINEAR_COLUMNS:
         return False
-    return bool(np.linalg.cond(np.cov(table.y.T.astype(np.float64))) <= _MAX_CONDITION)
+    if table.weights[0] is not None and table.num_rows < _MIN_WEIGHTED_ROWS:
+        return False
+    return bool(np.linalg.cond(np.cov(table.y.T.astype(np.float64), aweights=table.weights[0])) <= _MAX_CONDITION)
 
 
-def demixing(y: np.ndarray, seed: int) -> np.ndarray:
+def demixing(y: np.ndarray, seed: int, weights: np.ndarray | None = None) -> np.ndarray:
     """Returns the matrix of linear combinations of columns that are as independent as they can be, `[size, size]`.
 
-    They are found by independent component analysis (FastICA; Hyvärinen & Oja 2000), and have unit variance.
+    They are found by independent component analysis (FastICA; Hyvärinen & Oja 2000), and have unit variance. Rows that
+    have weights are drawn in proportion to them.
 
     >>> y = np.random.default_rng(0).uniform(-1.0, 1.0, size=(2000, 2)) @ [[1.0, 1.0], [-1.0, 1.0]]
     >>> matrix = demixing(y, seed=0)  # of x₁ + x₂ and x₁ − x₂, in either order
@@ -328,7 +363,11 @@ def demixing(y: np.ndarray, seed: int) -> np.ndarray:
     from sklearn.decomposition import FastICA
     from sklearn.exceptions import ConvergenceWarning
 
-    rows = np.random.default_rng(seed).permutation(len(y))[:_MAX_DEMIXED_ROWS]
+    rng = np.random.default_rng(seed)
+    if weights is None:
+        rows = rng.permutation(len(y))[:_MAX_DEMIXED_ROWS]
+    else:
+        rows = resampled(weights, min(len(y), _MAX_DEMIXED_ROWS), rng)
     analysis = FastICA(whiten="unit-variance", max_iter=_MAX_DEMIXING_STEPS, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the matrix is only where training starts

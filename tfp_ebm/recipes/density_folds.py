@@ -23,6 +23,7 @@ from tfp_ebm.energy.gaussian_mixture import (
     with_ridge,
 )
 from tfp_ebm.energy.moments import DataMoments
+from tfp_ebm.recipes.density_rows import effective_number, equal_rows, joined, part_of_weights
 
 # Shares of the unit matrix in covariances of standardised rows, and factors of these covariances.
 _SHRINKAGES = (0.0, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
@@ -50,41 +51,69 @@ class Chosen(NamedTuple):
     Attributes:
       log_probs: log density of each row that is in a fold by the fit without its fold, `[rows]`.
       num_components: number of Gaussians.
-      fit: fits a density of this form to rows.
+      fit: fits a density of this form to rows and their weights, None for equal ones.
+      score: weighted mean of the log densities.
     """
 
     log_probs: np.ndarray
     num_components: int
-    fit: Callable[[np.ndarray], MixtureParameters]
+    fit: Callable[..., MixtureParameters]
+    score: float
 
 
-def folds_of(x: np.ndarray, number: int, seed: int) -> np.ndarray:
+def folds_of(
+    x: np.ndarray, number: int, seed: int, labels: np.ndarray | None = None, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Returns the number of the fold of each row; equal rows are in one fold, and the folds are of about equal size.
+
+    Args:
+      x: rows `[rows, columns]`; NaN is a missing cell.
+      number: of folds; there are fewer if there are fewer groups of rows.
+      seed: of the folds.
+      labels: numbers of groups, whose rows are in one fold, `[rows]`.
+      weights: of the rows, by which the sizes of folds are measured.
 
     >>> fold = folds_of(np.array([[0.0], [1.0], [1.0], [2.0], [3.0], [4.0]]), 2, seed=0)
     >>> bool(fold[1] == fold[2]), np.bincount(fold).tolist()
     (True, [3, 3])
     """
     _, group = np.unique(np.ascontiguousarray(x) + 0.0, axis=0, return_inverse=True)
-    group = group.reshape(-1)
-    sizes = np.bincount(group)
+    # NumPy takes rows with missing cells for different ones
+    group = joined(group.reshape(-1), equal_rows(x) if np.isnan(x).any() else None, labels)
+    sizes = np.bincount(group, weights)
     order = np.random.default_rng([seed, 13]).permutation(len(sizes))
     before = np.cumsum(sizes[order]) - sizes[order]
     fold: np.ndarray = np.empty(len(sizes), int)
     fold[order] = np.minimum(before * number // len(x), number - 1)
+    if labels is not None or weights is not None or (fold == fold[0]).all():
+        fold = _balanced(sizes, order, number)  # groups may be large
     _, dense = np.unique(fold[group], return_inverse=True)
     return dense.reshape(-1)
 
 
-def _gaussians(z: np.ndarray, seed: int) -> Variants:
+def _balanced(sizes: np.ndarray, order: np.ndarray, number: int) -> np.ndarray:
+    """Returns the folds of groups, dealt from the largest on to the fold that is smallest so far.
+
+    >>> _balanced(np.array([1, 5, 2, 2]), np.arange(4), 2).tolist()
+    [1, 0, 1, 1]
+    """
+    fold: np.ndarray = np.empty(len(sizes), int)
+    loads = np.zeros(number)
+    for group in order[np.argsort(-sizes[order], kind="stable")]:
+        fold[group] = np.argmin(loads)
+        loads[fold[group]] += sizes[group]
+    return fold
+
+
+def _gaussians(z: np.ndarray, seed: int, weights: np.ndarray | None = None) -> Variants:
     del seed
-    covariance = np.cov(z.T, bias=True).reshape(z.shape[1], -1) + 1e-6 * np.eye(z.shape[1])
+    covariance = np.cov(z.T, bias=True, aweights=weights).reshape(z.shape[1], -1) + 1e-6 * np.eye(z.shape[1])
     found: Variants = {}
     for share in _SHRINKAGES:
         factor = np.linalg.cholesky((1.0 - share) * covariance + share * np.eye(z.shape[1]))
         for width in _WIDTHS:
             found[share, width] = MixtureParameters(
-                np.ones(1), z.mean(0, keepdims=True), math.sqrt(width) * factor[None]
+                np.ones(1), np.average(z, 0, weights)[None], math.sqrt(width) * factor[None]
             )
     return found
 
@@ -99,11 +128,11 @@ def scales_of_t(freedom: float, number: int) -> np.ndarray:
     return 1.0 / np.sqrt(scipy.stats.gamma.ppf(middle, 0.5 * freedom, scale=2.0 / freedom))
 
 
-def _scale_mixtures(z: np.ndarray, seed: int) -> Variants:
+def _scale_mixtures(z: np.ndarray, seed: int, weights: np.ndarray | None = None) -> Variants:
     found: Variants = {}
     for freedom in _FREEDOMS:
         scales = scales_of_t(freedom, _NUM_SCALES)
-        for key, one in _gaussians(z, seed).items():
+        for key, one in _gaussians(z, seed, weights).items():
             factor = scales[:, None, None] * one.scale_tril
             found[(freedom, *key)] = MixtureParameters(
                 np.full(_NUM_SCALES, 1.0 / _NUM_SCALES), np.repeat(one.loc, _NUM_SCALES, 0), factor
@@ -111,19 +140,19 @@ def _scale_mixtures(z: np.ndarray, seed: int) -> Variants:
     return found
 
 
-def _mixtures(number: int, kind: str) -> Callable[[np.ndarray, int], Variants]:
-    def fit(z: np.ndarray, seed: int) -> Variants:
-        fitted = fit_components(z, min(number, len(z)), kind, seed, _NUM_STARTS)
+def _mixtures(number: int, kind: str) -> Callable[..., Variants]:
+    def fit(z: np.ndarray, seed: int, weights: np.ndarray | None = None) -> Variants:
+        fitted = fit_components(z, min(number, len(z)), kind, seed, _NUM_STARTS, weights=weights)
         return {(ridge,): with_ridge(fitted, ridge) for ridge in _RIDGES}
 
     return fit
 
 
-def _kernels(z: np.ndarray, seed: int) -> Variants:
+def _kernels(z: np.ndarray, seed: int, weights: np.ndarray | None = None) -> Variants:
     del seed
     size = z.shape[1]
-    covariance = np.cov(z.T, bias=True).reshape(size, size)
-    probs = np.full(len(z), 1.0 / len(z))
+    covariance = np.cov(z.T, bias=True, aweights=weights).reshape(size, size)
+    probs = np.full(len(z), 1.0 / len(z)) if weights is None else weights / weights.sum()
     found: Variants = {}
     for share in _KERNEL_SHRINKAGES:
         factor = np.linalg.cholesky((1.0 - share) * covariance + share * np.eye(size))
@@ -172,12 +201,13 @@ def _given_inputs(
 
 
 def _judge(
-    fit: Callable[[np.ndarray, int], Variants],
+    fit: Callable[..., Variants],
     x: np.ndarray,
     fold: np.ndarray,
     seed: int,
     scores: Callable[[Variants, np.ndarray], dict[tuple[float, ...], np.ndarray]] = _scores,
     num_inputs: int = 0,
+    weights: np.ndarray | None = None,
 ) -> Chosen:
     """Returns the variant of a form whose log-likelihood of the rows, each by the fit without its fold, is largest.
 
@@ -187,30 +217,34 @@ def _judge(
     number = 0
     for one in range(fold.max() + 1):
         held_out = fold == one
-        moments = DataMoments.of([x[~held_out]])
-        variants = fit((x[~held_out] - moments.mean) / moments.scale, seed)
+        kept = part_of_weights(weights, ~held_out)
+        moments = DataMoments.of_rows(x[~held_out], kept)
+        variants = fit((x[~held_out] - moments.mean) / moments.scale, seed, kept)
         judged = _given_inputs(scores, variants, (x[held_out] - moments.mean) / moments.scale, num_inputs)
         for key, values in judged.items():
             own = log_probs.setdefault(key, np.empty(len(x)))
             own[held_out] = values - np.log(moments.scale[num_inputs:]).sum()
             number = len(variants[key].probs)
     log_probs = {key: values[fold >= 0] for key, values in log_probs.items()}
-    best = max(log_probs, key=lambda key: float(log_probs[key].mean()))
+    judges = part_of_weights(weights, fold >= 0)
+    means = {key: float(np.average(values, weights=judges)) for key, values in log_probs.items()}
+    best = max(means, key=lambda key: means[key])
 
-    def again(rows: np.ndarray) -> MixtureParameters:
-        moments = DataMoments.of([rows])
+    def again(rows: np.ndarray, own: np.ndarray | None = None) -> MixtureParameters:
+        moments = DataMoments.of_rows(rows, own)
         fits: list[tuple[float, MixtureParameters]] = []
         with threadpoolctl.threadpool_limits(1):
             for start in range(_MAX_REFITS):
-                one = fit((rows - moments.mean) / moments.scale, seed + start)[best]
+                one = fit((rows - moments.mean) / moments.scale, seed + start, own)[best]
                 one = one.in_units(moments.mean, moments.scale)
-                fits.append((float(_given_inputs(_scores, {best: one}, rows, num_inputs)[best].mean()), one))
+                of_rows = _given_inputs(_scores, {best: one}, rows, num_inputs)[best]
+                fits.append((float(np.average(of_rows, weights=own)), one))
                 # a fit that is less likely on its own rows than others were on theirs has a bad optimum
-                if fits[-1][0] >= log_probs[best].mean():
+                if fits[-1][0] >= means[best]:
                     break
         return max(fits, key=lambda fit: fit[0])[1]
 
-    return Chosen(log_probs[best], number, again)
+    return Chosen(log_probs[best], number, again, means[best])
 
 
 def cross_validated(
@@ -221,6 +255,7 @@ def cross_validated(
     with_kernels: bool,
     with_mixtures: bool = True,
     num_inputs: int = 0,
+    weights: np.ndarray | None = None,
 ) -> tuple[dict[str, Chosen], Chosen]:
     """Fits a Gaussian, Gaussians of several widths, a mixture and a kernel density; all rows choose their forms.
 
@@ -233,6 +268,7 @@ def cross_validated(
       with_kernels: whether a kernel density is fitted.
       with_mixtures: whether mixtures of several centres are fitted.
       num_inputs: number of the first columns that are given: the density judged is that of all others.
+      weights: of the rows, `[rows]`.
 
     >>> x = np.random.default_rng(0).normal(size=(60, 2))
     >>> list(cross_validated(x, folds_of(x, 5, seed=0), seed=0, with_kernels=False)[0])
@@ -240,34 +276,31 @@ def cross_validated(
     """
     with threadpoolctl.threadpool_limits(1):  # the matrices are small: more threads wait for each other
         found = {
-            "gaussian": _judge(_gaussians, x, fold, seed, _scores_of_scaled, num_inputs),
-            "gaussian_scales": _judge(_scale_mixtures, x, fold, seed, _scores_of_scaled, num_inputs),
+            "gaussian": _judge(_gaussians, x, fold, seed, _scores_of_scaled, num_inputs, weights),
+            "gaussian_scales": _judge(_scale_mixtures, x, fold, seed, _scores_of_scaled, num_inputs, weights),
         }
-        mixtures = list(_searched(x, fold, seed, num_inputs)) if with_mixtures else []
-        kernels = _judge(_kernels, x, fold, seed, _scores_of_scaled, num_inputs) if with_kernels else None
+        mixtures = list(_searched(x, fold, seed, num_inputs, weights)) if with_mixtures else []
+        kernels = _judge(_kernels, x, fold, seed, _scores_of_scaled, num_inputs, weights) if with_kernels else None
     if mixtures:
-        found["gaussian_mixture"] = max(mixtures, key=_score)
+        found["gaussian_mixture"] = max(mixtures, key=lambda one: one.score)
     few = [one for one in (*found.values(), *mixtures) if one.num_components <= _MAX_PROPOSAL_COMPONENTS]
-    proposal = max(few, key=_score)
+    proposal = max(few, key=lambda one: one.score)
     if kernels is not None:
         found["kernel_density"] = kernels
     return found, proposal
 
 
-def _score(chosen: Chosen) -> float:
-    return float(chosen.log_probs.mean())
-
-
-def _searched(x: np.ndarray, fold: np.ndarray, seed: int, num_inputs: int = 0) -> Iterator[Chosen]:
+def _searched(
+    x: np.ndarray, fold: np.ndarray, seed: int, num_inputs: int, weights: np.ndarray | None
+) -> Iterator[Chosen]:
     """Yields mixtures of more and more components, until more are no better."""
     for kind in ("full", "tied", "diag"):
         best, waited = -np.inf, 0
         for number in _SIZES:
-            if number * _ROWS_PER_COMPONENT > len(x):
+            if number * _ROWS_PER_COMPONENT > effective_number(weights, len(x)):
                 break
-            one = _judge(_mixtures(number, kind), x, fold, seed, num_inputs=num_inputs)
+            one = _judge(_mixtures(number, kind), x, fold, seed, num_inputs=num_inputs, weights=weights)
             yield one
-            score = _score(one)
-            best, waited = (score, 0) if score > best else (best, waited + 1)
+            best, waited = (one.score, 0) if one.score > best else (best, waited + 1)
             if waited == _PATIENCE:
                 break

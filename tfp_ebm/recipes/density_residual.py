@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfp_ebm.networks.normalized import NormalizedEnergy
 from tfp_ebm.networks.residual import ResidualEnergy
 from tfp_ebm.random import stateless_seed
+from tfp_ebm.recipes.density_rows import mean_and_error, resampled
 
 # Draws for each row, and in all, at most; draws that estimate log Z; passes over the rows; rows of a batch.
 _NUM_DRAWS, _MAX_DRAWS, _NUM_JUDGES, _NUM_PASSES, _BATCH_SIZE = 4, 200_000, 50_000, 10, 256
@@ -33,20 +34,31 @@ class Gain(NamedTuple):
     log_normalizer: float
 
 
-def _gain(held_out: np.ndarray, draws: np.ndarray) -> Gain:
+def _gain(
+    held_out: np.ndarray, draws: np.ndarray, weights: np.ndarray | None = None, labels: np.ndarray | None = None
+) -> Gain:
     """Returns the gain, from g at the rows held out and at draws of the density.
 
-    >>> _gain(np.log([2.0, 2.0]), np.log([0.5, 1.5]))[0].round(4), round(_gain(np.zeros(9), np.zeros(9))[1], 4)
-    (np.float64(0.6931), 0.0)
+    The rows may have weights, and numbers of their groups.
+
+    >>> round(_gain(np.log([2.0, 2.0]), np.log([0.5, 1.5])).value, 4), round(_gain(np.zeros(9), np.zeros(9)).error, 4)
+    (0.6931, 0.0)
     """
     factors = np.exp(draws)
     log_mass = math.log(factors.mean())
     of_mass = factors.std(ddof=1) / factors.mean() / math.sqrt(len(draws))
-    error = math.hypot(held_out.std(ddof=1) / math.sqrt(len(held_out)), of_mass)
-    return Gain(held_out.mean() - log_mass, error, log_mass)
+    mean, of_rows = mean_and_error(held_out, weights, labels)
+    return Gain(mean - log_mass, math.hypot(of_rows, of_mass), log_mass)
 
 
-def fit_residual(network: NormalizedEnergy, rows: np.ndarray, held_out: np.ndarray, seed: int) -> ResidualEnergy | None:
+def fit_residual(
+    network: NormalizedEnergy,
+    rows: np.ndarray,
+    held_out: np.ndarray,
+    seed: int,
+    weights: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    labels: np.ndarray | None = None,
+) -> ResidualEnergy | None:
     """Learns a correction of a density, and returns the corrected one, or None if it is no better.
 
     It is better if the gain on the rows held out is larger than two standard errors.
@@ -56,6 +68,8 @@ def fit_residual(network: NormalizedEnergy, rows: np.ndarray, held_out: np.ndarr
       rows: `[rows, columns]` to learn from, in the network's coordinates.
       held_out: rows that choose when the training stops, and whether it is kept.
       seed: of weights, draws and batches.
+      weights: of the rows, which are drawn in proportion to them, and of the rows held out; None: equal ones.
+      labels: numbers of the groups of the rows held out, for the standard error; None: each row is one.
     """
     energy = ResidualEnergy(network, seed=seed)
     energy.seen_range.assign(np.stack([rows.min(0), rows.max(0)]))
@@ -69,15 +83,15 @@ def fit_residual(network: NormalizedEnergy, rows: np.ndarray, held_out: np.ndarr
     optimizer = keras.optimizers.AdamW(
         keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, total), weight_decay=_WEIGHT_DECAY, global_clipnorm=10.0
     )
-    weights = energy.correction.trainable_variables
-    optimizer.build(weights)
+    variables = energy.correction.trainable_variables
+    optimizer.build(variables)
 
     @tf.function(jit_compile=True, autograph=False)
     def step(x: tf.Tensor, y: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.nn.softplus(-energy.log_ratio(x)))
             loss += tf.reduce_mean(tf.nn.softplus(energy.log_ratio(y)))
-        optimizer.apply(tape.gradient(loss, [weight.value for weight in weights]), weights)
+        optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
 
     ratio = tf.function(energy.log_ratio, autograph=False, reduce_retracing=True)
 
@@ -88,11 +102,13 @@ def fit_residual(network: NormalizedEnergy, rows: np.ndarray, held_out: np.ndarr
     rng = np.random.default_rng([seed, 17])
     best, kept = Gain(0.0, 0.0, 0.0), None
     for _ in range(_NUM_PASSES):
-        x, y = rng.permutation(rows.astype(energy.dtype)), rng.permutation(noise)
+        x: np.ndarray = rows.astype(energy.dtype)
+        x = rng.permutation(x) if weights[0] is None else x[resampled(weights[0], len(x), rng)]
+        y = rng.permutation(noise)
         own, other = (np.array_split(part[: len(part) // num_batches * num_batches], num_batches) for part in (x, y))
         for one, two in zip(own, other, strict=True):
             step(one, two)
-        gain = _gain(at(held_out), at(judges))
+        gain = _gain(at(held_out), at(judges), weights[1], labels)
         if gain.value - 2.0 * gain.error > best.value - 2.0 * best.error:
             best, kept = gain, energy.get_weights()
     if kept is None:

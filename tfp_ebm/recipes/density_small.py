@@ -23,6 +23,7 @@ from tfp_ebm.networks.normalized import NormalizedEnergy
 from tfp_ebm.recipes import density_candidates as candidates
 from tfp_ebm.recipes.density_candidates import Table
 from tfp_ebm.recipes.density_folds import Chosen, cross_validated, folds_of
+from tfp_ebm.recipes.density_rows import part_of_weights
 from tfp_ebm.recipes.density_training import Trainer, Training, is_settled, seconds_of, settings_for_rows, settle_nodes
 
 # Rows up to which candidates are cross-validated, and below which no network is trained. On 60 rows of a chain of four
@@ -44,7 +45,7 @@ class Judged(NamedTuple):
       networks: what takes its place in the end, with equal weights.
       trainings: of its networks.
       kept: the judgement at which they were kept.
-      shares: of the rows in the fold of each.
+      shares: of the rows in the fold of each, by weight.
     """
 
     name: str
@@ -58,8 +59,13 @@ class Judged(NamedTuple):
 def part_of(table: Table, fold: np.ndarray, number: int) -> Table:
     """Returns the table with one fold held out."""
     out = fold == number
-    spread = table.spread[0]
-    return table._replace(y=table.y[~out], y_held_out=table.y[out], spread=(spread[~out], spread[out]))
+    spread, weights = table.spread[0], table.weights[0]
+    return table._replace(
+        y=table.y[~out],
+        y_held_out=table.y[out],
+        spread=(spread[~out], spread[out]),
+        weights=(part_of_weights(weights, ~out), part_of_weights(weights, out)),
+    )
 
 
 def simple_densities(table: Table) -> tuple[list[Judged], Chosen]:
@@ -68,17 +74,19 @@ def simple_densities(table: Table) -> tuple[list[Judged], Chosen]:
     Args:
       table: all rows; `y_held_out` is not read.
     """
-    number = _NUM_FOLDS_OF_FEW if len(table.y) <= _FEW_ROWS else _NUM_FOLDS
-    fold = folds_of(table.y, number, table.seed)
+    number, weights = _NUM_FOLDS_OF_FEW if len(table.y) <= _FEW_ROWS else _NUM_FOLDS, table.weights[0]
+    fold = folds_of(table.y, number, table.seed, table.labels, weights)
     with_kernels = not table.has_missing and table.y.shape[1] <= candidates.MAX_KERNEL_COLUMNS
-    found, proposal = cross_validated(table.spread[0], fold, seed=table.seed, with_kernels=with_kernels)
+    found, proposal = cross_validated(
+        table.spread[0], fold, seed=table.seed, with_kernels=with_kernels, weights=weights
+    )
     judged = []
     if table.has_missing:
         mixture, log_probs = _gaussian_of_gaps(table, fold)
         judged.append(Judged("gaussian", log_probs, [candidates.of_mixture(table, mixture)], [], 0))
         del found["gaussian"]
     for name, chosen in found.items():
-        network = candidates.of_mixture(table, chosen.fit(table.spread[0]))
+        network = candidates.of_mixture(table, chosen.fit(table.spread[0], weights))
         log_probs = _log_probs(table, chosen, fold) if table.has_missing else chosen.log_probs
         judged.append(Judged(name, log_probs, [network], [], 0))
     return judged, proposal
@@ -89,7 +97,7 @@ def _log_probs(table: Table, chosen: Chosen, fold: np.ndarray) -> np.ndarray:
     log_probs = np.empty(len(fold))
     for number in range(fold.max() + 1):
         part = part_of(table, fold, number)
-        network = candidates.of_mixture(part, chosen.fit(part.spread[0]))
+        network = candidates.of_mixture(part, chosen.fit(part.spread[0], part.weights[0]))
         log_probs[fold == number] = -np.asarray(network(part.y_held_out), np.float64)
     return log_probs
 
@@ -100,11 +108,13 @@ def _gaussian_of_gaps(table: Table, fold: np.ndarray) -> tuple[MixtureParameters
     log_probs = np.empty((len(candidates.RIDGES), len(fold)))
     for number in range(fold.max() + 1):
         part = part_of(table, fold, number)
-        for place, mixture in enumerate(candidates.gaussians_of_gaps(part.y, candidates.RIDGES, table.seed)):
+        mixtures = candidates.gaussians_of_gaps(part.y, candidates.RIDGES, table.seed, part.weights[0])
+        for place, mixture in enumerate(mixtures):
             energies = np.asarray(candidates.of_mixture(part, mixture)(part.y_held_out), np.float64)
             log_probs[place, fold == number] = -energies
-    best = int(np.argmax(log_probs.mean(1)))
-    return candidates.gaussians_of_gaps(table.y, [candidates.RIDGES[best]], table.seed)[0], log_probs[best]
+    weights = table.weights[0]
+    best = int(np.argmax(np.average(log_probs, 1, weights)))
+    return candidates.gaussians_of_gaps(table.y, [candidates.RIDGES[best]], table.seed, weights)[0], log_probs[best]
 
 
 def train_by_folds(
@@ -119,8 +129,8 @@ def train_by_folds(
       limit: time after which trainings are ended.
       verbose: whether to print which candidate is trained, and about how long the rest takes.
     """
-    size = table.y.shape[1]
-    each = seconds_of(settings_for_rows(len(table.y), size), size)
+    size, weights = table.y.shape[1], table.weights[0]
+    each = seconds_of(settings_for_rows(table.num_rows, size), size)
     kinds = ["free"] if proposal is None or size == 1 else ["mixture", "free"]
     number = int(np.clip(seconds / each / len(kinds), _MIN_FOLDS, _MAX_FOLDS))
     if seconds < _MIN_FOLDS * len(kinds) * each:
@@ -128,9 +138,11 @@ def train_by_folds(
     rng = np.random.default_rng([table.seed, 7])
     natural = list(range(size))
     orders = [natural, natural[::-1], *(rng.permutation(size).tolist() for _ in range(number))]
-    fold, total, spent = folds_of(table.y, number, table.seed + 1), 0, 0.0
+    fold, total, spent = folds_of(table.y, number, table.seed + 1, table.labels, weights), 0, 0.0
     number = int(fold.max()) + 1
-    settings = settings_for_rows(len(fold) - int(np.bincount(fold).max()), size)  # equal rows make uneven folds
+    sizes = np.bincount(fold, weights)
+    least = min(part_of(table, fold, place).num_rows for place in range(number))  # equal rows make uneven folds
+    settings = settings_for_rows(least, size)
     for kind in kinds:
         trainings: list[Training] = []
         own: list[networks.AutoregressiveEnergy] = []
@@ -144,7 +156,7 @@ def train_by_folds(
                 print(f"training {name}, {total + 1} of {number * len(kinds)}; about {max(about, 0.0):.0f} s left")
             order = orders[place]
             part = part_of(table, fold, place)
-            parts = None if proposal is None or kind == "free" else proposal.fit(part.spread[0])
+            parts = None if proposal is None or kind == "free" else proposal.fit(part.spread[0], part.weights[0])
             own.append(candidates.network_of(kind, part, settings, parts, order))
             if trainer is None:
                 trainer = Trainer(candidates.network_of(kind, part, settings, parts, None), settings, table.seed)
@@ -158,6 +170,7 @@ def train_by_folds(
                 max(limit - spent, 0.01) / left,
                 table.seed + total,
                 every,
+                row_weights=part.weights,
             )
             begin = time.monotonic()
             training, seconds = table.trainings.result(name, trainer, train)
@@ -167,11 +180,11 @@ def train_by_folds(
             trainings.append(training)
             spent, total = spent + time.monotonic() - start, total + 1
         name = "autoregressive" + "_mixture" * (kind == "mixture")
-        kept = to_one_judgement(fold, own, trainings)
+        kept = to_one_judgement(fold, own, trainings, weights)
         error = max(settle_nodes(network, table.y[fold == k]) for k, network in enumerate(own))
         if is_settled(name, error):
             is_cut = any(training.is_cut for training in trainings)
-            shares = np.bincount(fold) / len(fold)
+            shares = sizes / sizes.sum()
             yield Judged(name, left_out(table.y, fold, own), list(own), trainings, kept, shares), is_cut
 
 
@@ -180,9 +193,15 @@ def snapshot_every(network: NormalizedEnergy, number: int, num_judgements: int) 
     return max(1, math.ceil(num_judgements * number * network.count_params() / _MAX_COPIED))
 
 
-def to_one_judgement(fold: np.ndarray, own: Sequence[NormalizedEnergy], trainings: list[Training]) -> int:
+def to_one_judgement(
+    fold: np.ndarray,
+    own: Sequence[NormalizedEnergy],
+    trainings: list[Training],
+    weights: np.ndarray | None = None,
+) -> int:
     """Gives networks their weights at the judgement with the smallest mean energy over the folds; returns it."""
-    shares = np.bincount(fold) / len(fold)
+    sizes = np.bincount(fold, weights)
+    shares = sizes / sizes.sum()
     common = sorted(set.intersection(*(set(training.snapshots) for training in trainings)))
     means = [sum(shares[k] * training.held_out_losses[i] for k, training in enumerate(trainings)) for i in common]
     kept = common[int(np.argmin(means))]

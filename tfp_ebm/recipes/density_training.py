@@ -273,9 +273,18 @@ class Trainer:
         self._initial = weights
 
     def train(
-        self, z: np.ndarray, held_out: np.ndarray, seconds: float, seed: int, snapshot_every: int = 0
+        self,
+        z: np.ndarray,
+        held_out: np.ndarray,
+        seconds: float,
+        seed: int,
+        snapshot_every: int = 0,
+        row_weights: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
     ) -> Training:
-        """Trains from the initial weights until the end, the deadline or an interrupt."""
+        """Trains from the initial weights until the end, the deadline or an interrupt.
+
+        Batches hold rows in proportion to `row_weights`, those of the rows and of the rows held out; None: equal ones.
+        """
         settings = self.settings
         optimizer = self._model.optimizer
         self.network.set_weights(self._initial)
@@ -288,7 +297,7 @@ class Trainer:
         else:
             for variable, value in zip(optimizer.variables, self._fresh, strict=True):
                 variable.assign(value)
-        schedule = _Schedule(lambda: self._mean_energy(held_out), settings, seconds, snapshot_every)
+        schedule = _Schedule(lambda: self._mean_energy(held_out, row_weights[1]), settings, seconds, snapshot_every)
         rows = _GapsAsFlags.rows(z) if self.network.allows_missing else z
         is_interrupted = False
         with warnings.catch_warnings():
@@ -296,7 +305,7 @@ class Trainer:
             warnings.filterwarnings("ignore", message="the covariance is singular")
             try:
                 self._model.fit(
-                    shuffled_batches(rows, settings.batch_size, seed),
+                    shuffled_batches(rows, settings.batch_size, seed, weights=row_weights[0]),
                     epochs=settings.num_judgements,
                     steps_per_epoch=settings.num_steps // settings.num_judgements,
                     shuffle=False,
@@ -319,9 +328,13 @@ class Trainer:
             schedule.snapshots,
         )
 
-    def _mean_energy(self, z: np.ndarray) -> float:
+    def _mean_energy(self, z: np.ndarray, weights: np.ndarray | None = None) -> float:
         """Returns the mean of the energies of at most 5000 rows, infinite where it is not a number."""
-        mean = float(np.mean(self._energy(z[:_MAX_JUDGED_ROWS]), dtype=np.float64))
+        energies = self._energy(z[:_MAX_JUDGED_ROWS])
+        if weights is None:
+            mean = float(np.mean(energies, dtype=np.float64))
+        else:
+            mean = float(np.average(np.asarray(energies, np.float64), weights=weights[:_MAX_JUDGED_ROWS]))
         return mean if math.isfinite(mean) else math.inf
 
 

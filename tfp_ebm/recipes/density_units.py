@@ -11,6 +11,7 @@ import numpy as np
 
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.normalized import AffineEnergy, NormalizedEnergy, WarpedEnergy
+from tfp_ebm.recipes.density_rows import resampled
 
 # A column whose range between its outer thousandths is more than this many times that of its quartiles, about 4.6 for
 # a normal, has heavy tails.
@@ -36,12 +37,26 @@ class Units(NamedTuple):
     has_missing: bool
 
     @classmethod
-    def of(cls, x: np.ndarray, supports: Mapping[int, np.ndarray] = types.MappingProxyType({})) -> Units:
+    def of(
+        cls,
+        x: np.ndarray,
+        supports: Mapping[int, np.ndarray] = types.MappingProxyType({}),
+        weights: np.ndarray | None = None,
+    ) -> Units:
         """Returns the units of a table: moments, or median and quartiles of columns with heavy tails."""
         x = np.where(np.isnan(x).all(0), 0.0, x)  # an empty column has unit scale
-        low, q25, median, q75, high = np.nanquantile(x, [0.001, 0.25, 0.5, 0.75, 0.999], axis=0)
+        shares = [0.001, 0.25, 0.5, 0.75, 0.999]
         with np.errstate(over="ignore"):
-            mean, deviation = np.nanmean(x, axis=0), np.nanstd(x, axis=0)
+            if weights is None:
+                quantiles = np.nanquantile(x, shares, axis=0)
+                mean, deviation = np.nanmean(x, axis=0), np.nanstd(x, axis=0)
+            else:
+                quantiles = np.stack([_weighted_quantiles(column, shares, weights) for column in x.T], 1)
+                own = np.where(np.isnan(x), 0.0, weights[:, None])
+                own /= own.sum(0)
+                mean = np.nansum(own * x, axis=0)
+                deviation = np.sqrt(np.nansum(own * np.square(x - mean), axis=0))
+        low, q25, median, q75, high = quantiles
         spread = np.maximum(high - median, median - low) * 2.0
         heavy = (q75 > q25) & (np.maximum(np.nanmax(np.abs(x - median), 0), spread) > _HEAVY_TAILS * (q75 - q25))
         has_values = np.isin(np.arange(x.shape[1]), list(supports))
@@ -73,14 +88,28 @@ class Units(NamedTuple):
         return model
 
 
-def frequencies(values: np.ndarray, support: np.ndarray) -> np.ndarray:
+def _weighted_quantiles(values: np.ndarray, shares: list[float], weights: np.ndarray) -> np.ndarray:
+    """Returns quantiles of the given values, interpolated between the middles of their weights.
+
+    >>> _weighted_quantiles(np.array([3.0, 1.0, np.nan]), [0.0, 0.5, 1.0], np.array([1.0, 1.0, 7.0])).tolist()
+    [1.0, 2.0, 3.0]
+    """
+    order = np.argsort(values)[: np.count_nonzero(~np.isnan(values))]  # NaN is last
+    own = weights[order]
+    return np.interp(shares, (np.cumsum(own) - 0.5 * own) / own.sum(), values[order])
+
+
+def frequencies(values: np.ndarray, support: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Returns the shares of the values of a column in its cells, each with half a cell more than it has.
+
+    Cells count by the weights of their rows, if there are any.
 
     >>> frequencies(np.array([0.0, 1.0, 1.0, np.nan]), np.array([0.0, 1.0])).tolist()
     [0.375, 0.625]
     """
-    given = values[~np.isnan(values)]
-    counts = np.bincount(np.abs(given[:, None] - support).argmin(1), minlength=len(support)) + 0.5
+    is_given = ~np.isnan(values)
+    given, own = values[is_given], None if weights is None else weights[is_given]
+    counts = np.bincount(np.abs(given[:, None] - support).argmin(1), own, minlength=len(support)) + 0.5
     return counts / counts.sum()
 
 
@@ -124,8 +153,10 @@ def _gaps_at(values: np.ndarray, support: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.append(gaps[:1], gaps)[value], np.append(gaps, gaps[-1:])[value]
 
 
-def filled(*tables: np.ndarray, seed: int) -> list[np.ndarray]:
+def filled(*tables: np.ndarray, seed: int, weights: np.ndarray | None = None) -> list[np.ndarray]:
     """Returns tables whose missing cells are drawn from regressions on the other columns, learned from the first.
+
+    With weights, the regressions are learned from rows of the first table that are drawn in proportion to them.
 
     >>> [table.tolist() for table in filled(np.array([[1.0], [np.nan], [1.0]]), np.array([[np.nan]]), seed=0)]
     [[[1.0], [1.0], [1.0]], [[1.0]]]
@@ -135,6 +166,8 @@ def filled(*tables: np.ndarray, seed: int) -> list[np.ndarray]:
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401, it makes the next import possible
     from sklearn.impute import IterativeImputer
 
+    if weights is not None:
+        y = y[resampled(weights, len(y), np.random.default_rng([seed, 19]))]
     if y.shape[1] == 1:  # there is nothing to regress on
         given = y[~np.isnan(y)] if (~np.isnan(y)).any() else np.zeros(1)
         rng = np.random.default_rng(seed)

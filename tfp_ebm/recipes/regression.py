@@ -13,7 +13,7 @@ from tfp_ebm.losses import NegativeLogLikelihood
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.target_maps import TargetMap, kinds_of
 from tfp_ebm.networks.targets import RegressionEnergy
-from tfp_ebm.recipes.density import mean_and_error
+from tfp_ebm.recipes.density_rows import mean_and_error
 from tfp_ebm.recipes.regression_candidates import FEW_ROWS, fit_candidates
 
 _MIN_ROWS = 20

@@ -21,7 +21,7 @@ from tfp_ebm.arguments import check_count, check_share
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.losses import ContrastiveRatioEstimation
 from tfp_ebm.model.energy_model import EnergyModel
-from tfp_ebm.recipes.density import split_rows
+from tfp_ebm.recipes.density_rows import split_rows
 from tfp_ebm.recipes.regression import check_bounds, columns_of, fit_targets
 
 tfd = tfp.distributions
