@@ -52,8 +52,13 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         tags.input_tags.allow_nan = True
         return tags
 
-    def fit(self, X: Any, y: Any = None) -> EnergyDensity:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> EnergyDensity:
         """Fits the density to a table `[rows, columns]` of at least 10 rows, an array or a data frame; `y` is ignored.
+
+        Args:
+          X: the table.
+          y: not used.
+          sample_weight: weights `[rows]` of the rows, as for `fit_density`.
 
         Returns:
           The estimator.
@@ -62,7 +67,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
             validate_data(self, X, skip_check_array=True)
         else:
             X = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=_MIN_ROWS)
-        self.model_ = fit_density(X, minutes=self.minutes, seed=self.seed, verbose=0)
+        self.model_ = fit_density(X, minutes=self.minutes, sample_weight=sample_weight, seed=self.seed, verbose=0)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -93,9 +98,9 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         seed = self.seed if random_state is None else random_state
         if not isinstance(seed, numbers.Integral):
             seed = check_random_state(seed).randint(2**31)
-        draws = EnergyDistribution(self.model_).sample(count, seed=int(seed)).numpy().astype(np.float64)
-        encoder = self.model_.encoder
-        return draws if encoder is None else encoder.decode(draws)
+        if self.model_.encoder is not None:
+            return self.model_.sample_frame(count, seed=int(seed))
+        return EnergyDistribution(self.model_).sample(count, seed=int(seed)).numpy().astype(np.float64)
 
     def _checked(self, X: Any) -> Any:
         """Returns rows in the form of the table of `fit`, an array or a data frame."""

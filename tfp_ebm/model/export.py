@@ -221,8 +221,8 @@ def exported_samplers(
         samplers["log_prob"] = model._endpoints.unnormalized_log_prob
     level = level_of(model)
     if level is not None and level[1] < level[0].sigma_max:
-        target = level[0].unnormalized_log_prob
-        samplers["draw"] = particle_draws(energy_function, target, *frozen_descent(*level))
+        of_levels = level[0].unnormalized_log_prob
+        samplers["draw"] = particle_draws(energy_function, of_levels, *frozen_descent(*level))
     elif suits_sequential_monte_carlo(base):
         target, start = energy_function.unnormalized_log_prob, Coordinates.of(energy_function)
         frozen = frozen_run(target, start.distribution_in_chain(base))

@@ -50,7 +50,7 @@ class TableModel:
         from tfp_ebm.model.distribution import EnergyDistribution  # which is made of models
 
         check_count("num_samples", num_samples)
-        p: Any = EnergyDistribution(self)  # type: ignore[arg-type]
+        p: Any = EnergyDistribution(self)
         if len(p.event_shape) != 1:
             raise ValueError(f"the states must be vectors to be rows of a table, got {tuple(p.event_shape)}.")
         rows = p.sample(num_samples, seed=seed).numpy()
