@@ -85,6 +85,7 @@ def test_a_stack_is_better_than_its_parts_and_drops_what_is_useless():
     assert float(tf.reduce_mean(p.log_prob(x))) > best + 5.0
 
 
+@pytest.mark.slow
 def test_distributions_of_energies_are_parts(tmp_path):
     """Those that draw exactly are the same parts as their models, so that the mixture can be saved. A given log Z
     counts, and an unknown one is refused."""
