@@ -268,7 +268,9 @@ class Run:
             ]
             # The first stretch of a new loop is one step. It must be traced in the caller's thread, since Keras has
             # settings per thread.
-            return [call() for call in calls] if last - first == 1 else at_once(calls)
+            if last - first == 1:
+                return [call() for call in calls]
+            return at_once(calls, self.positions[0].state.device)
 
         groups = self._chains.run(call)
         return [position for position, _ in groups], [record for _, record in groups]
