@@ -14,9 +14,7 @@ from tfp_ebm.arguments import check_count, is_frame
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.outliers import row_statistics
 from tfp_ebm.recipes.density import fit_density
-
-# Of `fit_density`.
-_MIN_ROWS = 10
+from tfp_ebm.recipes.density_kinds import MIN_ROWS
 
 
 class EnergyDensity(DensityMixin, BaseEstimator):
@@ -66,7 +64,7 @@ class EnergyDensity(DensityMixin, BaseEstimator):
         if is_frame(X):
             validate_data(self, X, skip_check_array=True)
         else:
-            X = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=_MIN_ROWS)
+            X = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=MIN_ROWS)
         self.model_ = fit_density(X, minutes=self.minutes, sample_weight=sample_weight, seed=self.seed, verbose=0)
         return self
 

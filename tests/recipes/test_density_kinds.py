@@ -95,8 +95,8 @@ def test_a_data_frame_is_encoded_by_the_given_kinds(monkeypatch):
     class Reached(Exception):
         """The call has passed its checks."""
 
-    def fit(rows, values, *args):
-        raise Reached(rows, values)
+    def fit(job, values, *args):
+        raise Reached(job.rows, values)
 
     monkeypatch.setattr(density, "_fit_by_split", fit)
     frame = pandas.DataFrame({"code": CODE, "number": TABLE[:, 1]})

@@ -101,8 +101,8 @@ class Reached(Exception):
 def test_groups_and_weights_reach_the_fit(monkeypatch):
     """Rows of weight zero connect no groups; equal weights are none; labels are numbers that equal rows share."""
 
-    def fit(rows, weights, labels, *args):
-        raise Reached(rows, weights, labels)
+    def fit(job):
+        raise Reached(job.rows, job.weights, job.labels)
 
     monkeypatch.setattr(density, "_fit_by_folds", fit)
     x = X.copy()

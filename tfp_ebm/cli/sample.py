@@ -22,6 +22,7 @@ from tfp_ebm.model.default_draws import suits_sequential_monte_carlo
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.model.exact_draws import draws_exactly
+from tfp_ebm.recipes.imputation import with_gaps
 
 if TYPE_CHECKING:
     import pandas
@@ -73,11 +74,8 @@ def _filled(model: EnergyModel, encoder: TableEncoder | None, options: argparse.
     """Returns the rows of a file with their empty cells filled, each row as often as the options specify."""
     if encoder is None or not draws_exactly(model):
         raise ValueError("`--given` needs the run of a table that was fitted with --loss nll.")
-    filler = encoder.with_missing()
     frame = named_as(encoder, load_frame(options.given, **(options.read or {})))
-    absent = [name for name in encoder.names if name not in map(str, frame.columns)]
-    frame = frame.assign(**dict.fromkeys(absent))
-    x = filler.encode(frame, options.seed)
+    filler, x = with_gaps(encoder, frame, options.seed)
     filled = recipes.impute(model, x, num_draws=options.num_samples, seed=options.seed)
     return decoded(filler, filled.reshape(-1, x.shape[1]))
 

@@ -6,8 +6,11 @@ component k to the sum and the moments of the rows with weights wᵢ rᵢₖ, so
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 
+Parameters: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 # Steps at most, and the gain of the mean log-likelihood, in nats, below which they end: scikit-learn's.
 _MAX_STEPS, _TOLERANCE = 100, 1e-3
 
@@ -21,8 +24,8 @@ def fit_weighted(
     seed: int,
     num_starts: int,
     floor: float,
-    start: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    start: Parameters | None = None,
+) -> Parameters:
     """Fits a mixture to standardised rows.
 
     Args:
@@ -46,33 +49,33 @@ def fit_weighted(
     from sklearn.cluster import kmeans_plusplus
 
     shares = weights / weights.sum()
-    rng = np.random.RandomState(seed)
-    best, found = -np.inf, None
-    for _ in range(num_starts if start is None else 1):
-        if start is None:
-            centres, _ = kmeans_plusplus(z, number, sample_weight=shares, random_state=rng)
-            nearest = np.square(z[:, None] - centres).sum(-1).argmin(1)
-            parameters = _moments(z, shares, np.eye(number)[nearest], kind, floor)
-        else:
-            parameters = start
-        before = -np.inf
-        for _ in range(_MAX_STEPS):
-            log_joint = _log_joint(z, *parameters)
-            log_probs = np.logaddexp.reduce(log_joint, axis=1)
-            score = float(shares @ log_probs)
-            if score - before < _TOLERANCE:
-                break
-            before = score
-            parameters = _moments(z, shares, np.exp(log_joint - log_probs[:, None]), kind, floor)
-        if score > best or found is None:
-            best, found = score, parameters
-    assert found is not None
-    return found
+    if start is not None:
+        return _climbed(z, shares, start, kind, floor)[1]
+    rng, climbed = np.random.RandomState(seed), []
+    for _ in range(num_starts):
+        centres, _ = kmeans_plusplus(z, number, sample_weight=shares, random_state=rng)
+        nearest = np.square(z[:, None] - centres).sum(-1).argmin(1)
+        begin = _moments(z, shares, np.eye(number)[nearest], kind, floor)
+        climbed.append(_climbed(z, shares, begin, kind, floor))
+    return max(climbed, key=lambda one: one[0])[1]
 
 
-def _moments(
-    z: np.ndarray, shares: np.ndarray, responsibilities: np.ndarray, kind: str, floor: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _climbed(
+    z: np.ndarray, shares: np.ndarray, parameters: Parameters, kind: str, floor: float
+) -> tuple[float, Parameters]:
+    """Makes steps from weights, means and covariances until they gain little; returns the mean log-likelihood too."""
+    score = -np.inf
+    for _ in range(_MAX_STEPS):
+        log_joint = _log_joint(z, *parameters)
+        log_probs = np.logaddexp.reduce(log_joint, axis=1)
+        before, score = score, float(shares @ log_probs)
+        if score - before < _TOLERANCE:
+            break
+        parameters = _moments(z, shares, np.exp(log_joint - log_probs[:, None]), kind, floor)
+    return score, parameters
+
+
+def _moments(z: np.ndarray, shares: np.ndarray, responsibilities: np.ndarray, kind: str, floor: float) -> Parameters:
     """Returns weights, means and covariances of the components."""
     parts = shares[:, None] * responsibilities
     # an empty component stays a number, at the origin, and its weight is next to none

@@ -20,7 +20,7 @@ MIN_ANCESTORS = 0.2
 # Share of distinct draws from the base from which these need no moves to be independent.
 _ENOUGH_ANCESTORS = 0.7
 # Rates of acceptance, of few moves each, vary: a low rate counts at the target, or at so many of the temperatures.
-_MAX_LOW_RATES = 0.2
+MIN_ACCEPT, _MAX_LOW_RATES = 0.4, 0.2
 MAX_NESTED_R_HAT = 1.03
 # Effective share of the groups by the estimates of Z from each: .8 is a spread of log Z of ½ between groups.
 MIN_GROUP_ESS = 0.8
@@ -150,7 +150,7 @@ def verdict(
     imbalance: float,
     missed: Sequence[Missed] = (),
     drift: float = 0.0,
-    min_accept: float = 0.4,
+    min_accept: float = MIN_ACCEPT,
 ) -> tuple[str, ...]:
     """Returns the sentences of `Draws.trouble`.
 
@@ -278,7 +278,7 @@ def judged_draws(
     has_boundary: bool = False,
     missed: Sequence[Missed] = (),
     drift: float = 0.0,
-    min_accept: float = 0.4,
+    min_accept: float = MIN_ACCEPT,
 ) -> Draws:
     """Returns draws from particles of equal weight, with the verdict on them.
 

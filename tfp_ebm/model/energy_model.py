@@ -364,9 +364,9 @@ class EnergyModel(EnergyTrainer, TableModel):
           unnormalized_log_prob(x): −E(x) `[batch]`.
           sample(initial_state, seed, num_steps): the states after `num_steps` steps of the kernel; seed is int32[2]. An
             optional `step_size` replaces the kernel's own.
-        Without `kernel`, if log Z is known: log_prob(x), and sample(num_samples, seed) gives exact samples. Then, with
-          a base of at most 50 coordinates, and at one noise level: draw(num_samples, seed), a dictionary of `states`,
-          `log_normalizer`, `standard_error` and `trouble`, which is 0 or a sum of 1: the run that chose temperatures
+        Without `kernel`, if log Z is known: log_prob(x), and sample(num_samples, seed) gives exact samples. If it is
+          known, for a base of at most 50 coordinates, or at one noise level: draw(num_samples, seed), a dictionary of
+          `states`, `log_normalizer`, `standard_error` and `trouble`, 0 or a sum of 1: the run that chose temperatures
           had trouble, 2: estimates of Z from groups of particles differ, 4: few ancestors, 8: R-hat is too large.
         Those of a conditional model take conditions `[batch, *condition]`, one for each row: energy(x, condition) and
           so on, and sample(initial_state, condition, seed, num_steps); or sample(condition, seed), one exact draw each.

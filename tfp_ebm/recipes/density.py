@@ -63,6 +63,29 @@ def _named(columns: Any, names: tuple[str, ...] | None) -> str:
     return "columns " + ", ".join(str(i) if names is None else repr(names[i]) for i in columns)
 
 
+class _Job(NamedTuple):
+    """A table to fit to.
+
+    Attributes:
+      rows: float64 `[rows, columns]`.
+      weights, labels: of the rows, and numbers of their groups; None if they have none.
+      seconds: intended time of the trainings.
+      limit: seconds after which the clock ends them.
+      seed: of everything that is random.
+      verbose: whether lines are printed.
+      trainings: keeps finished ones.
+    """
+
+    rows: np.ndarray
+    weights: np.ndarray | None
+    labels: np.ndarray | None
+    seconds: float
+    limit: float
+    seed: int
+    verbose: int
+    trainings: Trainings
+
+
 class _Fit(NamedTuple):
     """A fitted density, the results and training curves of its candidates, and whether a training was cut short."""
 
@@ -214,13 +237,12 @@ def fit_density(
     for name, numbers in (("sample_weight", weights), ("groups", labels)):
         arguments[name] = None if numbers is None else hashlib.sha256(numbers.tobytes()).hexdigest()
     trainings = Trainings(None if backup_dir is None else pathlib.Path(backup_dir), rows, arguments)
+    job = _Job(rows, weights, labels, seconds, limit, seed, verbose, trainings)
     # with supports, networks trained without a fold filled empty cells less well than those of one split
     if num_rows <= density_small.MAX_ROWS and not values:
-        fit = _fit_by_folds(rows, weights, labels, seconds, limit, seed, verbose, trainings)
+        fit = _fit_by_folds(job)
     else:
-        fit = _fit_by_split(
-            rows, values, weights, labels, validation, seconds, limit, seed, verbose, residual, trainings
-        )
+        fit = _fit_by_split(job, values, validation, residual)
     model = fit.model
     model.seed = seed
     model.compile(loss=NegativeLogLikelihood())  # for `evaluate`
@@ -238,20 +260,9 @@ def _joined_labels(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return found
 
 
-def _fit_by_split(
-    rows: np.ndarray,
-    values: dict[int, np.ndarray],
-    weights: np.ndarray | None,
-    labels: np.ndarray | None,
-    validation: float,
-    seconds: float,
-    limit: float,
-    seed: int,
-    verbose: int,
-    with_residual: bool,
-    trainings: Trainings,
-) -> _Fit:
+def _fit_by_split(job: _Job, values: dict[int, np.ndarray], validation: float, with_residual: bool) -> _Fit:
     """Fits candidates to one part of the rows, and stacks them on the other."""
+    rows, weights, labels, seed = job.rows, job.weights, job.labels, job.seed
     train, held_out = split_rows(rows, validation, seed, labels, weights)
     of_train, of_judges = part_of_weights(weights, train), part_of_weights(weights, held_out)
     units = Units.of(rows[train], values, of_train)
@@ -264,8 +275,8 @@ def _fit_by_split(
     y_held_out: np.ndarray = units.to_y(rows[held_out]).astype(np.float32)
     both = filled(y, y_held_out, seed=seed, weights=of_train) if units.has_missing else (y, y_held_out)
     spread = dequantized(both[0], values, seed), dequantized(both[1], values, seed + 1)
-    table = Table(y, y_held_out, values, units.has_missing, seed, spread, trainings, (of_train, of_judges))
-    contest = _Contest(verbose, of_judges, part_of_weights(labels, held_out))
+    table = Table(y, y_held_out, values, units.has_missing, seed, spread, job.trainings, (of_train, of_judges))
+    contest = _Contest(job.verbose, of_judges, part_of_weights(labels, held_out))
     parts = None
     if not (values and units.has_missing):
         simple, parts = baselines(table)
@@ -277,7 +288,8 @@ def _fit_by_split(
     is_cut = False
     try:
         # the conditionals of a mixture need all coordinates
-        for trained in train_networks(table, None if units.has_missing else parts, seconds, limit, verbose):
+        of_networks = None if units.has_missing else parts
+        for trained in train_networks(table, of_networks, job.seconds, job.limit, job.verbose):
             is_cut |= trained.is_cut
             error = settle_nodes(trained.network, table.y_held_out[:1000])
             if is_settled(trained.name, error):
@@ -318,24 +330,16 @@ def _corrected(
     return corrected
 
 
-def _fit_by_folds(
-    rows: np.ndarray,
-    weights: np.ndarray | None,
-    labels: np.ndarray | None,
-    seconds: float,
-    limit: float,
-    seed: int,
-    verbose: int,
-    trainings: Trainings,
-) -> _Fit:
+def _fit_by_folds(job: _Job) -> _Fit:
     """Fits candidates by cross-validation, so that all rows judge them, and stacks them."""
+    rows, weights, labels, seed = job.rows, job.weights, job.labels, job.seed
     units = Units.of(rows, weights=weights)
     slopes = units.log_slopes(rows).sum(1)
     y: np.ndarray = units.to_y(rows).astype(np.float32)
     complete: np.ndarray = filled(y, y, seed=seed, weights=weights)[0] if units.has_missing else y
     spread: np.ndarray = complete.astype(np.float64)
-    table = Table(y, y[:0], {}, units.has_missing, seed, (spread, spread[:0]), trainings, (weights, None), labels)
-    contest = _Contest(verbose, weights, labels)
+    table = Table(y, y[:0], {}, units.has_missing, seed, (spread, spread[:0]), job.trainings, (weights, None), labels)
+    contest = _Contest(job.verbose, weights, labels)
     mean_slope = np.average(slopes, weights=weights)
     judged, proposal = density_small.simple_densities(table)
     for one in judged:
@@ -345,7 +349,7 @@ def _fit_by_folds(
         if table.num_rows >= density_small.MIN_ROWS_OF_NETWORKS:
             # the conditionals of a mixture need all coordinates
             of_networks = None if units.has_missing else proposal
-            for one, cut in density_small.train_by_folds(table, of_networks, seconds, limit, verbose):
+            for one, cut in density_small.train_by_folds(table, of_networks, job.seconds, job.limit, job.verbose):
                 is_cut |= cut
                 contest.add(one.name, [units.model(network) for network in one.networks], one.log_probs + slopes)
                 contest.histories[one.name] = history_of(one.trainings, mean_slope, mean_slope, one.kept, one.shares)

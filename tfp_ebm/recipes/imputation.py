@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfp_ebm.arguments import check_count, is_frame, numbers_of
+from tfp_ebm.datasets.columns import TableEncoder
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.completion import complete
 from tfp_ebm.networks.normalized import is_normalized
@@ -68,9 +69,14 @@ def _imputed_tables(
     model: EnergyModel, frame: pandas.DataFrame, num_draws: int, seed: Any, num_particles: int
 ) -> list[pandas.DataFrame]:
     """Returns completed tables, with the index of `frame`."""
-    encoder, words = model.encoder.with_missing(), stateless_seed(seed)
-    labels = {str(label): label for label in frame.columns}
-    absent = [name for name in encoder.names if name not in labels]
-    x = encoder.encode(frame.assign(**dict.fromkeys(absent)), fold_in(words, 0))
+    words = stateless_seed(seed)
+    encoder, x = with_gaps(model.encoder, frame, fold_in(words, 0))
     filled = impute(model, x, num_draws, fold_in(words, 1), num_particles=num_particles)
     return [encoder.decode(filled[:, i]).set_axis(frame.index, axis=0) for i in range(num_draws)]
+
+
+def with_gaps(encoder: TableEncoder, frame: pandas.DataFrame, seed: Any) -> tuple[TableEncoder, np.ndarray]:
+    """Returns the numbers of a table, NaN in cells and columns that are missing, and an encoder that allows them."""
+    encoder = encoder.with_missing()
+    absent = [name for name in encoder.names if name not in map(str, frame.columns)]
+    return encoder, encoder.encode(frame.assign(**dict.fromkeys(absent)), seed)

@@ -20,6 +20,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import random
 from tfp_ebm.energy.base import draw
+from tfp_ebm.mcmc.draws import MIN_ACCEPT
 from tfp_ebm.mcmc.kernels.hamiltonian import HamiltonianMonteCarlo
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn, build
 from tfp_ebm.mcmc.running.steps import move
@@ -29,8 +30,8 @@ from tfp_ebm.mcmc.weights import effective_size
 _PROPOSAL, _ACCEPTANCE, _TRAJECTORY, _REDUCTION = range(4)
 # The share of particles whose step size is reduced in a move, by a factor from this one to 1, uniform in its logarithm.
 _REDUCED_SHARE, _MIN_REDUCTION = 0.3, 0.03
-# The target acceptance of Hamiltonian Monte Carlo, the least one that is no trouble, and that of unknown kernels.
-_TARGET_ACCEPT, _MIN_ACCEPT, _MIN_ACCEPT_OF_OTHERS = 0.75, 0.4, 0.1
+# The target acceptance of Hamiltonian Monte Carlo, and the least one of unknown kernels that is no trouble.
+_TARGET_ACCEPT, _MIN_ACCEPT_OF_OTHERS = 0.75, 0.1
 # Rounds of the iteration for an inverse root: it gains a factor of 1.5 per round, then becomes quadratic.
 _NUM_REFINEMENTS = 40
 
@@ -182,7 +183,7 @@ def target_accept(kernel: Any) -> float:
 def least_accept(kernel: Any) -> float:
     """Returns the acceptance below which moves are in trouble: about half of the best one, where that is known."""
     if kernel is None or isinstance(kernel, Kernel):
-        return _MIN_ACCEPT * (target_accept(kernel) / _TARGET_ACCEPT)
+        return MIN_ACCEPT * (target_accept(kernel) / _TARGET_ACCEPT)
     return _MIN_ACCEPT_OF_OTHERS
 
 
