@@ -32,6 +32,7 @@ def passes(num_seeds, num=512, betas=(0.02, 0.06, 0.15, 0.35, 0.7, 1.0)):
         tf.ones([count], tf.int32),
         tf.fill([count], tf.constant(np.log(0.4), tf.float64)),
         tf.eye(1, batch_shape=[count], dtype=tf.float64),
+        tf.ones([count], tf.bool),
     )
     base, zero = wide(), tf.constant(0.0, tf.float64)
 

@@ -15,7 +15,7 @@ from tfp_ebm.mcmc import particle_sampler, weights
 from tfp_ebm.mcmc.clusters import effective_draws, find_clusters, joined
 from tfp_ebm.mcmc.draws import imbalance, nested_r_hat
 from tfp_ebm.mcmc.running import compiled
-from tfp_ebm.mcmc.running.particles import Particles, Plan, Settings, run_pass
+from tfp_ebm.mcmc.running.particles import Particles, Plan, Settings, empty_plan, initial_particles, run_pass
 
 tfd = tfp.distributions
 run = mcmc.sequential_monte_carlo
@@ -31,7 +31,7 @@ def wide(size=1, scale=2.0, dtype=tf.float64):
     return tfd.MultivariateNormalDiag(tf.zeros([size], dtype), tf.fill([size], tf.constant(scale, dtype)))
 
 
-def frozen_pass(betas, num, seed, base, target, step_size=0.7, moves=2, jit_compile=False):
+def frozen_pass(betas, num, seed, base, target, step_size=0.7, moves=2, jit_compile=False, proposes=True):
     """Runs a pass with given temperatures in float64, and returns its result."""
     size = int(base.event_shape[0])
     settings = Settings(8, 0.9, (2, 4), 5, 2, len(betas), True)
@@ -41,6 +41,7 @@ def frozen_pass(betas, num, seed, base, target, step_size=0.7, moves=2, jit_comp
         tf.fill([count], moves),
         tf.fill([count], tf.constant(np.log(step_size), tf.float64)),
         tf.eye(size, batch_shape=[count], dtype=base.dtype),
+        tf.fill([count], proposes),
     )
     x = base.sample(num, seed=[seed, 1])
     log_ratio = target(x) - base.log_prob(x)
@@ -60,9 +61,9 @@ def frozen_pass(betas, num, seed, base, target, step_size=0.7, moves=2, jit_comp
     return function(start, plan, tf.constant(True), zero, tf.constant([seed, 2]))
 
 
-def z_score_of_normalizer(betas=(0.2, 0.5, 1.0), num=200_000):
+def z_score_of_normalizer(betas=(0.2, 0.5, 1.0), num=200_000, **kwargs):
     """(mean of Ẑ over 8 groups)/Z − 1 in standard errors, and the relative standard error."""
-    passed = frozen_pass(betas, num, 0, wide(), skewed)
+    passed = frozen_pass(betas, num, 0, wide(), skewed, **kwargs)
     z = np.exp(passed.particles.log_normalizers.numpy() - 2.0)
     error = z.std(ddof=1) / np.sqrt(len(z))
     return (z.mean() - 1) / error, error
@@ -84,6 +85,42 @@ def test_a_wrong_weight_biases_z(monkeypatch):
 
     monkeypatch.setattr(particles_module, "_weighted", wrong)
     assert abs(z_score_of_normalizer()[0]) > 4
+
+
+@pytest.mark.slow
+def test_the_mean_of_z_is_z_without_proposals_from_the_base():
+    score, error = z_score_of_normalizer(moves=4, proposes=False)
+    assert abs(score * error) < 0.006 and error < 0.005
+
+
+@pytest.mark.slow
+def test_a_density_kept_from_before_a_move_biases_z(monkeypatch):
+    original = moves_module._trajectory
+
+    def stale(bridge, num_leapfrog_steps, beta, x, at, *args):
+        x, _, accept = original(bridge, num_leapfrog_steps, beta, x, at, *args)
+        return x, at, accept
+
+    monkeypatch.setattr(moves_module, "_trajectory", stale)
+    assert abs(z_score_of_normalizer(moves=4, proposes=False)[0]) > 4
+
+
+@pytest.mark.slow
+def test_the_base_proposes_as_long_as_draws_from_it_are_accepted():
+    """A normal density far from the base: at a temperature after which hardly any draw is accepted, proposals end."""
+    base, settings = wide(1, 1.0), Settings(8, 0.9, (2, 4), 3, 2, 50, True)
+    x = base.sample(1024, seed=[0, 1])
+    log_ratio = -0.5 * tf.square((x[:, 0] - 8.0) / 0.5) - base.log_prob(x)
+    function = functools.partial(run_pass, lambda: lambda x: -0.5 * tf.square((x[:, 0] - 8.0) / 0.5), base, settings)
+    args = (initial_particles(x, log_ratio, 8), empty_plan(settings, 1, base.dtype), tf.constant(False))
+    passed = tf.function(function, autograph=False)(*args, tf.constant(0.0, tf.float64), tf.constant([0, 2]))
+    num = int(passed.num_stages)
+    proposes, accept = passed.plan.proposes.numpy()[:num], passed.accept_base.numpy()[:num]
+    assert proposes[0] and not proposes[-1] and (np.diff(proposes.astype(int)) <= 0).all()
+    assert (accept[proposes][:-1] >= 0.001).all() and accept[proposes][-1] < 0.001 and not accept[~proposes].any()
+    # 1024 particles: the standard error of the mean is .016, and of log Z about .1
+    assert abs(passed.particles.x.numpy().mean() - 8.0) < 0.1 and passed.accept.numpy()[:num].min() > 0.4
+    assert abs(passed.particles.log_normalizers.numpy().mean() - np.log(0.5 * np.sqrt(2 * np.pi))) < 0.5
 
 
 @pytest.mark.slow

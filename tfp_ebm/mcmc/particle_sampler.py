@@ -28,6 +28,7 @@ from tfp_ebm.mcmc.running.particles import (
     begun_pass,
     continue_pass,
     draw_and_weigh,
+    empty_plan,
     initial_particles,
     log_density_and_gradient,
 )
@@ -35,13 +36,13 @@ from tfp_ebm.mcmc.running.settling import settle
 from tfp_ebm.mcmc.weights import jackknife_of_log_mean, pareto_shape, resample
 from tfp_ebm.types import Estimate, TargetLogProbFn
 
-# Particles at most in the pass that chooses the plan.
-_MAX_PILOT = 4096
+# Particles at most in the pass that chooses the plan, of which no draws are returned.
+_MAX_PILOT = 1024
 # Draws from the base per particle, and when importance resampling of them suffices: the shape of the tail of their
 # weights, and their effective share.
 _DRAWS_PER_PARTICLE, _MAX_SHAPE, _MIN_BASE_ESS = 4, 0.5, 0.1
-# Moves after importance resampling, at least (if the particles have moved by then) and at most.
-_MOVES_AFTER_BASE = (4, 8)
+# Moves after importance resampling, at most.
+_MAX_MOVES_AFTER_BASE = 8
 # Largest number of coordinates for which XLA is faster, as in `running/compiled.py`.
 _XLA_MAX_EVENT_SIZE = 512
 # Intended seconds of a call, and what a progress bar counts to.
@@ -202,8 +203,8 @@ class Sampler:
         index = resample(tf.constant(log_ratio)[None], u, self._num)[0]
         particles = self._start(tf.gather(x, index), log_ratio[index.numpy()], beta=1.0)
         particles = particles._replace(groups=index // (number // num_groups), ancestors=index)
-        fewest, most = (min(moves, self.settings.num_last_moves) for moves in _MOVES_AFTER_BASE)
-        self.settings = self.settings._replace(num_last_moves=most, min_last_moves=fewest)
+        most = min(self.settings.num_last_moves, _MAX_MOVES_AFTER_BASE)
+        self.settings = self.settings._replace(num_last_moves=most)
         passed = self._pass(particles, None, self._first_log_step_size, _SECOND, pays=False)
         return self._draws(passed, Estimate(value, error, ess, grouped), num_samples)
 
@@ -355,14 +356,7 @@ class Sampler:
         self, particles: Particles, plan: Plan | None, log_step_size: float, purpose: int, pays: bool = True
     ) -> Passed:
         """Runs a compiled pass; `pays` is whether XLA saves more time than its compilation takes."""
-        count = self.settings.max_temperatures + 1
-        shape = (count, self._size, self._size) if self.settings.has_covariance else (count, self._size)
-        given = plan or Plan(
-            tf.zeros([count], tf.float64),
-            tf.zeros([count], tf.int32),
-            tf.zeros([count], tf.float64),
-            tf.zeros(shape, self.base.dtype),
-        )
+        given = plan or empty_plan(self.settings, self._size, self.base.dtype)
         loop = XlaOrGraph(self._find_pass, self._jit_compile, pays and self._size <= _XLA_MAX_EVENT_SIZE)
         passed = begun_pass(self.settings, particles, given, tf.constant(log_step_size, tf.float64))
         args = (given, tf.constant(plan is not None), self._fold(purpose))

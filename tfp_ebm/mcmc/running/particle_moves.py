@@ -1,7 +1,7 @@
 """The moves of particles at one density p_β ∝ b^(1−β) f^β between a base b and a target f.
 
-A move is a proposal from the base (which moves particles between modes as far as it is accepted), then a trajectory of
-Hamiltonian Monte Carlo in the coordinates y, x = x₀ + L y. The scale L comes from the particles: with C Cᵀ their
+A move is a proposal from the base (which moves particles between modes; no longer made once hardly any is accepted),
+then a trajectory of Hamiltonian Monte Carlo in the coordinates y, x = x₀ + L y. The scale L comes from the particles: with C Cᵀ their
 covariance and S = E g gᵀ, g the gradient of log p_β in the coordinates C⁻¹x, L Lᵀ = C S^(−1/2) Cᵀ, the geometric mean
 of the covariance and of the inverse of E ∇log p ∇log pᵀ. For a Gaussian the two are equal. For separated modes the
 first is much larger than the scale of the density within a mode, which the second has; where the scale of the density
@@ -12,7 +12,7 @@ also move in parts of space that are much narrower than most, such as the neck o
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -81,14 +81,19 @@ class Bridge:
         # at β = 1 the base does not matter, even where its density is zero
         return beta * log_target + tf.math.multiply_no_nan(log_base, 1 - beta)
 
+    def tempered_and_gradient(self, beta: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Computes β log f + (1 − β) log b, `[n]`, and its gradient, `[n, d]`; β is float64."""
+        value, gradient = tfp.math.value_and_gradient(lambda x: self.tempered(tf.cast(beta, x.dtype), x), x)
+        # none if the density is piecewise constant
+        return value, tf.zeros_like(x) if gradient is None else gradient
 
-def scale_of(bridge: Bridge, beta: tf.Tensor, x: tf.Tensor, log_weights: tf.Tensor, has_covariance: bool) -> tf.Tensor:
-    """Returns L, from weighted particles and the gradients at them.
+
+def scale_of(x: tf.Tensor, gradient: tf.Tensor, log_weights: tf.Tensor, has_covariance: bool) -> tf.Tensor:
+    """Returns L, from weighted particles and the gradients of log p_β at them.
 
     Args:
-      bridge: the bridge.
-      beta: β, float64 scalar.
       x: particles `[n, d]`.
+      gradient: the gradients `[n, d]`.
       log_weights: float64 `[n]`.
       has_covariance: whether L is a matrix `[d, d]`; False: a diagonal `[d]`.
     """
@@ -99,7 +104,6 @@ def scale_of(bridge: Bridge, beta: tf.Tensor, x: tf.Tensor, log_weights: tf.Tens
     variance = tf.reduce_sum(weights * tf.square(centred), 0)
     variance = tf.where(variance > 0, variance, tf.ones_like(variance))
     deviation = tf.sqrt(variance)
-    gradient = tfp.math.value_and_gradient(lambda x: bridge.tempered(tf.cast(beta, dtype), x), x)[1]
     gradient = tf.cast(gradient, tf.float64)
     gradient = tf.where(tf.math.is_finite(gradient), gradient, tf.zeros_like(gradient))
     if not has_covariance:
@@ -138,17 +142,31 @@ def _inverse_root(matrix: tf.Tensor) -> tf.Tensor:
     return 0.5 * (inverse + tf.transpose(inverse)) / tf.sqrt(norm)
 
 
+class At(NamedTuple):
+    """What is known of log p_β at the particles.
+
+    Attributes:
+      log_prob: its values, `[n]`.
+      gradient: its gradients with respect to y, `[n, d]`.
+    """
+
+    log_prob: tf.Tensor
+    gradient: tf.Tensor
+
+
 def move_all(
     bridge: Bridge,
     num_leapfrog_steps: tuple[int, int],
     kernel: Any,
     beta: tf.Tensor,
+    proposes: tf.Tensor,
     x: tf.Tensor,
     log_ratio: tf.Tensor,
+    at: At,
     scale: tf.Tensor,
     step_size: tf.Tensor,
     seed: tf.Tensor,
-) -> tuple[tf.Tensor, ...]:
+) -> tuple[Any, ...]:
     """Makes one move of each particle.
 
     Args:
@@ -156,22 +174,45 @@ def move_all(
       num_leapfrog_steps: smallest and largest number of leapfrog steps.
       kernel: makes the move in place of Hamiltonian Monte Carlo; None for the latter.
       beta: β, float64 scalar.
-      x, log_ratio: particles `[n, d]`, and h there, float64 `[n]`.
+      proposes: whether draws from the base are proposed first, bool scalar.
+      x: particles `[n, d]`.
+      log_ratio: h there, float64 `[n]`; read, and computed anew, only if draws from the base are proposed.
+      at: log p_β there; read, and computed anew, only by Hamiltonian Monte Carlo.
       scale: L, `[d, d]`, or `[d]` if it is diagonal.
       step_size: ε, float64 scalar.
       seed: int32[2].
 
     Returns:
-      The states, h there, whether the proposal from the base was accepted, `[n]` each; the mean acceptance of the
+      The states, h and log p_β there, whether the proposal from the base was accepted, `[n]`; the mean acceptance of the
       trajectories and of the proposals from the base; and the number of faults.
     """
-    x, log_ratio, is_new, accept_base = _from_base(bridge, beta, x, log_ratio, seed)
+
+    def propose() -> tuple[Any, ...]:
+        proposed = _from_base(bridge, beta, x, log_ratio, seed)
+        return *proposed, at_particles(bridge, beta, proposed[0], scale) if kernel is None else at
+
+    def stay() -> tuple[Any, ...]:
+        return x, log_ratio, tf.zeros_like(log_ratio, tf.bool), tf.zeros([], tf.float64), at
+
+    x, log_ratio, is_new, accept_base, at = tf.cond(proposes, propose, stay)
     if kernel is None:
-        x, accept = _trajectory(bridge, num_leapfrog_steps, beta, x, scale, step_size, seed)
+        x, at, accept = _trajectory(bridge, num_leapfrog_steps, beta, x, at, scale, step_size, seed)
     else:
         x, accept = _step(bridge, kernel, beta, x, scale, step_size, seed)
+    log_ratio, num_faults = tf.cond(proposes, lambda: ratio_and_faults(bridge, x), lambda: (log_ratio, tf.constant(0)))
+    return x, log_ratio, at, is_new, accept, accept_base, num_faults
+
+
+def at_particles(bridge: Bridge, beta: tf.Tensor, x: tf.Tensor, scale: tf.Tensor) -> At:
+    """Computes log p_β and its gradient at particles."""
+    log_prob, gradient = bridge.tempered_and_gradient(beta, x)
+    return At(log_prob, pulled_back(gradient, scale))
+
+
+def ratio_and_faults(bridge: Bridge, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns h of particles, float64 `[n]`, and the number of NaN and +∞ among its values, int32."""
     log_ratio, is_bad = bridge.log_ratio(x)
-    return x, log_ratio, is_new, accept, accept_base, tf.reduce_sum(tf.cast(is_bad, tf.int32))
+    return log_ratio, tf.reduce_sum(tf.cast(is_bad, tf.int32))
 
 
 def target_accept(kernel: Any) -> float:
@@ -221,19 +262,25 @@ def displaced(x: tf.Tensor, scale: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return x + (tf.matmul(y, scale, transpose_b=True) if len(scale.shape) == 2 else scale * y)
 
 
+def pulled_back(gradient: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """Returns the gradients with respect to y, of those with respect to x, `[n, d]`."""
+    return tf.matmul(gradient, scale) if len(scale.shape) == 2 else scale * gradient
+
+
 def _trajectory(
     bridge: Bridge,
     num_leapfrog_steps: tuple[int, int],
     beta: tf.Tensor,
     x: tf.Tensor,
+    at: At,
     scale: tf.Tensor,
     step_size: tf.Tensor,
     seed: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor]:
+) -> tuple[tf.Tensor, At, tf.Tensor]:
     """Makes one step of Hamiltonian Monte Carlo in y, x + L y.
 
     Returns:
-      The states, and the mean acceptance of the trajectories with the full step size.
+      The states, log p_β there, and the mean acceptance of the trajectories with the full step size.
     """
     num = x.shape[0]
     draws = random.uniform([2, num, 1], random.fold_in(seed, _REDUCTION), x.dtype)
@@ -246,9 +293,15 @@ def _trajectory(
     step_size = tf.cast(step_size, x.dtype) * reduction
     kernel = HamiltonianMonteCarlo(log_prob, step_size, num_leapfrog_steps)
     y = tf.zeros_like(x)
-    y, results = kernel.one_step(y, kernel.bootstrap_results(y), seed=random.fold_in(seed, _TRAJECTORY))
+    # only the shapes of the bootstrapped results are used, so that nothing is computed for them
+    begin = kernel.bootstrap_results(y)
+    inner = begin.accepted_results._replace(
+        target_log_prob=at.log_prob, grads_target_log_prob=[at.gradient]
+    )
+    y, results = kernel.one_step(y, begin._replace(accepted_results=inner), seed=random.fold_in(seed, _TRAJECTORY))
     log_accept = tf.cast(results.log_accept_ratio, tf.float64)
     accept = tf.exp(tf.minimum(log_accept, 0.0))
     counted = tf.cast(is_full[:, 0], tf.float64)
     accept = tf.reduce_sum(tf.where(tf.math.is_nan(accept), tf.zeros_like(accept), accept) * counted)
-    return tf.ensure_shape(displaced(x, scale, y), x.shape), accept / tf.maximum(tf.reduce_sum(counted), 1.0)
+    at = At(results.accepted_results.target_log_prob, results.accepted_results.grads_target_log_prob[0])
+    return tf.ensure_shape(displaced(x, scale, y), x.shape), at, accept / tf.maximum(tf.reduce_sum(counted), 1.0)

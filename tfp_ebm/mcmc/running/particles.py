@@ -2,7 +2,7 @@
 
 Each stage raises β, multiplies the weights by exp((β' − β) h), h = log f − log b, resamples the groups whose weights
 have become too unequal, and moves all particles by kernels that leave p_β' invariant. The last stage has β' = β = 1: it
-resamples all particles together and moves them `num_last_moves` times, so that copies separate.
+resamples all particles together and moves them more often, so that copies separate.
 
 A first pass chooses each β, the scales and step sizes of the moves and their number, and returns them as a `Plan`. A
 pass that follows a plan depends on its own particles only through the weights and the rule of resampling, so that the
@@ -22,7 +22,7 @@ import tensorflow_probability as tfp
 from tfp_ebm import random
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running import particle_moves
-from tfp_ebm.mcmc.running.particle_moves import Bridge, scale_of
+from tfp_ebm.mcmc.running.particle_moves import At, Bridge, pulled_back, ratio_and_faults, scale_of
 from tfp_ebm.mcmc.weights import effective_size, next_step, resample
 
 # Purposes of random numbers within a stage, folded into its seed.
@@ -31,9 +31,11 @@ _RESAMPLING, _RESAMPLING_ALL, _MOVES = range(3)
 # The gain of log ε ← log ε + gain·(acceptance − target)/√move, and how far from the target the acceptance of a stage's
 # last move may be.
 _GAIN, _ACCEPT_TOLERANCE = 0.5, 0.2
-# Particles have moved if the mean square of x − x₀ is twice the variance in each coordinate, or has stopped to grow,
-# by less than this share per move.
-_MAX_GROWTH = 0.1
+# Particles have moved if in each coordinate the correlation of x with x₀ is at most the first number, or the mean square
+# of x − x₀ has stopped to grow, by less than the second as a share per move.
+_MAX_CORRELATION, _MAX_GROWTH = 0.1, 0.1
+# Draws from the base are proposed as long as this share of them was accepted at the temperature before.
+_MIN_BASE_ACCEPT = 0.001
 # Resampling if the effective sample size of a group is below this share.
 _MIN_ESS_SHARE = 0.5
 
@@ -46,11 +48,11 @@ class Settings(NamedTuple):
       conditional_ess: the conditional effective sample size of each step in β, as a share.
       num_leapfrog_steps: smallest and largest number of leapfrog steps of a trajectory.
       max_moves: the largest number of moves at a temperature.
-      num_last_moves: number of moves at β = 1 after the last resampling.
+      num_last_moves: the largest number of moves at β = 1 after the last resampling.
       max_temperatures: the largest number of steps in β; the last goes to 1 in any case.
       has_covariance: whether L is a matrix; False: it is diagonal, from the diagonals of all matrices.
       jit_moves: whether XLA compiles the moves, inside a pass in graph mode.
-      min_last_moves: the last moves end after so many if the particles have moved; 0 means `num_last_moves`.
+      min_last_moves: the smallest one; the moves end when the particles have moved.
       kernel: moves the particles; None: Hamiltonian Monte Carlo.
     """
 
@@ -62,7 +64,7 @@ class Settings(NamedTuple):
     max_temperatures: int
     has_covariance: bool
     jit_moves: bool = False
-    min_last_moves: int = 0
+    min_last_moves: int = 4
     kernel: Any = None
 
 
@@ -74,12 +76,22 @@ class Plan(NamedTuple):
       num_moves: number of moves, int32.
       log_step_sizes: log ε, float64.
       scales: L, `[..., d, d]`, or `[..., d]` if it is diagonal; in the dtype of the particles.
+      proposes: whether draws from the base are proposed, bool.
     """
 
     betas: tf.Tensor
     num_moves: tf.Tensor
     log_step_sizes: tf.Tensor
     scales: tf.Tensor
+    proposes: tf.Tensor
+
+
+def empty_plan(settings: Settings, size: int, dtype: tf.DType) -> Plan:
+    """Returns a plan of zeros for particles of `size` coordinates."""
+    count = settings.max_temperatures + 1
+    shape = [count, size, size] if settings.has_covariance else [count, size]
+    numbers = tf.zeros([count], tf.float64)
+    return Plan(numbers, tf.zeros([count], tf.int32), numbers, tf.zeros(shape, dtype), tf.zeros([count], tf.bool))
 
 
 class Particles(NamedTuple):
@@ -119,6 +131,7 @@ class Passed(NamedTuple):
       accept_base: mean acceptance of the proposals from the base, likewise.
       num_faults: number of values of h that were NaN or +∞ at particles.
       log_step_size: log ε of the next stage, float64.
+      proposes: whether draws from the base are proposed in the next stage, bool.
       is_done: whether the pass is complete; else the particles are those after `num_stages` stages.
     """
 
@@ -131,6 +144,7 @@ class Passed(NamedTuple):
     accept_base: tf.Tensor
     num_faults: tf.Tensor
     log_step_size: tf.Tensor
+    proposes: tf.Tensor
     is_done: tf.Tensor
 
 
@@ -138,8 +152,8 @@ def begun_pass(settings: Settings, particles: Particles, plan: Plan, log_step_si
     """Returns a pass of no stages, for `continue_pass`; of the plan only the shapes matter."""
     zero, zeros = tf.zeros([], tf.float64), tf.zeros([settings.max_temperatures + 1], tf.float64)
     nothing = tf.constant(0)
-    plan = Plan(*map(tf.zeros_like, plan))
-    return Passed(particles, zero, zero, nothing, plan, zeros, zeros, nothing, log_step_size, tf.constant(False))
+    plan, ending = Plan(*map(tf.zeros_like, plan)), (nothing, log_step_size, tf.constant(True), tf.constant(False))
+    return Passed(particles, zero, zero, nothing, plan, zeros, zeros, *ending)
 
 
 def log_density_and_gradient(
@@ -220,7 +234,7 @@ def continue_pass(
     last = settings.max_temperatures - 1
 
     def stage(k: tf.Tensor, now: Particles, log_step_size: tf.Tensor, *state: Any) -> tuple[Any, ...]:
-        _, ess, variance, notes, num_faults = state
+        _, proposes, ess, variance, notes, num_faults = state
         stage_seed = random.fold_in(seed, k)
         is_last = now.beta >= 1.0
         beta = tf.where(is_planned, plan.betas[k], _next_beta(settings, now))
@@ -229,19 +243,27 @@ def continue_pass(
         ess = tf.where(is_last, effective_size(_total_log_weights(now)), ess)
         variance = tf.where(is_last, _relative_variance(now), variance)
         now = _resampled(settings, now, is_last, stage_seed)
-        scale = tf.where(
-            is_planned, plan.scales[k], scale_of(bridge, now.beta, now.x, now.log_weights, settings.has_covariance)
+        log_prob, gradient = bridge.tempered_and_gradient(now.beta, now.x)
+        scale = tf.cond(
+            is_planned,
+            lambda: plan.scales[k],
+            lambda: scale_of(now.x, gradient, now.log_weights, settings.has_covariance),
         )
+        at = At(log_prob, pulled_back(gradient, scale))
         log_step_size = tf.where(is_planned, plan.log_step_sizes[k], log_step_size)
+        proposes = tf.where(is_planned, plan.proposes[k], proposes)
         most = tf.where(is_last, settings.num_last_moves, settings.max_moves)
-        fewest = tf.where(is_last, settings.min_last_moves or settings.num_last_moves, 1)
+        fewest = tf.where(is_last, min(settings.min_last_moves, settings.num_last_moves), 1)
         fewest = tf.where(is_planned, plan.num_moves[k], fewest)
         most = tf.where(is_planned, plan.num_moves[k], most)
-        moved = _moves(bridge, settings, now, (fewest, most), scale, log_step_size, is_planned, stage_seed)
-        now, log_step_size, num_moves, accept, accept_base, faults = moved
-        values = (beta, num_moves, log_step_size, scale, accept, accept_base)
+        how = _How(fewest, most, scale, proposes, ~is_planned)
+        now, log_step_size, num_moves, accept, accept_base, faults = _moves(
+            bridge, settings, now, at, how, log_step_size, stage_seed
+        )
+        values = (beta, num_moves, log_step_size, scale, proposes, accept, accept_base)
         notes = tuple(note.write(k, value) for note, value in zip(notes, values, strict=True))
-        return k + 1, now, log_step_size, is_last, ess, variance, notes, num_faults + faults
+        proposes &= accept_base >= _MIN_BASE_ACCEPT
+        return k + 1, now, log_step_size, is_last, proposes, ess, variance, notes, num_faults + faults
 
     noted = (*begun.plan, begun.accept, begun.accept_base)
     notes = tuple(
@@ -252,17 +274,18 @@ def continue_pass(
         begun.particles,
         begun.log_step_size,
         begun.is_done,
+        begun.proposes,
         begun.ess,
         begun.relative_variance,
         notes,
         begun.num_faults,
     )
-    num_stages, particles, log_step_size, is_done, ess, variance, notes, num_faults = tf.while_loop(
+    num_stages, particles, log_step_size, is_done, proposes, ess, variance, notes, num_faults = tf.while_loop(
         lambda k, now, log_step_size, is_done, *_: ~is_done & (k < stop), stage, start, parallel_iterations=1
     )
-    betas, num_moves, log_step_sizes, scales, accept, accept_base = (note.stack() for note in notes)
-    plan = Plan(betas, num_moves, log_step_sizes, scales)
-    return Passed(particles, ess, variance, num_stages, plan, accept, accept_base, num_faults, log_step_size, is_done)
+    *followed, accept, accept_base = (note.stack() for note in notes)
+    plan, ending = Plan(*followed), (num_faults, log_step_size, proposes, is_done)
+    return Passed(particles, ess, variance, num_stages, plan, accept, accept_base, *ending)
 
 
 def _next_beta(settings: Settings, now: Particles) -> tf.Tensor:
@@ -321,14 +344,30 @@ def _resampled(settings: Settings, now: Particles, is_last: tf.Tensor, seed: tf.
     return Particles(x, log_ratio, log_weights, log_normalizers, labels, ancestors, now.beta, eves)
 
 
+class _How(NamedTuple):
+    """How particles are moved at a temperature.
+
+    Attributes:
+      fewest, most: the smallest and largest number of moves, int32 scalars.
+      scale: L.
+      proposes: whether draws from the base are proposed, bool scalar.
+      adapts: whether the step size changes, bool scalar.
+    """
+
+    fewest: tf.Tensor
+    most: tf.Tensor
+    scale: tf.Tensor
+    proposes: tf.Tensor
+    adapts: tf.Tensor
+
+
 def _moves(
     bridge: Bridge,
     settings: Settings,
     now: Particles,
-    counts: tuple[tf.Tensor, tf.Tensor],
-    scale: tf.Tensor,
+    at: At,
+    how: _How,
     log_step_size: tf.Tensor,
-    is_planned: tf.Tensor,
     stage_seed: tf.Tensor,
 ) -> tuple[Any, ...]:
     """Moves the particles at one β.
@@ -337,7 +376,6 @@ def _moves(
       The particles, log ε, the number of moves, the mean acceptance of trajectories and of proposals from the base, and
       the number of faults.
     """
-    fewest, most = counts
     moves_seed = random.fold_in(stage_seed, _MOVES)
     weights = tf.nn.softmax(now.log_weights)[:, None]
     start = tf.cast(now.x, tf.float64)
@@ -353,6 +391,7 @@ def _moves(
         m: tf.Tensor,
         x: tf.Tensor,
         log_ratio: tf.Tensor,
+        at: At,
         ancestors: tf.Tensor,
         log_step_size: tf.Tensor,
         jumps: tf.Tensor,
@@ -361,22 +400,24 @@ def _moves(
         is_done: tf.Tensor,
     ) -> tuple[Any, ...]:
         seed = random.fold_in(moves_seed, m)
-        x, log_ratio, is_new, accept, accept_base, bad = move_particles(
-            now.beta, x, log_ratio, scale, tf.exp(log_step_size), seed
+        x, log_ratio, at, is_new, accept, accept_base, bad = move_particles(
+            now.beta, how.proposes, x, log_ratio, at, how.scale, tf.exp(log_step_size), seed
         )
         # numbers of draws that no other draw has, as long as there are fewer than 2³¹
         fresh = tf.range(num) + num * (1 + tf.reduce_max(ancestors) // num)
         ancestors = tf.where(is_new, fresh, ancestors)
         faults += bad
         gain = _GAIN / tf.sqrt(tf.cast(m + 1, tf.float64))
-        change = tf.where(is_planned, tf.zeros_like(accept), gain * (accept - target_accept))
+        change = tf.where(how.adapts, gain * (accept - target_accept), tf.zeros_like(accept))
         jump = tf.reduce_sum(weights * tf.square(tf.cast(x, tf.float64) - start), 0)
-        is_settled = (jump >= 2 * variance) | (jump - jumps < _MAX_GROWTH * jump)
+        has_moved = jump >= 2 * (1 - _MAX_CORRELATION) * variance
+        is_settled = has_moved | (jump - jumps < _MAX_GROWTH * jump)
         is_done = tf.reduce_all(is_settled) & (tf.abs(accept - target_accept) < _ACCEPT_TOLERANCE)
         return (
             m + 1,
             x,
             log_ratio,
+            at,
             ancestors,
             log_step_size + change,
             jump,
@@ -386,13 +427,14 @@ def _moves(
         )
 
     def goes_on(m: tf.Tensor, *state: Any) -> tf.Tensor:
-        return (m < fewest) | ((m < most) & ~state[-1])
+        return (m < how.fewest) | ((m < how.most) & ~state[-1])
 
     counters = (tf.zeros_like(variance), tf.zeros([2], tf.float64), tf.constant(0), tf.constant(False))
-    begin = (tf.constant(0), now.x, now.log_ratio, now.ancestors, log_step_size, *counters)
-    m, x, log_ratio, ancestors, log_step_size, _, totals, faults, _ = tf.while_loop(
+    begin = (tf.constant(0), now.x, now.log_ratio, at, now.ancestors, log_step_size, *counters)
+    m, x, log_ratio, _, ancestors, log_step_size, _, totals, faults, _ = tf.while_loop(
         goes_on, move, begin, parallel_iterations=1
     )
+    log_ratio, bad = tf.cond(how.proposes, lambda: (log_ratio, tf.constant(0)), lambda: ratio_and_faults(bridge, x))
     now = now._replace(x=x, log_ratio=log_ratio, ancestors=ancestors)
     accept, accept_base = tf.unstack(totals / tf.cast(tf.maximum(m, 1), tf.float64))
-    return now, log_step_size, m, accept, accept_base, faults
+    return now, log_step_size, m, accept, accept_base, faults + bad
