@@ -236,6 +236,24 @@ def test_clipped_langevin_can_be_calibrated(x):
         mcmc.UncalibratedLangevin(quartic, 0.3, clamp=(0.0, 1.0))
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_steps_of_the_random_walk_are_normal(jit_compile):
+    """On a constant density every step is accepted: the Kolmogorov-Smirnov test of each part, false alarm rate 1e-3."""
+    scales = np.array([0.5, 3.0])
+    state = tf.constant(np.tile([1.0, -2.0], [2000, 1]))
+
+    @tf.function(autograph=False, jit_compile=jit_compile)
+    def step(seed):
+        kernel = mcmc.RandomWalk(scales)(lambda x: 0.0 * tf.reduce_sum(x, -1))
+        return kernel.one_step(state, kernel.bootstrap_results(state), seed=seed)[0]
+
+    steps = (step(SEED) - state).numpy()
+    pvalues = [scipy.stats.kstest(steps[:, i] / scales[i], "norm").pvalue for i in range(2)]
+    assert min(pvalues) > 1e-3 and abs(np.corrcoef(steps.T)[0, 1]) < 4 / np.sqrt(2000)
+    assert scipy.stats.kstest(steps[:, 0] / (1.3 * scales[0]), "norm").pvalue < 1e-3  # a control
+    assert not np.array_equal(steps, (step(SEED + 1) - state).numpy())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_kernels_of_tfp_by_partial(calibrated):

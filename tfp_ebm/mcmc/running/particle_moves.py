@@ -1,12 +1,12 @@
 """The moves of particles at one density p_β ∝ b^(1−β) f^β between a base b and a target f.
 
-A move is a proposal from the base (which moves particles between modes; no longer made once hardly any is accepted),
-then a trajectory of Hamiltonian Monte Carlo in the coordinates y, x = x₀ + L y. The scale L comes from the particles: with C Cᵀ their
-covariance and S = E g gᵀ, g the gradient of log p_β in the coordinates C⁻¹x, L Lᵀ = C S^(−1/2) Cᵀ, the geometric mean
-of the covariance and of the inverse of E ∇log p ∇log pᵀ. For a Gaussian the two are equal. For separated modes the
-first is much larger than the scale of the density within a mode, which the second has; where the scale of the density
-varies, the second is too small. In each move, some particles, chosen at random, have a smaller step size, so that they
-also move in parts of space that are much narrower than most, such as the neck of a funnel.
+A move is a proposal from the base (which moves particles between modes; it is left out once hardly any is accepted),
+then a trajectory of Hamiltonian Monte Carlo in the coordinates y, x = x₀ + L y. The scale L comes from the particles:
+with C Cᵀ their covariance and S = E g gᵀ, g the gradient of log p_β in the coordinates C⁻¹x, L Lᵀ = C S^(−1/2) Cᵀ, the
+geometric mean of the covariance and of the inverse of E ∇log p ∇log pᵀ. For a Gaussian the two are equal. For separated
+modes the first is much larger than the scale of the density within a mode, which the second has; where the scale of the
+density varies, the second is too small. In each move, some particles, chosen at random, have a smaller step size, so
+that they also move in parts of space that are much narrower than most, such as the neck of a funnel.
 """
 
 from __future__ import annotations
@@ -183,8 +183,8 @@ def move_all(
       seed: int32[2].
 
     Returns:
-      The states, h and log p_β there, whether the proposal from the base was accepted, `[n]`; the mean acceptance of the
-      trajectories and of the proposals from the base; and the number of faults.
+      The states; h and log p_β there; whether the proposal from the base was accepted, `[n]`; the mean acceptance of
+      the trajectories and of the proposals from the base; and the number of faults.
     """
 
     def propose() -> tuple[Any, ...]:

@@ -31,8 +31,8 @@ _RESAMPLING, _RESAMPLING_ALL, _MOVES = range(3)
 # The gain of log ε ← log ε + gain·(acceptance − target)/√move, and how far from the target the acceptance of a stage's
 # last move may be.
 _GAIN, _ACCEPT_TOLERANCE = 0.5, 0.2
-# Particles have moved if in each coordinate the correlation of x with x₀ is at most the first number, or the mean square
-# of x − x₀ has stopped to grow, by less than the second as a share per move.
+# Particles have moved if in each coordinate the correlation of x with x₀ is at most the first number, or the mean
+# square of x − x₀ has stopped to grow: by less than the second, as a share per move.
 _MAX_CORRELATION, _MAX_GROWTH = 0.1, 0.1
 # Draws from the base are proposed as long as this share of them was accepted at the temperature before.
 _MIN_BASE_ACCEPT = 0.001
