@@ -7,7 +7,8 @@ import tensorflow_probability as tfp
 
 import tfp_ebm.mcmc.running.particles as particles_module
 from tfp_ebm import mcmc
-from tfp_ebm.mcmc.running.particles import Particles, Plan, Settings, initial_particles, run_pass
+from tfp_ebm.mcmc.running.particle_state import Particles, Plan, Settings, initial_particles
+from tfp_ebm.mcmc.running.particles import run_pass
 from tfp_ebm.mcmc.weights import jackknife_of_log_mean
 
 tfd = tfp.distributions

@@ -15,7 +15,8 @@ from tfp_ebm.mcmc import particle_sampler, weights
 from tfp_ebm.mcmc.clusters import effective_draws, find_clusters, joined
 from tfp_ebm.mcmc.draws import imbalance, nested_r_hat
 from tfp_ebm.mcmc.running import compiled
-from tfp_ebm.mcmc.running.particles import Particles, Plan, Settings, empty_plan, initial_particles, run_pass
+from tfp_ebm.mcmc.running.particle_state import Particles, Plan, Settings, empty_plan, initial_particles
+from tfp_ebm.mcmc.running.particles import run_pass
 
 tfd = tfp.distributions
 run = mcmc.sequential_monte_carlo

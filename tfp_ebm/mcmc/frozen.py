@@ -12,7 +12,8 @@ import tensorflow_probability as tfp
 from tfp_ebm import random
 from tfp_ebm.mcmc.draws import MAX_NESTED_R_HAT, MIN_ANCESTORS, MIN_GROUP_ESS
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
-from tfp_ebm.mcmc.running.particles import Plan, Settings, draw_and_weigh, initial_particles, run_pass
+from tfp_ebm.mcmc.running.particle_state import Plan, Settings, initial_particles
+from tfp_ebm.mcmc.running.particles import draw_and_weigh, run_pass
 from tfp_ebm.mcmc.weights import effective_size
 
 # Purposes of random numbers, folded into the seed: of a pass, and of the order of the draws.

@@ -20,18 +20,16 @@ from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, contracted, find_miss
 from tfp_ebm.mcmc.running.climb import climb
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
 from tfp_ebm.mcmc.running.particle_moves import least_accept
-from tfp_ebm.mcmc.running.particles import (
+from tfp_ebm.mcmc.running.particle_state import (
     Particles,
     Passed,
     Plan,
     Settings,
     begun_pass,
-    continue_pass,
-    draw_and_weigh,
     empty_plan,
     initial_particles,
-    log_density_and_gradient,
 )
+from tfp_ebm.mcmc.running.particles import continue_pass, draw_and_weigh, log_density_and_gradient
 from tfp_ebm.mcmc.running.settling import settle
 from tfp_ebm.mcmc.weights import jackknife_of_log_mean, pareto_shape, resample
 from tfp_ebm.types import Estimate, TargetLogProbFn

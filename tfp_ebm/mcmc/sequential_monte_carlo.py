@@ -22,7 +22,7 @@ from tfp_ebm.mcmc.frozen import Frozen
 from tfp_ebm.mcmc.kernels import HMC, MALA, NUTS, RandomWalk
 from tfp_ebm.mcmc.kernels.kernel import Kernel, is_calibrated
 from tfp_ebm.mcmc.particle_sampler import run_sampler
-from tfp_ebm.mcmc.running.particles import Settings
+from tfp_ebm.mcmc.running.particle_state import Settings
 from tfp_ebm.types import Seed, TargetLogProbFn
 
 # Particles at least.

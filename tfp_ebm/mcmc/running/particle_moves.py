@@ -295,9 +295,7 @@ def _trajectory(
     y = tf.zeros_like(x)
     # only the shapes of the bootstrapped results are used, so that nothing is computed for them
     begin = kernel.bootstrap_results(y)
-    inner = begin.accepted_results._replace(
-        target_log_prob=at.log_prob, grads_target_log_prob=[at.gradient]
-    )
+    inner = begin.accepted_results._replace(target_log_prob=at.log_prob, grads_target_log_prob=[at.gradient])
     y, results = kernel.one_step(y, begin._replace(accepted_results=inner), seed=random.fold_in(seed, _TRAJECTORY))
     log_accept = tf.cast(results.log_accept_ratio, tf.float64)
     accept = tf.exp(tf.minimum(log_accept, 0.0))
