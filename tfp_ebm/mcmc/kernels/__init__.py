@@ -9,9 +9,9 @@ from tfp_ebm.mcmc.kernels.langevin import MALA, Langevin, UncalibratedLangevin
 from tfp_ebm.mcmc.kernels.metropolis import (
     IndependenceMetropolis,
     MetropolisHastings,
-    RandomWalk,
     UncalibratedProposal,
 )
+from tfp_ebm.mcmc.kernels.random_walk import RandomWalk
 from tfp_ebm.mcmc.kernels.replica_exchange import ReplicaExchange
 from tfp_ebm.mcmc.kernels.sequential import Sequential
 from tfp_ebm.mcmc.kernels.tempered_transition import TemperedTransition

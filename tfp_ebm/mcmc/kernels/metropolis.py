@@ -26,65 +26,13 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm import random, serialization
+from tfp_ebm import serialization
 from tfp_ebm.arguments import check_count
 from tfp_ebm.energy.base import check_base, draw
 from tfp_ebm.mcmc.kernels.acceptance import RescuingMetropolis
-from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn, _positive
+from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
 from tfp_ebm.mcmc.running.loop import iterate
 from tfp_ebm.random import fold_in
-
-
-def _normal_steps(scale: Any) -> Callable[[list[tf.Tensor], tf.Tensor], list[tf.Tensor]]:
-    """Returns `tfp.mcmc.random_walk_normal_fn(scale)` with the numbers of `tfp_ebm.random`.
-
-    TFP's are slow to make on a CPU under XLA: with them, a step in 32 coordinates took longer than in graph mode.
-    """
-
-    def propose(parts: list[tf.Tensor], seed: tf.Tensor) -> list[tf.Tensor]:
-        seed = tfp.random.sanitize_seed(seed)
-        steps = [random.normal(tf.shape(x), fold_in(seed, i), x.dtype) for i, x in enumerate(parts)]
-        return [x + tf.cast(scale, x.dtype) * step for x, step in zip(parts, steps, strict=True)]
-
-    return propose
-
-
-@keras.saving.register_keras_serializable(package="tfp_ebm")
-@dataclasses.dataclass(frozen=True)
-class RandomWalk(Kernel):
-    """Random-walk Metropolis (§2.1.2): proposes x* = x + scale·Z and accepts with probability min(1, p(x*)/p(x)).
-
-    It needs no gradient. The implementation is `tfp.mcmc.RandomWalkMetropolis` with normal steps. Roberts, Gelman &
-    Gilks (1997) recommend an acceptance of .234 in many dimensions and .44 in one dimension.
-
-    Args:
-      scale: standard deviation of the proposed step; a number, or an array that broadcasts to the event.
-
-    Raises:
-      TypeError, ValueError: if `scale` is not a positive number or an array of positive numbers.
-
-    >>> kernel = RandomWalk(scale=0.5)
-    >>> type(kernel(lambda x: -0.5 * x**2)).__name__
-    'RandomWalkMetropolis'
-    """
-
-    scale: Any
-    step_size_field: ClassVar[str | None] = "scale"
-    moves_chains_alone: ClassVar[bool] = True
-    optimal_accept_prob: ClassVar[float | None] = 0.234
-
-    def __post_init__(self) -> None:
-        self._normalize(scale=_positive("scale", self.scale))
-
-    def build(self, target_log_prob_fn: TargetLogProbFn, step_size: Any) -> tfp.mcmc.TransitionKernel:
-        """See `Kernel.build`."""
-        return tfp.mcmc.RandomWalkMetropolis(target_log_prob_fn, new_state_fn=_normal_steps(step_size))
-
-    @property
-    def uses_gradient(self) -> bool:
-        """Whether the gradient is used: False."""
-        return False
-
 
 Propose = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 

@@ -31,7 +31,8 @@ from tfp_ebm.mcmc.kernels.exchange_with_reference import ExchangeWithReference
 from tfp_ebm.mcmc.kernels.hamiltonian import HMC
 from tfp_ebm.mcmc.kernels.kernel import Kernel, LateKernel, TargetLogProbFn, Wrapper
 from tfp_ebm.mcmc.kernels.langevin import MALA
-from tfp_ebm.mcmc.kernels.metropolis import IndependenceMetropolis, MetropolisHastings, RandomWalk
+from tfp_ebm.mcmc.kernels.metropolis import IndependenceMetropolis, MetropolisHastings
+from tfp_ebm.mcmc.kernels.random_walk import RandomWalk
 from tfp_ebm.mcmc.results import find
 
 _TEMPERABLE = (RandomWalk, HMC, MALA, MetropolisHastings, IndependenceMetropolis)
