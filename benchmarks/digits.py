@@ -15,6 +15,7 @@ was trained on, beside that of digits to the nearest other digit, shows whether 
 
 import argparse
 import json
+import math
 import os
 import time
 import warnings
@@ -109,7 +110,7 @@ def cold(model, temperature, num_steps, seed):
 
 def nearest(samples, digits):
     """The digit nearest to each sample, and the median distance; beside it that of digits to the nearest other."""
-    samples, digits = samples.reshape(-1, 64), digits.reshape(-1, 64)
+    samples, digits = samples.reshape(len(samples), -1), digits.reshape(len(digits), -1)
     distances, among = pairwise_distances(samples, digits), pairwise_distances(digits)
     np.fill_diagonal(among, np.inf)
     medians = float(np.median(distances.min(1))), float(np.median(among.min(1)))
@@ -123,8 +124,10 @@ def draw(path, rows):
 
     figure, axes = plt.subplots(1, len(rows), figsize=(4 * len(rows), 4.3), layout="constrained")
     for axis, (title, images) in zip(axes, rows.items(), strict=True):
-        images = np.pad(np.reshape(images[:100], [10, 10, 8, 8]), [(0, 0), (0, 0), (1, 1), (1, 1)])
-        axis.imshow(images.transpose(0, 2, 1, 3).reshape(100, 100), cmap="gray_r", vmin=0, vmax=1)
+        side = math.isqrt(images[0].size)
+        images = np.pad(np.reshape(images[:100], [10, 10, side, side]), [(0, 0), (0, 0), (1, 1), (1, 1)])
+        whole = 10 * (side + 2)
+        axis.imshow(images.transpose(0, 2, 1, 3).reshape(whole, whole), cmap="gray_r", vmin=0, vmax=1)
         axis.set_title(title)
         axis.axis("off")
     figure.savefig(path, dpi=100)

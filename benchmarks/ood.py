@@ -40,18 +40,23 @@ def sets(seed):
     """Digits to train on with their labels, digits held out, and by name the sets that are no digits."""
     x, y = ebm.datasets.digits(dequantize=True, seed=seed, images=True), load_digits().target
     train, held_out, labels, held_out_labels = train_test_split(x, y, test_size=0.3, random_state=seed, stratify=y)
+    return train, labels, held_out, outside_of(held_out, held_out_labels, seed)
+
+
+def outside_of(held_out, labels, seed):
+    """By name the sets that are no digits, made of held-out digits."""
     rng = np.random.default_rng(seed)
-    others = [rng.choice(np.flatnonzero(held_out_labels != label)) for label in held_out_labels]
-    shuffled = rng.permuted(held_out.reshape(-1, 64), axis=1).reshape(held_out.shape)
-    chimeras = np.concatenate([held_out[:, :, :4], held_out[others][:, :, 4:]], 2)
-    outside = {
+    others = [rng.choice(np.flatnonzero(labels != label)) for label in labels]
+    shuffled = rng.permuted(held_out.reshape(len(held_out), -1), axis=1).reshape(held_out.shape)
+    half = held_out.shape[2] // 2
+    chimeras = np.concatenate([held_out[:, :, :half], held_out[others][:, :, half:]], 2)
+    return {
         "uniform noise": rng.random(held_out.shape, "float32"),
         "inverted": 1.0 - held_out,
         "shuffled": shuffled,
         "rotated": np.rot90(held_out, axes=(1, 2)),
         "half-swapped": chimeras,
     }
-    return train, labels, held_out, outside
 
 
 def rows_of(train, options, seed):

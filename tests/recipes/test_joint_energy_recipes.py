@@ -109,6 +109,12 @@ def test_recipes_train_the_classifier_too(recipe):
             recipes.refine(model, np.zeros([3, 8, 8, 1]), seed=0)
 
 
+def test_larger_images_have_a_smaller_weight_and_less_noise_per_pixel():
+    network = keras.Sequential([keras.Input([16, 16, 1]), keras.layers.Flatten(), keras.layers.Dense(2)])
+    loss = recipes.small_images(ebm.networks.JointEnergy(network)).loss
+    assert (loss.weight, loss.label_noise) == (0.1 / 4, 1.0)  # four times the pixels of 8×8
+
+
 def test_few_chains_of_a_class_are_warned_of():
     model = gaussian_classes()
     states = np.tile(CLASS_MEANS[0] + [0.0, 30.0], (NUM_CHAINS, 1))

@@ -13,6 +13,7 @@ since training of the same length with the range [0, L] gave much worse results.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -24,9 +25,12 @@ from tfp_ebm.arguments import check_count, check_positive
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.recipes.pixels import compile_for, model_of_pixels, uniform_base
 
-# Weight of the density loss beside the cross-entropy of labels, and noise on the classified rows in grey levels. With
-# weight 1 or without noise the classifier of digits was too sure where it erred (`benchmarks/joint_energy.py`).
-_LABELS = 0.1, 2.0
+# Weight of the density loss beside the cross-entropy of labels, and noise on the classified rows in grey levels, for
+# images of 64 pixels. With weight 1 or without noise the classifier of digits was too sure where it erred
+# (`benchmarks/joint_energy.py`). The density loss is a sum over pixels, and so is the squared length of the noise: both
+# stay the same for larger images. With noise of two levels on 784 pixels the classified rows were so far from the
+# digits that the classes of digits without noise were wrong.
+_LABELS, _PIXELS = (0.1, 2.0), 64
 
 
 def small_images(
@@ -55,10 +59,10 @@ def small_images(
     The draws are `model.standardization.to_x(model.loss.chains.states)`, at temperature 1.
 
     A `networks.JointEnergy(classifier)` is trained by `losses.JointEnergyLoss` with the same chains, so that the model
-    is a classifier too. The cross-entropy has ten times the weight of the density loss, and the rows that are
-    classified have noise of two grey levels, without which the classifier is too sure. `fit(x, y)` then takes labels,
-    the chains are `model.loss.density_loss.chains`, and `recipes.class_samples(model, labels, seed=0)` draws images of
-    given classes.
+    is a classifier too. For images of d pixel values the density loss has the weight .1·64/d beside the cross-entropy,
+    and the rows that are classified have noise of 2·8/√d grey levels, without which the classifier is too sure: .1 and
+    2 for 8×8 pixels. `fit(x, y)` then takes labels, the chains are `model.loss.density_loss.chains`, and
+    `recipes.class_samples(model, labels, seed=0)` draws images of given classes.
 
     Args:
       network: any Keras network `[batch, *event] -> [batch]` or `[batch, 1]`; its inputs are pixels in [−L/2, L/2]. A
@@ -105,5 +109,7 @@ def small_images(
         check_positive("learning_rate", learning_rate), check_count("num_steps", num_steps)
     )
     optimizer = keras.optimizers.Adam(cosine, beta_1=0.5)
-    weight, noise = _LABELS
-    return compile_for(model, loss, optimizer, weight, noise, jit_compile=True, steps_per_execution=10)
+    (weight, noise), share = _LABELS, _PIXELS / math.prod(model.event_shape)
+    return compile_for(
+        model, loss, optimizer, weight * share, noise * math.sqrt(share), jit_compile=True, steps_per_execution=10
+    )
