@@ -108,12 +108,12 @@ def weights_of(name, index, folder):
 
 
 def equal(a, b):
-    """Whether two lists of arrays are the same, and finite."""
+    """Whether two lists of arrays are the same, without NaN; an unknown range is a state of infinite entries."""
     import numpy as np
 
     if a is None or b is None:
         return False
-    return all(np.array_equal(u, v) and np.isfinite(u).all() for u, v in zip(a, b, strict=True))
+    return all(np.array_equal(u, v) and not np.isnan(u).any() for u, v in zip(a, b, strict=True))
 
 
 def last_line(folder, index):
