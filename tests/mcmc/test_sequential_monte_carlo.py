@@ -15,7 +15,7 @@ from tfp_ebm.mcmc import particle_sampler, weights
 from tfp_ebm.mcmc.clusters import effective_draws, find_clusters, joined
 from tfp_ebm.mcmc.draws import imbalance, nested_r_hat
 from tfp_ebm.mcmc.running import compiled
-from tfp_ebm.mcmc.running.particle_state import Particles, Plan, Settings, empty_plan, initial_particles
+from tfp_ebm.mcmc.running.particle_state import Plan, Settings, empty_plan, initial_particles
 from tfp_ebm.mcmc.running.particles import run_pass
 
 tfd = tfp.distributions
@@ -46,16 +46,7 @@ def frozen_pass(betas, num, seed, base, target, step_size=0.7, moves=2, jit_comp
     )
     x = base.sample(num, seed=[seed, 1])
     log_ratio = target(x) - base.log_prob(x)
-    start = Particles(
-        x,
-        tf.cast(log_ratio, tf.float64),
-        tf.zeros([num], tf.float64),
-        tf.zeros([8], tf.float64),
-        tf.range(num) // (num // 8),
-        tf.range(num),
-        tf.constant(0.0, tf.float64),
-        tf.range(num),
-    )
+    start = initial_particles(x, tf.cast(log_ratio, tf.float64), 8)
     function = functools.partial(run_pass, lambda: target, base, settings)
     function = tf.function(function, autograph=False, jit_compile=jit_compile)
     zero = tf.constant(0.0, tf.float64)
@@ -111,9 +102,12 @@ def test_the_base_proposes_as_long_as_draws_from_it_are_accepted():
     """A normal density far from the base: at a temperature after which hardly any draw is accepted, proposals end."""
     base, settings = wide(1, 1.0), Settings(8, 0.9, (2, 4), 3, 2, 50, True)
     x = base.sample(1024, seed=[0, 1])
-    log_ratio = -0.5 * tf.square((x[:, 0] - 8.0) / 0.5) - base.log_prob(x)
-    function = functools.partial(run_pass, lambda: lambda x: -0.5 * tf.square((x[:, 0] - 8.0) / 0.5), base, settings)
-    args = (initial_particles(x, log_ratio, 8), empty_plan(settings, 1, base.dtype), tf.constant(False))
+
+    def far(x):
+        return -0.5 * tf.square((x[:, 0] - 8.0) / 0.5)
+
+    function = functools.partial(run_pass, lambda: far, base, settings)
+    args = (initial_particles(x, far(x) - base.log_prob(x), 8), empty_plan(settings, 1, base.dtype), tf.constant(False))
     passed = tf.function(function, autograph=False)(*args, tf.constant(0.0, tf.float64), tf.constant([0, 2]))
     num = int(passed.num_stages)
     proposes, accept = passed.plan.proposes.numpy()[:num], passed.accept_base.numpy()[:num]

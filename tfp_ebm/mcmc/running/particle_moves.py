@@ -83,9 +83,13 @@ class Bridge:
 
     def tempered_and_gradient(self, beta: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Computes β log f + (1 − β) log b, `[n]`, and its gradient, `[n, d]`; β is float64."""
-        value, gradient = tfp.math.value_and_gradient(lambda x: self.tempered(tf.cast(beta, x.dtype), x), x)
-        # none if the density is piecewise constant
-        return value, tf.zeros_like(x) if gradient is None else gradient
+        return value_and_gradient(lambda x: self.tempered(tf.cast(beta, x.dtype), x), x)
+
+
+def value_and_gradient(log_prob_fn: TargetLogProbFn, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Computes a log density `[n]` and its gradient `[n, d]`, which is zero if the density is piecewise constant."""
+    value, gradient = tfp.math.value_and_gradient(log_prob_fn, x)
+    return value, tf.zeros_like(x) if gradient is None else gradient
 
 
 def scale_of(x: tf.Tensor, gradient: tf.Tensor, log_weights: tf.Tensor, has_covariance: bool) -> tf.Tensor:

@@ -22,7 +22,14 @@ import tensorflow_probability as tfp
 from tfp_ebm import random
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running import particle_moves
-from tfp_ebm.mcmc.running.particle_moves import At, Bridge, pulled_back, ratio_and_faults, scale_of
+from tfp_ebm.mcmc.running.particle_moves import (
+    At,
+    Bridge,
+    pulled_back,
+    ratio_and_faults,
+    scale_of,
+    value_and_gradient,
+)
 from tfp_ebm.mcmc.running.particle_state import Particles, Passed, Plan, Settings, begun_pass
 from tfp_ebm.mcmc.weights import effective_size, next_step, resample
 
@@ -46,9 +53,7 @@ def log_density_and_gradient(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns log f and its gradient at flat states, float64 `[n]` and `[n, d]`."""
     bridge = Bridge(resolve(), base)
-    value, gradient = tfp.math.value_and_gradient(lambda x: bridge.both(x)[0], x)
-    if gradient is None:  # the density is piecewise constant
-        gradient = tf.zeros_like(x)
+    value, gradient = value_and_gradient(lambda x: bridge.both(x)[0], x)
     return tf.cast(value, tf.float64), tf.cast(gradient, tf.float64)
 
 
