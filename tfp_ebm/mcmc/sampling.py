@@ -24,13 +24,15 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.energy.signs import check_target
-from tfp_ebm.failures import naming_memory
+from tfp_ebm.failures import check_memory, naming_memory
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running.backup import RunBackup
 from tfp_ebm.mcmc.running.finite import count_nonfinite
 from tfp_ebm.mcmc.running.recorders import Visit, join_stretches
 from tfp_ebm.mcmc.running.stretches import Run
 from tfp_ebm.mcmc.running.trouble import never_moved
+
+_LESS_MEMORY = "start fewer chains, or keep fewer results"
 
 
 class Samples(NamedTuple):
@@ -160,6 +162,7 @@ def sample(
         than the target's values.
       ValueError: if a count is out of range, the target's shape is not `[*chains]`, or the target has no gradient and
         the kernel needs one.
+      tf.errors.ResourceExhaustedError: if the results need more memory than is left; nothing has run then.
       KeyboardInterrupt: at an interrupt before the first result.
 
     >>> from tfp_ebm.mcmc import MALA
@@ -179,11 +182,13 @@ def sample(
         jit_compile=jit_compile,
         progress=progress,
     )
+    if not run.is_traced:
+        check_memory(run.num_results * run.start.shape.num_elements() * run.start.dtype.size, _LESS_MEMORY)
     backup = RunBackup(backup_dir, run)
     first, stretches = backup.restore()
     num_kept = run.results_after(first)
     try:
-        with naming_memory("start fewer chains, or keep fewer results"):
+        with naming_memory(_LESS_MEMORY):
             for num_results, draws in run.stretches(first, run.num_steps):
                 stretches.append(_first(num_results - num_kept, draws))
                 num_kept = num_results
