@@ -5,11 +5,13 @@ import resource
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfp_ebm as ebm
 from tfp_ebm import failures
+from tfp_ebm.energy import shapes
 
 MEMINFO = "MemTotal: 4000 kB\nMemAvailable:    3000 kB\nSwapFree:  500 kB\n"
 
@@ -69,6 +71,42 @@ def test_samples_that_do_not_fit_are_refused_before_the_first_step(monkeypatch):
     assert len(steps) <= 2  # the log density at the start
     monkeypatch.setattr(failures, "memory_left", lambda: num_bytes)
     assert drawn().states.shape == (10, 4, 2) and len(steps) > 10
+
+
+def test_rows_are_passed_in_blocks(monkeypatch):
+    monkeypatch.setattr(shapes, "_BLOCK", 4)
+    sizes = []
+
+    def function(x, y):
+        sizes.append(x.shape[0])
+        return x + y
+
+    x, y = tf.range(9.0), 10 * tf.range(9.0)
+    assert shapes.in_blocks(function, x, y).numpy().tolist() == (x + y).numpy().tolist() and sizes == [4, 4, 1]
+    shapes.in_blocks(function, x[:4], y[:4])
+    tf.function(lambda: shapes.in_blocks(function, x, y))()  # a traced function is given all rows
+    assert sizes[3:] == [4, 9]
+
+
+def test_models_evaluate_many_rows_in_blocks(monkeypatch):
+    """Each row with its own condition, and derivatives through the blocks."""
+    network = ebm.networks.mlp([2], units=[8], condition_shape=[1], seed=0)
+    model = ebm.EnergyModel(network)
+    x = np.random.default_rng(0).normal(size=(3, 3, 2)).astype("float32")
+    c = np.arange(9, dtype="float32").reshape(3, 3, 1)
+
+    def results():
+        with tf.GradientTape() as tape:
+            states = tf.Variable(x)
+            energy = model.energy(states, c)
+        return energy, model.score(x, c), -tape.gradient(energy, states)
+
+    at_once = results()
+    monkeypatch.setattr(shapes, "_BLOCK", 4)
+    for value, expected in zip(results(), at_once, strict=True):
+        assert value.shape == expected.shape
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(at_once[1], at_once[2], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -9,6 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+# Rows that an eager call processes at once: hidden units of more rows would only take memory.
+_BLOCK = 65_536
+
 
 def input_event_shape(network: keras.layers.Layer) -> tuple[int, ...] | None:
     """Returns the event shape of the network's (first) input if it is known, else None."""
@@ -96,3 +99,18 @@ def over_leading_dimensions(
     if keeps_event:
         return tf.ensure_shape(tf.reshape(result, shape), x.shape)
     return tf.ensure_shape(tf.reshape(result, shape[:leading]), x.shape[:leading])
+
+
+def in_blocks(function: Callable[..., tf.Tensor], *arrays: tf.Tensor) -> tf.Tensor:
+    """Applies a function of rows to blocks of at most 65 536 rows, and joins its results.
+
+    So the memory of hidden units does not grow with the number of rows. A function that is traced gets all rows.
+
+    >>> in_blocks(lambda x, y: x + y[:, None], tf.ones([100_000, 2]), tf.range(100_000.0))[-1].numpy().tolist()
+    [100000.0, 100000.0]
+    """
+    num_rows = arrays[0].shape[0]
+    if not tf.executing_eagerly() or num_rows <= _BLOCK:
+        return function(*arrays)
+    blocks = [[array[first : first + _BLOCK] for array in arrays] for first in range(0, num_rows, _BLOCK)]
+    return tf.concat([function(*block) for block in blocks], 0)

@@ -24,7 +24,7 @@ from tfp_ebm.energy.base import GaussianBase, check_base
 from tfp_ebm.energy.data import row_blocks
 from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.moments import DataMoments
-from tfp_ebm.energy.shapes import as_state, input_event_shape, over_leading_dimensions, state_dtype
+from tfp_ebm.energy.shapes import as_state, in_blocks, input_event_shape, over_leading_dimensions, state_dtype
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.model import second_input
 from tfp_ebm.model.conditional_distribution import ConditionalDistribution
@@ -284,9 +284,9 @@ class EnergyModel(EnergyTrainer, TableModel):
         x = as_state(x, self.dtype, self.event_shape)
         function = getattr(self._endpoints, name)
         rows = self.energy_function.condition_of_rows(condition, x)
-        if rows is not None:
-            function = functools.partial(function, condition=rows)
-        return over_leading_dimensions(function, x, len(self.event_shape), keeps_event)
+        given = () if rows is None else (rows,)
+        of_rows = lambda x: in_blocks(function, x, *given)  # noqa: E731
+        return over_leading_dimensions(of_rows, x, len(self.event_shape), keeps_event)
 
     # --- data ------------------------------------------------------------------------------------------------------
 
