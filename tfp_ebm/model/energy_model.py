@@ -375,7 +375,7 @@ class EnergyModel(EnergyTrainer, TableModel):
         Args:
           filepath: the directory. If it exists, it must be empty or hold a SavedModel, which is replaced atomically.
           format: "tf_saved_model"; any other format is passed to Keras, which exports the energy alone. A "litert" file
-            is loaded after writing; if LiteRT's own interpreter cannot run it, the file is removed.
+            (Keras 3.13 or later) is loaded after writing; if LiteRT's interpreter cannot run it, the file is removed.
           verbose: whether to print one line with the directory and the endpoints.
           kernel: the kernel that `sample` runs, in standardised units; default: HMC. An adaptive kernel is adapted
             during the export, starting from the base distribution, and exported with the resulting step size.
