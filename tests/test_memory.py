@@ -82,9 +82,9 @@ def test_rows_are_passed_in_blocks(monkeypatch):
         return x + y
 
     x, y = tf.range(9.0), 10 * tf.range(9.0)
-    assert shapes.in_blocks(function, x, y).numpy().tolist() == (x + y).numpy().tolist() and sizes == [4, 4, 1]
-    shapes.in_blocks(function, x[:4], y[:4])
-    tf.function(lambda: shapes.in_blocks(function, x, y))()  # a traced function is given all rows
+    assert shapes.by_blocks(function, x, y).numpy().tolist() == (x + y).numpy().tolist() and sizes == [4, 4, 1]
+    shapes.by_blocks(function, x[:4], y[:4])
+    tf.function(lambda: shapes.by_blocks(function, x, y))()  # a traced function is given all rows
     assert sizes[3:] == [4, 9]
 
 
@@ -113,7 +113,7 @@ def test_models_evaluate_many_rows_in_blocks(monkeypatch):
 @pytest.mark.skipif(not pathlib.Path("/proc/self/limits").exists(), reason="needs the limits of Linux")
 def test_a_real_limit():
     program = """
-import resource, tensorflow as tf, tfp_ebm as ebm
+import tensorflow as tf, tfp_ebm as ebm
 from tfp_ebm.failures import memory_left
 before = memory_left()
 taken = tf.zeros([2**28, 2]) + 1.0  # 2 GB

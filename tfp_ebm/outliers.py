@@ -229,9 +229,7 @@ def _of_numbers(
     with np.errstate(over="ignore"):  # a number beyond the model's precision is infinitely far
         if kind == "log_prob" and allows_missing and owner is not None and is_missing.any():
             check_data(name, np.where(is_missing, 0.0, x), event_shape)
-            blocks = [x[first : first + densities.BLOCK] for first in range(0, len(x), densities.BLOCK)]
-            parts = [owner.energy(tf.constant(block, owner.dtype)).numpy() for block in blocks]
-            statistics: np.ndarray = -np.concatenate(parts).astype(np.float64)
+            statistics: np.ndarray = -owner.energy(tf.constant(x, owner.dtype)).numpy().astype(np.float64)
         else:
             statistics = ood_statistic(model, check_data(name, x, event_shape), kind)
     bad = np.flatnonzero(np.isnan(statistics))

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# Rows that an eager call processes at once: hidden units of more rows would only take memory.
-_BLOCK = 65_536
+# Rows per evaluation: large enough for both cores, small enough for the activations of a wide network.
+_BLOCK = 16_384
 
 
 def input_event_shape(network: keras.layers.Layer) -> tuple[int, ...] | None:
@@ -101,12 +101,12 @@ def over_leading_dimensions(
     return tf.ensure_shape(tf.reshape(result, shape[:leading]), x.shape[:leading])
 
 
-def in_blocks(function: Callable[..., tf.Tensor], *arrays: tf.Tensor) -> tf.Tensor:
-    """Applies a function of rows to blocks of at most 65 536 rows, and joins its results.
+def by_blocks(function: Callable[..., tf.Tensor], *arrays: tf.Tensor) -> tf.Tensor:
+    """Applies a function of rows to blocks of at most 16 384 rows, and joins its results.
 
-    So the memory of hidden units does not grow with the number of rows. A function that is traced gets all rows.
+    So the memory of hidden units does not grow with the number of rows. Where a function is traced, it gets all rows.
 
-    >>> in_blocks(lambda x, y: x + y[:, None], tf.ones([100_000, 2]), tf.range(100_000.0))[-1].numpy().tolist()
+    >>> by_blocks(lambda x, y: x + y[:, None], tf.ones([100_000, 2]), tf.range(100_000.0))[-1].numpy().tolist()
     [100000.0, 100000.0]
     """
     num_rows = arrays[0].shape[0]

@@ -14,15 +14,12 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import derivatives
 from tfp_ebm.arguments import check_data
-from tfp_ebm.energy.shapes import one_per_row
+from tfp_ebm.energy.shapes import by_blocks, one_per_row
 from tfp_ebm.energy.signs import check_energy
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.random import stateless_seed
 from tfp_ebm.types import EnergyLike, Seed
-
-# Rows per evaluation: large enough for both cores, small enough for the activations of a wide network.
-BLOCK = 16_384
 
 
 def energy_of(energy_fn: EnergyLike) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -145,8 +142,7 @@ def class_probabilities(logits_fn: Any, x: Any) -> np.ndarray:
 
 
 def _in_blocks(function: Callable[[tf.Tensor], tf.Tensor], x: np.ndarray) -> np.ndarray:
-    parts = [function(tf.constant(x[first : first + BLOCK])).numpy() for first in range(0, len(x), BLOCK)]
-    return np.concatenate(parts).astype(np.float64)
+    return by_blocks(function, tf.constant(x)).numpy().astype(np.float64)
 
 
 def check_reference(reference: Any, name: str = "reference") -> tfp.distributions.Distribution:

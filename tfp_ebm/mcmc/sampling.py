@@ -183,7 +183,7 @@ def sample(
         progress=progress,
     )
     if not run.is_traced:
-        check_memory(run.num_results * run.start.shape.num_elements() * run.start.dtype.size, _LESS_MEMORY)
+        check_memory(run.num_results * run.bytes_per_result, _LESS_MEMORY)
     backup = RunBackup(backup_dir, run)
     first, stretches = backup.restore()
     num_kept = run.results_after(first)

@@ -24,7 +24,7 @@ from tfp_ebm.energy.base import GaussianBase, check_base
 from tfp_ebm.energy.data import row_blocks
 from tfp_ebm.energy.function import EnergyFunction
 from tfp_ebm.energy.moments import DataMoments
-from tfp_ebm.energy.shapes import as_state, in_blocks, input_event_shape, over_leading_dimensions, state_dtype
+from tfp_ebm.energy.shapes import as_state, by_blocks, input_event_shape, over_leading_dimensions, state_dtype
 from tfp_ebm.energy.standardization import Standardization
 from tfp_ebm.model import second_input
 from tfp_ebm.model.conditional_distribution import ConditionalDistribution
@@ -285,8 +285,7 @@ class EnergyModel(EnergyTrainer, TableModel):
         function = getattr(self._endpoints, name)
         rows = self.energy_function.condition_of_rows(condition, x)
         given = () if rows is None else (rows,)
-        of_rows = lambda x: in_blocks(function, x, *given)  # noqa: E731
-        return over_leading_dimensions(of_rows, x, len(self.event_shape), keeps_event)
+        return over_leading_dimensions(lambda x: by_blocks(function, x, *given), x, len(self.event_shape), keeps_event)
 
     # --- data ------------------------------------------------------------------------------------------------------
 

@@ -100,7 +100,7 @@ class Run:
         self.num_steps = self.steps_until(self.num_results)
         self.step = 0
         self._kernel = kernel
-        self._recorder = KeepDraws(self._count_slots(state)) if recorder is None else recorder
+        self._recorder = KeepDraws(self._count_slots()) if recorder is None else recorder
         key = chain_key(seed)
         keys, groups = [key], [state]
         if self.is_traced:
@@ -118,12 +118,11 @@ class Run:
         self._num_bad_starts = 0 if self.is_traced else self._check_start(state)
         self._bar = keras.utils.Progbar(self.num_steps, unit_name="step") if progress and not self.is_traced else None
 
-    def _count_slots(self, state: tf.Tensor) -> int:
+    def _count_slots(self) -> int:
         """Returns the number of results that a stretch can keep."""
         if self.is_traced:  # the run is a single stretch
             return self.num_results
-        bytes_per_result = state.shape.num_elements() * state.dtype.size
-        return min(self.num_results, _MAX_SLOTS, max(1, _MAX_BYTES // bytes_per_result))
+        return min(self.num_results, _MAX_SLOTS, max(1, _MAX_BYTES // self.bytes_per_result))
 
     def _check_start(self, state: tf.Tensor) -> int:
         rank = self.start_log_prob.shape.rank
@@ -134,6 +133,11 @@ class Run:
                 "its log density is NaN or infinite; Metropolis kernels never leave it.",
             )
         return num_bad
+
+    @property
+    def bytes_per_result(self) -> int:
+        """The memory of the states of one result; of known shapes."""
+        return self.start.shape.num_elements() * self.start.dtype.size
 
     @property
     def chain(self) -> Chain:
