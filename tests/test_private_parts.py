@@ -569,3 +569,14 @@ def test_compiled_metrics_are_built_from_symbols_and_updated(network):
     compiled.build(keras.KerasTensor((None, 1)), keras.KerasTensor((None, 1)))
     compiled.update_state(tf.ones([4, 1]), tf.zeros([4, 1]), None)
     assert float(network.get_metrics_result()["mae"]) == 1.0
+
+
+@private_part("how a graph finds a function by its name", "memory.py", names=["_get_function"])
+def test_a_graph_finds_the_functions_that_it_calls():
+    doubled = tf.function(lambda x: 2.0 * x, autograph=False)
+    graph = tf.function(lambda: doubled(tf.ones([3])), autograph=False).get_concrete_function().graph
+    (name,) = (node.node_def.attr["f"].func.name for node in graph.get_operations() if "Partitioned" in node.type)
+    assert [operation.type for operation in graph._get_function(name).graph.get_operations()][-2:] == [
+        "Mul",
+        "Identity",
+    ]

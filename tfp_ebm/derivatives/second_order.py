@@ -20,7 +20,7 @@ from tfp_ebm.derivatives.engine import Problem, along, pose, trace_in_chunks, un
 from tfp_ebm.derivatives.failures import naming_the_layer
 from tfp_ebm.derivatives.faults import refuse_faulty_layers
 from tfp_ebm.derivatives.reverse import gradient_of_energy
-from tfp_ebm.failures import naming_memory
+from tfp_ebm.memory import naming_memory
 from tfp_ebm.random import rademacher, stateless_seed
 
 _CURVATURE = "The curvature of the energy"

@@ -24,13 +24,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.energy.signs import check_target
-from tfp_ebm.failures import check_memory, naming_memory
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running.backup import RunBackup
 from tfp_ebm.mcmc.running.finite import count_nonfinite
 from tfp_ebm.mcmc.running.recorders import Visit, join_stretches
 from tfp_ebm.mcmc.running.stretches import Run
 from tfp_ebm.mcmc.running.trouble import never_moved
+from tfp_ebm.memory import check_memory, naming_memory
 
 _LESS_MEMORY = "start fewer chains, or keep fewer results"
 

@@ -16,13 +16,13 @@ from tfp_ebm import random
 from tfp_ebm.arguments import check_count, check_jit_compile, check_kernel, check_probability
 from tfp_ebm.energy.base import check_base
 from tfp_ebm.energy.signs import check_target
-from tfp_ebm.failures import naming_memory
 from tfp_ebm.mcmc.draws import Draws
 from tfp_ebm.mcmc.frozen import Frozen
 from tfp_ebm.mcmc.kernels import HMC, MALA, NUTS, RandomWalk
 from tfp_ebm.mcmc.kernels.kernel import Kernel, is_calibrated
 from tfp_ebm.mcmc.particle_sampler import run_sampler
 from tfp_ebm.mcmc.running.particle_state import Settings
+from tfp_ebm.memory import naming_memory
 from tfp_ebm.types import Seed, TargetLogProbFn
 
 # Particles at least.

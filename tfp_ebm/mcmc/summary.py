@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfp_ebm.energy.signs import check_target
-from tfp_ebm.failures import naming_memory
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.running import moments as moments_of
 from tfp_ebm.mcmc.running.moments import Moments
 from tfp_ebm.mcmc.running.recorders import KeepMoments
 from tfp_ebm.mcmc.running.stretches import Run
 from tfp_ebm.mcmc.running.trouble import never_moved
+from tfp_ebm.memory import naming_memory
 
 # R̂ needs a variance in each half of a chain.
 _MIN_RESULTS = 4

@@ -21,6 +21,8 @@ import keras
 import tensorflow as tf
 
 from tfp_ebm.arguments import check_count
+from tfp_ebm.failures import LESS_MEMORY
+from tfp_ebm.memory import check_function
 from tfp_ebm.model.saving import AtomicallySavedModel
 
 # A call is to take about this time: long in terms of its fixed cost, short for a user who interrupts it.
@@ -35,11 +37,16 @@ class Pace(keras.callbacks.Callback):
 
     Args:
       alone: whether each call runs one step.
+      batch_size: the largest number of rows of a step, if known.
+
+    Attributes:
+      batch_size: as given.
     """
 
-    def __init__(self, alone: bool) -> None:
+    def __init__(self, alone: bool, batch_size: int | None) -> None:
         super().__init__()
         self.logs: Any = {}
+        self.batch_size = batch_size
         self._alone = alone
         self._known: int | None = None  # number of batches of an epoch, once one has been seen
         self._batch = self._first = self._end = 0
@@ -163,7 +170,7 @@ class StepsTogether(AtomicallySavedModel):
         # a list object of the user's own gets single batches: Keras does not give it the number of steps
         if self._runs_together and not isinstance(callbacks, keras.callbacks.CallbackList):
             given = [] if callbacks is None else list(tf.nest.flatten(callbacks))
-            self._pace = Pace(alone=any(map(acts_on_batches, given)))
+            self._pace = Pace(any(map(acts_on_batches, given)), call.get("batch_size"))
             call["callbacks"] = [self._pace, *given]
         try:
             return super().fit(**call)
@@ -216,6 +223,7 @@ def _train_function(model: Any) -> Callable[[Any], Any]:
 
     seconds: float | None = None
     last, is_traced = 1, False
+    checked: set[int] = set()  # sizes of batches
 
     def train_function(iterator: Any) -> Any:
         nonlocal seconds, last, is_traced
@@ -225,6 +233,11 @@ def _train_function(model: Any) -> Callable[[Any], Any]:
         if pace is not None and pace.has_run:
             return pace.logs
         count = 1 if pace is None else pace.num_steps(seconds, last)
+        batch_size = getattr(pace, "batch_size", None) or 1
+        if batch_size not in checked:
+            traced = step.get_concrete_function(_without_optionals(iterator.element_spec))
+            check_function(traced, batch_size, LESS_MEMORY, bool(model.jit_compile))
+            checked.add(batch_size)
         start = time.perf_counter()
         done, logs = run(iterator, tf.constant(count))
         num_steps = int(done)  # it also waits for the steps

@@ -38,7 +38,7 @@ class Beginning(keras.callbacks.Callback):
 
 
 def in_order_of_seed(model: Any, call: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of Keras's `fit`, in which arrays that are to be shuffled are a dataset of batches.
+    """Returns the arguments of `fit`, in which arrays that are to be shuffled are a dataset of batches of `batch_size`.
 
     Everything else is as Keras has it: the last rows are those of `validation_split`, the last batch may be smaller,
     and `batch_size` is 32 or what `steps_per_epoch` requires. Replicas share each batch.
@@ -61,7 +61,8 @@ def in_order_of_seed(model: Any, call: dict[str, Any]) -> dict[str, Any]:
     count = len(arrays[0])
     steps, batch_size = call.get("steps_per_epoch"), call.get("batch_size")
     batch_size = batch_size or (math.ceil(count / steps) if steps else 32)
-    call = call | {"y": None, "sample_weight": None, "batch_size": None, "validation_split": 0.0, "shuffle": False}
+    call = call | {"y": None, "sample_weight": None, "validation_split": 0.0, "shuffle": False}
+    call["batch_size"] = batch_size  # for `StepsTogether`: Keras ignores it beside a dataset
     call["validation_batch_size"] = call.get("validation_batch_size") or batch_size
     if split and call.get("validation_data") is None:
         count = math.floor(count * (1.0 - split))

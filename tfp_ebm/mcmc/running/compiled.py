@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tfp_ebm.caller import warn
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
+from tfp_ebm.memory import check_function
 
 # Number of compiled functions kept per target; the least recently used one is dropped.
 _MAX_COMPILED = 16
@@ -28,6 +29,8 @@ _XLA_MIN_EVALUATIONS = 2000
 _XLA_MAX_EVENT_SIZE = 512
 # The errors that TensorFlow raises if XLA cannot compile an operation.
 _XLA_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError)
+# Bytes of arguments from which on memory is checked, which takes some milliseconds.
+_LARGE = 2**24
 
 _Made = TypeVar("_Made")
 _COMPILED: dict[Hashable, tuple[Callable[[], Any], OrderedDict[Hashable, Any]]] = {}
@@ -81,7 +84,11 @@ class Compiled:
         self._call = tf.function(functools.partial(function, *first), autograph=False, jit_compile=jit_compile)
 
     def __call__(self, *args: Any) -> Any:
-        """Calls the function with its remaining arguments."""
+        """Calls the function with its remaining arguments; raises an error if memory does not suffice."""
+        tensors = [part for part in tf.nest.flatten(args) if tf.is_tensor(part)]
+        if sum(part.shape.num_elements() * part.dtype.size for part in tensors) > _LARGE:
+            num_rows = max(part.shape[0] for part in tensors if part.shape.rank)
+            check_function(self._call.get_concrete_function(*args), num_rows, "start fewer chains", self.is_xla)
         return self._call(*args)
 
 
