@@ -21,6 +21,11 @@ FULL_COVARIANCE_LIMIT = 512
 SMALLEST_EIGENVALUE = 1e-4
 
 
+# A column whose range between its outer thousandths is more than this many times that of its quartiles, about 4.6 for a
+# normal, has heavy tails; the shares are those of the quantiles by which this is judged.
+_HEAVY_TAILS, TAIL_SHARES = 12.0, (0.001, 0.25, 0.5, 0.75, 0.999)
+
+
 class DataMoments(NamedTuple):
     """Mean and centred sums of squares of rows, in float64; `comoment` is `[d, d]`, or its diagonal `[d]`."""
 
@@ -102,3 +107,20 @@ class DataMoments(NamedTuple):
             )
             correlation = (1.0 - amount) * correlation + amount * np.eye(len(correlation))
         return self.scale[:, None] * np.linalg.cholesky(correlation)
+
+
+def has_heavy_tails(x: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+    """Returns whether each column of rows has tails so heavy that its deviation says little of its middle, `[columns]`.
+
+    Args:
+      x: rows, `[rows, columns]`; NaN marks a missing cell.
+      quantiles: the columns' quantiles at the shares `TAIL_SHARES`, `[5, columns]`.
+
+    >>> rng = np.random.default_rng(0)
+    >>> x = np.stack([rng.normal(size=1000), rng.standard_t(2.0, size=1000)], 1)
+    >>> has_heavy_tails(x, np.quantile(x, TAIL_SHARES, axis=0)).tolist()
+    [False, True]
+    """
+    low, q25, median, q75, high = quantiles
+    spread = np.maximum(high - median, median - low) * 2.0
+    return (q75 > q25) & (np.maximum(np.nanmax(np.abs(x - median), 0), spread) > _HEAVY_TAILS * (q75 - q25))

@@ -75,20 +75,26 @@ def probability_flow_log_likelihood(
     if num_steps % 2:
         raise ValueError(f"`num_steps` must be even, got {num_steps}.")
     rows = check_data("x", x)
-    shift = 0.0
+    energy: Any = energy_fn
+    shift: Any = 0.0  # the shift of log p, of all rows or of each
     if isinstance(energy_fn, EnergyModel):
         function = energy_fn.energy_function
         if not function.is_conditional:
             raise ValueError("`energy_fn` must be of (x, sigma), got a model whose network takes x alone.")
         rows = check_data("x", x, function.event_shape)
-        if isinstance(function.network, NoiseLevelEnergy) and function.tilt is None:
-            sigma_max = function.network.sigma_max if sigma_max is None else sigma_max
-            base = function.network.reference(check_positive("sigma_max", sigma_max)) if base is None else base
-        rows = energy_fn.standardization.to_z(tf.constant(rows, energy_fn.dtype)).numpy()
         shift, energy = -float(energy_fn.standardization.log_scale_sum()), function
+        rows = energy_fn.standardization.to_z(tf.constant(rows, energy_fn.dtype))
+        if isinstance(function.network, NoiseLevelEnergy) and function.tilt is None:
+            network = function.network
+            sigma_max = network.sigma_max if sigma_max is None else sigma_max
+            base = network.reference(check_positive("sigma_max", sigma_max)) if base is None else base
+            if network.noise_units is not None:
+                energy = functools.partial(_energy_of_noisy, network)
+                shift += network.noise_units.log_slope(rows).numpy().astype(np.float64)
+                rows = network.noise_units.to_y(rows)
+        rows = rows.numpy()
     else:
         check_energy(energy_fn)
-        energy = energy_fn
     if base is None or sigma_max is None:
         raise ValueError("`base` and `sigma_max` must be given, unless the network is a NoiseLevelEnergy.")
     check_base("base", base)
@@ -97,7 +103,11 @@ def probability_flow_log_likelihood(
         raise ValueError(f"`sigma_min` must be below `sigma_max`, got {sigma_min} and {sigma_max}.")
     fine, coarse = (_log_prob(energy, rows, base, (low, high), number) for number in (num_steps, num_steps // 2))
     change = abs(float(np.mean(fine) - np.mean(coarse)))
-    return combined(mean_estimate(fine, "the log density of the flow"), shift, change)
+    return combined(mean_estimate(fine + shift, "the log density of the flow"), 0.0, change)
+
+
+def _energy_of_noisy(network: NoiseLevelEnergy, y: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+    return -network.unnormalized_log_prob(y, sigma)
 
 
 def _log_prob(

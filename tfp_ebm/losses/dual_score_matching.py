@@ -69,8 +69,9 @@ class DualScoreMatching(Loss):
     t = σ² is log-uniform between the squares of the two scales. Both terms have order one at every level. The energy
     function is called as `energy_fn(y, sigma)` with y `[batch, *event]` and sigma `[batch]`, and must be differentiable
     in both. For a Gaussian of covariance Σ the minimiser is E(y, t) = ½(y−μ)ᵀ(Σ + tI)⁻¹(y−μ) + ½ log det(Σ + tI) + c.
-    A network such as `networks.noise_level_mlp` fixes c, so that log Z = 0. Averaged weights are better than the last
-    ones: `keras.optimizers.Adam(..., use_ema=True, ema_momentum=0.998)`.
+    A network such as `networks.noise_level_mlp` fixes c, so that log Z = 0; if it has units of its own for the noise, x
+    and y above are in these. Averaged weights are better than the last ones: `keras.optimizers.Adam(...,
+    use_ema=True, ema_momentum=0.998)`.
 
     Metrics: `score_error` and `level_error`, the means of the two terms, without w.
 
@@ -132,6 +133,8 @@ class DualScoreMatching(Loss):
     ) -> LossOutput:
         """Returns ‖√t ∇_y E − z‖²/d + w (t ∂_t E − (d − ‖z‖²)/2)²/(d/2) of each row."""
         size = math.prod(x.shape[1:])
+        units = getattr(getattr(energy_fn, "network", None), "noise_units", None)
+        x = x if units is None else units.to_y(x)
         sigma = sigma_of_rows(self.sigma_min, self.sigma_max, x, seed)
         z = normal(tf.shape(x), fold_in(seed, 1), x.dtype)
         y = x + tf.reshape(sigma, [-1] + [1] * (x.shape.rank - 1)) * z
@@ -142,7 +145,11 @@ class DualScoreMatching(Loss):
             score_target, level_target = flat_z, own_targets(flat_z)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([y, sigma])
-            energy = energy_fn(y, sigma)
+            if units is None:
+                energy = energy_fn(y, sigma)
+            else:
+                state = units.to_z(y)
+                energy = energy_fn(state, sigma) + units.log_slope(state)
         slope, level_slope = tape.gradient(energy, [y, sigma])
         if slope is None or level_slope is None:
             raise ValueError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,6 +91,7 @@ def anneal_noise_levels(
     (TensorShape([100, 2]), True)
     """
     energy_function = getattr(target_log_prob_fn, "energy_function", None)
+    coordinates, to_z = Coordinates.of(energy_function), None
     if energy_function is None:
         target = check_target(target_log_prob_fn)
     else:
@@ -100,6 +101,7 @@ def anneal_noise_levels(
         network = energy_function.network
         if isinstance(network, NoiseLevelEnergy) and energy_function.tilt is None:
             target = network.unnormalized_log_prob  # as for a model at one level, so that compiled passes are shared
+            to_z = network.to_state
             sigma_max = network.sigma_max if sigma_max is None else sigma_max
             base = network.reference(check_positive("sigma_max", sigma_max)) if base is None else base
     if base is None or sigma_max is None:
@@ -120,7 +122,7 @@ def anneal_noise_levels(
         random.stateless_seed(seed),
         check_jit_compile(jit_compile),
     )
-    return run.draws(num_samples, Coordinates.of(energy_function))
+    return run.draws(num_samples, lambda y: coordinates.from_chain(y if to_z is None else to_z(y)))
 
 
 class FrozenDescent(NamedTuple):
@@ -168,7 +170,7 @@ def frozen_descent(network: NoiseLevelEnergy, sigma: float) -> tuple[FrozenDesce
     sigmas = np.geomspace(network.sigma_max, sigma, num_levels)
     settings = LevelSettings(_MIN_PARTICLES, groups, _NUM_LEAPFROG_STEPS)
     run = _Run(network.unnormalized_log_prob, base, sigmas, settings, last_moves, random.stateless_seed(0), "auto")
-    draws = run.draws(_MIN_PARTICLES, Coordinates.of(None))
+    draws = run.draws(_MIN_PARTICLES, lambda y: y)
     return FrozenDescent(base, settings, sigmas, run.log_step_sizes, last_moves), draws
 
 
@@ -194,8 +196,8 @@ class _Run:
         self.log_step_sizes = np.zeros(0)
         self._event_shape, self._key = tuple(base.event_shape), serialization.fingerprint(base)
 
-    def draws(self, num_samples: int, coordinates: Coordinates) -> Draws:
-        """Returns draws in x."""
+    def draws(self, num_samples: int, to_x: Callable[[tf.Tensor], tf.Tensor]) -> Draws:
+        """Returns draws in x, the function `to_x` of particles."""
         settings, levels = self._settings, len(self._sigmas)
         drawn = self._base.sample(256, seed=self._seed)
         total = float(np.mean(np.var(drawn.numpy().reshape(256, -1), 0)))
@@ -235,8 +237,8 @@ class _Run:
         centers = tf.constant(draws.shares.centers, self._base.dtype)
         return dataclasses.replace(
             draws,
-            states=coordinates.from_chain(draws.states),
-            shares=draws.shares._replace(centers=coordinates.from_chain(centers).numpy()),
+            states=to_x(draws.states),
+            shares=draws.shares._replace(centers=to_x(centers).numpy()),
         )
 
     def _pass(

@@ -65,7 +65,7 @@ def trusted_draws(
         return mcmc.sequential_monte_carlo(negative_energy, base, num_samples=num_samples, seed=seed, **settings)
     function = energy.energy_function
     coordinates = Coordinates.of(function)
-    level = level_of(energy)
+    level, to_z = level_of(energy), tf.identity
     if level is not None and level[1] < level[0].sigma_max:
         network, sigma = level
         start = network.reference(network.sigma_max)
@@ -73,6 +73,7 @@ def trusted_draws(
         drawn = mcmc.anneal_noise_levels(
             network.unnormalized_log_prob, start, num_samples=num_samples, seed=seed, **scales
         )
+        to_z = network.to_state
     else:
         drawn = mcmc.sequential_monte_carlo(
             function.unnormalized_log_prob,
@@ -81,7 +82,6 @@ def trusted_draws(
             seed=seed,
             **settings,
         )
-    centers = coordinates.from_chain(tf.constant(drawn.shares.centers, energy.dtype)).numpy()
-    return dataclasses.replace(
-        drawn, states=coordinates.from_chain(drawn.states), shares=drawn.shares._replace(centers=centers)
-    )
+    centers = coordinates.from_chain(to_z(tf.constant(drawn.shares.centers, energy.dtype))).numpy()
+    states = coordinates.from_chain(to_z(drawn.states))
+    return dataclasses.replace(drawn, states=states, shares=drawn.shares._replace(centers=centers))

@@ -222,7 +222,7 @@ def exported_samplers(
     level = level_of(model)
     if level is not None and level[1] < level[0].sigma_max:
         of_levels = level[0].unnormalized_log_prob
-        samplers["draw"] = particle_draws(energy_function, of_levels, *frozen_descent(*level))
+        samplers["draw"] = particle_draws(energy_function, of_levels, *frozen_descent(*level), level[0].to_state)
     elif suits_sequential_monte_carlo(base):
         target, start = energy_function.unnormalized_log_prob, Coordinates.of(energy_function)
         frozen = frozen_run(target, start.distribution_in_chain(base))
@@ -231,7 +231,7 @@ def exported_samplers(
 
 
 def particle_draws(
-    energy_function: EnergyFunction, target: Any, frozen: Any, drawn: mcmc.Draws
+    energy_function: EnergyFunction, target: Any, frozen: Any, drawn: mcmc.Draws, to_state: Any = tf.identity
 ) -> tf.types.experimental.PolymorphicFunction:
     """Returns the endpoint draw(num_samples, seed), a dictionary: particles that follow the plan of a run, as judged.
 
@@ -245,6 +245,7 @@ def particle_draws(
       target: −E_z, or that at all noise levels, of states and their noise scales.
       frozen: the plan, of `frozen_run` or `frozen_descent`.
       drawn: the draws of its run.
+      to_state: z of the particles.
     """
     coordinates = Coordinates.of(energy_function)
     if drawn.trouble:
@@ -256,9 +257,9 @@ def particle_draws(
         with tf.control_dependencies([] if check is None else [check]):
             num_samples = tf.identity(num_samples)
         found = frozen.draw(target, num_samples, seed)
-        states = coordinates.from_chain(tf.reshape(found.states, [-1, *energy_function.event_shape]))
+        states = to_state(tf.reshape(found.states, [-1, *energy_function.event_shape]))
         trouble = found.trouble + TROUBLE_OF_PLAN * int(bool(drawn.trouble))
-        return found._replace(states=states, trouble=trouble)._asdict()
+        return found._replace(states=coordinates.from_chain(states), trouble=trouble)._asdict()
 
     return tf.function(draw, input_signature=[count, words], autograph=False)
 

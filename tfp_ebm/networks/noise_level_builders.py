@@ -38,6 +38,7 @@ def noise_level_mlp(
     num_waves: int = 0,
     is_quadratic: bool = False,
     is_bounded: bool = False,
+    adapts_units: bool = False,
 ) -> NoiseLevelEnergy:
     """A dense network of (y, σ): a mixture of the noisy data plus a residual that vanishes at `sigma_max`.
 
@@ -59,6 +60,7 @@ def noise_level_mlp(
       is_quadratic: whether the residual is u·v + ½‖v‖² with d + 1 outputs v of the network, for data of many
         coordinates; `num_components` must then be 1.
       is_bounded: whether all coordinates have one known range, as in `NoiseLevelEnergy`.
+      adapts_units: whether noise is added in units that suit heavy tails and collinear columns, as there.
 
     Returns:
       A `NoiseLevelEnergy`, `[batch, *event]` and `[batch]` -> `[batch]`.
@@ -83,7 +85,7 @@ def noise_level_mlp(
     )
     h = dense_layers(features(flat, sigma), units, activation, policy, seeds)
     network = functional_model([y, sigma], _head(h, policy, event_shape, is_quadratic), policy)
-    return NoiseLevelEnergy(network, sigma_max, num_components, is_bounded)
+    return NoiseLevelEnergy(network, sigma_max, num_components, is_bounded, adapts_units)
 
 
 def noise_level_convnet(

@@ -18,6 +18,9 @@ one output falls far below the data's energy. There the network returns a vector
     r = u·v + ½ g ‖v‖²,      G + g r = ½ log det 2π(Σ + tI) + ½‖u + g v‖² − ½d,      u = ((Σ + tI)^−½ (y − m), √d),
 
 so that the energy is low only where d + 1 numbers are small at once.
+
+The noise may be added in units of its own, `NoiseUnits`: y is then a function of the state z without noise, all of the
+above is about y, and the energy of z is E(y(z), t) − log |dy/dz|.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from tfp_ebm.energy.base import gaussian, mixture_distribution
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_mixture
 from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT, DataMoments
 from tfp_ebm.networks.conditional import FixedCondition
+from tfp_ebm.networks.noise_units import NoiseUnits
 from tfp_ebm.networks.normalized import is_normalized
 
 # α, c, and where w falls from 1 to 0: at this multiple of the data's largest distance, over this share of that value.
@@ -59,6 +63,8 @@ class NoiseLevelEnergy(keras.Model):
       num_components: number of Gaussians in the mixture; small data get fewer.
       is_bounded: whether all coordinates of the data have one known range, such as pixels. It is that of the rows of
         `EnergyModel.adapt`. The energy outside of it then grows at least as that of noise.
+      adapts_units: whether noise is added in units without heavy tails and almost collinear columns, `NoiseUnits`, that
+        `EnergyModel.adapt` finds. Where the data have neither, they are the same units.
       **kwargs: passed to `keras.Model`.
 
     Raises:
@@ -85,6 +91,7 @@ class NoiseLevelEnergy(keras.Model):
         sigma_max: float,
         num_components: int = 1,
         is_bounded: bool = False,
+        adapts_units: bool = False,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float64" if network.compute_dtype == "float64" else "float32")
@@ -104,6 +111,11 @@ class NoiseLevelEnergy(keras.Model):
             raise ValueError(f"`num_components` must be 1 for a network of {width} outputs, got {count}.")
         if not isinstance(is_bounded, bool):
             raise TypeError(f"`is_bounded` must be True or False, got {is_bounded!r}.")
+        if not isinstance(adapts_units, bool):
+            raise TypeError(f"`adapts_units` must be True or False, got {adapts_units!r}.")
+        if adapts_units and (is_bounded or not is_full):
+            limit = FULL_COVARIANCE_LIMIT
+            raise ValueError(f"`adapts_units` must be False with `is_bounded`, and for more than {limit} coordinates.")
 
         def weight(name: str, shape: tuple[int, ...], initializer: Any = "zeros", **others: Any) -> keras.Variable:
             return self.add_weight(shape=shape, initializer=initializer, trainable=False, name=name, **others)
@@ -115,6 +127,7 @@ class NoiseLevelEnergy(keras.Model):
         self.reach = weight("reach", (), keras.initializers.Constant(_smallest_reach(size)))
         self.is_bounded = is_bounded
         self.bounds = weight("bounds", (2,)) if is_bounded else None
+        self.noise_units = NoiseUnits(size, dtype=self.dtype, name="noise_units") if adapts_units else None
         self.levels_matched = weight("levels_matched", (), dtype="int32")
         self.built = True
 
@@ -126,6 +139,9 @@ class NoiseLevelEnergy(keras.Model):
     def adapt_to(self, rows: np.ndarray) -> None:
         """Fits the mixture to rows `[rows, *event]` in the network's coordinates, and finds how far out they are."""
         flat = np.asarray(rows, np.float64).reshape(len(rows), -1)
+        if self.noise_units is not None:
+            self.noise_units.adapt_to(flat)
+            flat = np.asarray(self.noise_units.to_y(tf.constant(flat, self.dtype)), np.float64)
         moments, (count, size) = DataMoments.of([flat]), self.locs.shape
         fitted = min(count, max(1, len(flat) // (_ROWS_PER_COORDINATE * (size + 1))))
         if self.axes is None:
@@ -196,17 +212,26 @@ class NoiseLevelEnergy(keras.Model):
         return mixture_distribution(parts, self.dtype, self.event_shape)
 
     def unnormalized_log_prob(self, y: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        """Returns −E(y, σ), `[batch]`: a target of `mcmc.anneal_noise_levels`."""
-        return -self(y, sigma)
+        """Returns −E(y, σ), `[batch]`, in the units of the noise: a target of `mcmc.anneal_noise_levels`."""
+        return -self._energy_of_noisy(y, tf.reshape(sigma, [-1]), training=False)
+
+    def to_state(self, y: tf.Tensor) -> tf.Tensor:
+        """Returns the state z of y, which is in the units of the noise."""
+        return y if self.noise_units is None else self.noise_units.to_z(y)
 
     def gate(self, sigma: tf.Tensor) -> tf.Tensor:
         """Returns g(t), from 1 at t = 0 to 0 at T and beyond."""
         last = 1.0 / (1.0 + self.sigma_max**2)
         return tf.nn.relu(1.0 / (1.0 + tf.square(sigma)) - last) / (1.0 - last)
 
-    def call(self, y: tf.Tensor, sigma: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns E(y, σ), `[batch]`, of states `[batch, *event]` and noise scales `[batch]`."""
-        sigma = tf.reshape(sigma, [-1])
+    def call(self, z: tf.Tensor, sigma: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns E(z, σ), `[batch]`, of states `[batch, *event]` and noise scales `[batch]`."""
+        sigma, units = tf.reshape(sigma, [-1]), self.noise_units
+        if units is None:
+            return self._energy_of_noisy(z, sigma, training)
+        return self._energy_of_noisy(units.to_y(z), sigma, training) - units.log_slope(z)
+
+    def _energy_of_noisy(self, y: tf.Tensor, sigma: tf.Tensor, training: bool) -> tf.Tensor:
         residual, size = tf.cast(self.network([y, sigma], training=training), y.dtype), self.locs.shape[1]
         residual *= self.gate(sigma)[:, None]
         if residual.shape[1] > 1:
@@ -227,7 +252,7 @@ class NoiseLevelEnergy(keras.Model):
         """Returns the arguments of the constructor."""
         network = serialization.serialized_part(self.network)
         arguments = {"network": network, "sigma_max": self.sigma_max, "num_components": self.num_components}
-        arguments |= {"is_bounded": self.is_bounded}
+        arguments |= {"is_bounded": self.is_bounded, "adapts_units": self.noise_units is not None}
         return {"name": self.name, "dtype": self.dtype, **arguments}
 
     @classmethod

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from tfp_ebm.energy.moments import TAIL_SHARES, has_heavy_tails
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.normalized import AffineEnergy, NormalizedEnergy, WarpedEnergy
 from tfp_ebm.recipes.density_rows import resampled
 
-# A column whose range between its outer thousandths is more than this many times that of its quartiles, about 4.6 for
-# a normal, has heavy tails.
-_HEAVY_TAILS = 12.0
 # Columns that the draw of a missing cell depends on, at most, and rows from which the regressions are learned.
 _MAX_NEIGHBOURS, _MAX_REGRESSION_ROWS = 20, 5000
 
@@ -45,20 +43,17 @@ class Units(NamedTuple):
     ) -> Units:
         """Returns the units of a table: moments, or median and quartiles of columns with heavy tails."""
         x = np.where(np.isnan(x).all(0), 0.0, x)  # an empty column has unit scale
-        shares = [0.001, 0.25, 0.5, 0.75, 0.999]
         with np.errstate(over="ignore"):
             if weights is None:
-                quantiles = np.nanquantile(x, shares, axis=0)
+                quantiles = np.nanquantile(x, TAIL_SHARES, axis=0)
                 mean, deviation = np.nanmean(x, axis=0), np.nanstd(x, axis=0)
             else:
-                quantiles = np.stack([_weighted_quantiles(column, shares, weights) for column in x.T], 1)
+                quantiles = np.stack([_weighted_quantiles(column, TAIL_SHARES, weights) for column in x.T], 1)
                 own = np.where(np.isnan(x), 0.0, weights[:, None])
                 own /= own.sum(0)
                 mean = np.nansum(own * x, axis=0)
                 deviation = np.sqrt(np.nansum(own * np.square(x - mean), axis=0))
-        low, q25, median, q75, high = quantiles
-        spread = np.maximum(high - median, median - low) * 2.0
-        heavy = (q75 > q25) & (np.maximum(np.nanmax(np.abs(x - median), 0), spread) > _HEAVY_TAILS * (q75 - q25))
+        heavy, (_, q25, median, q75, _) = has_heavy_tails(x, quantiles), quantiles
         has_values = np.isin(np.arange(x.shape[1]), list(supports))
         heavy &= ~has_values
         loc = np.where(has_values, 0.0, np.where(heavy, median, mean))
@@ -88,7 +83,7 @@ class Units(NamedTuple):
         return model
 
 
-def _weighted_quantiles(values: np.ndarray, shares: list[float], weights: np.ndarray) -> np.ndarray:
+def _weighted_quantiles(values: np.ndarray, shares: Sequence[float], weights: np.ndarray) -> np.ndarray:
     """Returns quantiles of the given values, interpolated between the middles of their weights.
 
     >>> _weighted_quantiles(np.array([3.0, 1.0, np.nan]), [0.0, 0.5, 1.0], np.array([1.0, 1.0, 7.0])).tolist()

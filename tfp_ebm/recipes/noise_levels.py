@@ -28,6 +28,7 @@ def noise_levels(
     num_components: int = 16,
     num_waves: int = 0,
     is_bounded: bool = False,
+    adapts_units: bool = True,
     learning_rate: float = 2e-3,
     average_targets: bool = True,
     seed: int = 0,
@@ -54,6 +55,8 @@ def noise_levels(
       num_waves: number of frequencies 1, 2, 4, … of waves of each coordinate among the inputs, which resolve edges.
       is_bounded: whether the data have a known range, outside of which the energy then grows as that of noise. Set it
         with `num_waves`, because waves can put mass outside of the data where no loss sees it.
+      adapts_units: whether noise is added in units in which columns with heavy tails, and columns that are almost
+        linear combinations of others, are as other columns; not with `is_bounded`.
       learning_rate: the learning rate at the start.
       average_targets: as for `losses.DualScoreMatching`; False for rows with sample weights.
       seed: seed of the initial weights and of all random numbers.
@@ -81,6 +84,7 @@ def noise_levels(
         seed=seed,
         num_waves=num_waves,
         is_bounded=is_bounded,
+        adapts_units=adapts_units and not is_bounded,
     )
     model = EnergyModel(network, seed=seed)
     model.adapt(x)
