@@ -120,21 +120,33 @@ def log_normalizer_of_draws(sharp, seed):
     return found | {"seconds_of_draws": seconds}, draws.states.numpy()
 
 
+def dequantised_batches(whole, seed):
+    """Batches of whole pixels 0 … 16 without end, each with fresh noise (n + u)/17."""
+    import tensorflow as tf
+
+    def with_noise(number, batch):
+        noise = tf.random.stateless_uniform(tf.shape(batch), tf.stack([tf.constant(seed, tf.int64), number]))
+        return (batch + noise) / 17
+
+    rows = tf.data.Dataset.from_tensor_slices(whole).shuffle(len(whole), seed=seed).repeat()
+    return rows.batch(BATCH_SIZE, drop_remainder=True).enumerate().map(with_noise).prefetch(16)
+
+
 def digits(seed, options):
     """Trains the recipe for images on digits; writes a picture of draws beside the results."""
     import digits as judges_of
 
     import tfp_ebm as ebm
-    from tfp_ebm.energy.data import shuffled_batches
 
     options = dict(options)
     num_steps, figure = options.pop("num_steps", NUM_STEPS), options.pop("figure", None)
+    whole = ebm.datasets.digits(dequantize=False, images=True)
     x = ebm.datasets.digits(dequantize=True, seed=seed, images=True)
     order = np.random.default_rng(seed).permutation(len(x))
     train, test = x[order[180:]], x[order[:180]]
     start = time.process_time()
     model = ebm.recipes.noise_level_images(train, num_steps=num_steps, seed=seed, **options)
-    batches = shuffled_batches(train, BATCH_SIZE, seed)
+    batches = dequantised_batches(whole[order[180:]], seed)
     model.fit(batches, epochs=1, steps_per_epoch=num_steps, shuffle=False, verbose=0)
     result = {"seconds": time.process_time() - start}
     sharp = model.given(model.loss.sigma_min)

@@ -32,7 +32,7 @@ GROWTH = [Case(f"d={d}", (d,), 128, (256, 256), chunk_size=16) for d in (2, 4, 1
 
 
 def tfp_ebm(case, objective, mode):
-    """Runs what a user runs: the model's own train step, compiled as a graph or by XLA, or Keras's `fit`."""
+    """Runs what a user runs: the model's own train step, compiled as a graph or by XLA, or `fit` with its defaults."""
     import keras
     import tensorflow as tf
 
@@ -51,7 +51,7 @@ def tfp_ebm(case, objective, mode):
         "chunked": lambda: ebm.losses.ScoreMatching(chunk_size=case.chunk_size),
     }[objective]()
     model = ebm.EnergyModel(network)
-    model.compile(keras.optimizers.Adam(LEARNING_RATE), loss, steps_per_execution=100 if mode == "fit" else 1)
+    model.compile(keras.optimizers.Adam(LEARNING_RATE), loss, steps_per_execution="auto" if mode == "fit" else 1)
     if mode == "fit":
         batches = case.dataset()
         return lambda num_steps: model.fit(batches, steps_per_epoch=num_steps, verbose=0, shuffle=False).history[
