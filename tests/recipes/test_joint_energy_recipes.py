@@ -5,6 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import tensorflow_probability as tfp
 from energies import CLASS_MEANS, CLASS_PROBS, GaussianClasses
@@ -176,3 +177,36 @@ def test_bad_input_is_named(name, model):
     call, error, message = BAD[name]
     with pytest.raises(error, match=message):
         call(model)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_calibration_finds_the_temperature_of_the_labels(temperature, tmp_path):
+    """Labels of softmax f(x)/T: T within 5 standard errors, by the curvature of the likelihood; energies as before."""
+    keras.utils.set_random_seed(0)
+    classifier = keras.Sequential([keras.Input([2]), keras.layers.Dense(3)])
+    model = ebm.EnergyModel(ebm.networks.JointEnergy(classifier))
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(20_000, 2)).astype("float32") * 2.0
+    model.adapt(x)
+    logits = model.network.logits(model.standardization.to_z(x)).numpy().astype(np.float64) / temperature
+    labels = np.argmax(logits + rng.gumbel(size=logits.shape), 1)
+    energies = model.energy(x[:10])
+    found = recipes.calibrate(model, x, labels)
+    probs = scipy.special.softmax(logits, 1)
+    variance = (probs * logits**2).sum(1) - (probs * logits).sum(1) ** 2  # information on log T, per row
+    assert abs(np.log(found / temperature)) < 5.0 / np.sqrt(variance.sum())
+    np.testing.assert_allclose(model.class_probabilities(x), probs, atol=0.05)
+    np.testing.assert_array_equal(model.energy(x[:10]), energies)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.class_probabilities(x[:10]), model.class_probabilities(x[:10]))
+
+
+def test_calibration_needs_a_joint_energy_and_a_label_for_each_row():
+    x = np.zeros([4, 2], "float32")
+    with pytest.raises(TypeError, match=r"`model` must be an EnergyModel of a networks.JointEnergy"):
+        recipes.calibrate(ebm.EnergyModel(ebm.networks.mlp([2], units=[4])), x, [0, 1, 0, 1])
+    network = ebm.networks.JointEnergy(keras.Sequential([keras.Input([2]), keras.layers.Dense(2)]))
+    for labels, words in (([0, 1], "one for each row"), ([0, 1, 2, 0], "below the number of classes")):
+        with pytest.raises(ValueError, match=words):
+            recipes.calibrate(ebm.EnergyModel(network), x, labels)

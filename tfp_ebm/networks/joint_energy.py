@@ -56,6 +56,7 @@ class JointEnergy(keras.Model):
         kwargs.setdefault("dtype", state_dtype(classifier))
         super().__init__(**kwargs)
         self.classifier = classifier
+        self.temperature = self.add_weight(shape=(), initializer="ones", trainable=False, name="temperature")
 
     @property
     def input_shape(self) -> Any:
@@ -99,8 +100,12 @@ class JointEnergy(keras.Model):
         return -tf.gather(self.logits(x, training), labels_of(y), axis=1, batch_dims=1)
 
     def predict_proba(self, x: Any) -> tf.Tensor:
-        """Returns the probabilities p(y|x) = softmax f(x), `[batch, classes]`, of states `[batch, *event]`."""
-        return tf.nn.softmax(self.logits(x), -1)
+        """Returns p(y|x) = softmax f(x)/T, `[batch, classes]`, of states `[batch, *event]`.
+
+        T is 1, where p(y|x) is that of the joint density, unless `recipes.calibrate` has set it.
+        """
+        logits = self.logits(x)
+        return tf.nn.softmax(logits / tf.cast(self.temperature.value, logits.dtype), -1)
 
     def given(self, label: int) -> ClassEnergy:
         """Returns the network of the energy −f(x)[label] of x, which is −log p(x|label) up to a constant."""

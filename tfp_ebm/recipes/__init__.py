@@ -30,12 +30,13 @@ come from new runs of the same chains:
 For the fourth recipe, `li_chen_sommer_2019_samples` draws samples.
 
 A `networks.JointEnergy(classifier)` in `small_images` or `jem` is trained as a classifier too, from `fit(x, labels)`.
-`class_samples` draws from its classes, and `refine` moves given states to more probable ones.
+`class_samples` draws from its classes, `refine` moves given states to more probable ones, and `calibrate` makes its
+class probabilities right as often as they say.
 """
 
 from tfp_ebm.recipes.density import fit_density
 from tfp_ebm.recipes.imputation import impute
-from tfp_ebm.recipes.joint_energy import class_samples, refine
+from tfp_ebm.recipes.joint_energy import calibrate, class_samples, refine
 from tfp_ebm.recipes.li_chen_sommer import li_chen_sommer_2019, li_chen_sommer_2019_samples
 from tfp_ebm.recipes.noise_levels import noise_level_images, noise_levels
 from tfp_ebm.recipes.regression import regression
@@ -45,6 +46,7 @@ from tfp_ebm.recipes.small_images import small_images
 from tfp_ebm.recipes.tables import loss_for, low_dimensional, noise_scale, settings_for
 
 __all__ = [
+    "calibrate",
     "class_samples",
     "du_mordatch_2019",
     "fit_density",

@@ -15,10 +15,13 @@ import warnings
 from typing import Any
 
 import numpy as np
+import scipy.optimize
+import scipy.special
 import tensorflow as tf
 
 from tfp_ebm import mcmc, random
 from tfp_ebm.arguments import check_count, check_data
+from tfp_ebm.energy.shapes import by_blocks
 from tfp_ebm.losses.joint_energy import JointEnergyLoss
 from tfp_ebm.losses.maximum_likelihood import MaximumLikelihood
 from tfp_ebm.mcmc.weights import resample
@@ -26,6 +29,8 @@ from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.joint_energy import JointEnergy, labels_of
 from tfp_ebm.random import fold_in, stateless_seed
 
+# Range of the logarithm of the temperature of class probabilities.
+_LOG_TEMPERATURES = (-5.0, 8.0)
 # Effective number of chains of a class below which its draws are few different ones.
 _MIN_CHAINS = 10.0
 
@@ -118,6 +123,55 @@ def refine(model: EnergyModel, x: Any, labels: Any = None, *, num_steps: int = 1
         loss.kernel.check_start(z)
     z = _moved(model, loss, z, classes, check_count("num_steps", num_steps), stateless_seed(seed))
     return model.standardization.to_x(z)
+
+
+def calibrate(model: EnergyModel, x: Any, labels: Any) -> float:
+    """Sets the temperature of the class probabilities of a joint energy by labelled rows, and returns it.
+
+    The probabilities become softmax f(x)/T with the T of the largest likelihood, so that they are right as often as
+    they say. Which class is the most probable does not change, nor do energies and draws. Chains that lag behind the
+    energy make a joint energy too sure; then T > 1. The rows must not be those of the training, whose labels the
+    classifier knows too well.
+
+    Args:
+      model: a trained model of a `networks.JointEnergy`.
+      x: rows that the training has not seen, `[n, *event]`; some hundreds suffice, for a single number.
+      labels: their classes, whole numbers from 0, `[n]`.
+
+    Returns:
+      The temperature T.
+
+    Raises:
+      TypeError, ValueError: if the model is of another kind, or rows and labels do not fit together.
+
+    Reference: C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, On calibration of modern neural networks, 2017,
+    arXiv:1706.04599.
+
+    >>> import keras, tfp_ebm as ebm
+    >>> sure = keras.Sequential([keras.Input([1]), keras.layers.Dense(2)])
+    >>> sure.set_weights([np.array([[-5.0, 5.0]]), np.zeros(2)])  # p(1|x) = 1/(1 + exp(−10 x))
+    >>> x = np.random.default_rng(0).normal(size=(20_000, 1))
+    >>> labels = np.random.default_rng(1).random(20_000) < 1.0 / (1.0 + np.exp(-2.0 * x[:, 0]))
+    >>> model = ebm.EnergyModel(ebm.networks.JointEnergy(sure), event_shape=[1])
+    >>> abs(calibrate(model, x, labels) - 5.0) < 0.3
+    True
+    """
+    if not isinstance(getattr(model, "network", None), JointEnergy):
+        raise TypeError(f"`model` must be an EnergyModel of a networks.JointEnergy, got {model!r}.")
+    rows = check_data("x", x, model.event_shape)
+    classes = _checked_labels(labels, model)
+    if len(classes) != len(rows):
+        raise ValueError(f"`labels` must be one for each row of `x`, got {len(classes)} for {len(rows)} rows.")
+    z = model.standardization.to_z(tf.constant(rows, model.dtype))
+    logits = by_blocks(model.network.logits, z).numpy().astype(np.float64)
+
+    def cross_entropy(log_temperature: float) -> float:
+        log_probs = scipy.special.log_softmax(logits * np.exp(-log_temperature), 1)
+        return -float(np.mean(log_probs[np.arange(len(classes)), classes]))
+
+    found = scipy.optimize.minimize_scalar(cross_entropy, bounds=_LOG_TEMPERATURES, method="bounded")
+    model.network.temperature.assign(np.exp(found.x))
+    return float(np.exp(found.x))
 
 
 def _likelihood(model: Any) -> MaximumLikelihood:
