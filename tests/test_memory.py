@@ -42,15 +42,18 @@ def test_memory_left_is_unknown_elsewhere(tmp_path):
 
 def test_only_what_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(memory, "memory_left", lambda: 2**30)
-    memory.check_memory(2**30, "keep fewer")
-    with pytest.raises(tf.errors.ResourceExhaustedError, match=r"^out of memory: keep fewer. \(1.5 GB are"):
-        memory.check_memory(3 * 2**29, "keep fewer")
+    memory.check_memory(2**30)
+    with (
+        pytest.raises(tf.errors.ResourceExhaustedError, match=r"^out of memory: keep fewer. \(1.5 GB are"),
+        memory.naming_memory("keep fewer"),
+    ):
+        memory.check_memory(3 * 2**29)
     monkeypatch.setattr(memory, "memory_left", lambda: None)
-    memory.check_memory(2**80, "keep fewer")
+    memory.check_memory(2**80)
     # a GPU may hold more than the machine
     monkeypatch.setattr(memory, "memory_left", lambda: 2**30)
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
-    memory.check_memory(2**80, "keep fewer")
+    memory.check_memory(2**80)
 
 
 def test_samples_that_do_not_fit_are_refused_before_the_first_step(monkeypatch):
@@ -189,7 +192,7 @@ def _trained(batch_size, loss="denoising_score_matching", size=2):
 def test_batches_that_do_not_fit_are_refused_before_the_first_step(monkeypatch):
     sizes = []
 
-    def check(num_bytes, advice):
+    def check(num_bytes):
         sizes.append(num_bytes)
 
     monkeypatch.setattr(memory, "check_memory", check)

@@ -10,7 +10,6 @@ import tensorflow as tf
 from tfp_ebm.memory import naming_memory
 from tfp_ebm.replicas import is_one_machine
 
-LESS_MEMORY = "pass a smaller `batch_size`, or smaller batches"
 # What collective operations raise where a peer is gone, by its state when they notice.
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError)
 
@@ -23,7 +22,7 @@ def naming_failures_of_training(strategy: tf.distribute.Strategy) -> Iterator[No
     ...     pass
     """
     try:
-        with naming_memory(LESS_MEMORY):
+        with naming_memory("pass a smaller `batch_size`, or smaller batches"):
             yield
     except _LOST as error:
         if is_one_machine(strategy):

@@ -42,23 +42,24 @@ def naming_memory(advice: str) -> Iterator[None]:
         raise tf.errors.ResourceExhaustedError(error.node_def, error.op, message) from error
 
 
-def check_memory(num_bytes: int, advice: str) -> None:
+def check_memory(num_bytes: int) -> None:
     """Raises TensorFlow's error of exhausted memory if `num_bytes` are more than this process can still have.
+
+    `naming_memory` adds the advice.
 
     Where memory ends, Linux kills the process, and some libraries end it themselves, so nothing could be said later.
     Where it is unknown how much is left, and where a GPU may hold the data, nothing is raised.
 
     >>> try:
-    ...     check_memory(10**18, "keep fewer results")
+    ...     check_memory(10**18)
     ... except tf.errors.ResourceExhaustedError as error:
     ...     print(error.message.split(",")[0])
-    out of memory: keep fewer results. (931322574.6 GB are needed
+    931322574.6 GB are needed
     """
     left = memory_left()
     if left is None or num_bytes <= left or tf.config.list_logical_devices("GPU"):
         return
-    needed, has = num_bytes / 2**30, left / 2**30
-    message = f"{_OUT_OF_MEMORY}: {advice}. ({needed:.1f} GB are needed, and {has:.1f} GB are left.)"
+    message = f"{num_bytes / 2**30:.1f} GB are needed, and {left / 2**30:.1f} GB are left."
     raise tf.errors.ResourceExhaustedError(None, None, message)
 
 
@@ -76,7 +77,7 @@ def memory_left(proc: str = "/proc") -> int | None:
     return left if "MemAvailable" in machine else None
 
 
-def check_function(function: Any, num_rows: int, advice: str, is_xla: bool = False) -> None:
+def check_function(function: Any, num_rows: int, is_xla: bool = False) -> None:
     """Raises TensorFlow's error of exhausted memory if a traced function surely takes more than is left.
 
     TensorFlow raises such an error itself where its own allocator fails. But some of its matrix products, and programs
@@ -85,10 +86,9 @@ def check_function(function: Any, num_rows: int, advice: str, is_xla: bool = Fal
     Args:
       function: a `tf.types.experimental.ConcreteFunction`.
       num_rows: the number of rows where the function was traced without it.
-      advice: the argument that needs less.
       is_xla: whether XLA compiles it.
     """
-    check_memory(int(peak_bytes(function.graph, num_rows, is_xla) / _EXCESS), advice)
+    check_memory(int(peak_bytes(function.graph, num_rows, is_xla) / _EXCESS))
 
 
 def peak_bytes(graph: Any, num_rows: int = 1, is_xla: bool = False, results: Any = None) -> int:

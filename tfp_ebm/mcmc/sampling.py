@@ -32,8 +32,6 @@ from tfp_ebm.mcmc.running.stretches import Run
 from tfp_ebm.mcmc.running.trouble import never_moved
 from tfp_ebm.memory import check_memory, naming_memory
 
-_LESS_MEMORY = "start fewer chains, or keep fewer results"
-
 
 class Samples(NamedTuple):
     """The result of `sample`.
@@ -100,6 +98,7 @@ class Samples(NamedTuple):
             return from_dict(groups)  # ArviZ 1: all groups in one dictionary
 
 
+@naming_memory("start fewer chains, or keep fewer results")
 def sample(
     target_log_prob_fn: TargetLogProbFn,
     initial_state: Any,
@@ -162,7 +161,7 @@ def sample(
         than the target's values.
       ValueError: if a count is out of range, the target's shape is not `[*chains]`, or the target has no gradient and
         the kernel needs one.
-      tf.errors.ResourceExhaustedError: if the results need more memory than is left; nothing has run then.
+      tf.errors.ResourceExhaustedError: if results or steps need more memory than is left; no step has run then.
       KeyboardInterrupt: at an interrupt before the first result.
 
     >>> from tfp_ebm.mcmc import MALA
@@ -183,16 +182,15 @@ def sample(
         progress=progress,
     )
     if not run.is_traced:
-        check_memory(run.num_results * run.bytes_per_result, _LESS_MEMORY)
+        check_memory(run.num_results * run.bytes_per_result)
     backup = RunBackup(backup_dir, run)
     first, stretches = backup.restore()
     num_kept = run.results_after(first)
     try:
-        with naming_memory(_LESS_MEMORY):
-            for num_results, draws in run.stretches(first, run.num_steps):
-                stretches.append(_first(num_results - num_kept, draws))
-                num_kept = num_results
-                backup.reach(stretches)
+        for num_results, draws in run.stretches(first, run.num_steps):
+            stretches.append(_first(num_results - num_kept, draws))
+            num_kept = num_results
+            backup.reach(stretches)
         backup.remove()
     except KeyboardInterrupt:
         backup.save()

@@ -100,7 +100,7 @@ def summarize(
       A `Summary`.
 
     Raises:
-      TypeError, ValueError: as for `ebm.mcmc.sample`.
+      TypeError, ValueError, tf.errors.ResourceExhaustedError: as for `ebm.mcmc.sample`.
       KeyboardInterrupt: at an interrupt before the first result.
 
     >>> from tfp_ebm.mcmc import MALA

@@ -21,7 +21,6 @@ import keras
 import tensorflow as tf
 
 from tfp_ebm.arguments import check_count
-from tfp_ebm.failures import LESS_MEMORY
 from tfp_ebm.memory import check_function
 from tfp_ebm.model.saving import AtomicallySavedModel
 
@@ -236,7 +235,7 @@ def _train_function(model: Any) -> Callable[[Any], Any]:
         batch_size = getattr(pace, "batch_size", None) or 1
         if batch_size not in checked:
             traced = step.get_concrete_function(_without_optionals(iterator.element_spec))
-            check_function(traced, batch_size, LESS_MEMORY, bool(model.jit_compile))
+            check_function(traced, batch_size, bool(model.jit_compile))
             checked.add(batch_size)
         start = time.perf_counter()
         done, logs = run(iterator, tf.constant(count))

@@ -84,11 +84,11 @@ class Compiled:
         self._call = tf.function(functools.partial(function, *first), autograph=False, jit_compile=jit_compile)
 
     def __call__(self, *args: Any) -> Any:
-        """Calls the function with its remaining arguments; raises an error if memory does not suffice."""
+        """Calls the function with its remaining arguments; raises an error if memory surely does not suffice."""
         tensors = [part for part in tf.nest.flatten(args) if tf.is_tensor(part)]
-        if sum(part.shape.num_elements() * part.dtype.size for part in tensors) > _LARGE:
+        if tf.executing_eagerly() and sum(part.shape.num_elements() * part.dtype.size for part in tensors) > _LARGE:
             num_rows = max(part.shape[0] for part in tensors if part.shape.rank)
-            check_function(self._call.get_concrete_function(*args), num_rows, "start fewer chains", self.is_xla)
+            check_function(self._call.get_concrete_function(*args), num_rows, self.is_xla)
         return self._call(*args)
 
 
