@@ -275,3 +275,12 @@ def test_single_batches_train_too(fast):
     eager = make(run_eagerly=True)
     eager.fit(X[:64], epochs=1, verbose=0)
     assert step(eager) == 2
+
+
+def test_many_models_in_one_process_are_no_repeated_tracing(monkeypatch):
+    """TensorFlow would take the steps of several models, which share their code, for one function traced again."""
+    words = []
+    monkeypatch.setattr(tf.get_logger(), "warning", lambda message, *args: words.append(message % args))
+    for _ in range(6):
+        make().fit(X, batch_size=128, verbose=0)
+    assert not [line for line in words if "_train_function" in line]

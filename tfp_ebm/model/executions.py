@@ -190,7 +190,7 @@ class StepsTogether(AtomicallySavedModel):
 def _train_function(model: Any) -> Callable[[Any], Any]:
     """Returns the function that Keras calls for each batch, with the iterator over batches."""
 
-    @functools.partial(tf.function, autograph=False, reduce_retracing=True, jit_compile=model.jit_compile)
+    @functools.partial(_traced, jit_compile=model.jit_compile)
     def step(data: Any) -> Any:
         return tf.nest.map_structure(tf.convert_to_tensor, model.train_step(data))
 
@@ -198,7 +198,7 @@ def _train_function(model: Any) -> Callable[[Any], Any]:
         nonfinite = model._trackers.nonfinite
         return tf.constant(True) if nonfinite is None else tf.reduce_all(nonfinite.result()[1:] == 0.0)
 
-    @functools.partial(tf.function, autograph=False, reduce_retracing=True)
+    @_traced
     def run(iterator: Any, count: tf.Tensor) -> tuple[tf.Tensor, Any]:
         # the step is called in one place alone: TensorFlow might compile another call with other roundings
         spec = _without_optionals(iterator.element_spec)
@@ -251,6 +251,12 @@ def _train_function(model: Any) -> Callable[[Any], Any]:
         return logs
 
     return train_function
+
+
+def _traced(function: Callable[..., Any], jit_compile: Any = None) -> Any:
+    """Returns a `tf.function` of its own: TensorFlow counts traces by code object, and would warn about many models."""
+    function = functools.partial(function)
+    return tf.function(function, autograph=False, reduce_retracing=True, jit_compile=jit_compile)
 
 
 def _without_optionals(data: Any) -> Any:
