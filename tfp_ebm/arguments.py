@@ -83,6 +83,13 @@ def check_event_shape(value: Any) -> tuple[int, ...]:
     return tuple(check_count("event_shape", size) for size in sizes)
 
 
+def check_bool(name: str, value: Any) -> bool:
+    """Returns `value` if it is True or False; no other value counts as one of them."""
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False, got {value!r}.")
+    return value
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """Returns `value` if it is one of `choices`; the error lists them."""
     if value not in choices:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfp_ebm.arguments import check_bool
 from tfp_ebm.datasets import frames, layout, regular, text
 from tfp_ebm.datasets.arrays import read_array
 from tfp_ebm.datasets.faults import reason_of
@@ -78,8 +79,7 @@ def load_table(path: str | os.PathLike[str], *, mixed: bool = False, **read_opti
     0   perch      21    True
     1   trout    <NA>   False
     """
-    if not isinstance(mixed, bool):
-        raise TypeError(f"`mixed` must be True or False, got {mixed!r}.")
+    check_bool("mixed", mixed)
     label, raw, suffix = _content(path, read_options)
     if suffix in ARRAYS:
         frame, has_names = frame_of_array(read_array(raw, suffix, label, read_options.pop("key", None)), label, mixed)

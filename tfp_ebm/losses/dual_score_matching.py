@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfp_ebm.arguments import check_nonnegative, check_positive
+from tfp_ebm.arguments import check_bool, check_nonnegative, check_positive
 from tfp_ebm.losses.base import Loss, LossOutput
 from tfp_ebm.random import fold_in, normal, uniform
 
@@ -118,9 +118,7 @@ class DualScoreMatching(Loss):
         if not self.sigma_min < self.sigma_max:
             raise ValueError(f"`sigma_min` must be below `sigma_max`, got {sigma_min} and {sigma_max}.")
         self.level_weight = check_nonnegative("level_weight", level_weight)
-        if not isinstance(average_targets, bool):
-            raise TypeError(f"`average_targets` must be True or False, got {average_targets!r}.")
-        self.average_targets = average_targets
+        self.average_targets = check_bool("average_targets", average_targets)
 
     def call(
         self,

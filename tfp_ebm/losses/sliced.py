@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 
 from tfp_ebm import random
-from tfp_ebm.arguments import check_choice, check_count
+from tfp_ebm.arguments import check_bool, check_choice, check_count
 from tfp_ebm.derivatives import energy_score_curvature
 from tfp_ebm.losses.base import Loss, LossOutput
 
@@ -62,9 +62,7 @@ class SlicedScoreMatching(Loss):
         super().__init__(**kwargs)
         self.num_projections = check_count("num_projections", num_projections)
         self.projection = check_choice("projection", projection, PROJECTIONS)
-        if not isinstance(variance_reduced, bool):
-            raise TypeError(f"`variance_reduced` must be True or False, got {variance_reduced!r}.")
-        self.variance_reduced = variance_reduced
+        self.variance_reduced = check_bool("variance_reduced", variance_reduced)
 
     def call(
         self,

@@ -91,7 +91,7 @@ def anneal_noise_levels(
     (TensorShape([100, 2]), True)
     """
     energy_function = getattr(target_log_prob_fn, "energy_function", None)
-    coordinates, to_z = Coordinates.of(energy_function), None
+    coordinates, to_z = Coordinates.of(energy_function), tf.identity
     if energy_function is None:
         target = check_target(target_log_prob_fn)
     else:
@@ -122,7 +122,7 @@ def anneal_noise_levels(
         random.stateless_seed(seed),
         check_jit_compile(jit_compile),
     )
-    return run.draws(num_samples, lambda y: coordinates.from_chain(y if to_z is None else to_z(y)))
+    return run.draws(num_samples, lambda y: coordinates.from_chain(to_z(y)))
 
 
 class FrozenDescent(NamedTuple):

@@ -35,7 +35,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import serialization
-from tfp_ebm.arguments import check_count, check_event_shape, check_positive
+from tfp_ebm.arguments import check_bool, check_count, check_event_shape, check_positive
 from tfp_ebm.energy.base import gaussian, mixture_distribution
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_mixture
 from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT, DataMoments
@@ -109,11 +109,8 @@ class NoiseLevelEnergy(keras.Model):
             raise ValueError(f"`network` must return 1 or {size + 1} numbers for each state, got {width}.")
         if count > 1 and width > 1:
             raise ValueError(f"`num_components` must be 1 for a network of {width} outputs, got {count}.")
-        if not isinstance(is_bounded, bool):
-            raise TypeError(f"`is_bounded` must be True or False, got {is_bounded!r}.")
-        if not isinstance(adapts_units, bool):
-            raise TypeError(f"`adapts_units` must be True or False, got {adapts_units!r}.")
-        if adapts_units and (is_bounded or not is_full):
+        check_bool("is_bounded", is_bounded)
+        if check_bool("adapts_units", adapts_units) and (is_bounded or not is_full):
             limit = FULL_COVARIANCE_LIMIT
             raise ValueError(f"`adapts_units` must be False with `is_bounded`, and for more than {limit} coordinates.")
 

@@ -156,30 +156,35 @@ def calibrate(model: EnergyModel, x: Any, labels: Any) -> float:
     >>> abs(calibrate(model, x, labels) - 5.0) < 0.3
     True
     """
-    if not isinstance(getattr(model, "network", None), JointEnergy):
-        raise TypeError(f"`model` must be an EnergyModel of a networks.JointEnergy, got {model!r}.")
+    network = _network(model)
     rows = check_data("x", x, model.event_shape)
     classes = _checked_labels(labels, model)
     if len(classes) != len(rows):
         raise ValueError(f"`labels` must be one for each row of `x`, got {len(classes)} for {len(rows)} rows.")
     z = model.standardization.to_z(tf.constant(rows, model.dtype))
-    logits = by_blocks(model.network.logits, z).numpy().astype(np.float64)
+    logits = by_blocks(network.logits, z).numpy().astype(np.float64)
 
     def cross_entropy(log_temperature: float) -> float:
         log_probs = scipy.special.log_softmax(logits * np.exp(-log_temperature), 1)
         return -float(np.mean(log_probs[np.arange(len(classes)), classes]))
 
     found = scipy.optimize.minimize_scalar(cross_entropy, bounds=_LOG_TEMPERATURES, method="bounded")
-    model.network.temperature.assign(np.exp(found.x))
+    network.temperature.assign(np.exp(found.x))
     return float(np.exp(found.x))
 
 
-def _likelihood(model: Any) -> MaximumLikelihood:
-    """Returns the density loss by chains of a joint energy; raises if there is none."""
+def _network(model: Any) -> JointEnergy:
+    """Returns the joint energy of a model; raises if it is of another kind."""
     network = getattr(model, "network", None)
     if not isinstance(model, EnergyModel) or not isinstance(network, JointEnergy):
         kind = type(model if network is None else network).__name__
         raise TypeError(f"`model` must be an EnergyModel of a networks.JointEnergy, got {kind}.")
+    return network
+
+
+def _likelihood(model: Any) -> MaximumLikelihood:
+    """Returns the density loss by chains of a joint energy; raises if there is none."""
+    _network(model)
     loss = model.loss.density_loss if isinstance(model.loss, JointEnergyLoss) else model.loss
     if not isinstance(loss, MaximumLikelihood):
         raise ValueError(f"`model` must have a density loss with chains, got {type(loss).__name__}.")

@@ -110,8 +110,7 @@ class Langevin(Kernel):
     def __post_init__(self) -> None:
         scale, clip = self.noise_scale, self.gradient_clip
         for name in ("noise_first", "clamp_noised"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+            arguments.check_bool(name, getattr(self, name))
         if self.clamp_noised and not (self.noise_first and self.clamp is not None):
             raise ValueError("`clamp_noised` must not be True without `noise_first` and `clamp`.")
         self._normalize(
