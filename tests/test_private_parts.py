@@ -6,6 +6,7 @@ changed and which file of ours depends on it. `test_every_private_name_is_listed
 
 import ast
 import functools
+import json
 import pathlib
 import re
 import sys
@@ -297,6 +298,19 @@ def test_fit_begins_at_the_initial_epoch(own_step):
     assert own_step.fit(x, epochs=3, verbose=0, callbacks=[Begin()]).epoch == [2]
     own_step._initial_epoch = None
     assert own_step.fit(x, epochs=1, verbose=0).epoch == [0]
+
+
+@private_part(
+    "keras.callbacks.BackupAndRestore._weights_path and ._training_metadata_path",
+    "model/saving.py",
+    names=["_weights_path", "_training_metadata_path"],
+)
+def test_the_backup_of_keras_is_weights_and_a_number_of_epochs(network, tmp_path):
+    backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
+    network.compile("sgd", "mse")
+    network.fit(np.zeros([4, 2], "float32"), np.zeros([4, 1]), epochs=3, verbose=0, callbacks=[backup])
+    assert json.loads(pathlib.Path(backup._training_metadata_path).read_text())["epoch"] == 3
+    network.load_weights(backup._weights_path)
 
 
 @private_part("keras.Optimizer._learning_rate", "callbacks.py", names=["_learning_rate"])

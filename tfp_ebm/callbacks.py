@@ -257,8 +257,8 @@ class Backup(keras.callbacks.Callback):
     cannot be written, as on a full disk, there is a warning, and the training goes on.
 
     If several machines train together, the first one writes, and all read: `backup_dir` must be a directory that all
-    share. `keras.callbacks.BackupAndRestore` writes two files one after the other, so that a process killed between
-    them repeats an epoch; and machines with directories of their own may resume at different epochs.
+    share. With `keras.callbacks.BackupAndRestore`, machines with directories of their own may resume at different
+    epochs; and it has no check sum, and keeps its directory only where `delete_checkpoint=False`.
 
     Args:
       backup_dir: directory of the backups of this training alone.

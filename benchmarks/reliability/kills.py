@@ -4,8 +4,8 @@ A child process does one job over and over: it saves, prints the number of what 
 before it saves again. The parent kills it with SIGKILL at a random moment, and then loads the file. A file that does
 not load, or holds something older than what was reported as saved, is lost. Training is killed during `fit` with
 `callbacks.Backup`, or with Keras's `BackupAndRestore` (`fit_of_keras`), and resumed: the weights must be those of a run
-that was not killed. Keras's callback writes weights and epoch one after the other. `arrays` and `directory` write
-without Keras, and so often: they try what replaces a file and a directory.
+that was not killed. `arrays` and `directory` write without Keras, and so often: they try what replaces a file and a
+directory.
 
     python benchmarks/reliability/kills.py [--kills 50] [--jobs save save_weights export fit] [--json out.json]
 """

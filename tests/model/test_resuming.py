@@ -1,6 +1,7 @@
 """A training that is cut and resumed ends with the same bits, for every loss, by every way to save it."""
 
 import functools
+import json
 import pathlib
 import shutil
 
@@ -97,6 +98,67 @@ def test_a_resumed_training_has_the_same_bits(name, jit_compile, tmp_path):
     network = [variable.numpy() for variable in resumed.network.weights]
     changed = [np.array_equal(a, b) for a, b in zip(network, (v.numpy() for v in whole.network.weights), strict=True)]
     assert not all(changed)
+
+
+# --- Keras's backups: weights and epoch are two files -----------------------------------------------------------------
+
+
+class Stop(Exception):
+    """Ends a training."""
+
+
+def at_epoch(number):
+    """A callback that ends the training after that epoch."""
+
+    def stop(epoch, logs):
+        if epoch + 1 == number:
+            raise Stop
+
+    return keras.callbacks.LambdaCallback(on_epoch_end=stop)
+
+
+def metadata(epoch):
+    return json.dumps({"epoch": epoch, "batch": 0})
+
+
+@pytest.fixture(scope="module")
+def truth():
+    model = make("denoising")
+    fit(model, "denoising", 4)
+    return values(model)
+
+
+# between weights and epoch, within the second file, and before the first one was complete
+@pytest.mark.parametrize("left", [metadata(1), '{"epo', None])
+@pytest.mark.parametrize("knows_its_epoch", [True, False])
+def test_the_epoch_of_keras_backup_is_that_of_its_weights(left, knows_its_epoch, truth, tmp_path):
+    """The process was killed after the weights; without their own epoch, the bits differ or Keras cannot read."""
+    model = make("denoising")
+    with pytest.raises(Stop):
+        fit(model, "denoising", 4, callbacks=[KerasBackup(tmp_path), at_epoch(2)])
+    record = tmp_path / "training_metadata.json"
+    assert record.read_text() == metadata(2)
+    record.unlink()
+    if left is not None:
+        record.write_text(left)
+    if not knows_its_epoch:
+        model.save_weights(tmp_path / "latest.weights.h5")  # after `fit`
+    scramble(model)
+    if not knows_its_epoch and left == '{"epo':
+        with pytest.raises(json.JSONDecodeError):
+            fit(model, "denoising", 4, callbacks=[KerasBackup(tmp_path)])
+        return
+    fit(model, "denoising", 4, callbacks=[KerasBackup(tmp_path)])
+    same = [np.array_equal(a, b) for a, b in zip(values(model), truth, strict=True)]
+    assert all(same) == knows_its_epoch
+
+
+def test_an_epoch_without_weights_is_no_backup(truth, tmp_path):
+    """The process was killed while Keras removed the backup of a training that was complete."""
+    (tmp_path / "training_metadata.json").write_text(metadata(4))
+    model = make("denoising")
+    fit(model, "denoising", 4, callbacks=[KerasBackup(tmp_path)])
+    assert_same(values(model), truth)
 
 
 # --- backups ---------------------------------------------------------------------------------------------------------
