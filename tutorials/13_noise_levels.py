@@ -229,7 +229,8 @@ print(f"trouble: {draws.trouble or 'none'}")
 #
 # In 64 dimensions a network of one output leaves such holes. `recipes.noise_level_images` therefore uses
 # $E = \frac12\|u + v(y, t)\|^2 + c(t)$ with the whitened image $u$ and as many outputs $v$ of the network as there are
-# pixels: it is low only where all of them are small. The data are scikit-learn's digits with 17 grey levels, to which
+# pixels: it is low only where all of them are small. (With the several Gaussians at which it starts,
+# $e^{-E}$ is a sum of such terms.) The data are scikit-learn's digits with 17 grey levels, to which
 # uniform noise of one level is added, so that $-\log_2 p$ is an upper bound of the length of a lossless code.
 
 # %%
@@ -238,10 +239,10 @@ order = np.random.default_rng(0).permutation(len(images))
 train, test = images[order[180:]], images[order[:180]]
 digit_steps = size(1_500, 40)
 digits = ebm.recipes.noise_level_images(train, digit_steps, units=size([256, 256, 256], [16]))
-gaussian_bits = ebm.evaluation.bits_per_dimension(digits.given(0.05), test, 0.0, bin_width=1 / 17)
+first_bits = ebm.evaluation.bits_per_dimension(digits.given(0.05), test, 0.0, bin_width=1 / 17)
 digits.fit(train, batch_size=256, epochs=max(1, digit_steps * 256 // len(train)), verbose=0)
 bits = ebm.evaluation.bits_per_dimension(digits.given(0.05), test, 0.0, bin_width=1 / 17)
-print(f"bits per pixel of held-out digits: a Gaussian {gaussian_bits.value:.3f}, the model {bits.value:.3f}")
+print(f"bits per pixel of held-out digits: before training {first_bits.value:.3f}, after it {bits.value:.3f}")
 print(f"without any model: {math.log2(17):.3f}")
 
 # %% [markdown]
@@ -255,7 +256,7 @@ noisy = test + noise * scale * np.random.default_rng(1).normal(size=test.shape).
 slope = -digits.given(noise).score(noisy).numpy()
 denoised = noisy - (noise * scale) ** 2 * slope
 errors = {name: float(np.sqrt(np.mean((y - test) ** 2))) for name, y in (("noisy", noisy), ("denoised", denoised))}
-drawn = ebm.EnergyDistribution(digits.given(0.05)).draw(size(256, 16), seed=0, num_levels=size(60, 6), num_last_moves=5)
+drawn = ebm.EnergyDistribution(digits.given(0.05)).draw(size(256, 16), seed=0, num_levels=size(150, 6), num_last_moves=5)
 digits_log_z = drawn.log_normalizer
 print({name: round(value, 3) for name, value in errors.items()})
 print(f"log Z by draws {digits_log_z.value:.1f} ± {digits_log_z.standard_error:.1f} nats, in 64 dimensions")
@@ -268,7 +269,7 @@ for ax, (name, pictures) in zip(axes, shown.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# The draws are digits, but they resemble each other: 60 levels are few for 64 dimensions, so that most particles
+# The draws are digits, but some resemble each other: 150 levels are few for 64 dimensions, so that many particles
 # descend from the same few. `draw` reports this in `drawn.trouble`. By default it takes some 340 levels, and minutes.
 #
 # ## When to use it
@@ -295,6 +296,6 @@ ledger.equal("dual: log Z on a grid", log_z["dual"], 0.0, size(0.06, 3.0))
 ledger.equal("dual: log Z by draws", estimate.value, log_z["dual"], 4 * estimate.standard_error + 0.02)
 ledger.equal("dual: log p by the flow, against the truth", flow.value, truth, size(0.1, 5.0))
 ledger.equal("dual: share of the left mode, draws", drawn_share, shares["dual"], size(0.07, 0.5))
-ledger.at_most("digits: bits per pixel − Gaussian's", bits.value - gaussian_bits.value, size(-0.3, 0.5))
+ledger.at_most("digits: bits per pixel − before training", bits.value - first_bits.value, size(-0.3, 0.5))
 ledger.at_most("digits: error after denoising / before", errors["denoised"] / errors["noisy"], size(0.6, 1.0))
 ledger.close()

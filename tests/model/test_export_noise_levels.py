@@ -33,3 +33,30 @@ def test_a_model_at_one_level_exports_log_prob_and_draws(tmp_path, capsys):
     assert np.abs(states[states[:, 0] < 1.0].mean(0) - [-2.0, 1.0]).max() < 0.15
     assert abs(float(drawn["log_normalizer"])) < 0.1 and float(drawn["standard_error"]) < 0.05
     assert int(drawn["trouble"]) == 0
+
+
+@pytest.mark.long
+def test_exported_draws_are_in_the_units_of_the_data(tmp_path):
+    """The noise has units of its own here. Before training the model is a Gaussian in these: quantiles of its exported
+    draws are those of `draw`; without the way back from these units they are not."""
+    rng = np.random.default_rng(1)
+    x = np.stack([rng.standard_t(1.5, 4000) * 3.0 + 5.0, rng.normal(size=4000)], 1).astype("float32")
+    model = ebm.EnergyModel(
+        ebm.networks.noise_level_mlp([2], units=[8], sigma_max=5.0, num_components=1, adapts_units=True)
+    )
+    model.adapt(x)
+    model.network.mark_levels_as_matched()
+    sharp = model.given(0.1)
+    sharp.export(tmp_path / "saved", verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    rows = tf.constant(x[:20])
+    np.testing.assert_allclose(loaded.log_prob(rows), -sharp.energy(rows), rtol=1e-5, atol=1e-5)
+    exported = loaded.draw(tf.constant(2000), tf.constant([0, 1]))["states"].numpy()[:, 0]
+    drawn = ebm.EnergyDistribution(sharp).draw(2000, seed=1).states.numpy()[:, 0]
+    levels = np.linspace(0.1, 0.9, 9)
+    rank = np.searchsorted(np.sort(exported), np.quantile(drawn, levels)) / 2000  # both samples have errors
+    error = np.sqrt(2 * levels * (1 - levels) / 2000)
+    assert (np.abs(rank - levels) < 5 * error).all(), rank
+    in_units_of_noise = model.network.noise_units.to_y(model.standardization.to_z(np.stack([exported] * 2, 1))).numpy()
+    wrong = np.searchsorted(np.sort(in_units_of_noise[:, 0]), np.quantile(drawn, levels)) / 2000
+    assert (np.abs(wrong - levels) > 5 * error).any()

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfp_ebm as ebm
-from tfp_ebm.networks import noise_levels
+from tfp_ebm.networks import noisy_mixture
 from tfp_ebm.networks.noise_level_features import NoiseLevelImages, coordinate_waves
 
 SHAPE, SIZE, SIGMA_MAX = [2, 3, 1], 6, 8.0
@@ -56,9 +56,78 @@ def test_quadratic_residual_in_closed_form(monkeypatch):
         head_of(network).bias.assign(v)
         np.testing.assert_allclose(energies(network, y, sigma), exact(y, sigma, v), atol=2e-2)
     np.testing.assert_allclose(energies(network, y, SIGMA_MAX), exact(y, SIGMA_MAX, 0 * v), atol=1e-3)
-    whitened = noise_levels.NoiseLevelEnergy.whitened
-    monkeypatch.setattr(noise_levels.NoiseLevelEnergy, "whitened", lambda *args: 1.1 * whitened(*args))
+    sums = noisy_mixture._sums
+    monkeypatch.setattr(noisy_mixture, "_sums", lambda a, w, v: sums(a, w, None if v is None else 1.1 * v))
     assert np.abs(energies(network, y, 1.0) - exact(y, 1.0, v)).max() > 0.1
+
+
+def components(mixture, sigma):
+    """Weights, means and covariances Σₖ + tI of all coordinates, put together by NumPy."""
+    leading, basis = mixture.num_leading, np.eye(SIZE) if mixture.basis is None else mixture.basis.numpy()
+    for weight, loc, variances, axes in zip(
+        *(value.numpy() for value in (mixture.log_weights, mixture.locs, mixture.variances, mixture.axes)), strict=True
+    ):
+        inner = np.diag(np.concatenate([np.zeros(leading), mixture.other_variances.numpy()]))
+        inner[:leading, :leading] = axes @ np.diag(variances) @ axes.T
+        mean = np.concatenate([loc, np.zeros(SIZE - leading)])
+        covariance = basis @ inner @ basis.T + sigma**2 * np.eye(SIZE)
+        yield weight, mixture.center.numpy() + basis @ mean, covariance
+
+
+def exact_of_mixture(mixture, y, sigma, v):
+    """−log Σₖ wₖ exp(−½ log det 2π(Σₖ + tI) − ½‖uₖ + g v‖² + ½d)."""
+    flat, logs = y.reshape(-1, SIZE), []
+    gate = (1 / (1 + sigma**2) - 1 / (1 + SIGMA_MAX**2)) / (1 - 1 / (1 + SIGMA_MAX**2))
+    for weight, mean, covariance in components(mixture, sigma):
+        values, axes = np.linalg.eigh(covariance)
+        u = np.pad((flat - mean) @ (axes / np.sqrt(values)) @ axes.T, [(0, 0), (0, 1)], constant_values=np.sqrt(SIZE))
+        square = np.sum((u + gate * v) ** 2, 1) - SIZE
+        logs.append(weight - 0.5 * (np.linalg.slogdet(2 * np.pi * covariance)[1] + square))
+    return -np.logaddexp.reduce(logs, axis=0)
+
+
+@pytest.mark.parametrize("num_leading", [SIZE, 2])
+def test_quadratic_residual_of_several_components(num_leading, monkeypatch):
+    """All coordinates in the mixture, or the two first principal ones; the anchor, and its distribution, fit too."""
+    monkeypatch.setattr(noisy_mixture, "_LEADING", num_leading)
+    network, y = adapted(num_components=3), rows(50, seed=1)
+    mixture = network.mixture
+    assert (mixture.basis is None) == (num_leading == SIZE) and len(np.unique(mixture.locs.numpy(), axis=0)) == 3
+    v = np.random.default_rng(2).normal(size=SIZE + 1)
+    for sigma in (0.1, 1.0, 3.0):
+        head_of(network).bias.assign(v)
+        np.testing.assert_allclose(energies(network, y, sigma), exact_of_mixture(mixture, y, sigma, v), atol=2e-2)
+        head_of(network).bias.assign(0 * v)
+        np.testing.assert_allclose(energies(network, y, sigma), exact_of_mixture(mixture, y, sigma, 0 * v), atol=1e-3)
+        reference = network.reference(sigma)
+        np.testing.assert_allclose(-reference.log_prob(y), exact_of_mixture(mixture, y, sigma, 0 * v), atol=1e-9)
+    _, means, covariances = zip(*components(mixture, SIGMA_MAX), strict=True)
+    weights, means = np.exp(mixture.log_weights.numpy()), np.stack(means)
+    draws = reference.sample(200_000, seed=[0, 1]).numpy().reshape(-1, SIZE)  # at σ = 3
+    mean = weights @ means
+    shift = (SIGMA_MAX**2 - 9.0) * np.eye(SIZE)
+    parts = zip(weights, means, covariances, strict=True)
+    covariance = sum(w * (c - shift + np.outer(m - mean, m - mean)) for w, m, c in parts)
+    error = np.sqrt(np.diag(covariance) / len(draws))
+    assert (np.abs(draws.mean(0) - mean) < 5 * error).all()
+    spread = np.sqrt((np.outer(np.diag(covariance), np.diag(covariance)) + covariance**2) / len(draws))
+    assert (np.abs(np.cov(draws.T) - covariance) < 6 * spread).all()
+    assert (np.abs(np.cov(draws.T) - covariance - np.eye(SIZE)) > 6 * spread).any()  # the test has the power
+
+
+def test_few_rows_get_one_component_of_the_leading_coordinates(monkeypatch):
+    """The other coordinates have the variances of the data along the last principal axes."""
+    monkeypatch.setattr(noisy_mixture, "_LEADING", 2)
+    network = ebm.networks.noise_level_mlp(SHAPE, units=[8], sigma_max=SIGMA_MAX, num_components=3, dtype="float64")
+    few = rows(11)
+    network.adapt_to(few)
+    mixture, flat = network.mixture, few.reshape(-1, SIZE)
+    assert len(np.unique(mixture.locs.numpy().round(9), axis=0)) == 1
+    values = np.linalg.eigvalsh(np.cov(flat.T, bias=True))[::-1]
+    np.testing.assert_allclose(mixture.other_variances.numpy(), values[2:], rtol=1e-9)
+    np.testing.assert_allclose(mixture.center.numpy(), flat.mean(0), rtol=1e-9)
+    network.adapt_to(rows())
+    assert len(np.unique(mixture.locs.numpy().round(9), axis=0)) == 3
 
 
 def test_no_hole_deeper_than_half_a_nat_for_each_coordinate():
@@ -114,8 +183,6 @@ def test_waves_are_those_of_noisy_data():
 
 
 def test_refusals_of_quadratic_networks():
-    with pytest.raises(ValueError, match="`num_components` must be 1 for a network of 7 outputs"):
-        ebm.networks.noise_level_mlp(SHAPE, units=[8], is_quadratic=True)
     y, sigma = keras.Input((2,)), keras.Input(())
     network = keras.Model([y, sigma], keras.layers.Dense(2)(keras.layers.Concatenate()([y, sigma[:, None]])))
     with pytest.raises(ValueError, match="`network` must return 1 or 3 numbers"):

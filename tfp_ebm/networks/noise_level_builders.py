@@ -51,14 +51,15 @@ def noise_level_mlp(
       activation: name of a smooth Keras activation, or a callable.
       sigma_max: the largest noise scale, in standard deviations of the data; the loss should have the same.
       fourier_features: number of plane waves among the inputs, which fade with the noise; 0 for none.
-      num_components: number of Gaussians in the mixture; small data get fewer.
+      num_components: number of Gaussians in the mixture; small data get fewer. Of more than 50 coordinates, they differ
+        in the 50 first principal ones.
       dtype: Keras dtype or policy of the layers; None for Keras's global policy. The energy is computed in float32 at
         least.
       seed: an int or a pair of ints that determines the initial weights; None uses `keras.utils.set_random_seed`.
       num_waves: number of frequencies 1, 2, 4, … of waves of each coordinate among the inputs, for data with steps,
         such as pixels of few grey levels.
       is_quadratic: whether the residual is u·v + ½‖v‖² with d + 1 outputs v of the network, for data of many
-        coordinates; `num_components` must then be 1.
+        coordinates.
       is_bounded: whether all coordinates have one known range, as in `NoiseLevelEnergy`.
       adapts_units: whether noise is added in units that suit heavy tails and collinear columns, as there.
 

@@ -15,9 +15,10 @@ from the nearest component, qₖ = ½(y−mₖ)ᵀ(Σₖ + tI)⁻¹(y−mₖ), c
 In many coordinates, such as those of images, that is not enough: between the data, where no loss sees it, a network of
 one output falls far below the data's energy. There the network returns a vector v(y, t), `[d + 1]`, instead, with
 
-    r = u·v + ½ g ‖v‖²,      G + g r = ½ log det 2π(Σ + tI) + ½‖u + g v‖² − ½d,      u = ((Σ + tI)^−½ (y − m), √d),
+    G + g r = ½ log det 2π(Σ + tI) + ½‖u + g v‖² − ½d,      u = ((Σ + tI)^−½ (y − m), √d),
 
-so that the energy is low only where d + 1 numbers are small at once.
+so that the energy is low only where d + 1 numbers are small at once. With several components, G + g r is
+−log Σₖ wₖ exp(−…) of these.
 
 The noise may be added in units of its own, `NoiseUnits`: y is then a function of the state z without noise, all of the
 above is about y, and the energy of z is E(y(z), t) − log |dy/dz|.
@@ -36,17 +37,16 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import serialization
 from tfp_ebm.arguments import check_bool, check_count, check_event_shape, check_positive
-from tfp_ebm.energy.base import gaussian, mixture_distribution
-from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_mixture
-from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT, DataMoments
+from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT
 from tfp_ebm.networks.conditional import FixedCondition
 from tfp_ebm.networks.noise_units import NoiseUnits
+from tfp_ebm.networks.noisy_mixture import NoisyMixture
 from tfp_ebm.networks.normalized import is_normalized
 
 # α, c, and where w falls from 1 to 0: at this multiple of the data's largest distance, over this share of that value.
 _GROWTH, _MARGIN, _REACH, _STEEPNESS = 0.8, 8.0, 1.5, 8.0
-# Rows for each coordinate of a component, at least; rows to which a mixture is fitted; rows evaluated at once.
-_ROWS_PER_COORDINATE, _MAX_FITTED_ROWS, _BLOCK = 10, 20_000, 8192
+# Rows evaluated at once.
+_BLOCK = 8192
 
 
 @keras.saving.register_keras_serializable("tfp_ebm")
@@ -54,7 +54,8 @@ class NoiseLevelEnergy(keras.Model):
     """A network of (y, σ) that is a known mixture at the largest level, and grows far from the data.
 
     `EnergyModel.adapt` fits the mixture to the data. Until then it is N(0, I). With one component it is the Gaussian of
-    the data's mean and covariance, which is diagonal for more than 512 coordinates.
+    the data's mean and covariance, which is diagonal for more than 512 coordinates. Several components differ in the
+    first 50 principal coordinates of the data.
 
     Args:
       network: the residual r, a Keras model of [y, σ], `[batch, *event]` and `[batch]`, to `[batch, 1]`; or v, with the
@@ -98,29 +99,21 @@ class NoiseLevelEnergy(keras.Model):
         super().__init__(**kwargs)
         self.network = network
         self.sigma_max = check_positive("sigma_max", sigma_max)
-        self.num_components = count = check_count("num_components", num_components)
+        count = check_count("num_components", num_components)
         self.event_shape = check_event_shape(network.inputs[0].shape[1:])
         size = math.prod(self.event_shape)
-        is_full = size <= FULL_COVARIANCE_LIMIT
-        if count > 1 and not is_full:
-            raise ValueError(f"`num_components` must be 1 for more than {FULL_COVARIANCE_LIMIT} coordinates.")
         width = network.outputs[0].shape[-1]
         if width not in (1, size + 1):
             raise ValueError(f"`network` must return 1 or {size + 1} numbers for each state, got {width}.")
-        if count > 1 and width > 1:
-            raise ValueError(f"`num_components` must be 1 for a network of {width} outputs, got {count}.")
         check_bool("is_bounded", is_bounded)
-        if check_bool("adapts_units", adapts_units) and (is_bounded or not is_full):
+        if check_bool("adapts_units", adapts_units) and (is_bounded or size > FULL_COVARIANCE_LIMIT):
             limit = FULL_COVARIANCE_LIMIT
             raise ValueError(f"`adapts_units` must be False with `is_bounded`, and for more than {limit} coordinates.")
 
         def weight(name: str, shape: tuple[int, ...], initializer: Any = "zeros", **others: Any) -> keras.Variable:
             return self.add_weight(shape=shape, initializer=initializer, trainable=False, name=name, **others)
 
-        self.log_weights = weight("log_weights", (count,), keras.initializers.Constant(-math.log(count)))
-        self.locs = weight("locs", (count, size))
-        self.variances = weight("variances", (count, size), "ones")
-        self.axes = weight("axes", (count, size, size), _identities) if is_full else None
+        self.mixture = NoisyMixture(size, count, dtype=self.dtype, name="mixture")
         self.reach = weight("reach", (), keras.initializers.Constant(_smallest_reach(size)))
         self.is_bounded = is_bounded
         self.bounds = weight("bounds", (2,)) if is_bounded else None
@@ -139,74 +132,22 @@ class NoiseLevelEnergy(keras.Model):
         if self.noise_units is not None:
             self.noise_units.adapt_to(flat)
             flat = np.asarray(self.noise_units.to_y(tf.constant(flat, self.dtype)), np.float64)
-        moments, (count, size) = DataMoments.of([flat]), self.locs.shape
-        fitted = min(count, max(1, len(flat) // (_ROWS_PER_COORDINATE * (size + 1))))
-        if self.axes is None:
-            self.locs.assign(moments.mean[None])
-            self.variances.assign(np.square(moments.cholesky())[None])
-        else:
-            mixture = MixtureParameters(np.ones(1), moments.mean[None], moments.cholesky()[None])
-            if fitted > 1:
-                mixture = fit_mixture(flat[:_MAX_FITTED_ROWS], fitted, seed=0)
-            index = np.arange(count) % fitted  # further components repeat the first ones, which share their weight
-            factors = mixture.scale_tril[index]
-            variances, axes = np.linalg.eigh(factors @ factors.transpose(0, 2, 1))
-            self.log_weights.assign(np.log(mixture.probs[index] / np.bincount(index)[index]))
-            self.locs.assign(mixture.loc[index])
-            self.variances.assign(variances)
-            self.axes.assign(axes)
+        self.mixture.adapt_to(flat)
         if self.bounds is not None:
             self.bounds.assign([flat.min(), flat.max()])
         far = 0.0
         for part in np.array_split(flat, -(-len(flat) // _BLOCK)):
             y, sigma = (tf.constant(value, self.dtype) for value in (part, np.full(len(part), 1e-6)))
-            far = max(far, float(tf.reduce_max(self.mixture_terms(y, sigma)[1])))
-        self.reach.assign(max(_smallest_reach(size), far))
+            far = max(far, float(tf.reduce_max(self.mixture.terms(y, sigma).distance)))
+        self.reach.assign(max(_smallest_reach(flat.shape[1]), far))
 
     def mark_levels_as_matched(self) -> None:
         """Notes that a loss learns the constants of all levels, so that log Z = 0 at each."""
         self.levels_matched.assign(1)
 
-    def mixture_terms(self, y: tf.Tensor, sigma: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns G, the distance −log Σₖ exp(−qₖ), and v, `[batch]` each, at states and noise scales `[batch]`."""
-        count, size = self.locs.shape
-        centred = tf.reshape(y, [-1, 1, size]) - self.locs.value
-        along = centred
-        if self.axes is not None and count == 1:
-            along = tf.matmul(centred[:, 0], self.axes.value[0])[:, None]
-        elif self.axes is not None:
-            along = tf.einsum("bki,kij->bkj", centred, self.axes.value)
-        widths = self.variances.value + tf.square(sigma)[:, None, None]
-        squares = 0.5 * tf.reduce_sum(tf.square(along) / widths, 2)
-        volumes = 0.5 * tf.reduce_sum(tf.math.log(2.0 * math.pi * widths), 2)
-        log_weights = self.log_weights.value
-        energy = -tf.reduce_logsumexp(log_weights - squares - volumes, 1)
-        return energy, -tf.reduce_logsumexp(-squares, 1), tf.reduce_sum(tf.exp(log_weights) * volumes, 1)
-
-    def whitened(self, y: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-        """Returns u = (Σ + tI)^−½ (y − m) of the first component, and √d, `[batch, d + 1]`."""
-        size = self.locs.shape[1]
-        centred = tf.reshape(y, [-1, size]) - self.locs.value[0]
-        inverse = tf.math.rsqrt(self.variances.value[0] + tf.square(sigma)[:, None])
-        if self.axes is None:
-            u = centred * inverse
-        else:
-            axes = self.axes.value[0]
-            u = tf.matmul(tf.matmul(centred, axes) * inverse, axes, transpose_b=True)
-        return tf.concat([u, tf.fill([tf.shape(u)[0], 1], tf.constant(math.sqrt(size), u.dtype))], 1)
-
     def reference(self, sigma: float) -> tfp.distributions.Distribution:
         """Returns the mixture plus noise of scale σ, over states `[*event]`, which is p_σ at the largest level."""
-        variances = self.variances.value + tf.constant(sigma, self.dtype) ** 2
-        if self.axes is None:
-            return gaussian(self.locs.value[0], tf.sqrt(variances[0]), self.event_shape)
-        axes = self.axes.value
-        factors = tf.linalg.cholesky(tf.matmul(axes * variances[:, None, :], axes, transpose_b=True))
-        if self.num_components == 1:
-            return gaussian(self.locs.value[0], factors[0], self.event_shape)
-        probs = tf.nn.softmax(self.log_weights.value)
-        parts = MixtureParameters(*(np.asarray(part, np.float64) for part in (probs, self.locs.value, factors)))
-        return mixture_distribution(parts, self.dtype, self.event_shape)
+        return self.mixture.distribution(sigma, self.event_shape)
 
     def unnormalized_log_prob(self, y: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
         """Returns −E(y, σ), `[batch]`, in the units of the noise: a target of `mcmc.anneal_noise_levels`."""
@@ -229,15 +170,16 @@ class NoiseLevelEnergy(keras.Model):
         return self._energy_of_noisy(units.to_y(z), sigma, training) - units.log_slope(z)
 
     def _energy_of_noisy(self, y: tf.Tensor, sigma: tf.Tensor, training: bool) -> tf.Tensor:
-        residual, size = tf.cast(self.network([y, sigma], training=training), y.dtype), self.locs.shape[1]
-        residual *= self.gate(sigma)[:, None]
-        if residual.shape[1] > 1:
-            residual *= self.whitened(y, sigma) + 0.5 * residual
-        residual = tf.reduce_sum(residual, 1)
-        energy, distance, volume = self.mixture_terms(y, sigma)
+        residual, size = tf.cast(self.network([y, sigma], training=training), y.dtype), self.mixture.size
+        residual, flat = residual * self.gate(sigma)[:, None], tf.reshape(y, [-1, size])
+        if residual.shape[1] == 1:
+            energy, distance, volume, _ = self.mixture.terms(flat, sigma)
+            residual = residual[:, 0]
+        else:
+            energy, distance, volume, slope = self.mixture.terms(flat, sigma, residual[:, :size])
+            residual = slope + math.sqrt(size) * residual[:, size] + 0.5 * tf.reduce_sum(tf.square(residual), 1)
         lowest = 0.5 * size * tf.math.log(2.0 * math.pi * tf.square(sigma)) - _MARGIN
         if self.bounds is not None:
-            flat = tf.reshape(y, [-1, size])
             outside = flat - tf.clip_by_value(flat, self.bounds[0], self.bounds[1])
             lowest += 0.5 * tf.reduce_sum(tf.square(outside), 1) / tf.square(sigma)
         near = tf.sigmoid(_STEEPNESS * (1.0 - distance / (_REACH * self.reach.value)))
@@ -248,7 +190,7 @@ class NoiseLevelEnergy(keras.Model):
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
         network = serialization.serialized_part(self.network)
-        arguments = {"network": network, "sigma_max": self.sigma_max, "num_components": self.num_components}
+        arguments = {"network": network, "sigma_max": self.sigma_max, "num_components": self.mixture.num_components}
         arguments |= {"is_bounded": self.is_bounded, "adapts_units": self.noise_units is not None}
         return {"name": self.name, "dtype": self.dtype, **arguments}
 
@@ -256,11 +198,6 @@ class NoiseLevelEnergy(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> NoiseLevelEnergy:
         """Rebuilds the network from `get_config`."""
         return cls(**{**config, "network": keras.saving.deserialize_keras_object(config["network"], custom_objects)})
-
-
-def _identities(shape: tuple[int, ...], dtype: Any = None) -> Any:
-    """Returns identity matrices `[count, size, size]`."""
-    return keras.ops.broadcast_to(keras.ops.eye(shape[-1], dtype=dtype), shape)
 
 
 def _smallest_reach(size: int) -> float:

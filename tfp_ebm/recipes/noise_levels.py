@@ -98,6 +98,7 @@ def noise_level_images(
     sigma_min: float = 0.05,
     sigma_max: float = 10.0,
     units: Sequence[int] = (256, 256, 256),
+    num_components: int = 8,
     network: NoiseLevelEnergy | None = None,
     learning_rate: float = 1e-3,
     seed: int = 0,
@@ -115,7 +116,9 @@ def noise_level_images(
       sigma_min: the smallest noise scale; by default, a third of a grey level of scikit-learn's digits.
       sigma_max: the largest noise scale.
       units: widths of the hidden layers of `networks.noise_level_mlp`.
-      network: another network, such as `networks.noise_level_convnet`, in place of that; `units` then has no effect.
+      num_components: number of Gaussians in the mixture at which the model starts; few rows get fewer.
+      network: another network, such as `networks.noise_level_convnet`, in place of that; `units` and
+        `num_components` then have no effect.
       learning_rate: the learning rate at the start.
       seed: seed of the initial weights and of all random numbers.
 
@@ -142,7 +145,7 @@ def noise_level_images(
             units,
             sigma_max=sigma_max,
             fourier_features=0,
-            num_components=1,
+            num_components=num_components,
             seed=seed,
             num_waves=5,
             is_quadratic=True,
