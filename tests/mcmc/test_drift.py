@@ -14,7 +14,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import mcmc, targets
-from tfp_ebm.mcmc import drift, particle_sampler
+from tfp_ebm.mcmc import drift, particle_runs
 from tfp_ebm.mcmc.kernels import hamiltonian
 from tfp_ebm.mcmc.kernels.hamiltonian import LocalHamiltonianMonteCarlo
 
@@ -99,7 +99,7 @@ def test_a_funnel_from_a_gaussian(monkeypatch):
     share = np.mean(draws.states.numpy()[:, 0] < -3.0)  # exact: .159, standard error .012 or more
     assert abs(draws.log_normalizer.value) < 0.15 and abs(share - 0.159) < 0.08
     # without other bases, the draws have not reached the narrow part, and the verdict says so
-    monkeypatch.setattr(particle_sampler, "_MAX_REFITS", 0)
+    monkeypatch.setattr(particle_runs, "_MAX_REFITS", 0)
     draws = run()
     assert np.mean(draws.states.numpy()[:, 0] < -3.0) < 0.11
     assert any("further moves shift" in sentence for sentence in draws.trouble)

@@ -119,7 +119,7 @@ def test_a_lost_mode_is_found_and_cured(monkeypatch):
         mcmc.sequential_monte_carlo, target, matched(target), num_samples=1000, seed=7, jit_compile=False
     )
     draws = run()
-    assert len(verdicts) == 2 and any("miss a mode" in sentence for sentence in verdicts[0])
+    assert any("miss a mode" in sentence for one in verdicts for sentence in one) and verdicts[-1] == ()
     # at least 300 effective draws: standard error of the share at most .03
     assert draws.trouble == () and abs(np.mean(target.modes(draws.states)) - 0.7) < 0.1
     assert abs(draws.log_normalizer.value) < 4 * draws.log_normalizer.standard_error < 0.2

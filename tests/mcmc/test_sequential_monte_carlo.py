@@ -136,18 +136,22 @@ def test_a_target_equal_to_the_base_needs_no_annealing_and_has_no_error():
     assert draws.states.shape == (20, 2) and draws.num_particles == 1024
 
 
-@pytest.fixture(scope="module")
-def two_modes():
-    """A target with two modes far from its base, and the draws of one seed."""
+@pytest.fixture(scope="module", params=["fitted", "annealed"])
+def two_modes(request):
+    """A target with two modes far from its base, and the draws of one seed, by either way."""
     target, base = targets.two_gaussians(tf.float64), wide(2, 4.0)
-    return target, base, run(target.log_prob, base, num_samples=2000, seed=5)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "annealed":
+            patch.setattr(particle_sampler, "_suffices", lambda weights: False)
+        draws = run(target.log_prob, base, num_samples=2000, seed=5)
+        assert (len(draws.inverse_temperatures) > 3) == (request.param == "annealed")
+        yield target, base, draws
 
 
 @pytest.mark.slow
 def test_shares_and_log_normalizer_of_two_modes(two_modes):
     draws = two_modes[2]
     share = np.mean(draws.states.numpy()[:, 0] > 0)
-    assert len(draws.inverse_temperatures) > 3  # it was annealed
     assert draws.trouble == () and draws.states.shape == (2000, 2)
     # about 1000 effective draws: standard error .015
     assert abs(share - 0.7) < 0.06 and abs(draws.shares.values[0] - 0.7) < 0.06

@@ -151,6 +151,7 @@ def verdict(
     missed: Sequence[Missed] = (),
     drift: float = 0.0,
     min_accept: float = MIN_ACCEPT,
+    leniency: float = 1.0,
 ) -> tuple[str, ...]:
     """Returns the sentences of `Draws.trouble`.
 
@@ -166,7 +167,9 @@ def verdict(
       missed: modes that the draws have missed, those of the largest shares first.
       drift: the shift of a coordinate's mean by further moves, in its standard deviations; 0 if it is not significant.
       min_accept: the least acceptance that is no trouble.
+      leniency: how many times more the shares and means of groups may differ.
     """
+    max_r_hat = float(np.sqrt(1.0 + leniency * (MAX_NESTED_R_HAT**2 - 1.0)))
     sentences: list[str] = []
 
     def add(condition: Any, sentence: str) -> None:
@@ -181,7 +184,7 @@ def verdict(
             f"{one.share:.2g}, but {one.share_of_draws:.2g} of the draws lie there; {cure}."
         )
     add(
-        not share_ess >= MIN_SHARE_ESS,
+        not leniency * share_ess >= MIN_SHARE_ESS,
         f"The shares of the modes are not known: independent groups of particles disagree on them as if there were "
         f"{share_ess:.0f} independent draws (share of the most uncertain cluster: {shares.values[worst]:.2g} ± "
         f"{shares.standard_errors[worst]:.1g}); {cure}.",
@@ -206,8 +209,8 @@ def verdict(
         "of very different widths, or no finite gradient in places (under XLA also where it has one in graph mode).",
     )
     add(
-        not r_hat <= MAX_NESTED_R_HAT,
-        f"Independent groups of particles differ: nested R-hat is {r_hat:.2f}, above {MAX_NESTED_R_HAT}; {cure}.",
+        not r_hat <= max_r_hat,
+        f"Independent groups of particles differ: nested R-hat is {r_hat:.2f}, above {max_r_hat:.3g}; {cure}.",
     )
     weights = np.exp(log_normalizers - np.max(log_normalizers))
     group_ess = float(np.sum(weights) ** 2 / np.sum(weights**2) / len(weights))
@@ -279,6 +282,7 @@ def judged_draws(
     missed: Sequence[Missed] = (),
     drift: float = 0.0,
     min_accept: float = MIN_ACCEPT,
+    leniency: float = 1.0,
 ) -> Draws:
     """Returns draws from particles of equal weight, with the verdict on them.
 
@@ -293,7 +297,7 @@ def judged_draws(
       log_normalizer: as in `Draws`.
       has_boundary: whether the density may end at a boundary, where the identities of the gradient do not hold.
       shares, share_ess, inverse_temperatures, acceptance_rate, max_temperatures, num_faults, missed, drift,
-        min_accept: as for `verdict`.
+        min_accept, leniency: as for `verdict`.
     """
     points, num = x.numpy().astype(np.float64), len(groups)
     r_hat = nested_r_hat(np.concatenate([points, log_density[:, None]], 1), groups, num_groups)
@@ -314,6 +318,7 @@ def judged_draws(
         missed=missed,
         drift=drift,
         min_accept=min_accept,
+        leniency=leniency,
     )
     # particles at equal distances, in random order
     u = random.uniform([1 + num_samples], order_seed, tf.float64).numpy()

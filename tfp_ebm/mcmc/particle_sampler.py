@@ -1,10 +1,15 @@
-"""Runs of a sequential Monte Carlo sampler: passes, draws, their verdict, and more runs where something is missed."""
+"""A run of a sequential Monte Carlo sampler: passes, draws, and their verdict.
+
+If draws from the base do not suffice, a pilot of few particles is annealed. If its particles are sound, a density that
+is fitted to them, with a tenth of the base, is often near enough that its draws can be resampled by their importance
+weights; then they are the result. Else all particles are annealed, along the plan of the pilot.
+"""
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import keras
@@ -14,9 +19,10 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import random, serialization
 from tfp_ebm.mcmc.clusters import find_clusters
+from tfp_ebm.mcmc.copula import Copula, fit_copula
 from tfp_ebm.mcmc.draws import MIN_SHARE_ESS, Draws, judged_draws
-from tfp_ebm.mcmc.drift import NUM_ERRORS_OF_DOUBT, base_of_draws, is_uneven, shift
-from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, contracted, find_missed, find_regions, with_modes
+from tfp_ebm.mcmc.drift import NUM_ERRORS_OF_DOUBT, is_uneven, shift
+from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, contracted, find_missed, find_regions
 from tfp_ebm.mcmc.running.climb import climb
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
 from tfp_ebm.mcmc.running.particle_moves import least_accept
@@ -29,7 +35,7 @@ from tfp_ebm.mcmc.running.particle_state import (
     empty_plan,
     initial_particles,
 )
-from tfp_ebm.mcmc.running.particles import continue_pass, draw_and_weigh, log_density_and_gradient
+from tfp_ebm.mcmc.running.particles import continue_pass, draw_and_weigh, log_densities, log_density_and_gradient
 from tfp_ebm.mcmc.running.settling import settle
 from tfp_ebm.mcmc.weights import jackknife_of_log_mean, pareto_shape, resample
 from tfp_ebm.types import Estimate, TargetLogProbFn
@@ -53,67 +59,15 @@ _MIN_MASS = 0.2
 # Share of draws from the base at density zero above which the density may end at a boundary. The identities of the
 # gradient then do not hold.
 _MAX_ZEROS = 0.01
-# Moves that show whether draws drift; how often they are made, at least, where this is in doubt, and before a base is
-# fitted to the draws; and runs from such bases, at most.
-_NUM_SETTLING, _NUM_CHECKS, _NUM_DOUBTFUL, _NUM_BEFORE_FIT, _MAX_REFITS = 20, 2, 4, 10, 3
+# Moves that show whether draws drift; and how often they are made, at least, where this is in doubt, and before a base
+# is fitted to the draws.
+_NUM_SETTLING, _NUM_CHECKS, _NUM_DOUBTFUL, _NUM_BEFORE_FIT = 20, 2, 4, 10
 # Purposes of random numbers, folded into the seed.
-_PILOT, _BASE, _RESAMPLING, _FIRST_DRAWS, _FIRST, _SECOND_DRAWS, _SECOND, _ORDER, _CLUSTERS, _SEARCH, _AGAIN = range(11)
-_SETTLING, _REFIT = 11, 12
-
-
-def run_sampler(
-    target: TargetLogProbFn,
-    base: tfp.distributions.Distribution,
-    settings: Settings,
-    group_size: int,
-    seed: tf.Tensor,
-    jit_compile: bool | str,
-    num_samples: int,
-    anneals: bool = False,
-    progress: bool = False,
-) -> tuple[Draws, Sampler]:
-    """Returns draws and the sampler that made them.
-
-    Its base has Gaussians at modes if a first run missed some. If draws drift or seem to, or have another trouble and
-    an uneven scale, it has Gaussians fitted to them.
-
-    Args:
-      target, base, settings, group_size, seed, jit_compile, anneals, progress: as for `Sampler`.
-      num_samples: number of draws.
-    """
-    options = (jit_compile, anneals, progress)
-
-    def make(base: tfp.distributions.Distribution, seed: tf.Tensor) -> Sampler:
-        return Sampler(target, base, settings, group_size, seed, *options)
-
-    draws, sampler = _run_with_modes(make, base, seed, num_samples)
-    for number in range(_MAX_REFITS):
-        is_odd = sampler.is_uneven and bool(draws.trouble)
-        if not (sampler.drift or (number == 0 and (sampler.may_drift or is_odd))):
-            break
-        seed = random.fold_in(seed, _REFIT)
-        again = make(base_of_draws(sampler.settled(), base, int(seed.numpy()[0]) % 2**31), seed)
-        drawn = again.run(num_samples)
-        if not (sampler.drift or sampler.may_drift) and len(drawn.trouble) >= len(draws.trouble):
-            break
-        draws, sampler = drawn, again
-    return draws, sampler
-
-
-def _run_with_modes(
-    make: Callable[[tfp.distributions.Distribution, tf.Tensor], Sampler],
-    base: tfp.distributions.Distribution,
-    seed: tf.Tensor,
-    num_samples: int,
-) -> tuple[Draws, Sampler]:
-    """Returns draws and their sampler, whose base has Gaussians at modes if a first run missed some."""
-    first = make(base, seed)
-    draws = first.run(num_samples)
-    if not first.missed and not first.modes_may_help:
-        return draws, first
-    second = make(with_modes(base, first.regions), random.fold_in(seed, _AGAIN))
-    again = second.run(num_samples)
-    return (again, second) if first.missed or len(again.trouble) <= len(draws.trouble) else (draws, first)
+_PILOT, _BASE, _RESAMPLING, _FIRST_DRAWS, _FIRST, _SECOND_DRAWS, _SECOND, _ORDER, _CLUSTERS, _SEARCH = range(10)
+_SETTLING, _JUDGED, _FITTED = 11, 13, 14
+# The share of the base in proposals from a density fitted to a pilot's particles, by how many standard errors the two
+# estimates of log Z may differ, and the leniency towards the pilot: weights correct the shares of modes that it has.
+_BASE_SHARE, _MAX_ERRORS, _LENIENCY = 0.1, 4.0, 5.0
 
 
 class Sampler:
@@ -175,12 +129,9 @@ class Sampler:
                 f"number at all of {number} draws."
             )
         self._has_boundary = bool(np.mean(~np.isfinite(log_ratio)) > _MAX_ZEROS)
-        weights = np.exp(log_ratio - log_ratio.max())
-        shape = pareto_shape(weights)
-        ess = np.sum(weights) ** 2 / np.sum(weights**2)
-        is_near = not shape >= _MAX_SHAPE and ess >= _MIN_BASE_ESS * number  # NaN for equal weights
-        if is_near and not self._anneals:
-            return self._resampled_from_base(number, num_samples)
+        if _suffices(log_ratio) and not self._anneals:
+            x, log_ratio = self._from_base(number, _BASE)  # not those by which the base was judged
+            return self._resampled(x, log_ratio, log_ratio, num_samples)
         return self._annealed(num_samples)
 
     def annealing_plan(self) -> Plan:
@@ -189,44 +140,76 @@ class Sampler:
             raise ValueError("the particles were not annealed.")
         return self._plan
 
-    def _resampled_from_base(self, number: int, num_samples: int) -> Draws:
-        """Draws by importance resampling of draws from the base, other than those by which the base was judged."""
-        x, log_ratio = self._from_base(number, _BASE)
-        num_groups = self.settings.num_groups
-        value, error = jackknife_of_log_mean(log_ratio)
-        weights = np.exp(log_ratio - log_ratio.max())
-        ess = float(np.sum(weights) ** 2 / np.sum(weights**2))
-        grouped = np.logaddexp.reduce(log_ratio.reshape(num_groups, -1), 1) - np.log(number // num_groups)
+    def _resampled(self, x: tf.Tensor, log_weights: np.ndarray, log_ratio: np.ndarray, num_samples: int) -> Draws:
+        """Draws by importance resampling of proposals, whose h is `log_ratio`."""
+        number, num_groups = len(log_weights), self.settings.num_groups
+        value, error = jackknife_of_log_mean(log_weights)
+        grouped = np.logaddexp.reduce(log_weights.reshape(num_groups, -1), 1) - np.log(number // num_groups)
         u = random.uniform([1], self._fold(_RESAMPLING), tf.float64)
-        index = resample(tf.constant(log_ratio)[None], u, self._num)[0]
+        index = resample(tf.constant(log_weights)[None], u, self._num)[0]
         particles = self._start(tf.gather(x, index), log_ratio[index.numpy()], beta=1.0)
         particles = particles._replace(groups=index // (number // num_groups), ancestors=index)
         most = min(self.settings.num_last_moves, _MAX_MOVES_AFTER_BASE)
         self.settings = self.settings._replace(num_last_moves=most)
         passed = self._pass(particles, None, self._first_log_step_size, _SECOND, pays=False)
-        return self._draws(passed, Estimate(value, error, ess, grouped), num_samples)
+        return self._draws(passed, Estimate(value, error, _effective(log_weights), grouped), num_samples)
 
     def _annealed(self, num_samples: int) -> Draws:
-        """Draws by two passes from base to target."""
+        """Draws by a pass from base to target, and by a density fitted to its particles or by a second pass."""
         groups = self.settings.num_groups
         pilot = min(self._num, -(-_MAX_PILOT // groups) * groups)
         particles = self._start(*self._from_base(pilot, _FIRST_DRAWS), beta=0.0)
-        plan = self._pass(particles, None, self._first_log_step_size, _FIRST).plan
+        first = self._pass(particles, None, self._first_log_step_size, _FIRST)
+        if not self._anneals and (draws := self._from_fitted(first, num_samples)) is not None:
+            return draws
         particles = self._start(*self._from_base(self._num, _SECOND_DRAWS), beta=0.0)
-        passed = self._pass(particles, plan, 0.0, _SECOND)
-        self._plan = Plan(*(part[: passed.num_stages] for part in plan))
-        log_normalizers = passed.particles.log_normalizers.numpy()
-        value, error = jackknife_of_log_mean(log_normalizers)
-        error = float(np.maximum(error, np.sqrt(passed.relative_variance.numpy())))
-        return self._draws(passed, Estimate(value, error, float(passed.ess), log_normalizers), num_samples)
+        passed = self._pass(particles, first.plan, 0.0, _SECOND)
+        self._plan = Plan(*(part[: passed.num_stages] for part in first.plan))
+        return self._draws(passed, _estimate_of(passed), num_samples)
 
-    def _draws(self, passed: Passed, log_normalizer: Estimate, num_samples: int) -> Draws:
-        """Returns the draws of a pass, and judges them."""
+    def _from_fitted(self, pilot: Passed, num_samples: int) -> Draws | None:
+        """Draws by a density fitted to the particles of a pass; None if they or it are not good enough."""
+        estimate = _estimate_of(pilot)
+        if self._draws(pilot, estimate, 1, is_pilot=True).trouble:
+            return None
+        fitted, number = fit_copula(pilot.particles.x.numpy().astype(np.float64)), _DRAWS_PER_PARTICLE * self._num
+        if not _suffices(self._from_copula(fitted, number, _JUDGED)[1]):
+            return None
+        x, log_weights, log_ratio = self._from_copula(fitted, number, _FITTED)
+        value, error = jackknife_of_log_mean(log_weights)
+        if not abs(value - estimate.value) <= _MAX_ERRORS * np.hypot(error, estimate.standard_error):
+            return None
+        return self._resampled(x, log_weights, log_ratio, num_samples)
+
+    def _from_copula(self, fitted: Copula, number: int, purpose: int) -> tuple[tf.Tensor, np.ndarray, np.ndarray]:
+        """Returns proposals, a share of them from the base in each group, their log weights and their h."""
+        size, groups = number // self.settings.num_groups, self.settings.num_groups
+        from_base = max(1, round(_BASE_SHARE * size))
+        z = random.normal([number, self._size], self._fold(purpose), tf.float64).numpy()
+        x = fitted.draw(z).reshape(groups, size, -1)
+        x[:, :from_base] = self._from_base(from_base * groups, purpose)[0].numpy().reshape(groups, from_base, -1)
+        proposals = tf.constant(x.reshape(number, -1), self.base.dtype)
+        log_fitted = fitted.log_prob(proposals.numpy().astype(np.float64))
+        base, shares = self.base, np.log([1 - from_base / size, from_base / size])
+        key: Hashable = ("log_densities", self._key)
+        make = functools.partial(Compiled, log_densities)
+        found = find_compiled(self._target, key, lambda resolve: make(resolve, base))(proposals)
+        log_target, log_base = (part.numpy() for part in found)
+        is_bad = np.isnan(log_target) | (log_target == np.inf)
+        self._num_faults += int(is_bad.sum())
+        log_target[is_bad] = -np.inf
+        zero = np.isneginf(log_target)
+        log_proposal = np.logaddexp(shares[0] + log_fitted, shares[1] + log_base)
+        with np.errstate(invalid="ignore"):
+            return proposals, *(np.where(zero, -np.inf, log_target - part) for part in (log_proposal, log_base))
+
+    def _draws(self, passed: Passed, log_normalizer: Estimate, num_samples: int, is_pilot: bool = False) -> Draws:
+        """Returns the draws of a pass, and judges them; with those of a pilot, nothing is searched for."""
         particles, num_groups = passed.particles, self.settings.num_groups
         x, groups = particles.x.numpy().astype(np.float64), particles.groups.numpy()
         clusters_seed = int(random.fold_in(self._seed, _CLUSTERS).numpy()[0]) % 2**31
         shares, share_ess = find_clusters(x, groups, num_groups, self._log_density, clusters_seed)
-        log_density, gradient = self._at(particles.x)
+        log_density, gradient = self._at_any(x)
         stages = int(passed.num_stages)
         betas, rates, moves = (
             part.numpy()[:stages] for part in (passed.plan.betas, passed.accept, passed.plan.num_moves)
@@ -235,8 +218,9 @@ class Sampler:
             both = np.average(rates[-2:], weights=moves[-2:])
             betas, rates = betas[:-1], np.append(rates[:-2], both)
         inverse_temperatures: np.ndarray = np.append(0.0, betas)
-        self._search(x, log_normalizer, share_ess)
-        self._find_drift(particles, gradient, passed.plan.scales[stages - 1], passed.log_step_size)
+        if not is_pilot:
+            self._search(x, log_normalizer, share_ess)
+            self._find_drift(particles, gradient, passed.plan.scales[stages - 1], passed.log_step_size)
         return judged_draws(
             particles.x,
             groups,
@@ -258,6 +242,7 @@ class Sampler:
             has_boundary=self._has_boundary,
             missed=self.missed,
             drift=self.drift,
+            leniency=_LENIENCY if is_pilot else 1.0,
         )
 
     def _find_drift(
@@ -385,3 +370,25 @@ class Sampler:
         )
         found.is_xla = is_xla
         return found
+
+
+def _effective(log_weights: np.ndarray) -> float:
+    """Returns (Σw)²/Σw²."""
+    weights = np.exp(log_weights - log_weights.max())
+    return float(np.sum(weights) ** 2 / np.sum(weights**2))
+
+
+def _suffices(log_weights: np.ndarray) -> bool:
+    """Returns whether draws of these weights can be resampled."""
+    if not np.isfinite(log_weights).any():
+        return False
+    shape = pareto_shape(np.exp(log_weights - log_weights.max()))  # NaN for equal weights
+    return bool(not shape >= _MAX_SHAPE and _effective(log_weights) >= _MIN_BASE_ESS * len(log_weights))
+
+
+def _estimate_of(passed: Passed) -> Estimate:
+    """Returns log Z of a pass, with the larger of two standard errors."""
+    log_normalizers = passed.particles.log_normalizers.numpy()
+    value, error = jackknife_of_log_mean(log_normalizers)
+    error = float(np.maximum(error, np.sqrt(passed.relative_variance.numpy())))
+    return Estimate(value, error, float(passed.ess), log_normalizers)

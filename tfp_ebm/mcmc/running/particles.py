@@ -57,6 +57,14 @@ def log_density_and_gradient(
     return tf.cast(value, tf.float64), tf.cast(gradient, tf.float64)
 
 
+def log_densities(
+    resolve: Callable[[], TargetLogProbFn], base: tfp.distributions.Distribution, x: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns log f and log b at flat states, float64 `[n]`."""
+    log_target, log_base = Bridge(resolve(), base).both(x)
+    return tf.cast(log_target, tf.float64), tf.cast(log_base, tf.float64)
+
+
 def draw_and_weigh(
     resolve: Callable[[], TargetLogProbFn], base: tfp.distributions.Distribution, num: int, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
