@@ -256,7 +256,9 @@ noisy = test + noise * scale * np.random.default_rng(1).normal(size=test.shape).
 slope = -digits.given(noise).score(noisy).numpy()
 denoised = noisy - (noise * scale) ** 2 * slope
 errors = {name: float(np.sqrt(np.mean((y - test) ** 2))) for name, y in (("noisy", noisy), ("denoised", denoised))}
-drawn = ebm.EnergyDistribution(digits.given(0.05)).draw(size(256, 16), seed=0, num_levels=size(150, 6), num_last_moves=5)
+drawn = ebm.EnergyDistribution(digits.given(0.05)).draw(
+    size(256, 16), seed=0, num_levels=size(150, 6), num_last_moves=5
+)
 digits_log_z = drawn.log_normalizer
 print({name: round(value, 3) for name, value in errors.items()})
 print(f"log Z by draws {digits_log_z.value:.1f} ± {digits_log_z.standard_error:.1f} nats, in 64 dimensions")
