@@ -39,12 +39,13 @@ class Draws:
       states: the draws, all of the same weight and in random order, `[num_samples, *event]`.
       log_normalizer: estimate of log Z, Z = ∫ exp(target_log_prob_fn(x)) dx. Its standard error is the
         larger of the jackknife's over groups and of that from the descent of the particles (Lee & Whiteley 2018); for
-        draws from the base, the jackknife's over weights. Its `ess` is the effective number of weighted draws; its
-        `log_weights` are the estimates of log Z from each group, `[num_groups]`.
+        draws that were resampled by their weights alone, the jackknife's over these. Its `ess` is the effective number
+        of weighted draws; its `log_weights` are the estimates of log Z from each group, `[num_groups]`.
       inverse_temperatures: from 0 (the base) to 1 (the target), `[K + 1]`; `[1]` for a network that draws exactly.
       acceptance_rate: mean acceptance of the trajectories at each temperature after the first, `[K]`.
       num_particles: number of particles, from which the draws are taken.
-      num_ancestors: number of distinct draws from the base from which the particles descend.
+      num_ancestors: number of distinct draws from the base, or from a density fitted to a pilot's particles, from which
+        the particles descend.
       shares: the shares of clusters of particles, over all and in each group, with their errors and effective numbers
         of draws.
       rhat: the largest nested R̂ of the target's log density and of the coordinates (Margossian et al. 2024):

@@ -185,7 +185,8 @@ class Sampler:
         """Returns proposals, a share of them from the base in each group, their log weights and their h."""
         size, groups = number // self.settings.num_groups, self.settings.num_groups
         from_base = max(1, round(_BASE_SHARE * size))
-        z = random.normal([number, self._size], self._fold(purpose), tf.float64).numpy()
+        seed = random.fold_in(self._fold(purpose), 1)  # draws from the base have the other one
+        z = random.normal([number, self._size], seed, tf.float64).numpy()
         x = fitted.draw(z).reshape(groups, size, -1)
         x[:, :from_base] = self._from_base(from_base * groups, purpose)[0].numpy().reshape(groups, from_base, -1)
         proposals = tf.constant(x.reshape(number, -1), self.base.dtype)
@@ -196,7 +197,7 @@ class Sampler:
         found = find_compiled(self._target, key, lambda resolve: make(resolve, base))(proposals)
         log_target, log_base = (part.numpy() for part in found)
         is_bad = np.isnan(log_target) | (log_target == np.inf)
-        self._num_faults += int(is_bad.sum())
+        self._num_faults += int(is_bad.reshape(groups, size)[:, from_base:].sum())  # the others are counted
         log_target[is_bad] = -np.inf
         zero = np.isneginf(log_target)
         log_proposal = np.logaddexp(shares[0] + log_fitted, shares[1] + log_base)
