@@ -9,8 +9,8 @@ network the expectations are the means of our runs.
 
 BlackJAX chooses the temperatures, by the same effective sample size, but neither step sizes nor numbers of moves: it
 makes three moves of six leapfrog steps at each temperature, with each of some step sizes, in units of the standard
-deviations of the base, and its best counts. Ours chooses its moves, of four to eight leapfrog steps, and where the base
-is near enough resamples draws from it instead of annealing.
+deviations of the base, and its best counts. Ours chooses its moves, of four to eight leapfrog steps, and resamples
+draws from the base, or from a density fitted to fewer particles, where these are near enough, instead of annealing all.
 
     python benchmarks/particles.py [--cases two_moons] [--runs 24] [--json out.json]
 
