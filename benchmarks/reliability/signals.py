@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -50,6 +51,9 @@ def started(arguments, log):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         unfinished._SECONDS = backup._SECONDS = 0.1
         status = command_line([str(argument) for argument in arguments])
+    except BaseException:  # what Python would print, were this not a fork
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(status)
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import keras
 import numpy as np
@@ -173,3 +174,33 @@ def test_a_full_disk_loses_nothing_that_was_saved(table, tmp_path, monkeypatch, 
     assert any("no backup could be written to" in line and "No space left" in line for line in lines)
     assert "No space left on device" in lines[-1] and "--resume" in lines[-1]
     assert saved == [1, 2, 2] and [path.name for path in tmp_path.iterdir()] == ["run.training"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+@pytest.mark.parametrize("kind", [RuntimeError, OSError])
+def test_an_interrupt_that_c_code_turned_into_another_error(number, code, word, kind, monkeypatch, capsys):
+    """As by HDF5, whose writing calls Python; the same error without a signal is what it is."""
+
+    def interrupted(options):
+        try:
+            if sends:
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+        except BaseException:
+            pass
+        raise kind("unable to write")
+
+    monkeypatch.setattr("tfp_ebm.cli.sample.sample", interrupted)
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    sends = True
+    assert main(["sample", "no/such/run"]) == code
+    assert capsys.readouterr().err.endswith(f"{word} ({kind.__name__}: unable to write). Nothing was written.\n")
+    assert before == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    sends = False
+    if kind is OSError:
+        assert main(["sample", "no/such/run"]) == 2
+    else:
+        with pytest.raises(RuntimeError, match="unable to write"):
+            main(["sample", "no/such/run"])

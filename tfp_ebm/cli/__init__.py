@@ -21,7 +21,7 @@ from tfp_ebm.cli.messages import (
     out_of_memory,
     quiet_tensorflow,
     say,
-    termination_raises,
+    signals_raise,
     warnings_on_one_line,
 )
 from tfp_ebm.cli.options import make_parser
@@ -44,10 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = argparse.Namespace()
+    raised: set[type[BaseException]] = set()
     try:
         options = make_parser().parse_args(arguments)
         options.command_line = ["tfp-ebm", *arguments]
-        with quiet_tensorflow(), warnings_on_one_line(), termination_raises():
+        with quiet_tensorflow(), warnings_on_one_line(), signals_raise() as raised:
             if options.command == "fit":
                 from tfp_ebm.cli.fit import fit as command
             elif options.command == "sample":
@@ -57,22 +58,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 from tfp_ebm.cli.outliers import outliers as command
             is_good = command(options)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        say("error", f"{error}{_kept(options)}")
-        return 2
-    except KeyboardInterrupt:
-        say("error", f"interrupted.{_kept(options) or ' Nothing was written.'}")
-        return 130
-    except Terminated:
-        say("error", f"terminated.{_kept(options) or ' Nothing was written.'}")
-        return 143
+    except (KeyboardInterrupt, Terminated) as error:
+        return _stopped({type(error)}, "", options)
     except Exception as error:
-        message = out_of_memory(error, options.command)
-        if not message:
+        if raised:  # C code may turn an interrupt into another exception
+            return _stopped(raised, f" ({type(error).__name__}: {error})".splitlines()[0], options)
+        is_input = isinstance(error, ValueError | TypeError | OSError | ImportError)
+        message = str(error) if is_input else out_of_memory(error, options.command)
+        if not message and not is_input:
             raise
         say("error", f"{message}{_kept(options)}")
         return 2
     return 0 if is_good else 3
+
+
+def _stopped(raised: set[type[BaseException]], detail: str, options: argparse.Namespace) -> int:
+    """Says that a signal has ended the command, and returns the exit code."""
+    word, code = ("terminated", 143) if Terminated in raised else ("interrupted", 130)
+    say("error", f"{word}{detail}.{_kept(options) or ' Nothing was written.'}")
+    return code
 
 
 def _kept(options: argparse.Namespace) -> str:

@@ -20,20 +20,34 @@ class Terminated(BaseException):
 
 
 @contextlib.contextmanager
-def termination_raises() -> Iterator[None]:
-    """Raises `Terminated` at SIGTERM, inside the context; only the main thread can."""
+def signals_raise() -> Iterator[set[type[BaseException]]]:
+    """Raises `Terminated` at SIGTERM, and KeyboardInterrupt at Ctrl-C, inside the context; only the main thread can.
+
+    Yields the set of those that were raised: where a library calls Python from C, as HDF5 does, another exception may
+    come of one. A handler of Ctrl-C that is not Python's own stays.
+    """
+    raised: set[type[BaseException]] = set()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield raised
         return
 
     def terminate(*_: Any) -> None:
+        raised.add(Terminated)
         raise Terminated
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    def interrupt(*_: Any) -> None:
+        raised.add(KeyboardInterrupt)
+        raise KeyboardInterrupt
+
+    handlers = {signal.SIGTERM: terminate}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        handlers[signal.SIGINT] = interrupt
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
+        yield raised
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def flag(name: str) -> str:
