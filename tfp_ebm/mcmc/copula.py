@@ -1,9 +1,10 @@
 """A density fitted to draws: a Gaussian copula with smoothed margins, as a base from which better draws come.
 
 Let Fⱼ be the distribution function of coordinate j, from a kernel density estimate. zⱼ = Φ⁻¹(Fⱼ(xⱼ)) is normal then.
-The joint density of these is taken as N(0, R), with the correlations of the draws halfway shrunk to zero: of few draws
-in many coordinates they are uncertain. The density of x is N(z; 0, R) ∏ⱼ fⱼ(xⱼ)/φ(zⱼ). It has the modes of each
-coordinate, which no mixture of a moderate number of Gaussians has in many coordinates, and drawing is direct.
+The joint density of these is taken as N(0, R), with the correlations of the draws shrunk towards zero (Ledoit & Wolf
+2004): of few draws in many coordinates they are uncertain. The density of x is N(z; 0, R) ∏ⱼ fⱼ(xⱼ)/φ(zⱼ). It has the
+modes of each coordinate, which no mixture of a moderate number of Gaussians has in many coordinates, and drawing is
+direct.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import scipy.special
 # Cells of a margin; the width of its kernel, of which Silverman's rule has .9; the share of a wider normal in it, and
 # the width of that one.
 _NUM_CELLS, _WIDTH, _WIDE_SHARE, _WIDE = 512, 0.55, 0.03, 1.5
-# Share of the identity in the correlations.
-_SHRINKAGE = 0.5
+# Added to the variances of z, so that equal coordinates have a density.
+_SMALLEST = 1e-6
 # Limit of z, so that Φ(z) is below 1.
 _MAX_Z = 7.0
 
@@ -60,7 +61,7 @@ class Copula(NamedTuple):
 
 
 def fit_copula(x: np.ndarray) -> Copula:
-    """Fits the density to draws `[n, d]`.
+    """Fits the density to draws `[n, d]`, which must vary in each coordinate.
 
     >>> import math
     >>> x = np.random.default_rng(0).normal(size=(2000, 2)) * [1.0, 3.0]
@@ -69,6 +70,8 @@ def fit_copula(x: np.ndarray) -> Copula:
     >>> bool(abs(np.mean(fitted.log_prob(x) - exact)) < 0.05)
     True
     """
+    from sklearn.covariance import ledoit_wolf
+
     num, size = x.shape
     deviation = np.maximum(x.std(0), 1e-300)
     quartiles = np.subtract(*np.percentile(x, [75, 25], axis=0)) / 1.34
@@ -93,5 +96,7 @@ def fit_copula(x: np.ndarray) -> Copula:
     column = np.arange(size)
     below, above = cumulative[column, cell], cumulative[column, cell + 1]
     scores = scipy.special.ndtri(below + (place - cell) * (above - below))
-    correlations = np.corrcoef(scores.T)
-    return fitted._replace(factor=np.linalg.cholesky((1 - _SHRINKAGE) * correlations + _SHRINKAGE * np.eye(size)))
+    shrunk, _ = ledoit_wolf(scores / scores.std(0))
+    shrunk += _SMALLEST * np.eye(size)
+    deviations = np.sqrt(np.diag(shrunk))
+    return fitted._replace(factor=np.linalg.cholesky(shrunk / np.outer(deviations, deviations)))

@@ -170,16 +170,17 @@ class Sampler:
     def _from_fitted(self, pilot: Passed, num_samples: int) -> Draws | None:
         """Draws by a density fitted to the particles of a pass; None if they or it are not good enough."""
         estimate = _estimate_of(pilot)
-        if self._draws(pilot, estimate, 1, is_pilot=True).trouble:
+        x = pilot.particles.x.numpy().astype(np.float64)
+        if self._draws(pilot, estimate, 1, is_pilot=True).trouble or not (np.ptp(x, 0) > 0).all():
             return None
-        fitted, number = fit_copula(pilot.particles.x.numpy().astype(np.float64)), _DRAWS_PER_PARTICLE * self._num
+        fitted, number = fit_copula(x), _DRAWS_PER_PARTICLE * self._num
         if not _suffices(self._from_copula(fitted, number, _JUDGED)[1]):
             return None
-        x, log_weights, log_ratio = self._from_copula(fitted, number, _FITTED)
+        proposals, log_weights, log_ratio = self._from_copula(fitted, number, _FITTED)
         value, error = jackknife_of_log_mean(log_weights)
         if not abs(value - estimate.value) <= _MAX_ERRORS * np.hypot(error, estimate.standard_error):
             return None
-        return self._resampled(x, log_weights, log_ratio, num_samples)
+        return self._resampled(proposals, log_weights, log_ratio, num_samples)
 
     def _from_copula(self, fitted: Copula, number: int, purpose: int) -> tuple[tf.Tensor, np.ndarray, np.ndarray]:
         """Returns proposals, a share of them from the base in each group, their log weights and their h."""
