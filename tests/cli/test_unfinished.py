@@ -1,5 +1,6 @@
 """Trainings of the command line that are interrupted, terminated or without memory, and continued by `--resume`."""
 
+import functools
 import json
 import os
 import shutil
@@ -180,7 +181,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(table, tmp_path, monkeypatch, 
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 @pytest.mark.parametrize("kind", [RuntimeError, OSError])
-def test_an_interrupt_that_c_code_turned_into_another_error(number, code, word, kind, monkeypatch, capsys):
+def test_an_interrupt_that_c_code_turned_into_another_error(number, code, word, kind, monkeypatch, capsys, request):
     """As by HDF5, whose writing calls Python; the same error without a signal is what it is."""
 
     def interrupted(options):
@@ -193,6 +194,8 @@ def test_an_interrupt_that_c_code_turned_into_another_error(number, code, word, 
         raise kind("unable to write")
 
     monkeypatch.setattr("tfp_ebm.cli.sample.sample", interrupted)
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     sends = True
     assert main(["sample", "no/such/run"]) == code
