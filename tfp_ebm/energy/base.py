@@ -46,6 +46,11 @@ def gaussian(loc: Any, scale: Any, event_shape: tuple[int, ...]) -> tfp.distribu
         flat = tfd.MultivariateNormalTriL(loc=loc, scale_tril=scale)
     else:
         flat = tfd.MultivariateNormalDiag(loc=loc, scale_diag=scale)
+    return over_events(flat, event_shape)
+
+
+def over_events(flat: tfp.distributions.Distribution, event_shape: tuple[int, ...]) -> tfp.distributions.Distribution:
+    """Returns a distribution over vectors as one over states of `event_shape`."""
     return flat if len(event_shape) == 1 else tfd.TransformedDistribution(flat, tfb.Reshape(event_shape))
 
 
@@ -174,7 +179,7 @@ def mixture_distribution(
         tfd.Categorical(probs=tf.constant(mixture.probs, dtype)),
         tfd.MultivariateNormalTriL(tf.constant(mixture.loc, dtype), tf.constant(mixture.scale_tril, dtype)),
     )
-    return flat if len(event_shape) == 1 else tfd.TransformedDistribution(flat, tfb.Reshape(event_shape))
+    return over_events(flat, event_shape)
 
 
 class GaussianBase(keras.layers.Layer):

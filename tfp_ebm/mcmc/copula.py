@@ -45,15 +45,20 @@ class Copula(NamedTuple):
         cells = self.width[:, None] * np.arange(_NUM_CELLS + 1) + self.low[:, None]
         return np.stack([np.interp(*parts) for parts in zip(u.T, self.cumulative, cells, strict=True)], 1)
 
-    def log_prob(self, x: np.ndarray) -> np.ndarray:
-        """Returns the log density of rows `[n, d]`; −∞ outside of the margins."""
+    def scores(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns z and the masses of the cells, `[n, d]`, of rows `[n, d]`, and whether these are inside, `[n]`."""
         place = (x - self.low) / self.width
         is_inside = ((place >= 0) & (place < _NUM_CELLS)).all(1)
         cell = np.clip(place, 0, _NUM_CELLS - 1).astype(int)
         column = np.arange(x.shape[1])
         below = self.cumulative[column, cell]
         mass = self.cumulative[column, cell + 1] - below
-        z = scipy.special.ndtri(np.clip(below + (np.clip(place, 0, _NUM_CELLS) - cell) * mass, 1e-300, 1 - 1e-16))
+        u = below + (np.clip(place, 0, _NUM_CELLS) - cell) * mass
+        return scipy.special.ndtri(np.clip(u, 1e-300, 1 - 1e-16)), mass, is_inside
+
+    def log_prob(self, x: np.ndarray) -> np.ndarray:
+        """Returns the log density of rows `[n, d]`; −∞ outside of the margins."""
+        z, mass, is_inside = self.scores(x)
         white = scipy.linalg.solve_triangular(self.factor, z.T, lower=True)
         squares = 0.5 * (np.square(z).sum(1) - np.square(white).sum(0))
         log_density = np.log(mass / self.width).sum(1) + squares - np.log(np.diag(self.factor)).sum()
@@ -80,8 +85,7 @@ def fit_copula(x: np.ndarray) -> Copula:
     low = x.min(0) - 4 * kernel - deviation
     width = (x.max(0) + 4 * kernel + deviation - low) / _NUM_CELLS
     cumulative = np.zeros([size, _NUM_CELLS + 1])
-    place = (x - low) / width
-    cell = place.astype(int)
+    cell = ((x - low) / width).astype(int)
     for j in range(size):
         counts = np.bincount(cell[:, j], minlength=_NUM_CELLS).astype(np.float64)
         smooth = scipy.ndimage.gaussian_filter1d(counts, kernel[j] / width[j], mode="constant")
@@ -93,9 +97,7 @@ def fit_copula(x: np.ndarray) -> Copula:
     fitted = Copula(low, width, cumulative, np.eye(size))
     if size == 1:
         return fitted
-    column = np.arange(size)
-    below, above = cumulative[column, cell], cumulative[column, cell + 1]
-    scores = scipy.special.ndtri(below + (place - cell) * (above - below))
+    scores, _, _ = fitted.scores(x)
     shrunk, _ = ledoit_wolf(scores / scores.std(0))
     shrunk += _SMALLEST * np.eye(size)
     deviations = np.sqrt(np.diag(shrunk))

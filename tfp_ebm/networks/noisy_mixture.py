@@ -15,11 +15,11 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ebm.energy.base import gaussian, mixture_distribution
+from tfp_ebm.energy.base import gaussian, mixture_distribution, over_events
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters, fit_mixture
 from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT, DataMoments
 
-tfb, tfd = tfp.bijectors, tfp.distributions
+tfd = tfp.distributions
 # Leading coordinates, at most; rows for each coordinate of a component, at least, where all are leading ones and where
 # they are not; rows to which a mixture is fitted.
 _LEADING, _ROWS_PER_COORDINATE, _ROWS_PER_LEADING, _MAX_FITTED_ROWS = 50, 10, 2, 20_000
@@ -166,8 +166,7 @@ class NoisyMixture(keras.layers.Layer):
         leading = mixture_distribution(parts, self.dtype, (self.num_leading,))
         rest = tfd.MultivariateNormalDiag(tf.zeros_like(others), tf.sqrt(others))
         turn = Rotation(self.center.value, self.basis.value)
-        flat = tfd.TransformedDistribution(tfd.Blockwise([leading, rest]), turn)
-        return flat if len(event_shape) == 1 else tfd.TransformedDistribution(flat, tfb.Reshape(event_shape))
+        return over_events(tfd.TransformedDistribution(tfd.Blockwise([leading, rest]), turn), event_shape)
 
 
 class Rotation(tfp.bijectors.Bijector):
