@@ -92,5 +92,5 @@ def test_draws_by_a_density_fitted_to_the_pilot(monkeypatch):
     wrong = drawn().log_normalizer
     assert abs(wrong.value) > 4 * wrong.standard_error
     monkeypatch.undo()
-    monkeypatch.setattr(particle_sampler, "_suffices", lambda weights: False)
+    monkeypatch.setattr(particle_sampler, "suffices", lambda weights: False)
     assert len(drawn().inverse_temperatures) > 10

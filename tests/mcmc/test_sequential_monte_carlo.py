@@ -142,7 +142,7 @@ def two_modes(request):
     target, base = targets.two_gaussians(tf.float64), wide(2, 4.0)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "annealed":
-            patch.setattr(particle_sampler, "_suffices", lambda weights: False)
+            patch.setattr(particle_sampler, "suffices", lambda weights: False)
         draws = run(target.log_prob, base, num_samples=2000, seed=5)
         assert (len(draws.inverse_temperatures) > 3) == (request.param == "annealed")
         yield target, base, draws

@@ -1,8 +1,9 @@
 """A run of a sequential Monte Carlo sampler: passes, draws, and their verdict.
 
-If draws from the base do not suffice, a pilot of few particles is annealed. If its particles are sound, a density that
-is fitted to them, with a tenth of the base, is often near enough that its draws can be resampled by their importance
-weights; then they are the result. Else all particles are annealed, along the plan of the pilot.
+If draws from the base do not suffice, few particles are annealed in few steps. A density that is fitted to them, with a
+tenth of the base, is often near enough that its draws can be resampled by their importance weights; then they are the
+result. Else as many particles are annealed with all steps, as a pilot. If the density fitted to these does not suffice
+either, all particles are annealed, along the plan of the pilot.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_ebm import random, serialization
+from tfp_ebm.mcmc.adaptive_importance import Proposals, covers, effective_number, fit_by_weights, suffices
 from tfp_ebm.mcmc.clusters import find_clusters
-from tfp_ebm.mcmc.copula import Copula, fit_copula
+from tfp_ebm.mcmc.copula import Copula
 from tfp_ebm.mcmc.draws import MIN_SHARE_ESS, Draws, judged_draws
 from tfp_ebm.mcmc.drift import NUM_ERRORS_OF_DOUBT, is_uneven, shift
 from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, contracted, find_missed, find_regions
@@ -27,24 +29,32 @@ from tfp_ebm.mcmc.running.climb import climb
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
 from tfp_ebm.mcmc.running.particle_moves import least_accept
 from tfp_ebm.mcmc.running.particle_state import (
+    Effort,
     Particles,
     Passed,
     Plan,
     Settings,
     begun_pass,
     empty_plan,
+    full_effort,
     initial_particles,
 )
-from tfp_ebm.mcmc.running.particles import continue_pass, draw_and_weigh, log_densities, log_density_and_gradient
+from tfp_ebm.mcmc.running.particles import (
+    continue_pass,
+    draw_and_weigh,
+    log_density_and_gradient,
+)
 from tfp_ebm.mcmc.running.settling import settle
-from tfp_ebm.mcmc.weights import jackknife_of_log_mean, pareto_shape, resample
+from tfp_ebm.mcmc.weights import jackknife_of_log_mean, resample
 from tfp_ebm.types import Estimate, TargetLogProbFn
 
 # Particles at most in the pass that chooses the plan, of which no draws are returned.
 _MAX_PILOT = 1024
-# Draws from the base per particle, and when importance resampling of them suffices: the shape of the tail of their
-# weights, and their effective share.
-_DRAWS_PER_PARTICLE, _MAX_SHAPE, _MIN_BASE_ESS = 4, 0.5, 0.1
+# Draws from the base, or from a fitted density, per particle.
+_DRAWS_PER_PARTICLE = 4
+# Of the pass before the pilot: conditional effective sample size, moves at a temperature, least number of ancestors of
+# its particles, and the largest number of coordinates in which a density is fitted to so few.
+_QUICK_ESS, _QUICK_MOVES, _MIN_QUICK_ANCESTORS, _MAX_QUICK = 0.8, 5, 100, 128
 # Moves after importance resampling, at most.
 _MAX_MOVES_AFTER_BASE = 8
 # Largest number of coordinates for which XLA is faster, as in `running/compiled.py`.
@@ -65,9 +75,9 @@ _NUM_SETTLING, _NUM_CHECKS, _NUM_DOUBTFUL, _NUM_BEFORE_FIT = 20, 2, 4, 10
 # Purposes of random numbers, folded into the seed.
 _PILOT, _BASE, _RESAMPLING, _FIRST_DRAWS, _FIRST, _SECOND_DRAWS, _SECOND, _ORDER, _CLUSTERS, _SEARCH = range(10)
 _SETTLING, _JUDGED, _FITTED = 11, 13, 14
-# The share of the base in proposals from a density fitted to a pilot's particles, by how many standard errors the two
-# estimates of log Z may differ, and the leniency towards the pilot: weights correct the shares of modes that it has.
-_BASE_SHARE, _MAX_ERRORS, _LENIENCY = 0.1, 4.0, 5.0
+# By how many standard errors the log Z of a pilot's particles and of a density fitted to them may differ, and the
+# leniency towards the pilot: weights correct the shares of modes that it has.
+_MAX_ERRORS, _LENIENCY = 4.0, 5.0
 
 
 class Sampler:
@@ -129,7 +139,7 @@ class Sampler:
                 f"number at all of {number} draws."
             )
         self._has_boundary = bool(np.mean(~np.isfinite(log_ratio)) > _MAX_ZEROS)
-        if _suffices(log_ratio) and not self._anneals:
+        if suffices(log_ratio) and not self._anneals:
             x, log_ratio = self._from_base(number, _BASE)  # not those by which the base was judged
             return self._resampled(x, log_ratio, log_ratio, num_samples)
         return self._annealed(num_samples)
@@ -152,58 +162,53 @@ class Sampler:
         most = min(self.settings.num_last_moves, _MAX_MOVES_AFTER_BASE)
         self.settings = self.settings._replace(num_last_moves=most)
         passed = self._pass(particles, None, self._first_log_step_size, _SECOND, pays=False)
-        return self._draws(passed, Estimate(value, error, _effective(log_weights), grouped), num_samples)
+        return self._draws(passed, Estimate(value, error, effective_number(log_weights), grouped), num_samples)
 
     def _annealed(self, num_samples: int) -> Draws:
         """Draws by a pass from base to target, and by a density fitted to its particles or by a second pass."""
         groups = self.settings.num_groups
         pilot = min(self._num, -(-_MAX_PILOT // groups) * groups)
-        particles = self._start(*self._from_base(pilot, _FIRST_DRAWS), beta=0.0)
-        first = self._pass(particles, None, self._first_log_step_size, _FIRST)
-        if not self._anneals and (draws := self._from_fitted(first, num_samples)) is not None:
-            return draws
+        full = full_effort(self.settings)
+        quick = Effort(tf.minimum(_QUICK_ESS, full.conditional_ess), *(tf.minimum(_QUICK_MOVES, n) for n in full[1:]))
+        for effort in (quick, None)[self._anneals or self._size > _MAX_QUICK :]:
+            particles = self._start(*self._from_base(pilot, _FIRST_DRAWS), beta=0.0)
+            first = self._pass(particles, None, self._first_log_step_size, _FIRST, effort=effort)
+            draws = None if self._anneals else self._from_fitted(first, num_samples, is_quick=effort is quick)
+            if draws is not None:
+                return draws
         particles = self._start(*self._from_base(self._num, _SECOND_DRAWS), beta=0.0)
         passed = self._pass(particles, first.plan, 0.0, _SECOND)
         self._plan = Plan(*(part[: passed.num_stages] for part in first.plan))
         return self._draws(passed, _estimate_of(passed), num_samples)
 
-    def _from_fitted(self, pilot: Passed, num_samples: int) -> Draws | None:
+    def _from_fitted(self, pilot: Passed, num_samples: int, is_quick: bool) -> Draws | None:
         """Draws by a density fitted to the particles of a pass; None if they or it are not good enough."""
         estimate = _estimate_of(pilot)
         x = pilot.particles.x.numpy().astype(np.float64)
-        if self._draws(pilot, estimate, 1, is_pilot=True).trouble or not (np.ptp(x, 0) > 0).all():
+        if is_quick:
+            is_sound = len(np.unique(pilot.particles.ancestors)) >= _MIN_QUICK_ANCESTORS
+        else:
+            is_sound = not self._draws(pilot, estimate, 1, is_pilot=True).trouble
+        if not is_sound or not (np.ptp(x, 0) > 0).all():
             return None
-        fitted, number = fit_copula(x), _DRAWS_PER_PARTICLE * self._num
-        if not _suffices(self._from_copula(fitted, number, _JUDGED)[1]):
-            return None
-        proposals, log_weights, log_ratio = self._from_copula(fitted, number, _FITTED)
-        value, error = jackknife_of_log_mean(log_weights)
-        if not abs(value - estimate.value) <= _MAX_ERRORS * np.hypot(error, estimate.standard_error):
-            return None
-        return self._resampled(proposals, log_weights, log_ratio, num_samples)
 
-    def _from_copula(self, fitted: Copula, number: int, purpose: int) -> tuple[tf.Tensor, np.ndarray, np.ndarray]:
-        """Returns proposals, a share of them from the base in each group, their log weights and their h."""
-        size, groups = number // self.settings.num_groups, self.settings.num_groups
-        from_base = max(1, round(_BASE_SHARE * size))
-        seed = random.fold_in(self._fold(purpose), 1)  # draws from the base have the other one
-        z = random.normal([number, self._size], seed, tf.float64).numpy()
-        x = fitted.draw(z).reshape(groups, size, -1)
-        x[:, :from_base] = self._from_base(from_base * groups, purpose)[0].numpy().reshape(groups, from_base, -1)
-        proposals = tf.constant(x.reshape(number, -1), self.base.dtype)
-        log_fitted = fitted.log_prob(proposals.numpy().astype(np.float64))
-        base, shares = self.base, np.log([1 - from_base / size, from_base / size])
-        key: Hashable = ("log_densities", self._key)
-        make = functools.partial(Compiled, log_densities)
-        found = find_compiled(self._target, key, lambda resolve: make(resolve, base))(proposals)
-        log_target, log_base = (part.numpy() for part in found)
-        is_bad = np.isnan(log_target) | (log_target == np.inf)
-        self._num_faults += int(is_bad.reshape(groups, size)[:, from_base:].sum())  # the others are counted
-        log_target[is_bad] = -np.inf
-        zero = np.isneginf(log_target)
-        log_proposal = np.logaddexp(shares[0] + log_fitted, shares[1] + log_base)
-        with np.errstate(invalid="ignore"):
-            return proposals, *(np.where(zero, -np.inf, log_target - part) for part in (log_proposal, log_base))
+        def weigh(fitted: Copula, number_of_fit: int) -> tuple[np.ndarray, np.ndarray]:
+            draws = proposals.draw(fitted, random.fold_in(self._fold(_JUDGED), number_of_fit))
+            return draws.numpy().astype(np.float64), proposals.weigh(fitted, draws)[0]
+
+        groups = self.settings.num_groups
+        proposals = Proposals(self._target, self.base, groups, _DRAWS_PER_PARTICLE * self._num // groups)
+        fitted, log_weights = fit_by_weights(x, weigh)
+        value, error = jackknife_of_log_mean(log_weights)
+        agrees = abs(value - estimate.value) <= _MAX_ERRORS * np.hypot(error, estimate.standard_error)
+        covered = covers(log_weights, proposals.weigh(fitted, pilot.particles.x)[0])
+        # what is decided by these draws does not bias log Z of others
+        if not (suffices(log_weights) and agrees and covered):
+            return None
+        draws = proposals.draw(fitted, self._fold(_FITTED))
+        weighed = proposals.weigh(fitted, draws)
+        self._num_faults += proposals.num_faults
+        return self._resampled(draws, *weighed, num_samples)
 
     def _draws(self, passed: Passed, log_normalizer: Estimate, num_samples: int, is_pilot: bool = False) -> Draws:
         """Returns the draws of a pass, and judges them; with those of a pilot, nothing is searched for."""
@@ -338,18 +343,25 @@ class Sampler:
         return log_density, gradient
 
     def _pass(
-        self, particles: Particles, plan: Plan | None, log_step_size: float, purpose: int, pays: bool = True
+        self,
+        particles: Particles,
+        plan: Plan | None,
+        log_step_size: float,
+        purpose: int,
+        pays: bool = True,
+        effort: Effort | None = None,
     ) -> Passed:
         """Runs a compiled pass; `pays` is whether XLA saves more time than its compilation takes."""
         given = plan or empty_plan(self.settings, self._size, self.base.dtype)
         loop = XlaOrGraph(self._find_pass, self._jit_compile, pays and self._size <= _XLA_MAX_EVENT_SIZE)
         passed = begun_pass(self.settings, particles, given, tf.constant(log_step_size, tf.float64))
+        is_quick, effort = effort is not None, effort or full_effort(self.settings)
         args = (given, tf.constant(plan is not None), self._fold(purpose))
         stop, num = 1, 1
         while True:  # a call runs for about half a second, so that an interrupt takes effect between calls
             started = time.perf_counter()
-            passed = loop.run(Compiled.__call__, passed, *args, tf.constant(stop))
-            if self._bar is not None:
+            passed = loop.run(Compiled.__call__, passed, *args, effort, tf.constant(stop))
+            if self._bar is not None and not is_quick:
                 done = float(passed.particles.beta) if pays else float(passed.is_done)
                 self._bar.update(int(_PERCENT * (done + (plan is not None)) / (2 if pays else 1)))
             if passed.is_done:
@@ -360,7 +372,7 @@ class Sampler:
             return passed
         # XLA's gradient may be NaN where that of graph mode is not, as that of tf.norm at 0; then nothing moves
         loop.give_up_xla()
-        return self._pass(particles, plan, log_step_size, purpose, pays)
+        return self._pass(particles, plan, log_step_size, purpose, pays, effort if is_quick else None)
 
     def _find_pass(self, is_xla: bool) -> Compiled:
         # To compile the pass takes XLA three times as long as to compile its moves, where most of its time goes.
@@ -372,20 +384,6 @@ class Sampler:
         )
         found.is_xla = is_xla
         return found
-
-
-def _effective(log_weights: np.ndarray) -> float:
-    """Returns (Σw)²/Σw²."""
-    weights = np.exp(log_weights - log_weights.max())
-    return float(np.sum(weights) ** 2 / np.sum(weights**2))
-
-
-def _suffices(log_weights: np.ndarray) -> bool:
-    """Returns whether draws of these weights can be resampled."""
-    if not np.isfinite(log_weights).any():
-        return False
-    shape = pareto_shape(np.exp(log_weights - log_weights.max()))  # NaN for equal weights
-    return bool(not shape >= _MAX_SHAPE and _effective(log_weights) >= _MIN_BASE_ESS * len(log_weights))
 
 
 def _estimate_of(passed: Passed) -> Estimate:

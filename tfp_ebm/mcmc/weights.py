@@ -55,7 +55,7 @@ def effective_size(log_weights: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(tf.square(tf.reduce_sum(weights, -1)), tf.reduce_sum(tf.square(weights), -1))
 
 
-def next_step(weights: tf.Tensor, log_ratio: tf.Tensor, largest: tf.Tensor, threshold: float) -> tf.Tensor:
+def next_step(weights: tf.Tensor, log_ratio: tf.Tensor, largest: tf.Tensor, threshold: float | tf.Tensor) -> tf.Tensor:
     """Returns the largest step δ ≤ `largest` whose conditional effective sample size is at least `threshold`.
 
     >>> h = tf.constant(np.random.default_rng(0).normal(size=4000))

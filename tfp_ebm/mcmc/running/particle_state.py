@@ -35,6 +35,18 @@ class Settings(NamedTuple):
     kernel: Any = None
 
 
+class Effort(NamedTuple):
+    """How fine a pass without a plan is; tensors, so that passes of several efforts share a compiled function.
+
+    Attributes:
+      conditional_ess, max_moves, num_last_moves: as in `Settings`, scalars.
+    """
+
+    conditional_ess: tf.Tensor
+    max_moves: tf.Tensor
+    num_last_moves: tf.Tensor
+
+
 class Plan(NamedTuple):
     """What a pass chose for each of its stages, or is to follow; one axis `[max_temperatures + 1]` in front.
 
@@ -51,6 +63,12 @@ class Plan(NamedTuple):
     log_step_sizes: tf.Tensor
     scales: tf.Tensor
     proposes: tf.Tensor
+
+
+def full_effort(settings: Settings) -> Effort:
+    """Returns the effort of the settings."""
+    ess, moves, last = settings.conditional_ess, settings.max_moves, settings.num_last_moves
+    return Effort(tf.constant(ess, tf.float64), tf.constant(moves), tf.constant(last))
 
 
 def empty_plan(settings: Settings, size: int, dtype: tf.DType) -> Plan:

@@ -30,7 +30,15 @@ from tfp_ebm.mcmc.running.particle_moves import (
     scale_of,
     value_and_gradient,
 )
-from tfp_ebm.mcmc.running.particle_state import Particles, Passed, Plan, Settings, begun_pass
+from tfp_ebm.mcmc.running.particle_state import (
+    Effort,
+    Particles,
+    Passed,
+    Plan,
+    Settings,
+    begun_pass,
+    full_effort,
+)
 from tfp_ebm.mcmc.weights import effective_size, next_step, resample
 
 # Purposes of random numbers within a stage, folded into its seed.
@@ -63,6 +71,13 @@ def log_densities(
     """Returns log f and log b at flat states, float64 `[n]`."""
     log_target, log_base = Bridge(resolve(), base).both(x)
     return tf.cast(log_target, tf.float64), tf.cast(log_base, tf.float64)
+
+
+def draw_flat(
+    resolve: Callable[[], TargetLogProbFn], base: tfp.distributions.Distribution, num: int, seed: tf.Tensor
+) -> tf.Tensor:
+    """Returns flat draws from the base."""
+    return Bridge(resolve(), base).draw(num, seed)
 
 
 def draw_and_weigh(
@@ -98,7 +113,7 @@ def run_pass(
     """
     begun = begun_pass(settings, particles, plan, log_step_size)
     stop = tf.constant(settings.max_temperatures + 1)
-    return continue_pass(resolve, base, settings, begun, plan, is_planned, seed, stop)
+    return continue_pass(resolve, base, settings, begun, plan, is_planned, seed, full_effort(settings), stop)
 
 
 def continue_pass(
@@ -109,6 +124,7 @@ def continue_pass(
     plan: Plan,
     is_planned: tf.Tensor,
     seed: tf.Tensor,
+    effort: Effort,
     stop: tf.Tensor,
 ) -> Passed:
     """Continues a pass until it is done or has `stop` stages; the division into calls changes no number.
@@ -116,6 +132,7 @@ def continue_pass(
     Args:
       resolve, base, settings, plan, is_planned, seed: as for `run_pass`.
       begun: the pass so far.
+      effort: that of a pass without a plan.
       stop: int32 scalar.
     """
     bridge = Bridge(resolve(), base)
@@ -125,7 +142,7 @@ def continue_pass(
         _, proposes, ess, variance, notes, num_faults = state
         stage_seed = random.fold_in(seed, k)
         is_last = now.beta >= 1.0
-        beta = tf.where(is_planned, plan.betas[k], _next_beta(settings, now))
+        beta = tf.where(is_planned, plan.betas[k], _next_beta(settings, now, effort.conditional_ess))
         beta = tf.where(is_last | (k >= last), tf.ones_like(beta), beta)
         now = _weighted(settings, now, beta)
         ess = tf.where(is_last, effective_size(_total_log_weights(now)), ess)
@@ -140,8 +157,8 @@ def continue_pass(
         at = At(log_prob, pulled_back(gradient, scale))
         log_step_size = tf.where(is_planned, plan.log_step_sizes[k], log_step_size)
         proposes = tf.where(is_planned, plan.proposes[k], proposes)
-        most = tf.where(is_last, settings.num_last_moves, settings.max_moves)
-        fewest = tf.where(is_last, min(settings.min_last_moves, settings.num_last_moves), 1)
+        most = tf.where(is_last, effort.num_last_moves, effort.max_moves)
+        fewest = tf.where(is_last, tf.minimum(settings.min_last_moves, effort.num_last_moves), 1)
         fewest = tf.where(is_planned, plan.num_moves[k], fewest)
         most = tf.where(is_planned, plan.num_moves[k], most)
         how = _How(fewest, most, scale, proposes, ~is_planned)
@@ -176,14 +193,14 @@ def continue_pass(
     return Passed(particles, ess, variance, num_stages, plan, accept, accept_base, *ending)
 
 
-def _next_beta(settings: Settings, now: Particles) -> tf.Tensor:
+def _next_beta(settings: Settings, now: Particles, conditional_ess: tf.Tensor) -> tf.Tensor:
     """Returns the next β, by the conditional effective sample size with the current weights."""
     weights = tf.exp(now.log_weights - tf.reduce_max(now.log_weights))
     grouped = tf.reshape(weights, [settings.num_groups, -1])
     totals = tf.reduce_sum(grouped, 1, keepdims=True)
     grouped = tf.math.divide_no_nan(grouped, totals)  # each group counts as much
     largest = 1.0 - now.beta
-    delta = next_step(tf.reshape(grouped, [-1]), now.log_ratio, largest, settings.conditional_ess)
+    delta = next_step(tf.reshape(grouped, [-1]), now.log_ratio, largest, conditional_ess)
     return tf.where(delta >= largest, tf.ones_like(delta), now.beta + delta)
 
 
