@@ -4,9 +4,9 @@
 
 - `modes`: two modes, ten apart, of shares .3 and .7 and of equal and unequal widths, in 2 to 50 coordinates; the base
   is `fit_base` of 5000 rows. Shares, log Z and its standard error.
-- `broken`: the same, of unequal widths, in 10 and 20 coordinates, from a Gaussian as base, where annealing must fail.
-  With the search for modes, which cures it, shares and log Z must be right or the verdict not empty; without it the
-  verdict must never be empty.
+- `broken`: two modes of unequal widths, along an axis or a diagonal, in 10 and 20 coordinates, from a round Gaussian as
+  base, where annealing must fail. Shares and log Z are right, since a search finds the modes, or the verdict is not
+  empty.
 - `known`: many wells, GMM-40, a funnel: log Z, shares, modes.
 - `z_scores`: (log Ẑ − log Z) over its standard error.
 - `healthy`: how often the verdict is empty on densities that the sampler draws well.
@@ -27,7 +27,6 @@ import tensorflow_probability as tfp
 
 import tfp_ebm as ebm
 from tfp_ebm import mcmc, targets
-from tfp_ebm.mcmc import particle_sampler
 
 tfd = tfp.distributions
 
@@ -49,6 +48,13 @@ def gaussians(size, number, seed):
     probs = rng.dirichlet(np.full(number, 5.0)).astype("float32")
     components = tfd.MultivariateNormalDiag(locs.astype("float32"), widths.astype("float32"))
     return tfd.MixtureSameFamily(tfd.Categorical(probs=probs), components)
+
+
+def two(size, wide_mode, narrow_mode):
+    """Two modes, of shares .3 and .7 and standard deviations 1 and .5."""
+    locs, widths = np.stack([wide_mode, narrow_mode]), np.stack([np.ones(size), np.full(size, 0.5)])
+    components = tfd.MultivariateNormalDiag(locs.astype("float32"), widths.astype("float32"))
+    return tfd.MixtureSameFamily(tfd.Categorical(probs=[0.3, 0.7]), components)
 
 
 def correlated(size, rho):
@@ -83,18 +89,17 @@ def two_modes(seeds):
 
 
 def broken(seeds):
-    """Two modes of unequal width from a plain Gaussian, with and without the search for modes."""
-    kept = particle_sampler._MAX_SEARCH
-    for searches, size in itertools.product((False, True), (10, 20)):
-        target, base = targets.two_widths(size), wide(size, 6.0)
-        particle_sampler._MAX_SEARCH = kept if searches else 0
+    """Two modes of unequal width from a round Gaussian."""
+    for size, scale, is_diagonal in itertools.product((10, 20), (3.0, 6.0), (False, True)):
+        direction = np.full(size, size**-0.5) if is_diagonal else np.eye(size)[0]
+        target = two(size, -5.0 * direction, 5.0 * direction)
         for seed in range(seeds):
-            draws, value, error = drawn(target.log_prob, base, seed)
-            share = float(np.mean(draws.states[:, 0] > 0))
-            right = searches and abs(share - 0.7) <= 0.05 and abs(value) <= max(4 * error, 0.05)
+            draws, value, error = drawn(target.log_prob, wide(size, scale), seed)
+            share = float(np.mean(draws.states.numpy() @ direction > 0))
+            right = abs(share - 0.7) <= 0.05 and abs(value) <= max(4 * error, 0.05)
             note = f"share {share:.3f}, log Z {value:.3f} ± {error:.3f}, sentences {len(draws.trouble)}"
-            yield f"broken path, d = {size}, {'' if searches else 'no '}search", bool(draws.trouble or right), note
-    particle_sampler._MAX_SEARCH = kept
+            where = "diagonal" if is_diagonal else "axis"
+            yield f"broken path, d = {size}, base {scale:g}, {where}", bool(draws.trouble or right), note
 
 
 def known(seeds):

@@ -21,8 +21,9 @@ import scipy.special
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-# Points that climb, and the least factor by which half of them are contracted to the mean of the base.
-NUM_STARTS, _MIN_CONTRACTION = 256, 0.3
+# Points that climb; for some of them by which factors their distance from the mean of the base changes, in one
+# coordinate and in all others; and how many of them are on a diagonal.
+NUM_STARTS, _STRETCH, _CONTRACTION, _NUM_DIAGONAL = 256, 1.5, 0.1, 8
 # Largest numbers of maxima whose Hessian is computed, and around which the mass is estimated.
 _MAX_MAXIMA, _MAX_REGIONS = 64, 24
 # Maxima nearer than this, in standard deviations of the base per coordinate, are one.
@@ -75,18 +76,34 @@ class Missed(NamedTuple):
     share_of_draws: float
 
 
-def contracted(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Returns points `[n, d]` of which every other one is contracted to the mean, by factors from .3 to 1.
+def spread_starts(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Returns points from draws of a base `[n, d]`, of which many are nearer to its mean.
 
-    In many coordinates nearly all draws of a base are far from its mean, where the widest mode has the highest density.
-    Nearer to the mean, more of them are in the basins of narrow modes.
+    In many coordinates nearly all draws are far from the mean, where the widest mode has the highest density. Near to
+    the mean, or to a line through it along a coordinate, more points are in the basins of narrow modes. Half of the
+    draws is contracted in all coordinates but one, in which they lie at equal steps of its distribution, stretched. A
+    quarter is contracted to the mean by factors from 0 to 1. Of the others, which stay as they are, a few lie at equal
+    steps in all coordinates alike, on a diagonal.
 
-    >>> contracted(np.ones([4, 1]), np.zeros(1)).ravel().tolist()
-    [1.0, 0.3, 1.0, 1.0]
+    >>> x = np.random.default_rng(0).normal(size=(256, 20))
+    >>> points = spread_starts(x, np.zeros(20))
+    >>> np.array_equal(points[16:128:2], x[16:128:2]), points[1].tolist() == 20 * [0.0]
+    (True, True)
+    >>> bool(np.abs(points[128, 1:]).max() < 0.4), bool(abs(points[128, 0]) > 1.5)  # along the first coordinate
+    (True, True)
     """
-    factors = np.ones(len(x))
-    factors[1::2] = np.linspace(_MIN_CONTRACTION, 1.0, len(x) // 2)
-    return mean + factors[:, None] * (x - mean)
+    num, size = x.shape
+    half = num // 2
+    points = x - mean
+    contracted = points[1:half:2]
+    contracted *= np.square(np.linspace(0.0, 1.0, len(contracted)))[:, None]
+    along = points[half:]  # a view, as the other
+    along *= _CONTRACTION
+    place, coordinate = np.divmod(np.arange(len(along)), size)
+    steps = np.quantile(x - mean, (np.arange(place[-1] + 1) + 0.5) / (place[-1] + 1), axis=0)
+    along[np.arange(len(along)), coordinate] = _STRETCH * steps[place, coordinate]
+    points[: 2 * _NUM_DIAGONAL : 2] = np.quantile(x - mean, (np.arange(_NUM_DIAGONAL) + 0.5) / _NUM_DIAGONAL, axis=0)
+    return mean + points
 
 
 def find_regions(

@@ -24,7 +24,7 @@ from tfp_ebm.mcmc.clusters import find_clusters
 from tfp_ebm.mcmc.copula import Copula
 from tfp_ebm.mcmc.draws import MIN_SHARE_ESS, Draws, judged_draws
 from tfp_ebm.mcmc.drift import NUM_ERRORS_OF_DOUBT, is_uneven, shift
-from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, contracted, find_missed, find_regions
+from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, find_missed, find_regions, spread_starts
 from tfp_ebm.mcmc.running.climb import climb
 from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
 from tfp_ebm.mcmc.running.particle_moves import least_accept
@@ -294,7 +294,7 @@ class Sampler:
         spread = self._from_base(_DRAWS_PER_PARTICLE * self._num, _PILOT)[0].numpy().astype(np.float64)
         unit = spread.std(0)
         unit[~(unit > 0)] = 1.0
-        start = tf.constant(contracted(start.numpy(), spread.mean(0)), self.base.dtype)
+        start = tf.constant(spread_starts(start.numpy(), spread.mean(0)), self.base.dtype)
         base = self.base
         make = functools.partial(Compiled, climb)
         found = find_compiled(self._target, ("climb", self._key), lambda resolve: make(resolve, base))(start, unit)
