@@ -75,7 +75,12 @@ def fold_in(seed: tf.Tensor, number: Any) -> tf.Tensor:
     >>> fold_in(stateless_seed(0), 1).numpy().tolist() != fold_in(stateless_seed(0), 2).numpy().tolist()
     True
     """
-    number = tf.convert_to_tensor(number)
+    seed, number = tf.convert_to_tensor(seed), tf.convert_to_tensor(number)
+    return (_folded_in if tf.executing_eagerly() else _folded_in.python_function)(seed, number)
+
+
+@tf.function(autograph=False)  # executed eagerly, its dozen operations would take milliseconds
+def _folded_in(seed: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
     return tf.stack([uniform_integers([], seed, number.dtype), number])
 
 
@@ -95,7 +100,7 @@ def uniform_integers(shape: Any, seed: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return draw(shape=shape, key=words[:1], counter=counter, dtype=dtype, alg=_PHILOX)
 
 
-@tf.function(autograph=False)  # executed eagerly, its dozen operations would take milliseconds
+@tf.function(autograph=False)  # as above
 def chain_key(seed: tf.Tensor) -> tf.Tensor:
     """Returns a hash of the seed. The seed of each step is the pair of this hash and the step's number."""
     return uniform_integers([], seed, tf.int32)

@@ -52,13 +52,15 @@ from tfp_ebm.types import Estimate, TargetLogProbFn
 _MAX_PILOT = 1024
 # Draws from the base, or from a fitted density, per particle.
 _DRAWS_PER_PARTICLE = 4
-# Of the pass before the pilot: conditional effective sample size, moves at a temperature, least number of ancestors of
-# its particles, and the largest number of coordinates in which a density is fitted to so few.
-_QUICK_ESS, _QUICK_MOVES, _MIN_QUICK_ANCESTORS, _MAX_QUICK = 0.8, 5, 100, 128
+# Of the pass before the pilot: its effort, the least number of ancestors of its particles, and the largest number of
+# coordinates in which a density is fitted to so few.
+_QUICK, _MIN_QUICK_ANCESTORS, _MAX_QUICK = (0.8, 5, 2), 100, 128
 # Moves after importance resampling, at most.
 _MAX_MOVES_AFTER_BASE = 8
 # Largest number of coordinates for which XLA is faster, as in `running/compiled.py`.
 _XLA_MAX_EVENT_SIZE = 512
+# The blocks in which the particles are judged: the least number of points in one, and the largest number of blocks.
+_MIN_BLOCK, _NUM_BLOCKS = 512, 8
 # Intended seconds of a call, and what a progress bar counts to.
 _SECONDS, _PERCENT = 0.5, 100
 # Largest number of coordinates in which modes are searched.
@@ -169,7 +171,7 @@ class Sampler:
         groups = self.settings.num_groups
         pilot = min(self._num, -(-_MAX_PILOT // groups) * groups)
         full = full_effort(self.settings)
-        quick = Effort(tf.minimum(_QUICK_ESS, full.conditional_ess), *(tf.minimum(_QUICK_MOVES, n) for n in full[1:]))
+        quick = Effort(*map(tf.minimum, _QUICK, full))
         for effort in (quick, None)[self._anneals or self._size > _MAX_QUICK :]:
             particles = self._start(*self._from_base(pilot, _FIRST_DRAWS), beta=0.0)
             first = self._pass(particles, None, self._first_log_step_size, _FIRST, effort=effort)
@@ -334,9 +336,10 @@ class Sampler:
         return self._at_any(x)[0]
 
     def _at_any(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns log f and its gradient at any number of points, by the function compiled for all particles."""
-        count, parts = -(-len(x) // self._num), []
-        filled = np.concatenate([x, np.repeat(x[:1], count * self._num - len(x), 0)])
+        """Returns log f and its gradient at any number of points, in blocks for which one function is compiled."""
+        block = max(_MIN_BLOCK, -(-self._num // _NUM_BLOCKS))
+        count, parts = -(-len(x) // block), []
+        filled = np.concatenate([x, np.repeat(x[:1], count * block - len(x), 0)])
         for part in np.split(filled, count):
             parts.append(self._at(tf.constant(part, self.base.dtype)))
         log_density, gradient = (np.concatenate(each)[: len(x)] for each in zip(*parts, strict=True))
