@@ -37,7 +37,6 @@ def test_fits_to_weighted_draws_approach_the_target(size, width, shift, monkeypa
     original = adaptive_importance.resample
     monkeypatch.setattr(adaptive_importance, "resample", lambda weights, *args: original(0 * weights, *args))
     wrong = effective_number(fit_by_weights(x, weigh)[1]) / 4000
-    print(shares, wrong)
     assert shares[4] > 1.2 * shares[1] and wrong < 0.9 * shares[4]
 
 

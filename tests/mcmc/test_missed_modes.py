@@ -14,8 +14,8 @@ Measured, all in graph mode, 100 draws each unless another number is given:
   (standard error of 100 draws: .046), so that there is nothing to report, and no verdict. From N(0, 6 I), d = 10:
   shares between .36 and .86 and a verdict in 20 of 20 before the second run;
   with it, .67 to .75 and no verdict in 6 of 7, and a verdict in the other.
-- The same from N(0, 9 I) and N(0, 36 I), d = 20: share 0 and no verdict in 20 of 20 as long as climbs began at draws of
-  the base, of which half were contracted to its mean by at most .3. Since the starts are spread: see the first test.
+- The same from N(0, 36 I), d = 20: share 0 and no verdict in 19 of 20 as long as climbs began at draws of the base, of
+  which half were contracted to its mean by at most .3. Since the starts are spread: see the first test.
 """
 
 import functools

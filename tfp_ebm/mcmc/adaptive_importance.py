@@ -20,7 +20,7 @@ from tfp_ebm import random, serialization
 from tfp_ebm.mcmc.copula import Copula, fit_copula
 from tfp_ebm.mcmc.running.compiled import Compiled, find_compiled
 from tfp_ebm.mcmc.running.particles import draw_flat, log_densities
-from tfp_ebm.mcmc.weights import pareto_shape, resample
+from tfp_ebm.mcmc.weights import effective_size, pareto_shape, resample
 from tfp_ebm.types import TargetLogProbFn
 
 # When draws can be resampled by their weights: the shape of the tail of these, and their effective share.
@@ -93,11 +93,7 @@ def effective_number(log_weights: np.ndarray) -> float:
     >>> effective_number(np.zeros(7)), effective_number(np.full(3, -np.inf))
     (7.0, 0.0)
     """
-    largest = log_weights.max()
-    if not np.isfinite(largest):
-        return 0.0
-    weights = np.exp(log_weights - largest)
-    return float(np.sum(weights) ** 2 / np.sum(weights**2))
+    return float(effective_size(tf.constant(log_weights)))
 
 
 def suffices(log_weights: np.ndarray) -> bool:
