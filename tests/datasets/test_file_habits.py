@@ -307,6 +307,14 @@ REFUSED = {
     "infinity": ("x.csv", b"1,2\n-inf,4\n", "finite numbers: 1 cell.* of column 'column 1' do not, the first in line 2"),
     "digits without end": ("x.csv", b'1,2\n3,"' + b"4" * 200_000 + b'"\n', "finite numbers.*line 2 .'4444"),
     **{
+        f"a whole number of {digits} digits in the first row": (  # Python's int neither fits a float nor is always read
+            "x.csv", b"9" * digits + b",1\n1.5,2\n2.5,3\n3.5,4\n", "finite numbers.*line 1 .'9999",
+        )
+        for digits in (400, 5000)
+    },
+    "a code without end": ("x.csv", b"a,b\n1,2\n3," + b"0" * 5000 + b"\nx,4\n", "column 'a'"),
+    "a name without end": ("x.csv", b"n" * 3000 + b",b\nx,2\ny,3\nx,5\n", "^.{20,700}$"),
+    **{
         f"missing as {cell!r}": (
             "x.csv", f"a,b\n1,2\n3,{cell}\n5,6\n{cell},{cell}\n".encode(),
             "3 missing cell.* in 2 of 4 rows: 2 in 'b', 1 in 'a'; the first in line 3, column 'b'.*Fill them in",

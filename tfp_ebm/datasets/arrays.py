@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 
+from tfp_ebm.datasets.cells import quoted
 from tfp_ebm.datasets.faults import reason_of
 from tfp_ebm.files import DAMAGED
 
@@ -36,7 +37,7 @@ def read_array(raw: bytes, suffix: str, label: str, key: str | None) -> np.ndarr
         if chosen in names:
             found = content[chosen]
             if not isinstance(found, np.ndarray):
-                raise ValueError(f"its part {chosen!r} is no array")
+                raise ValueError(f"its part {quoted(chosen)} is no array")
             return found
     except (OSError, *DAMAGED) as error:
         if "Object arrays" in str(error):
@@ -53,5 +54,5 @@ def _chosen(names: list[str], label: str) -> str | None:
     chosen = next((name for name in _INPUTS if name in names), None)
     if chosen is not None:
         others = ", ".join(repr(name) for name in names if name != chosen)
-        warnings.warn(f"{label}: the array {chosen!r} is read; `key` chooses another of {others}.", stacklevel=4)
+        warnings.warn(f"{label}: the array {quoted(chosen)} is read; `key` chooses another of {others}.", stacklevel=4)
     return chosen

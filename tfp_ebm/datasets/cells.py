@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -198,12 +199,23 @@ def decoration(cell: str) -> str:
 
 
 def is_whole(cell: str) -> bool:
-    """Returns whether a cell is a whole number, written without decimals.
+    """Returns whether a cell is a whole number, written without decimals; with 300 digits it is too large for a float.
 
     >>> is_whole("-12"), is_whole("12.0")
     (True, False)
     """
-    return bool(_PLAIN.match(cell))
+    return len(cell) < 300 and bool(_PLAIN.match(cell))
+
+
+def quoted(value: Any, longest: int = 80) -> str:
+    """Returns a name or a cell as Python writes it; the middle of a long text is left out.
+
+    >>> quoted("width"), quoted(2), quoted("a" * 500, longest=15)
+    ("'width'", '2', "'aaaaa...aaaaa'")
+    """
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = longest
+    return short.repr(value)
 
 
 def shown_list(items: list[Any], separator: str = ", ") -> str:
@@ -212,5 +224,5 @@ def shown_list(items: list[Any], separator: str = ", ") -> str:
     >>> shown_list(["a", 2])
     "'a', 2"
     """
-    shown = [repr(item) if separator == ", " else str(item) for item in items[:10]]
+    shown = [quoted(item) if separator == ", " else str(item) for item in items[:10]]
     return separator.join(shown) + (f"{separator}…" if len(items) > 10 else "")

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm import random
-from tfp_ebm.datasets.cells import shown_list
+from tfp_ebm.datasets.cells import quoted, shown_list
 from tfp_ebm.datasets.kinds import Column, Content
 
 
@@ -47,13 +47,14 @@ def recoded(column: Column, content: Content, strict: bool = True) -> np.ndarray
         if content.group in ("text", "category"):
             label = next(iter(content.labels()))
             raise TypeError(
-                f"`frame`: column {column.name!r} must hold numbers, as in the training table, got {label!r}."
+                f"`frame`: column {quoted(column.name)} must hold numbers, as in the training table, "
+                f"got {quoted(label)}."
             )
         bad = np.flatnonzero(present & (values != np.rint(values)))
         if column.kind == "whole" and len(bad) and strict:
             raise ValueError(
-                f"`frame`: column {column.name!r} holds {values[bad[0]]:g} in row {bad[0] + 1}, and the training table "
-                "had whole numbers only."
+                f"`frame`: column {quoted(column.name)} holds {values[bad[0]]:g} in row {bad[0] + 1}, and the "
+                "training table had whole numbers only."
             )
         return np.array(values)
     result = np.full(len(values), np.nan)
@@ -65,8 +66,8 @@ def recoded(column: Column, content: Content, strict: bool = True) -> np.ndarray
         if unknown is not None and strict:
             row = np.flatnonzero(present)[first[unknown]] + 1
             raise ValueError(
-                f"`frame`: column {column.name!r} holds {labels[unknown]!r}, which was not in the training table (row "
-                f"{row}); its labels are {shown_list(list(column.levels))}."
+                f"`frame`: column {quoted(column.name)} holds {quoted(labels[unknown])}, which was not in the "
+                f"training table (row {row}); its labels are {shown_list(list(column.levels))}."
             )
         result[present] = np.array([known.get(label, -1) for label in labels], float)[inverse]
     return result

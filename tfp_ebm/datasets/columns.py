@@ -21,7 +21,7 @@ import numpy as np
 from tfp_ebm import random
 from tfp_ebm.arguments import check_choice
 from tfp_ebm.caller import warn
-from tfp_ebm.datasets.cells import shown_list
+from tfp_ebm.datasets.cells import quoted, shown_list
 from tfp_ebm.datasets.coding import computed, fill, recoded, rounded, spread_whole
 from tfp_ebm.datasets.decoding import decoded_series
 from tfp_ebm.datasets.dependence import dependences
@@ -82,7 +82,7 @@ class TableEncoder:
         self._by_name = {column.name: column for column in self.columns}
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{column.name!r}: {column.kind}" for column in self.columns[:20])
+        shown = ", ".join(f"{quoted(column.name)}: {column.kind}" for column in self.columns[:20])
         return f"TableEncoder({{{shown}{', …' if len(self.columns) > 20 else ''}}}, missing={self.missing!r})"
 
     @classmethod
@@ -132,7 +132,9 @@ class TableEncoder:
         found = dependences(columns, contents, fixed)
         for name, kind in given.items():
             if kind == "duplicate" and name not in found:
-                raise ValueError(f"`kinds`: column {name!r} cannot be a duplicate, no earlier columns determine it.")
+                raise ValueError(
+                    f"`kinds`: column {quoted(name)} cannot be a duplicate, no earlier columns determine it."
+                )
         for name, parts in found.items():
             tolerance = 1e-5 * float(np.nanstd(contents[name].values)) if columns[name].levels is None else 0.0
             columns[name] = dataclasses.replace(
@@ -144,7 +146,7 @@ class TableEncoder:
                 tolerance=tolerance,
             )
         if found:
-            told = [f"{name!r} is {parts.treatment()}" for name, parts in found.items()]
+            told = [f"{quoted(name)} is {parts.treatment()}" for name, parts in found.items()]
             warn(f"`frame`: other columns determine {len(found)} column(s): {shown_list(told, '; ')}.")
         if all(column.kind == "constant" for column in columns.values()):
             raise ValueError("`frame` must have a column that varies; all its rows are equal.")
@@ -307,7 +309,7 @@ class TableEncoder:
             row, i = infinite[0]
             raise ValueError(
                 f"`values` must be finite or NaN: {len(infinite)} are infinite, the first in row {row + 1}, column "
-                f"{self.names[i]!r}."
+                f"{quoted(self.names[i])}."
             )
         decoded = {column.name: rounded(column, array[:, i]) for i, column in enumerate(self._kept)}
         series = []

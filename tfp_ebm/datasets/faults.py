@@ -6,16 +6,11 @@ import collections
 import re
 
 from tfp_ebm.datasets import cells
-from tfp_ebm.datasets.cells import cure
+from tfp_ebm.datasets.cells import cure, quoted
 
 _EXAMPLES = 3
 # What to do with a table that holds more than numbers.
 MIXED = "`load_table(path, mixed=True)` reads such tables, and `TableEncoder` turns them into numbers"
-
-
-def short(cell: str) -> str:
-    """Returns a cell in quotes, cut after 40 characters."""
-    return repr(cell if len(cell) <= 40 else f"{cell[:37]}…")
 
 
 # Words of Python, and of libraries, about their own variables.
@@ -39,10 +34,10 @@ def reason_of(error: BaseException) -> str:
 def not_numbers(name: str, column: list[str], texts: list[int], lines: list[int], label: str) -> ValueError:
     """Returns the error for a column with text in some cells."""
     words = [column[row] for row in texts]
-    where = f"the first in line {lines[texts[0]]} ({short(words[0])})"
+    where = f"the first in line {lines[texts[0]]} ({quoted(words[0])})"
     kinds = list(dict.fromkeys(words))
-    shown = ", ".join(short(kind) for kind in kinds[:_EXAMPLES]) + (", …" if len(kinds) > _EXAMPLES else "")
-    start = f"{label}: column {name!r} holds"
+    shown = ", ".join(quoted(kind) for kind in kinds[:_EXAMPLES]) + (", …" if len(kinds) > _EXAMPLES else "")
+    start = f"{label}: column {quoted(name)} holds"
     if all(map(cells.is_date, words)):
         return ValueError(
             f"{start} dates or times ({shown}), {where}; energies take numbers: write them as numbers, such as days or "
@@ -61,8 +56,10 @@ def not_numbers(name: str, column: list[str], texts: list[int], lines: list[int]
         )
     more = ""
     if len(kinds) == 1 and len(words) > 1:
-        more = f" If {short(words[0])} stands for a missing cell, {cure(f'na_values=[{words[0]!r}]')}"
-    return ValueError(f"{label} must hold numbers: {len(words)} cell(s) of column {name!r} do not, {where}." + more)
+        more = f" If {quoted(words[0])} stands for a missing cell, {cure(f'na_values=[{quoted(words[0], 400)}]')}"
+    return ValueError(
+        f"{label} must hold numbers: {len(words)} cell(s) of column {quoted(name)} do not, {where}." + more
+    )
 
 
 def missing_cells(missing: list[tuple[int, int]], names: list[str], label: str, where: str, rows: int) -> ValueError:
@@ -76,10 +73,10 @@ def missing_cells(missing: list[tuple[int, int]], names: list[str], label: str, 
       rows: number of rows of the table.
     """
     by_column = collections.Counter(names[i] for _, i in missing)
-    most = ", ".join(f"{count} in {name!r}" for name, count in by_column.most_common(_EXAMPLES))
+    most = ", ".join(f"{count} in {quoted(name)}" for name, count in by_column.most_common(_EXAMPLES))
     more = f" and others in {len(by_column) - _EXAMPLES} more columns" if len(by_column) > _EXAMPLES else ""
     affected, column = len({row for row, _ in missing}), names[min(missing)[1]]
     return ValueError(
         f"{label} has {len(missing)} missing cell(s) in {affected} of {rows} rows: {most}{more}; the first in {where}, "
-        f"column {column!r}. Fill them in, or leave those rows or columns out, first; {MIXED}."
+        f"column {quoted(column)}. Fill them in, or leave those rows or columns out, first; {MIXED}."
     )

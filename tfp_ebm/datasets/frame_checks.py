@@ -9,7 +9,7 @@ import numpy as np
 
 from tfp_ebm.arguments import check_choice, is_frame
 from tfp_ebm.caller import warn
-from tfp_ebm.datasets.cells import shown_list
+from tfp_ebm.datasets.cells import quoted, shown_list
 from tfp_ebm.datasets.kinds import KINDS, no_value
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def named_frame(frame: Any) -> tuple[list[Any], pandas.DataFrame]:
     labels = [label.item() if isinstance(label, np.generic) else label for label in frame.columns]
     other = next((label for label in labels if not isinstance(label, str | int)), None)
     if other is not None or isinstance(frame.columns, pandas.MultiIndex):
-        raise TypeError(f"`frame` must have names of columns of type str or int, got {other!r}.")
+        raise TypeError(f"`frame` must have names of columns of type str or int, got {quoted(other)}.")
     names = [str(label) for label in labels]
     repeated = [name for i, name in enumerate(names) if name in names[:i]] if len(set(names)) < len(names) else []
     if repeated or not names:
@@ -42,8 +42,8 @@ def checked_kinds(kinds: Mapping[str, str] | None, names: list[str]) -> dict[str
     given = {str(name): kind for name, kind in kinds.items()}
     for name, kind in given.items():
         if name not in names:
-            raise ValueError(f"`kinds` must name columns of the table, got {name!r}; it has {shown_list(names)}.")
-        check_choice(f"kinds[{name!r}]", kind, KINDS)
+            raise ValueError(f"`kinds` must name columns of the table, got {quoted(name)}; it has {shown_list(names)}.")
+        check_choice(f"kinds[{quoted(name)}]", kind, KINDS)
     return given
 
 
@@ -64,7 +64,7 @@ def refuse_missing(missing: dict[str, np.ndarray], rows: int) -> None:
     if not at.any():
         return
     names = list(missing)
-    places = [f"row {row + 1}, column {names[i]!r}" for row, i in np.argwhere(at)[:3]]
+    places = [f"row {row + 1}, column {quoted(names[i])}" for row, i in np.argwhere(at)[:3]]
     raise ValueError(
         f"`frame` has {at.sum()} missing cell(s) in {at.any(axis=1).sum()} of {rows} rows, the first in "
         f"{'; '.join(places)}. Fill them in, or choose missing='drop' (leave out these rows) or missing='model'."

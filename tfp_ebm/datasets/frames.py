@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfp_ebm.datasets import cells, typed
-from tfp_ebm.datasets.cells import cure
-from tfp_ebm.datasets.faults import MIXED, missing_cells, not_numbers, short
+from tfp_ebm.datasets.cells import cure, quoted
+from tfp_ebm.datasets.faults import MIXED, missing_cells, not_numbers
 from tfp_ebm.datasets.layout import Layout, is_index, is_unnamed
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def frame_of_layout(layout: Layout, label: str, mixed: bool = False) -> pandas.D
         if infinite:
             row = infinite[0]
             raise ValueError(
-                f"{label} must hold finite numbers: {len(infinite)} cell(s) of column {name!r} do not, the first in "
-                f"line {lines[row]} ({short(column[row])})."
+                f"{label} must hold finite numbers: {len(infinite)} cell(s) of column {quoted(name)} do not, the "
+                f"first in line {lines[row]} ({quoted(column[row])})."
             )
         _check_decorations(name, column, label)
         absent = [row for row, number in enumerate(numbers) if number is not None and math.isnan(number)]
@@ -117,11 +117,12 @@ def warn_of_index(what: str, label: str) -> None:
 
 def warn_of_leading_zeros(name: str, column: Iterable[str], label: str) -> None:
     """Warns if whole numbers are written with zeros in front, as codes are."""
-    coded = next((cell for cell in column if _CODE.fullmatch(cell)), None)
+    coded = next((cell for cell in column if _CODE.fullmatch(cell) and cells.is_whole(cell)), None)
     if coded is not None:
-        labels = f"dtype={{{name!r}: 'str'}}"
+        labels = f"dtype={{{quoted(name, 400)}: 'str'}}"
         warnings.warn(
-            f"{label}: column {name!r}: {coded!r} is read as {int(coded)}. If such cells are codes, {cure(labels)}",
+            f"{label}: column {quoted(name)}: {quoted(coded)} is read as {int(coded)}. If such cells are codes, "
+            + cure(labels),
             stacklevel=3,
         )
 
@@ -133,7 +134,7 @@ def _warn_of_doubt(notation: cells.Notation, names: list[str], columns: list[lis
     is_decimal = mark == notation.decimal
     options = f"thousands={mark!r}, decimal={other!r}" if is_decimal else f"decimal={mark!r}, thousands={other!r}"
     warnings.warn(
-        f"{label}: column {doubtful[0]!r}: {notation.doubtful!r} is read with {mark!r} as the "
+        f"{label}: column {quoted(doubtful[0])}: {quoted(notation.doubtful)} is read with {mark!r} as the "
         f"{'decimal mark' if is_decimal else 'mark of thousands'}. If it is the other, {cure(options)}",
         stacklevel=3,
     )
@@ -144,11 +145,11 @@ def _check_decorations(name: str, column: list[str], label: str) -> None:
     kinds = collections.Counter(cells.decoration(cell) for cell in column if not cells.is_missing(cell))
     if len(kinds) > 1:
         counts = ", ".join(
-            f"{count} with {kind!r}" if kind else f"{count} without a sign" for kind, count in kinds.items()
+            f"{count} with {quoted(kind)}" if kind else f"{count} without a sign" for kind, count in kinds.items()
         )
-        raise ValueError(f"{label}: column {name!r} mixes units: of its numbers, {counts}.")
+        raise ValueError(f"{label}: column {quoted(name)} mixes units: of its numbers, {counts}.")
     if "%" in kinds:
-        warnings.warn(f"{label}: column {name!r}: 12 % is read as 12, not as 0.12.", stacklevel=3)
+        warnings.warn(f"{label}: column {quoted(name)}: 12 % is read as 12, not as 0.12.", stacklevel=3)
 
 
 def checked_frame(
@@ -183,7 +184,7 @@ def checked_frame(
         raise ValueError(f"{label} is empty: it has {len(frame)} rows and {frame.shape[1]} columns.")
     for name in frame.columns:
         column = frame[name]
-        start = f"{label}: column {name!r} holds"
+        start = f"{label}: column {quoted(name)} holds"
         if mixed and (types.is_bool_dtype(column) or isinstance(column.dtype, pandas.CategoricalDtype)):
             continue
         if types.is_bool_dtype(column):
@@ -213,8 +214,8 @@ def checked_frame(
         infinite = np.flatnonzero(np.isinf(frame[name].to_numpy(np.float64, na_value=np.nan)))
         if len(infinite):
             raise ValueError(
-                f"{label} must hold finite numbers: {len(infinite)} cell(s) of column {name!r} do not, the first in "
-                f"row {infinite[0] + 1}."
+                f"{label} must hold finite numbers: {len(infinite)} cell(s) of column {quoted(name)} do not, the "
+                f"first in row {infinite[0] + 1}."
             )
     return frame
 
@@ -250,7 +251,7 @@ def warn_of_habits(frame: pandas.DataFrame, label: str, has_names: bool, mixed: 
         for i in np.flatnonzero((at.sum(axis=0) > 1) & ~(at | np.isnan(values)).all(axis=0)):
             if _is_far(value, values[~at[:, i], i]):
                 warnings.warn(
-                    f"{label}: column {names[i]!r} holds {value:g} {at[:, i].sum()} times, far from its other "
+                    f"{label}: column {quoted(names[i])} holds {value:g} {at[:, i].sum()} times, far from its other "
                     f"numbers. If it stands for a missing cell, {cure(f'na_values=[{value:g}]')}",
                     stacklevel=3,
                 )
@@ -261,7 +262,7 @@ def warn_of_habits(frame: pandas.DataFrame, label: str, has_names: bool, mixed: 
         kept = list(frame.columns[1:]) if has_names else list(range(1, frame.shape[1]))
         shown = repr(kept[:3])[:-1] + (", …]" if len(kept) > 3 else "]")
         warnings.warn(
-            f"{label}: column {frame.columns[0]!r} counts the rows. If it is no measurement, "
+            f"{label}: column {quoted(frame.columns[0])} counts the rows. If it is no measurement, "
             + cure(f"usecols={shown}"),
             stacklevel=3,
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tfp_ebm.datasets import cells
+from tfp_ebm.datasets.cells import quoted
 
 if TYPE_CHECKING:
     import pandas
@@ -100,7 +101,7 @@ def read_column(name: str, series: pandas.Series) -> Content:
     import pandas
     from pandas.api import types
 
-    start, dtype = f"`frame`: column {name!r} holds", series.dtype
+    start, dtype = f"`frame`: column {quoted(name)} holds", series.dtype
     missing = series.isna().to_numpy(bool)
     if missing.all():
         return Content("number", np.full(len(series), np.nan), None, "float64")
@@ -114,7 +115,9 @@ def read_column(name: str, series: pandas.Series) -> Content:
         levels = tuple(_plain(level) for level in dtype.categories)
         if not all(isinstance(level, str | int | float | bool) for level in levels):
             kind = type(dtype.categories[0]).__name__
-            raise TypeError(f"{start} categories of type {kind}; write them as text: frame[{name!r}].astype(str).")
+            raise TypeError(
+                f"{start} categories of type {kind}; write them as text: frame[{quoted(name, 400)}].astype(str)."
+            )
         codes = series.cat.codes.to_numpy().astype(np.float64)
         codes[missing] = np.nan
         return Content("category", codes, levels, "category", bool(dtype.ordered), str(dtype.categories.dtype))
@@ -132,7 +135,7 @@ def read_column(name: str, series: pandas.Series) -> Content:
         found = sorted({type(value).__name__ for value in series[~missing]})
         raise TypeError(
             f"{start} values of the types {', '.join(found)}; write all as numbers, or all as text: "
-            f"frame[{name!r}].astype(str)."
+            f"frame[{quoted(name, 400)}].astype(str)."
         )
     if not inferred and not types.is_numeric_dtype(dtype):
         raise TypeError(f"{start} values of dtype {dtype}; write them as numbers or text, or leave the column out.")
@@ -154,8 +157,8 @@ def _plain(level: Any) -> Any:
 def _dates(start: str, series: pandas.Series) -> ValueError:
     first = next(str(value) for value in series.dropna())
     return ValueError(
-        f"{start} dates or times, such as {first!r}; write them as numbers, such as days or seconds from the first, or "
-        "leave the column out."
+        f"{start} dates or times, such as {quoted(first)}; write them as numbers, such as days or seconds from the "
+        "first, or leave the column out."
     )
 
 
@@ -173,7 +176,7 @@ def _check_numbers(start: str, numbers: np.ndarray, is_integer: bool) -> None:
 
 def no_value(name: str, rows: int) -> ValueError:
     """Returns the error for a column without any value."""
-    return ValueError(f"`frame`: column {name!r} holds no value: all {rows} cells are missing; leave it out.")
+    return ValueError(f"`frame`: column {quoted(name)} holds no value: all {rows} cells are missing; leave it out.")
 
 
 def describe(name: str, content: Content, kind: str | None, missing: str) -> Column:
@@ -243,16 +246,16 @@ def _found_kind(content: Content, distinct: np.ndarray, rows: int, is_whole: boo
 
 def _check_text(name: str, content: Content, distinct: np.ndarray, rows: int, found: str) -> None:
     """Raises ValueError for text that holds dates, or identifies the rows."""
-    start, levels = f"`frame`: column {name!r}", content.labels()
+    start, levels = f"`frame`: column {quoted(name)}", content.labels()
     if all(map(cells.is_date, levels[:_NUM_DATES])):
         raise ValueError(
-            f"{start} holds dates or times, such as {levels[0]!r}; write them as numbers, such as days or seconds from "
-            "the first, or leave the column out."
+            f"{start} holds dates or times, such as {quoted(levels[0])}; write them as numbers, such as days or "
+            "seconds from the first, or leave the column out."
         )
     if found == "category" and len(distinct) == rows:
         raise ValueError(
-            f"{start} holds a different text in each row, such as {levels[0]!r}, so that it identifies the rows; leave "
-            f"it out, or set kinds={{{name!r}: 'category'}}."
+            f"{start} holds a different text in each row, such as {quoted(levels[0])}, so that it identifies the "
+            f"rows; leave it out, or set kinds={{{quoted(name, 400)}: 'category'}}."
         )
 
 
@@ -280,7 +283,7 @@ def _check_kind(
     elif kind == "whole" and np.abs(distinct).max() > _MAX_WHOLE:
         reason = "it holds numbers above 2⁴⁵"
     if reason:
-        raise ValueError(f"`kinds`: column {name!r} cannot be of kind {kind!r}, because {reason}.")
+        raise ValueError(f"`kinds`: column {quoted(name)} cannot be of kind {kind!r}, because {reason}.")
 
 
 def _as_kind(
@@ -309,11 +312,13 @@ def _as_kind(
     if support is not None and len(support) > MAX_LEVELS:
         cure = "merge rare ones, or leave the column out"
         if content.group == "category":
-            cure += f"; frame[{column.name!r}].cat.remove_unused_categories() removes those that no row holds"
+            cure += (
+                f"; frame[{quoted(column.name, 400)}].cat.remove_unused_categories() removes those that no row holds"
+            )
         what = "levels" if kind == "category" else "values"
         raise ValueError(
-            f"`frame`: column {column.name!r} has {len(support)} {what} as a {kind}, and at most {MAX_LEVELS} are "
-            f"allowed; {cure}."
+            f"`frame`: column {quoted(column.name)} has {len(support)} {what} as a {kind}, and at most {MAX_LEVELS} "
+            f"are allowed; {cure}."
         )
     if column.num_missing and missing == "model" and kind != "constant":
         treatment += f"; {column.num_missing} missing cells"

@@ -13,6 +13,7 @@ import warnings
 from typing import NamedTuple
 
 from tfp_ebm.datasets import cells
+from tfp_ebm.datasets.cells import quoted
 from tfp_ebm.datasets.text import NO_SEPARATOR, SEPARATORS, Lines, Row
 
 # A last row that begins with one of these words summarises the other rows.
@@ -160,7 +161,9 @@ def _header(
     if texts and not has_numbers:
         raw = source.lines[body[0].first_line - 1] if source.lines else ""
         if separator == NO_SEPARATOR and '"' not in raw and any(mark in head[0] for mark in SEPARATORS[:-1]):
-            raise ValueError(f"{label} is ragged: line {body[0].last_line} ({head[0]!r}) has more cells than the rows.")
+            raise ValueError(
+                f"{label} is ragged: line {body[0].last_line} ({quoted(head[0])}) has more cells than the rows."
+            )
         if not (mixed and _recurs(body, label)):
             return list(head), body[1:], True
     elif texts and has_numbers and (_below(body, texts) or (mixed and _is_new(body, texts))):

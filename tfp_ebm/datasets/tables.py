@@ -19,6 +19,7 @@ import numpy as np
 from tfp_ebm.arguments import check_bool
 from tfp_ebm.datasets import frames, layout, regular, text
 from tfp_ebm.datasets.arrays import read_array
+from tfp_ebm.datasets.cells import quoted
 from tfp_ebm.datasets.faults import reason_of
 
 if TYPE_CHECKING:
@@ -180,10 +181,10 @@ def frame_of_array(array: np.ndarray, label: str, mixed: bool = False) -> tuple[
         wide = [name for name in names if array.dtype[name].shape]
         if wide:
             raise ValueError(
-                f"{label}: the field {wide[0]!r} must hold one number in each row, got {array.dtype[wide[0]]}."
+                f"{label}: the field {quoted(wide[0])} must hold one number in each row, got {array.dtype[wide[0]]}."
             )
         array = array.reshape(-1)
-        frame = pandas.DataFrame({name: _field(array[name], f"{label}: the field {name!r}") for name in names})
+        frame = pandas.DataFrame({name: _field(array[name], f"{label}: the field {quoted(name)}") for name in names})
         return frames.checked_frame(_native(frame), label, mixed), True
     if array.ndim != 2:
         raise ValueError(
@@ -348,7 +349,7 @@ def _read_sheet(source: io.BytesIO, label: str, sheet: str | int, mixed: bool) -
             others = [repr(name) for i, name in enumerate(book.sheet_names) if sheet not in (i, name)]
             if others and sheet == 0:
                 warnings.warn(
-                    f"{label}: the first sheet, {book.sheet_names[0]!r}, is read. For another, "
+                    f"{label}: the first sheet, {quoted(book.sheet_names[0])}, is read. For another, "
                     + frames.cure(f"sheet_name={others[0]}"),
                     stacklevel=4,
                 )

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfp_ebm.datasets import cells
-from tfp_ebm.datasets.cells import cure
-from tfp_ebm.datasets.faults import not_numbers, short
+from tfp_ebm.datasets.cells import cure, quoted
+from tfp_ebm.datasets.faults import not_numbers
 
 if TYPE_CHECKING:
     import pandas
@@ -65,7 +65,7 @@ def text_of(name: str, codes: np.ndarray, levels: list[str], label: str) -> pand
     doubtful = next((level for level in levels if level.lower() in WORDS), None)
     if doubtful is not None:
         warnings.warn(
-            f"{label}: column {name!r}: {short(doubtful)} is read as a missing cell. If it is a label, "
+            f"{label}: column {quoted(name)}: {quoted(doubtful)} is read as a missing cell. If it is a label, "
             + cure("keep_default_na=False"),
             stacklevel=4,
         )
@@ -75,7 +75,9 @@ def text_of(name: str, codes: np.ndarray, levels: list[str], label: str) -> pand
 def _mostly_numbers(error: ValueError, name: str, num_others: int) -> ValueError:
     if not num_others:
         return error
-    return ValueError(f"{error} If the cells are labels, {cure(f'dtype={{{name!r}: {chr(39)}str{chr(39)}}}')}")
+    return ValueError(
+        f"{error} If the cells are labels, {cure(f'dtype={{{quoted(name, 400)}: {chr(39)}str{chr(39)}}}')}"
+    )
 
 
 def numbers_of(column: list[str], numbers: list[float | None]) -> Any:
@@ -122,8 +124,8 @@ def checked_labels(name: str, column: pandas.Series, label: str) -> Any:
     if nested:
         kind = "a table" if isinstance(column.iloc[nested[0]], dict) else "a list"
         raise ValueError(
-            f"{label}: column {name!r} must hold one value in each row, got {kind} in row {nested[0] + 1}: leave the "
-            "column out, or write its parts as columns of their own."
+            f"{label}: column {quoted(name)} must hold one value in each row, got {kind} in row {nested[0] + 1}: "
+            "leave the column out, or write its parts as columns of their own."
         )
     inferred = types.infer_dtype(column, skipna=True)
     if inferred == "boolean":
