@@ -462,7 +462,24 @@ def test_formats_without_their_package_name_the_extra(tmp_path, monkeypatch):
     def missing(*arguments, **options):
         raise ImportError("Missing optional dependency")
 
+    of_feather = by_pandas("to_feather", AB)
     for function, name in (("read_parquet", "x.parquet"), ("ExcelFile", "x.xlsx"), ("read_feather", "x.feather")):
         monkeypatch.setattr(pandas, function, missing)
         with pytest.raises(ImportError, match=re.escape('pip install "tfp_ebm[tables]"')):
-            read(tmp_path, name, b"content")
+            read(tmp_path, name, of_feather if name == "x.feather" else b"content")
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_damaged_offsets_of_text_in_feather_are_refused(tmp_path, mixed):
+    """Arrow reads texts at offsets that the file gives; far outside, the process would end (bad_alloc, SIGSEGV)."""
+    words = [f"w{i}" for i in range(5)]
+    raw = by_pandas("to_feather", {"a": np.arange(5.0), "b": words}, compression="uncompressed")
+    offsets = [np.array([0, 2, 4, 6, 8, 10], dtype).tobytes() for dtype in ("<i4", "<i8")]
+    found = next(known for known in reversed(offsets) if raw.count(known) == 1)
+    frame, _ = read(tmp_path, "x.feather", raw, mixed=True)
+    assert list(frame["b"]) == words  # the file as it was
+    for at in range(3, len(found), len(found) // 6):
+        damaged = bytearray(found)
+        damaged[at] = 0x7F
+        with pytest.raises(ValueError, match="x.feather` cannot be read"):
+            read(tmp_path, "x.feather", raw.replace(found, bytes(damaged)), mixed=mixed)

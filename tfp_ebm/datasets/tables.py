@@ -270,6 +270,8 @@ def _read_by_pandas(function: str, source: Any, label: str, options: dict[str, A
     import pandas
 
     try:
+        if function == "read_feather":
+            _validate_feather(source)
         frame = getattr(pandas, function)(source, **options)
     except ImportError as error:
         raise ImportError(f'{label} needs a package that is not installed: pip install "tfp_ebm[tables]".') from error
@@ -288,6 +290,14 @@ def _read_by_pandas(function: str, source: Any, label: str, options: dict[str, A
     dtype = options.get("dtype") if mixed else None
     as_given = frozenset(map(str, frame.columns if isinstance(dtype, str | type) else dtype or ()))
     return frames.checked_frame(frame, label, mixed, as_given)
+
+
+def _validate_feather(source: io.BytesIO) -> None:
+    """Raises an error if offsets lead outside the file: Arrow does not look when it reads, and would end the process."""
+    from pyarrow import feather
+
+    feather.read_table(source).validate(full=True)
+    source.seek(0)
 
 
 def _read_other(
