@@ -481,5 +481,5 @@ def test_damaged_offsets_of_text_in_feather_are_refused(tmp_path, mixed):
     for at in range(3, len(found), len(found) // 6):
         damaged = bytearray(found)
         damaged[at] = 0x7F
-        with pytest.raises(ValueError, match="x.feather` cannot be read"):
+        with pytest.raises(ValueError, match=r"x\.feather` cannot be read"):
             read(tmp_path, "x.feather", raw.replace(found, bytes(damaged)), mixed=mixed)

@@ -88,15 +88,51 @@ def test_splits_and_sizes_of_batches_are_those_of_keras():
     model = make()
     model.build((None, 2))
     call, batches = batches_of(model, x=X, validation_split=0.25, batch_size=20)
-    assert sum(len(batch[0]) for batch in batches) == 52 and call["validation_batch_size"] == 20
-    np.testing.assert_array_equal(call["validation_data"][0], X[52:])
+    assert sum(len(batch[0]) for batch in batches) == 52
+    held_out = list(call["validation_data"].as_numpy_iterator())
+    assert len(held_out) == 1
+    np.testing.assert_array_equal(held_out[0], X[52:])
     assert len(batches_of(model, x=X, steps_per_epoch=5)[1][0][0]) == 14
     assert len(batches_of(model, x=tf.constant(X))[1]) == 3
-    for untouched in ({"x": X, "shuffle": False}, {"x": X, "shuffle": "batch"}, {"x": tf.data.Dataset.range(3)}):
+    for untouched in ({"x": X, "shuffle": "batch"}, {"x": tf.data.Dataset.range(3)}):
         assert passes.in_order_of_seed(model, untouched) is untouched
     for split in (1.5, -0.5, 0.999):
         with pytest.raises(ValueError, match="`validation_split` must"):
             model.fit(X, validation_split=split, verbose=0)
+
+
+def test_arrays_that_are_not_shuffled_are_batches_in_their_order():
+    model = make()
+    model.build((None, 2))
+    weights, other = np.arange(70.0), X[:50] + 1
+    call = {"x": X, "y": np.zeros((70, 0), "float32"), "sample_weight": weights, "shuffle": False}
+    call, batches = batches_of(model, **call, validation_data=(other,), validation_batch_size=40)
+    for found, rows in zip(zip(*batches, strict=True), (X, np.zeros((70, 0)), weights), strict=True):
+        np.testing.assert_array_equal(np.concatenate(found), rows)
+    assert [len(batch) for batch in call["validation_data"]] == [40, 10]
+    np.testing.assert_array_equal(next(iter(call["validation_data"])), other[:40])
+    for given, sizes in (({}, [32, 32, 6]), ({"steps": 2}, [35, 35]), ({"batch_size": 64}, [64, 6])):
+        batches = passes.in_their_order(model, {"x": X, **given})["x"]
+        assert [len(batch) for batch in batches] == sizes and batches.cardinality() == len(sizes)
+    assert model.evaluate(X, verbose=0) == model.evaluate(tf.data.Dataset.from_tensor_slices(X).batch(32), verbose=0)
+    with pytest.raises(ValueError, match="`batch_size` must be"):
+        model.evaluate(X, batch_size=-1, verbose=0)
+
+
+def test_no_pass_over_arrays_is_tuned_by_tensorflow():
+    """Its thread sleeps 10, 20, 40, … ms, and who ends a pass waits for it: up to as long again as the pass took."""
+    model = make()
+    model.build((None, 2))
+    of_fit = [
+        ("x", {"x": X}),
+        ("x", {"x": X, "shuffle": False}),
+        ("validation_data", {"x": X, "validation_split": 0.5}),
+        ("validation_data", {"x": X, "validation_data": X}),
+        ("validation_data", {"x": tf.data.Dataset.range(3), "validation_data": (X,)}),
+    ]
+    made = [passes.in_order_of_seed(model, call)[name] for name, call in of_fit]
+    made.append(passes.in_their_order(model, {"x": X})["x"])
+    assert [dataset.options().autotune.enabled for dataset in made] == [False] * 6
 
 
 @pytest.mark.slow

@@ -293,7 +293,7 @@ def _read_by_pandas(function: str, source: Any, label: str, options: dict[str, A
 
 
 def _validate_feather(source: io.BytesIO) -> None:
-    """Raises an error if offsets lead outside the file: Arrow does not look when it reads, and would end the process."""
+    """Raises an error if offsets lead outside the file: Arrow looks only if asked to, and else ends the process."""
     from pyarrow import feather
 
     feather.read_table(source).validate(full=True)

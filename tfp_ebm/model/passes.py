@@ -7,6 +7,7 @@ would differ from one that was not.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -38,7 +39,7 @@ class Beginning(keras.callbacks.Callback):
 
 
 def in_order_of_seed(model: Any, call: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of `fit`, in which arrays that are to be shuffled are a dataset of batches of `batch_size`.
+    """Returns the arguments of `fit`, in which arrays are datasets of batches, those to be shuffled in our own order.
 
     Everything else is as Keras has it: the last rows are those of `validation_split`, the last batch may be smaller,
     and `batch_size` is 32 or what `steps_per_epoch` requires. Replicas share each batch.
@@ -50,32 +51,69 @@ def in_order_of_seed(model: Any, call: dict[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: if `validation_split` or `batch_size` does not fit the number of rows.
     """
-    x, split = call["x"], call.get("validation_split") or 0.0
-    if not is_array(x):
+    if is_array(call["x"]):
+        call = _with_batches(model, call)
+    validation = call.get("validation_data")
+    arrays = list(validation) if isinstance(validation, list | tuple) else [validation]
+    if validation is None or not is_array(arrays[0]):
         return call
-    _check_sizes(len(x), split, call.get("batch_size"))
-    if call.get("shuffle", True) is not True:
+    batch_size = call.get("validation_batch_size") or call.get("batch_size")
+    return call | {"validation_data": _as_given(model, arrays, batch_size, call.get("validation_steps"))}
+
+
+def in_their_order(model: Any, call: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `evaluate`, in which arrays are a dataset of batches.
+
+    Raises:
+      ValueError: if `batch_size` is not at least 1.
+    """
+    if not is_array(call["x"]):
         return call
-    arrays = [x, call.get("y"), call.get("sample_weight")]
+    arrays = [call["x"], call.get("y"), call.get("sample_weight")]
+    batches = _as_given(model, arrays, call.get("batch_size"), call.get("steps"))
+    return call | {"x": batches, "y": None, "sample_weight": None}
+
+
+def _as_given(model: Any, arrays: Sequence[Any], batch_size: int | None, steps: int | None) -> tf.data.Dataset:
+    """Returns batches of x, and of labels and weights where they are given, in the order of the rows."""
+    count = len(arrays[0])
+    if batch_size is None:
+        batch_size = _default_batch_size(count, steps)
+    parts = keras.utils.pack_x_y_sample_weight(*_tensors(model, arrays))
+    return _untuned(in_batches(parts, tf.range(count), check_count("batch_size", batch_size)), count, batch_size)
+
+
+def _with_batches(model: Any, call: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `fit` with a dataset in the place of arrays, unless Keras shuffles whole batches."""
+    split, shuffle = call.get("validation_split") or 0.0, call.get("shuffle", True)
+    arrays = [call["x"], call.get("y"), call.get("sample_weight")]
     arrays = [np.asarray(array) if isinstance(array, list | tuple) else array for array in arrays]
     count = len(arrays[0])
-    steps, batch_size = call.get("steps_per_epoch"), call.get("batch_size")
-    batch_size = batch_size or (math.ceil(count / steps) if steps else 32)
+    _check_sizes(count, split, call.get("batch_size"))
+    if not isinstance(shuffle, bool):
+        return call
+    batch_size = call.get("batch_size") or _default_batch_size(count, call.get("steps_per_epoch"))
     call = call | {"y": None, "sample_weight": None, "validation_split": 0.0, "shuffle": False}
     call["batch_size"] = batch_size  # for `StepsTogether`: Keras ignores it beside a dataset
-    call["validation_batch_size"] = call.get("validation_batch_size") or batch_size
     if split and call.get("validation_data") is None:
         count = math.floor(count * (1.0 - split))
         call["validation_data"] = tuple(None if a is None else a[count:] for a in arrays)
-    parts = [None if a is None else _tensor(a[:count], model.dtype if a is arrays[0] else None) for a in arrays]
+    if not shuffle:
+        parts = [None if a is None else a[:count] for a in arrays]
+        return call | {"x": _as_given(model, parts, batch_size, None)}
+    parts = keras.utils.pack_x_y_sample_weight(*_tensors(model, [None if a is None else a[:count] for a in arrays]))
     beginning, callbacks = Beginning(), call.get("callbacks") or []
     if isinstance(callbacks, keras.callbacks.CallbackList):  # it may have been used before
         beginning.set_model(model)
         callbacks.callbacks = [beginning, *(one for one in callbacks.callbacks if not isinstance(one, Beginning))]
     else:
         callbacks = [beginning, *callbacks]
-    batches = _batches(keras.utils.pack_x_y_sample_weight(*parts), count, batch_size, model.seed, beginning)
-    return call | {"x": batches, "callbacks": callbacks}
+    return call | {"x": _shuffled(parts, count, batch_size, model.seed, beginning), "callbacks": callbacks}
+
+
+def _default_batch_size(count: int, steps: int | None) -> int:
+    """Returns Keras's number of rows in a batch where none is given."""
+    return math.ceil(count / steps) if steps else 32
 
 
 def _check_sizes(count: int, split: float, batch_size: Any) -> None:
@@ -89,17 +127,20 @@ def _check_sizes(count: int, split: float, batch_size: Any) -> None:
         raise ValueError(f"`batch_size` must not exceed the number of rows, got {batch_size} for {train} rows.")
 
 
-def _tensor(array: Any, dtype: str | None) -> tf.Tensor:
-    """Returns a tensor of an array; numbers with a fraction are of `dtype`, by default Keras's."""
-    tensor = tf.convert_to_tensor(array)
-    return tf.cast(tensor, dtype or keras.config.floatx()) if tensor.dtype.is_floating else tensor
+def _tensors(model: Any, arrays: Sequence[Any]) -> list[tf.Tensor | None]:
+    """Returns tensors of x, y and the weights of rows; numbers with a fraction are of the model's type, or Keras's."""
+    dtypes = model.dtype, keras.config.floatx(), keras.config.floatx()
+    tensors = [None if array is None else tf.convert_to_tensor(array) for array in arrays]
+    return [
+        tf.cast(tensor, dtype) if tensor is not None and tensor.dtype.is_floating else tensor
+        for tensor, dtype in zip(tensors, dtypes, strict=False)
+    ]
 
 
-def _batches(
+def _shuffled(
     parts: Any, count: int, batch_size: int, model_seed: tuple[int, int], beginning: Beginning
 ) -> tf.data.Dataset:
     """Returns one pass over rows in batches, in a new order each time that it is iterated over."""
-    number_of_batches = math.ceil(count / batch_size)
 
     def one_pass(_: tf.Tensor) -> tf.data.Dataset:
         step = tf.numpy_function(lambda: np.int64(beginning.step), [], tf.int64)
@@ -107,8 +148,15 @@ def _batches(
         order = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
         return in_batches(parts, order, batch_size)
 
-    batches = tf.data.Dataset.range(1).flat_map(one_pass).prefetch(_PREFETCHED)
-    # TensorFlow's tuning thread sleeps for up to as long again as the training took, and `fit` may wait for it
+    return _untuned(tf.data.Dataset.range(1).flat_map(one_pass), count, batch_size)
+
+
+def _untuned(batches: tf.data.Dataset, count: int, batch_size: int) -> tf.data.Dataset:
+    """Returns the dataset of `count` rows with a known number of batches, and without TensorFlow's tuning.
+
+    The tuning thread sleeps for up to as long again as the pass took, and who ends the pass waits for it.
+    """
     options = tf.data.Options()
     options.autotune.enabled = False
-    return batches.apply(tf.data.experimental.assert_cardinality(number_of_batches)).with_options(options)
+    batches = batches.apply(tf.data.experimental.assert_cardinality(math.ceil(count / batch_size)))
+    return batches.prefetch(_PREFETCHED).with_options(options)

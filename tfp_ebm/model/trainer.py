@@ -29,7 +29,7 @@ from tfp_ebm.failures import naming_failures_of_training
 from tfp_ebm.model import monitoring, second_input
 from tfp_ebm.model.executions import StepsTogether
 from tfp_ebm.model.layer_losses import adds_losses, losses_of_call, regularization
-from tfp_ebm.model.passes import in_order_of_seed
+from tfp_ebm.model.passes import in_order_of_seed, in_their_order
 from tfp_ebm.networks.noise_levels import has_log_normalizer_zero
 from tfp_ebm.random import fold_in, stateless_seed
 from tfp_ebm.replicas import keras_logs, replica_and_number, sum_over_replicas
@@ -287,7 +287,7 @@ class EnergyTrainer(StepsTogether):
         steps = None if call.get("steps") else "steps"
         data = self._prepared(x, y, call.pop("sample_weight", None), steps, training=False)
         call |= {"x": data.x, "y": data.y, "sample_weight": data.sample_weight}
-        return super().evaluate(**call, **extra)
+        return super().evaluate(**in_their_order(self, call), **extra)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """The energies of data: Keras's `predict`; a conditional model takes [x, condition]."""
