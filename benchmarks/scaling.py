@@ -10,9 +10,9 @@ The model, for n processes that share a batch of B rows:
 
 `work` is a line through the measured steps in a cluster of one machine, and the sum is a ring all-reduce, TensorFlow's
 own. Nothing is fitted to the step of two processes: it is predicted and then measured, and so is the all-reduce of
-four. The model then says for how many processes a step of a fixed batch is shortest, and what share of the time is work
-if each process keeps its batch: for machines like this one, and for assumed GPUs and networks (options, printed as
-assumed).
+four. The model then says for how many processes a step of a fixed batch is shortest, and for how many a step is still
+half work if each process has a batch of its own: with the constants measured here, and with those of GPUs and networks
+that are assumed (options).
 
     python benchmarks/scaling.py [--batch 256] [--json out.json]
 """
@@ -38,6 +38,8 @@ STEPS, REPEATS = 40, 5
 # Numbers in an all-reduce.
 MESSAGES = (1, 10_000, 100_000, 1_000_000)
 FOUR_BYTES = 4
+# Batches in a large batch.
+MANY = 256
 
 
 # --- the model ------------------------------------------------------------------------------------------------------
@@ -72,14 +74,25 @@ def constants_of(seconds):
 def best_number(rows, most, *constants):
     """The number of processes, a power of two up to `most`, with the shortest step, and that step's seconds."""
     numbers = [2**i for i in range(most.bit_length()) if 2**i <= most]
-    return min(((step_time(rows, n, *constants), n) for n in numbers))[::-1]
+    return min((step_time(rows, n, *constants), n) for n in numbers)[::-1]
+
+
+def last_efficient(rows, most, *constants):
+    """The largest number of processes, a power of two up to `most`, with `rows` rows each, whose step is half work."""
+    numbers = [2**i for i in range(most.bit_length()) if 2**i <= most]
+    alone = step_time(rows, 1, *constants)
+    return max(n for n in numbers if step_time(rows * n, n, *constants) <= 2 * alone)
 
 
 # --- what the processes measure -------------------------------------------------------------------------------------
 
 
 def step_seconds(size, width, batch, strategy):
-    """The median time of a training step of denoising score matching, in `fit`, and the bytes of its all-reduces."""
+    """The median time of a training step of denoising score matching, in `fit`, and the bytes of its all-reduces.
+
+    `around` is what a `fit` of one epoch takes before and after it. Under a strategy, TensorFlow's iterators over
+    several devices have a thread that tunes them, and their end waits for it, up to as long again as the epoch took.
+    """
     import keras
     import numpy as np
     import tensorflow as tf
@@ -103,19 +116,37 @@ def step_seconds(size, width, batch, strategy):
     with strategy.scope():
         model = Model(ebm.networks.mlp([size], units=[width, width], seed=0))
         model.compile(keras.optimizers.Adam(1e-4), "denoising_score_matching")
+
+    class Epochs(keras.callbacks.Callback):
+        """Notes when an epoch begins and ends."""
+
+        def on_epoch_begin(self, epoch, logs=None):
+            """See Keras."""
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            """See Keras."""
+            self.seconds = time.perf_counter() - self.start
+
     model.fit(x, batch_size=batch, verbose=0)
-    times = []
+    times, waits, epoch = [], [], Epochs()
     for _ in range(REPEATS):
         start = time.perf_counter()
-        model.fit(x, batch_size=batch, verbose=0)
-        times.append((time.perf_counter() - start) / STEPS)
+        model.fit(x, batch_size=batch, verbose=0, callbacks=[epoch])
+        times.append(epoch.seconds / STEPS)
+        waits.append(time.perf_counter() - start - epoch.seconds)
     operations = [operation for graph in graphs for operation in graph.get_operations()]
     messages = [
         operation.inputs[0].shape.num_elements() * operation.inputs[0].dtype.size
         for operation in operations
         if operation.type.startswith("CollectiveReduce")
     ]
-    return {"seconds": sorted(times)[REPEATS // 2], "spread": (min(times), max(times)), "messages": messages}
+    return {
+        "seconds": sorted(times)[REPEATS // 2],
+        "spread": (min(times), max(times)),
+        "around": sorted(waits)[REPEATS // 2],
+        "messages": messages,
+    }
 
 
 def exchange_seconds(strategy, size):
@@ -202,27 +233,28 @@ def print_network(name, batch, results, latency, bandwidth, options):
     low, high = two["spread"]
     print(
         f"  two processes: predicted {milliseconds(predicted)} (of which exchange {1e3 * exchanged:.2f}), measured "
-        f"{milliseconds(two['seconds'])} ({1e3 * low:.2f} to {1e3 * high:.2f}), ratio {two['seconds'] / predicted:.2f}"
+        f"{milliseconds(two['seconds'])} ({1e3 * low:.2f} to {1e3 * high:.2f}), "
+        f"ratio {two['seconds'] / predicted:.2f}; around an epoch of {STEPS} steps {1e3 * two['around']:.0f}"
     )
-    machines = {"like this one, loopback": (*constants, latency, bandwidth)}
     gpu = (messages, options.gpu_fixed, per_row * options.gpu_row_ratio)
-    machines["assumed: 8 GPUs of one machine"] = (*gpu, options.gpu_latency, options.gpu_bandwidth)
-    machines["assumed: machines of one GPU"] = (*gpu, options.network_latency, options.network_bandwidth)
+    network = (options.network_latency, options.network_bandwidth)
+    machines = {
+        "64 processes as here": (64, *constants, latency, bandwidth),
+        "64 machines, assumed network": (64, *constants, *network),
+        "8 GPUs of a machine, assumed": (8, *gpu, options.gpu_latency, options.gpu_bandwidth),
+        "64 machines of a GPU, assumed": (64, *gpu, *network),
+    }
     found = {"predicted": predicted, "measured": two["seconds"], "messages": messages}
-    for what, of_machine in machines.items():
-        most = 8 if "8 GPUs" in what else 64
+    for what, (most, *of_machine) in machines.items():
         number, seconds = best_number(batch, most, *of_machine)
-        alone = step_time(batch, 1, *of_machine)
-        kept = {n: alone / step_time(batch * n, n, *of_machine) for n in (2, 8, 64) if n <= most}
-        shares = ", ".join(f"{n}: {share:.0%}" for n, share in kept.items())
-        large, seconds_large = best_number(batch * 256, most, *of_machine)
-        speedup = step_time(batch * 256, 1, *of_machine) / seconds_large
+        many, seconds_of_many = best_number(MANY * batch, most, *of_machine)
+        speedup = step_time(MANY * batch, 1, *of_machine) / seconds_of_many
+        last = last_efficient(batch, most, *of_machine)
         print(
-            f"  {what}: a step of {batch} rows is shortest with {number} ({1e3 * seconds:.3f} ms, "
-            f"{alone / seconds:.1f} × one's speed), one of {batch * 256} rows with {large} ({speedup:.1f} ×); "
-            f"{batch} rows on each: share of work {shares}"
+            f"  {what:31s}  shortest step of {batch} rows: {number} ({1e3 * seconds:.2f} ms), of {MANY * batch}: "
+            f"{many} ({speedup:.1f} × the speed of one); {batch} rows on each: work is half of a step up to {last}"
         )
-        found[what] = {"best": number, "best_of_256_batches": large, "speedup": speedup, "share_of_work": kept}
+        found[what] = {"best": number, "best_of_many": many, "speedup_of_many": speedup, "last_efficient": last}
     return found
 
 

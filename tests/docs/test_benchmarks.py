@@ -57,3 +57,40 @@ def test_chains_of_the_samplers_run(sampler, monkeypatch):
     monkeypatch.setitem(samplers.STEPS_PER_CALL, sampler, 4)
     run = samplers.tfp_ebm(samplers.SamplingCase("small", (2,), 8, (5,)), sampler, False)
     assert np.isfinite(run(4))
+
+
+def ring(size, number, latency, bandwidth):
+    """The time of a ring all-reduce, round by round: twice, each process passes each of its neighbours' parts on."""
+    clock = [0.0] * number
+    for _ in range(2 * (number - 1)):
+        sent = [at + latency + size / number / bandwidth for at in clock]
+        clock = [max(clock[i], sent[i - 1]) for i in range(number)]
+    return max(clock)
+
+
+def test_model_of_scaling():
+    import scaling
+
+    for number in (1, 2, 5, 64):
+        expected = sum(ring(size, number, 3e-4, 7e8) for size in (4, 68_000))
+        assert scaling.exchange_time([4, 68_000], number, 3e-4, 7e8) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    times = {size: scaling.exchange_time([4 * size], 2, 3e-4, 7e8) for size in scaling.MESSAGES}
+    latency, bandwidth = scaling.constants_of(times)
+    assert (latency, bandwidth) == pytest.approx((3e-4, 7e8), rel=1e-4)
+    assert scaling.line([64, 128, 256], [2.5, 3.0, 4.0]) == pytest.approx((2.0, 1 / 128))
+    # 1 ms and 1 µs a row; a hop of 10 µs: by calculus B per_row / n² = 2 latency, n = sqrt(256e-3 / 20e-6) = 113
+    constants = ([0.0], 1e-3, 1e-6, 1e-5, 1e9)
+    assert scaling.best_number(256_000, 4096, *constants)[0] == 128
+    assert scaling.best_number(256_000, 8, *constants)[0] == 8
+    assert scaling.best_number(20, 64, *constants)[0] == 1
+    # 1 ms + 1000 rows = 2 ms of work; 2 (n - 1) 10 µs of exchange reach that at n = 101
+    assert scaling.last_efficient(1000, 4096, *constants) == 64
+
+
+@pytest.mark.slow
+def test_a_step_alone_exchanges_nothing():
+    import scaling
+    import tensorflow as tf
+
+    found = scaling.step_seconds(2, 4, 8, tf.distribute.get_strategy())
+    assert found["messages"] == [] and 0 < found["spread"][0] <= found["seconds"] <= found["spread"][1]

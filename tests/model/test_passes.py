@@ -135,6 +135,29 @@ def test_no_pass_over_arrays_is_tuned_by_tensorflow():
     assert [dataset.options().autotune.enabled for dataset in made] == [False] * 6
 
 
+def test_one_iterator_through_all_epochs_has_the_order_of_an_iterator_for_each():
+    """Under a strategy one iterator reads all epochs, since TensorFlow waits at the end of each."""
+    model = make()
+    model.build((None, 2))
+    rows, steps = tf.constant(X[:9]), 3
+    one = passes.Beginning(of_first=True)
+    one.set_model(model)
+    model._step.assign(7)
+    one.on_epoch_begin(0)
+    batches = passes._shuffled(rows, 9, 4, model.seed, one)
+    iterator = iter(batches)
+    for epoch in range(3):
+        each = passes.Beginning()
+        each.set_model(model)
+        model._step.assign(7 + steps * epoch)
+        for beginning in (one, each):
+            beginning.on_epoch_begin(epoch)
+        expected = list(passes._shuffled(rows, 9, 4, model.seed, each).as_numpy_iterator())
+        assert [len(batch) for batch in expected] == [4, 4, 1]
+        for batch in expected:
+            np.testing.assert_array_equal(next(iterator), batch)
+
+
 @pytest.mark.slow
 def test_orders_are_uniform():
     """Where row 0 goes in 200 passes of 5 rows: χ² with 4 degrees of freedom, above 18.5 in one run of a thousand."""

@@ -25,17 +25,25 @@ _PREFETCHED = 16
 
 
 class Beginning(keras.callbacks.Callback):
-    """Notes the model's step at the beginning of each epoch.
+    """Notes the model's step at the beginning of each epoch, or of the first alone.
 
     The order of a pass follows from it. The counter itself may already have been raised when the pass begins: reading
     rows and counting are operations of one step, which no order of execution connects.
+
+    Args:
+      of_first: whether the first epoch alone counts, because one iterator goes through all passes.
     """
 
-    step = 0
+    def __init__(self, of_first: bool = False) -> None:
+        super().__init__()
+        self.of_first = of_first
+        self.step = 0
+        self._is_noted = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """See Keras."""
-        self.step = int(self.model._step.numpy())
+        if not (self.of_first and self._is_noted):
+            self.step, self._is_noted = int(self.model._step.numpy()), True
 
 
 def in_order_of_seed(model: Any, call: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +88,8 @@ def _as_given(model: Any, arrays: Sequence[Any], batch_size: int | None, steps: 
     if batch_size is None:
         batch_size = _default_batch_size(count, steps)
     parts = keras.utils.pack_x_y_sample_weight(*_tensors(model, arrays))
-    return _untuned(in_batches(parts, tf.range(count), check_count("batch_size", batch_size)), count, batch_size)
+    batches = in_batches(parts, tf.range(count), check_count("batch_size", batch_size))
+    return _untuned(batches, math.ceil(count / batch_size))
 
 
 def _with_batches(model: Any, call: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +111,12 @@ def _with_batches(model: Any, call: dict[str, Any]) -> dict[str, Any]:
         parts = [None if a is None else a[:count] for a in arrays]
         return call | {"x": _as_given(model, parts, batch_size, None)}
     parts = keras.utils.pack_x_y_sample_weight(*_tensors(model, [None if a is None else a[:count] for a in arrays]))
-    beginning, callbacks = Beginning(), call.get("callbacks") or []
+    # Strategies read rows by iterators that are tuned in any case (see `_untuned`): one for all epochs ends once
+    with model.distribute_strategy.scope():
+        is_endless = not call.get("steps_per_epoch") and tf.distribute.has_strategy()
+    if is_endless:
+        call["steps_per_epoch"] = math.ceil(count / batch_size)
+    beginning, callbacks = Beginning(of_first=is_endless), call.get("callbacks") or []
     if isinstance(callbacks, keras.callbacks.CallbackList):  # it may have been used before
         beginning.set_model(model)
         callbacks.callbacks = [beginning, *(one for one in callbacks.callbacks if not isinstance(one, Beginning))]
@@ -140,23 +154,27 @@ def _tensors(model: Any, arrays: Sequence[Any]) -> list[tf.Tensor | None]:
 def _shuffled(
     parts: Any, count: int, batch_size: int, model_seed: tuple[int, int], beginning: Beginning
 ) -> tf.data.Dataset:
-    """Returns one pass over rows in batches, in a new order each time that it is iterated over."""
+    """Returns one pass over rows in batches, in a new order each time that it is iterated over, or all passes."""
+    steps = math.ceil(count / batch_size)
 
-    def one_pass(_: tf.Tensor) -> tf.data.Dataset:
-        step = tf.numpy_function(lambda: np.int64(beginning.step), [], tf.int64)
+    def one_pass(number: tf.Tensor) -> tf.data.Dataset:
+        step = tf.numpy_function(lambda: np.int64(beginning.step), [], tf.int64) + number * steps
         seed = fold_in(fold_in(tf.constant(model_seed, tf.int32), _ORDER), step)
         order = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
         return in_batches(parts, order, batch_size)
 
-    return _untuned(tf.data.Dataset.range(1).flat_map(one_pass), count, batch_size)
+    if beginning.of_first:
+        return _untuned(tf.data.Dataset.counter().flat_map(one_pass))
+    return _untuned(tf.data.Dataset.range(1).flat_map(one_pass), steps)
 
 
-def _untuned(batches: tf.data.Dataset, count: int, batch_size: int) -> tf.data.Dataset:
-    """Returns the dataset of `count` rows with a known number of batches, and without TensorFlow's tuning.
+def _untuned(batches: tf.data.Dataset, number: int | None = None) -> tf.data.Dataset:
+    """Returns the dataset with a known number of batches, if it is given, and without TensorFlow's tuning.
 
     The tuning thread sleeps for up to as long again as the pass took, and who ends the pass waits for it.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
-    batches = batches.apply(tf.data.experimental.assert_cardinality(math.ceil(count / batch_size)))
+    if number is not None:
+        batches = batches.apply(tf.data.experimental.assert_cardinality(number))
     return batches.prefetch(_PREFETCHED).with_options(options)
