@@ -52,13 +52,27 @@ def regions_of(target, base, unit, log_normalizer=0.0, num=128):
 
 
 @pytest.mark.parametrize(
-    ("size", "scale", "where"), [(10, 6.0, "axis"), (20, 6.0, "axis"), (20, 3.0, "diagonal"), (50, 3.0, "diagonal")]
+    ("size", "scale", "where"),
+    [
+        (10, 6.0, "axis"),
+        (20, 6.0, "axis"),
+        (20, 3.0, "diagonal"),
+        (50, 3.0, "diagonal"),
+        (20, 3.0, "opposite"),
+        (50, 6.0, "opposite"),
+    ],
 )
 def test_starts_are_spread_so_that_climbs_from_a_round_gaussian_find_a_narrow_mode(size, scale, where):
-    """A mode of half the width, ten apart from the wide one at the base's mean, along an axis or a diagonal: found in
-    each of 5 seeds. The same climbs from draws of the base alone find it in none but at most one."""
-    at = 10.0 * np.eye(size)[1] if where == "axis" else np.full(size, 10.0 / np.sqrt(size))
-    locs, widths = np.stack([0 * at, at]).astype("float32"), np.stack([np.ones(size), np.full(size, 0.5)])
+    """A mode of half the width, ten apart from the wide one, which draws have found: found in each of 5 seeds.
+
+    The wide one is at the base's mean, and the other one along an axis or a diagonal; or they are on opposite sides of
+    the mean, in a random direction. The same climbs from draws of the base alone find it in none but at most one.
+    """
+    directions = {"axis": np.eye(size)[1], "diagonal": np.full(size, size**-0.5)}
+    random = np.random.default_rng(size).normal(size=size)
+    direction = directions.get(where, random / np.linalg.norm(random))
+    wide, narrow = (-5.0 * direction, 5.0 * direction) if where == "opposite" else (0.0 * direction, 10.0 * direction)
+    locs, widths = np.stack([wide, narrow]).astype("float32"), np.stack([np.ones(size), np.full(size, 0.5)])
     components = tfd.MultivariateNormalDiag(locs, widths.astype("float32"))
     target = tfd.MixtureSameFamily(tfd.Categorical(probs=[0.3, 0.7]), components)
     base = tfd.MultivariateNormalDiag(tf.zeros([size]), tf.fill([size], scale))
@@ -67,10 +81,10 @@ def test_starts_are_spread_so_that_climbs_from_a_round_gaussian_find_a_narrow_mo
     found = {"spread": 0, "alone": 0}
     for seed in range(5):
         x = base.sample(modes.NUM_STARTS, seed=[seed, 1])
-        spread = tf.constant(modes.spread_starts(x.numpy(), np.zeros(size)), tf.float32)
+        spread = tf.constant(modes.spread_starts(x.numpy(), np.zeros(size), wide), tf.float32)
         for name, start in (("spread", spread), ("alone", x)):
             ends = function(start)[0].numpy()
-            found[name] += bool((np.linalg.norm(ends - at, axis=1) < 1.0).any())
+            found[name] += bool((np.linalg.norm(ends - narrow, axis=1) < 1.0).any())
     assert found["spread"] == 5 and found["alone"] <= 1
 
 

@@ -22,8 +22,10 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 # Points that climb; for some of them by which factors their distance from the mean of the base changes, in one
-# coordinate and in all others; and how many of them are on a diagonal.
-NUM_STARTS, _STRETCH, _CONTRACTION, _NUM_DIAGONAL = 256, 1.5, 0.1, 8
+# coordinate and in all others; how many of them are on a diagonal, and on a line beyond the mean.
+NUM_STARTS, _STRETCH, _CONTRACTION, _NUM_DIAGONAL, _NUM_BEYOND = 256, 1.5, 0.1, 8, 16
+# Ends of that line, in terms of the distance between the means of draws and base.
+_NEAREST, _FARTHEST = 0.2, 10.0
 # Largest numbers of maxima whose Hessian is computed, and around which the mass is estimated.
 _MAX_MAXIMA, _MAX_REGIONS = 64, 24
 # Maxima nearer than this, in standard deviations of the base per coordinate, are one.
@@ -76,18 +78,25 @@ class Missed(NamedTuple):
     share_of_draws: float
 
 
-def spread_starts(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+def spread_starts(x: np.ndarray, mean: np.ndarray, found_mean: np.ndarray) -> np.ndarray:
     """Returns points from draws of a base `[n, d]`, of which many are nearer to its mean.
 
     In many coordinates nearly all draws are far from the mean, where the widest mode has the highest density. Near to
     the mean, or to a line through it along a coordinate, more points are in the basins of narrow modes. Half of the
     draws is contracted in all coordinates but one, in which they lie at equal steps of its distribution, stretched. A
     quarter is contracted to the mean by factors from 0 to 1. Of the others, which stay as they are, a few lie at equal
-    steps in all coordinates alike, on a diagonal.
+    steps in all coordinates alike, on a diagonal, and a few on the line from the mean of what was found through that of
+    the base: if the target has the base's mean μ, and draws with mean x̄ miss one mode m of share w, it is there, since
+    μ = (1 − w) x̄ + w m.
+
+    Args:
+      x: draws of the base.
+      mean: the mean of the base.
+      found_mean: the mean of the draws that may have missed a mode.
 
     >>> x = np.random.default_rng(0).normal(size=(256, 20))
-    >>> points = spread_starts(x, np.zeros(20))
-    >>> np.array_equal(points[16:128:2], x[16:128:2]), points[1].tolist() == 20 * [0.0]
+    >>> points = spread_starts(x, np.zeros(20), np.zeros(20))
+    >>> np.array_equal(points[48:128:2], x[48:128:2]), points[1].tolist() == 20 * [0.0]
     (True, True)
     >>> bool(np.abs(points[128, 1:]).max() < 0.4), bool(abs(points[128, 0]) > 1.5)  # along the first coordinate
     (True, True)
@@ -102,7 +111,10 @@ def spread_starts(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     place, coordinate = np.divmod(np.arange(len(along)), size)
     steps = np.quantile(x - mean, (np.arange(place[-1] + 1) + 0.5) / (place[-1] + 1), axis=0)
     along[np.arange(len(along)), coordinate] = _STRETCH * steps[place, coordinate]
-    points[: 2 * _NUM_DIAGONAL : 2] = np.quantile(x - mean, (np.arange(_NUM_DIAGONAL) + 0.5) / _NUM_DIAGONAL, axis=0)
+    others = points[:half:2]
+    others[:_NUM_DIAGONAL] = np.quantile(x - mean, (np.arange(_NUM_DIAGONAL) + 0.5) / _NUM_DIAGONAL, axis=0)
+    distances = np.geomspace(_NEAREST, _FARTHEST, _NUM_BEYOND)
+    others[_NUM_DIAGONAL : _NUM_DIAGONAL + _NUM_BEYOND] = distances[:, None] * (mean - found_mean)
     return mean + points
 
 

@@ -296,7 +296,7 @@ class Sampler:
         spread = self._from_base(_DRAWS_PER_PARTICLE * self._num, _PILOT)[0].numpy().astype(np.float64)
         unit = spread.std(0)
         unit[~(unit > 0)] = 1.0
-        start = tf.constant(spread_starts(start.numpy(), spread.mean(0)), self.base.dtype)
+        start = tf.constant(spread_starts(start.numpy(), spread.mean(0), x.mean(0)), self.base.dtype)
         base = self.base
         make = functools.partial(Compiled, climb)
         found = find_compiled(self._target, ("climb", self._key), lambda resolve: make(resolve, base))(start, unit)

@@ -104,7 +104,9 @@ def sequential_monte_carlo(
     All groups may miss the same mode. Up to 50 coordinates, points therefore climb from the base to the modes, where
     importance sampling estimates the mass. If the draws miss a mode found in this way, or their shares are not known
     and these modes have a good part of the mass, a Gaussian at each mode is added to the base, and the particles run
-    once more. A mode that no climb reaches remains unnoticed: the base must cover the target.
+    once more. The climbs start at draws of the base, near its mean, and on lines through it: along the coordinates, a
+    diagonal, and the line from the mean of the draws, where one missed mode is if the base has the target's mean. A
+    mode that no climb reaches remains unnoticed: the base must cover the target.
 
     All groups may also miss a narrow part of a density whose scale varies strongly, such as the neck of a funnel. Up to
     50 coordinates, such draws move further, with step sizes that follow the gradient. If this shifts their mean, the
