@@ -144,11 +144,12 @@ def _check_sizes(count: int, split: float, batch_size: Any) -> None:
 def _tensors(model: Any, arrays: Sequence[Any]) -> list[tf.Tensor | None]:
     """Returns tensors of x, y and the weights of rows; numbers with a fraction are of the model's type, or Keras's."""
     dtypes = model.dtype, keras.config.floatx(), keras.config.floatx()
-    tensors = [None if array is None else tf.convert_to_tensor(array) for array in arrays]
-    return [
-        tf.cast(tensor, dtype) if tensor is not None and tensor.dtype.is_floating else tensor
-        for tensor, dtype in zip(tensors, dtypes, strict=False)
-    ]
+    with tf.device("CPU:0"):  # where datasets read them, rather than in the memory of a GPU
+        tensors = [None if array is None else tf.convert_to_tensor(array) for array in arrays]
+        return [
+            tf.cast(tensor, dtype) if tensor is not None and tensor.dtype.is_floating else tensor
+            for tensor, dtype in zip(tensors, dtypes, strict=False)
+        ]
 
 
 def _shuffled(
