@@ -100,7 +100,7 @@ def try_fit(data, folder, expected, kind, moment):
     if code not in (SIGNALS[kind], 0, 3) and not (kind == signal.SIGTERM and code == -15):
         faults.append(f"exit code {code}: {text[-200:]}")
     if "Traceback" in text:
-        faults.append("a traceback")
+        faults.append(f"a traceback: {text[text.index('Traceback') :][:1500]}")
     if code in (0, 3) and "the training was interrupted" in text:
         return "a run of the model as it was", faults if (out / "model.keras").exists() else [*faults, "no run"]
     if "run" not in left:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 
 import keras
@@ -207,3 +208,51 @@ def test_an_interrupt_that_c_code_turned_into_another_error(number, code, word, 
     else:
         with pytest.raises(RuntimeError, match="unable to write"):
             main(["sample", "no/such/run"])
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_while_python_deletes_an_object_is_not_lost(number, code, word, monkeypatch, capsys, request):
+    """Python ignores what a finalizer raises, and prints it: one of 400 interrupts of a training was lost so."""
+
+    class Deleted:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+
+    def deletes(options):
+        Deleted()
+        for _ in range(500):
+            time.sleep(0.01)
+        return True
+
+    def deletes_at_the_end(options):
+        Deleted()
+        return True
+
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr("tfp_ebm.cli.sample.sample", deletes)
+    assert main(["sample", "no/such/run"]) == code
+    assert capsys.readouterr().err == f"tfp-ebm: error: {word}. Nothing was written.\n"
+    monkeypatch.setattr("tfp_ebm.cli.sample.sample", deletes_at_the_end)
+    monkeypatch.setattr("tfp_ebm.cli.messages._PAUSE", 0.2)
+    assert main(["sample", "no/such/run"]) == 0  # the command was done
+    assert before == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_other_errors_of_finalizers_are_printed_as_ever(monkeypatch, capsys):
+    class Deleted:
+        def __del__(self):
+            raise ValueError("of a finalizer")
+
+    def deletes(options):
+        Deleted()
+        return True
+
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda ignored: seen.append(str(ignored.exc_value)))
+    monkeypatch.setattr("tfp_ebm.cli.sample.sample", deletes)
+    assert main(["sample", "no/such/run"]) == 0 and seen == ["of a finalizer"]

@@ -14,6 +14,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+# Seconds after which a signal is sent again.
+_PAUSE = 0.01
+
 
 class Terminated(BaseException):
     """Raised where the process is asked to end (SIGTERM), such as by a queue whose time is over."""
@@ -24,7 +27,8 @@ def signals_raise() -> Iterator[set[type[BaseException]]]:
     """Raises `Terminated` at SIGTERM, and KeyboardInterrupt at Ctrl-C, inside the context; only the main thread can.
 
     Yields the set of those that were raised: where a library calls Python from C, as HDF5 does, another exception may
-    come of one. A handler of Ctrl-C that is not Python's own stays.
+    come of one. A handler of Ctrl-C that is not Python's own stays. What is raised while Python deletes an object is
+    ignored by Python, and therefore raised once more.
     """
     raised: set[type[BaseException]] = set()
     if threading.current_thread() is not threading.main_thread():
@@ -42,10 +46,28 @@ def signals_raise() -> Iterator[set[type[BaseException]]]:
     handlers = {signal.SIGTERM: terminate}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         handlers[signal.SIGINT] = interrupt
+    repeated: list[threading.Timer] = []
+    print_ignored = sys.unraisablehook
+
+    def repeat(ignored: Any) -> None:
+        number = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(ignored.exc_type)
+        if number not in handlers:
+            print_ignored(ignored)
+            return
+        repeated.append(threading.Timer(_PAUSE, os.kill, (os.getpid(), number)))
+        repeated[-1].start()
+
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    sys.unraisablehook = repeat
     try:
         yield raised
     finally:
+        sys.unraisablehook = print_ignored
+        for number in handlers:  # a signal that is sent again comes too late now
+            signal.signal(number, signal.SIG_IGN)
+        for timer in repeated:
+            timer.cancel()
+            timer.join()
         for number, handler in previous.items():
             signal.signal(number, handler)
 
