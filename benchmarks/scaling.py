@@ -71,17 +71,20 @@ def constants_of(seconds):
     return small / 2, FOUR_BYTES * (MESSAGES[-1] - MESSAGES[0]) / max(large - small, 1e-9)
 
 
+def powers_of_two(most):
+    """1, 2, 4, ..., up to `most`."""
+    return [2**i for i in range(most.bit_length())]
+
+
 def best_number(rows, most, *constants):
     """The number of processes, a power of two up to `most`, with the shortest step, and that step's seconds."""
-    numbers = [2**i for i in range(most.bit_length()) if 2**i <= most]
-    return min((step_time(rows, n, *constants), n) for n in numbers)[::-1]
+    return min((step_time(rows, n, *constants), n) for n in powers_of_two(most))[::-1]
 
 
 def last_efficient(rows, most, *constants):
     """The largest number of processes, a power of two up to `most`, with `rows` rows each, whose step is half work."""
-    numbers = [2**i for i in range(most.bit_length()) if 2**i <= most]
     alone = step_time(rows, 1, *constants)
-    return max(n for n in numbers if step_time(rows * n, n, *constants) <= 2 * alone)
+    return max(n for n in powers_of_two(most) if step_time(rows * n, n, *constants) <= 2 * alone)
 
 
 # --- what the processes measure -------------------------------------------------------------------------------------
@@ -213,11 +216,6 @@ def measured(kind, clusters, number, batches, names, cores):
 # --- what is printed ------------------------------------------------------------------------------------------------
 
 
-def milliseconds(seconds):
-    """Seconds as text, in ms."""
-    return f"{1e3 * seconds:8.2f}"
-
-
 def print_network(name, batch, results, latency, bandwidth, options):
     """Prints steps of one network: measured and predicted for two processes, and the prediction for more."""
     of_one, messages = results["one"][name], results["two"][name][batch]["messages"]
@@ -232,8 +230,8 @@ def print_network(name, batch, results, latency, bandwidth, options):
     print(f"  one process by its rows, alone | in a cluster of one:  {rows}")
     low, high = two["spread"]
     print(
-        f"  two processes: predicted {milliseconds(predicted)} (of which exchange {1e3 * exchanged:.2f}), measured "
-        f"{milliseconds(two['seconds'])} ({1e3 * low:.2f} to {1e3 * high:.2f}), "
+        f"  two processes: predicted {1e3 * predicted:.2f} (of which exchange {1e3 * exchanged:.2f}), measured "
+        f"{1e3 * two['seconds']:.2f} ({1e3 * low:.2f} to {1e3 * high:.2f}), "
         f"ratio {two['seconds'] / predicted:.2f}; around an epoch of {STEPS} steps {1e3 * two['around']:.0f}"
     )
     gpu = (messages, options.gpu_fixed, per_row * options.gpu_row_ratio)

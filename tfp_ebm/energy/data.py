@@ -19,6 +19,8 @@ from tfp_ebm.random import fold_in, stateless_seed, uniform
 
 # A pass over an iterator of unknown length stops, with a warning, after this number of rows.
 _MAX_ROWS = 1_000_000
+# Batches that are prepared while the model trains.
+_PREFETCHED = 16
 
 
 def is_array(x: Any) -> bool:
@@ -336,9 +338,17 @@ def shuffled_batches(
         return in_batches(rows, order, batch_size, drop_remainder=True)
 
     skipped, rest = divmod(first, len(x) // batch_size)
-    batches = tf.data.Dataset.counter(skipped).flat_map(epoch).skip(rest)
-    # TensorFlow's tuning thread sleeps for 10, 20, 40, … ms, and one `fit` in five waited at its end until it woke up,
-    # which can take as long again as the training
-    untuned = tf.data.Options()
-    untuned.autotune.enabled = False
-    return batches.prefetch(16).with_options(untuned)
+    return untuned(tf.data.Dataset.counter(skipped).flat_map(epoch).skip(rest))
+
+
+def untuned(batches: tf.data.Dataset, number: int | None = None) -> tf.data.Dataset:
+    """Returns batches that are prepared ahead, without TensorFlow's tuning; with their number, if it is given.
+
+    The tuning thread sleeps for 10, 20, 40, … ms, and who ends a pass waits until it wakes up, which can take as long
+    again as the pass.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    if number is not None:
+        batches = batches.apply(tf.data.experimental.assert_cardinality(number))
+    return batches.prefetch(_PREFETCHED).with_options(options)

@@ -15,13 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.arguments import check_count
-from tfp_ebm.energy.data import in_batches, is_array
+from tfp_ebm.energy.data import in_batches, is_array, untuned
 from tfp_ebm.random import fold_in
 
 # The number folded into a model's seed for the order of rows, so that no step shares its random numbers.
 _ORDER = 2
-# Batches that are prepared while the model trains.
-_PREFETCHED = 16
 
 
 class Beginning(keras.callbacks.Callback):
@@ -89,7 +87,7 @@ def _as_given(model: Any, arrays: Sequence[Any], batch_size: int | None, steps: 
         batch_size = _default_batch_size(count, steps)
     parts = keras.utils.pack_x_y_sample_weight(*_tensors(model, arrays))
     batches = in_batches(parts, tf.range(count), check_count("batch_size", batch_size))
-    return _untuned(batches, math.ceil(count / batch_size))
+    return untuned(batches, math.ceil(count / batch_size))
 
 
 def _with_batches(model: Any, call: dict[str, Any]) -> dict[str, Any]:
@@ -107,11 +105,11 @@ def _with_batches(model: Any, call: dict[str, Any]) -> dict[str, Any]:
     if split and call.get("validation_data") is None:
         count = math.floor(count * (1.0 - split))
         call["validation_data"] = tuple(None if a is None else a[count:] for a in arrays)
+    arrays = [None if a is None else a[:count] for a in arrays]
     if not shuffle:
-        parts = [None if a is None else a[:count] for a in arrays]
-        return call | {"x": _as_given(model, parts, batch_size, None)}
-    parts = keras.utils.pack_x_y_sample_weight(*_tensors(model, [None if a is None else a[:count] for a in arrays]))
-    # Strategies read rows by iterators that are tuned in any case (see `_untuned`): one for all epochs ends once
+        return call | {"x": _as_given(model, arrays, batch_size, None)}
+    parts = keras.utils.pack_x_y_sample_weight(*_tensors(model, arrays))
+    # Strategies read rows by iterators that are tuned in any case (see `untuned`): one for all epochs ends once
     with model.distribute_strategy.scope():
         is_endless = not call.get("steps_per_epoch") and tf.distribute.has_strategy()
     if is_endless:
@@ -165,17 +163,5 @@ def _shuffled(
         return in_batches(parts, order, batch_size)
 
     if beginning.of_first:
-        return _untuned(tf.data.Dataset.counter().flat_map(one_pass))
-    return _untuned(tf.data.Dataset.range(1).flat_map(one_pass), steps)
-
-
-def _untuned(batches: tf.data.Dataset, number: int | None = None) -> tf.data.Dataset:
-    """Returns the dataset with a known number of batches, if it is given, and without TensorFlow's tuning.
-
-    The tuning thread sleeps for up to as long again as the pass took, and who ends the pass waits for it.
-    """
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    if number is not None:
-        batches = batches.apply(tf.data.experimental.assert_cardinality(number))
-    return batches.prefetch(_PREFETCHED).with_options(options)
+        return untuned(tf.data.Dataset.counter().flat_map(one_pass))
+    return untuned(tf.data.Dataset.range(1).flat_map(one_pass), steps)
