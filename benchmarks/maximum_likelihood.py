@@ -32,9 +32,10 @@ class LikelihoodCase(Case):
     num_steps: int = 20
 
     def flops(self, objective):
-        """Of matrix products: an energy and its gradient in x are 2 passes of a row through every kernel, for each
-        kernel step and the start; energies of data and chains with their parameter gradients 6 together."""
-        if objective == "product":
+        """Of matrix products: with chains ("PCD", "calibrated"), an energy and its gradient in x are 2 passes of a row
+        through every kernel, for each kernel step and the start; energies of data and chains with their parameter
+        gradients 6 together."""
+        if objective not in ("PCD", "calibrated"):
             return super().flops(objective)
         passes = super().flops("denoising") / 6  # one pass of the batch
         return passes * (2 * (self.num_steps + 1) + 6)

@@ -27,8 +27,21 @@ def test_case_has_the_weights_of_its_network():
     dense = Case("dense", (3,), 4, (5, 6))
     assert [w.shape for w in dense.weights()] == [(3, 5), (5,), (5, 6), (6,), (6, 1)]
     assert dense.flops("denoising") == 4 * 2 * 6 * (3 * 5 + 5 * 6 + 6)
+    exact = dense.flops("denoising") + 4 * 2 * 3 * (3 * 5 * 6)  # three directions, carried through the middle product
+    assert dense.flops("exact") == exact
     images = Case("images", (4, 4, 1), 4, (5,), filters=(2, 3))
     assert [w.shape for w in images.weights()][::2] == [(3, 3, 1, 2), (3, 3, 2, 3), (2 * 2 * 3, 5), (5, 1)]
+
+
+def test_operations_of_a_case_with_chains_depend_on_the_loss():
+    """Twenty kernel steps count in the likelihood, and not in score matching."""
+    from maximum_likelihood import LikelihoodCase
+    from peers import Case
+
+    case, plain = LikelihoodCase("chains", (3,), 4, (5, 6)), Case("plain", (3,), 4, (5, 6))
+    assert case.flops("PCD") == case.flops("calibrated") == (21 * 2 + 6) * plain.flops("denoising") / 6
+    for objective in ("denoising", "sliced", "exact", "product"):
+        assert case.flops(objective) == plain.flops(objective)
 
 
 @pytest.mark.slow
