@@ -11,6 +11,7 @@ import tensorflow_probability as tfp
 import tfp_ebm as ebm
 from tfp_ebm import mcmc, targets
 from tfp_ebm.mcmc import particle_sampler
+from tfp_ebm.mcmc.running import compiled
 from tfp_ebm.model import default_draws
 
 tfb, tfd = tfp.bijectors, tfp.distributions
@@ -75,12 +76,12 @@ def test_a_second_call_compiles_nothing(monkeypatch):
     monkeypatch.setattr(particle_sampler, "_XLA_MAX_EVENT_SIZE", 512)
     made = []
 
-    class Counted(particle_sampler.Compiled):
+    class Counted(compiled.Compiled):
         def __init__(self, *given, **how):
             super().__init__(*given, **how)
             made.append(self)
 
-    monkeypatch.setattr(particle_sampler, "Compiled", Counted)
+    monkeypatch.setattr(compiled, "Compiled", Counted)
     p = make(lambda x: two_modes(x))
     p.sample(3, seed=0)
     number = len(made)

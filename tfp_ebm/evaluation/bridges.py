@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from tfp_ebm.mcmc.kernels.adaptive import log_step_size_change
 from tfp_ebm.mcmc.kernels.bridge import bridge_step
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
 from tfp_ebm.mcmc.results import accept_prob
-from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled, xla_pays
+from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, compile_once, xla_pays
 from tfp_ebm.mcmc.running.loop import iterate
 from tfp_ebm.model.distribution import EnergyDistribution
 from tfp_ebm.model.energy_model import EnergyModel
@@ -84,11 +84,8 @@ class Bridge:
         Raises:
           TypeError, ValueError: if the target does not fit the base, or lacks a gradient that is needed.
         """
-        key: Hashable = ("log_ratio", serialization.fingerprint(self.base), needs_gradient, states.shape)
-        base_log_prob = self.base_log_prob
-        log_ratio = find_compiled(
-            self.target, key, lambda resolve: Compiled(_log_ratio, resolve, base_log_prob, needs_gradient)
-        )
+        key = (serialization.fingerprint(self.base), needs_gradient, states.shape)
+        log_ratio = compile_once(self.target, _log_ratio, self.base_log_prob, needs_gradient, key=key)
         return log_ratio(states).numpy()
 
     def run(
@@ -124,13 +121,8 @@ class Bridge:
         return carried[0], carried[1].numpy(), np.concatenate(notes)
 
     def _find(self, kernel: Any, jit_compile: bool) -> Compiled:
-        key: Hashable = ("annealed", kernel, serialization.fingerprint(self.base), jit_compile)
-        base_log_prob = self.base_log_prob
-        return find_compiled(
-            self.target,
-            key,
-            lambda resolve: Compiled(_make_moves, resolve, base_log_prob, kernel, jit_compile=jit_compile),
-        )
+        key = (kernel, serialization.fingerprint(self.base))
+        return compile_once(self.target, _make_moves, self.base_log_prob, kernel, key=key, jit_compile=jit_compile)
 
 
 def _log_ratio(

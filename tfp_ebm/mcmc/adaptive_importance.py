@@ -9,8 +9,7 @@ all proposals are signs of it.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +17,7 @@ import tensorflow_probability as tfp
 
 from tfp_ebm import random, serialization
 from tfp_ebm.mcmc.copula import Copula, fit_copula
-from tfp_ebm.mcmc.running.compiled import Compiled, find_compiled
+from tfp_ebm.mcmc.running.compiled import compile_once
 from tfp_ebm.mcmc.running.particles import draw_flat, log_densities
 from tfp_ebm.mcmc.weights import effective_size, pareto_shape, resample
 from tfp_ebm.types import TargetLogProbFn
@@ -59,23 +58,19 @@ class Proposals:
 
     def draw(self, fitted: Copula, seed: tf.Tensor) -> tf.Tensor:
         """Returns flat draws; in each group, the first are from the base."""
-        base, count = self._base, self._num_of_base * self._num_groups
+        count = self._num_of_base * self._num_groups
         rng = np.random.default_rng(random.fold_in(seed, 0).numpy().astype(np.uint32))
         x = fitted.draw(rng.standard_normal([self._num_groups * self._group_size, len(fitted.low)]))
         x = x.reshape(self._num_groups, self._group_size, -1)
-        key: Hashable = ("draw_flat", self._key, count)
-        make = functools.partial(Compiled, draw_flat)
-        of_base = find_compiled(self._target, key, lambda resolve: make(resolve, base, count))
+        of_base = compile_once(self._target, draw_flat, self._base, count, key=(self._key, count))
         x[:, : self._num_of_base] = of_base(random.fold_in(seed, 1)).numpy().reshape(self._num_groups, -1, x.shape[2])
-        return tf.constant(x.reshape(-1, x.shape[2]), base.dtype)
+        return tf.constant(x.reshape(-1, x.shape[2]), self._base.dtype)
 
     def weigh(self, fitted: Copula, x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Returns log f/q, with q the mixture of the fitted density and the base, and log f/b at points."""
         log_fitted = fitted.log_prob(x.numpy().astype(np.float64))
-        base, share = self._base, self._num_of_base / self._group_size
-        key: Hashable = ("log_densities", self._key)
-        make = functools.partial(Compiled, log_densities)
-        found = find_compiled(self._target, key, lambda resolve: make(resolve, base))(x)
+        share = self._num_of_base / self._group_size
+        found = compile_once(self._target, log_densities, self._base, key=(self._key,))(x)
         log_target, log_base = (part.numpy() for part in found)
         is_bad = np.isnan(log_target) | (log_target == np.inf)
         self.num_faults += int(is_bad.sum())

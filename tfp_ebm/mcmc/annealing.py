@@ -28,7 +28,7 @@ from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.kernels.kernel import TargetLogProbFn
 from tfp_ebm.mcmc.kernels.langevin import Langevin
 from tfp_ebm.mcmc.running.chain import value_at_start
-from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, check_state, find_compiled, xla_pays
+from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, check_state, compile_once, xla_pays
 from tfp_ebm.mcmc.running.finite import count_nonfinite
 from tfp_ebm.mcmc.running.loop import iterate, run_steps, seeds_of
 from tfp_ebm.mcmc.sampling import Samples
@@ -179,9 +179,7 @@ def _run(
         return _samples(_anneal(lambda: target, *given), step_sizes)
 
     def find(by_xla: bool) -> Compiled:
-        return find_compiled(
-            target, ("annealing", by_xla), lambda resolve: Compiled(_anneal, resolve, jit_compile=by_xla)
-        )
+        return compile_once(target, _anneal, jit_compile=by_xla)
 
     loop = XlaOrGraph(find, jit_compile, xla_pays(Langevin(1.0), num_steps * len(sigmas), state))
     results = loop.run(Compiled.__call__, *given)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.clusters import MAX_POINTS, find_clusters
 from tfp_ebm.mcmc.draws import Draws, judged_draws
 from tfp_ebm.mcmc.frozen import FrozenDraws, OnePass, draws_of_passes
-from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
+from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, compile_once
 from tfp_ebm.mcmc.running.noise_levels import Descended, LevelSettings, descend, value_and_gradient
 from tfp_ebm.mcmc.weights import jackknife_of_log_mean
 from tfp_ebm.networks.noise_levels import NoiseLevelEnergy
@@ -249,10 +249,8 @@ class _Run:
         moves = (_MOVES, self._num_last_moves) if is_planned else (_ADAPTIVE_MOVES, 1)
 
         def find(is_xla: bool) -> Compiled:
-            key: Hashable = ("noise_levels", self._key, settings, len(self._sigmas), is_xla)
-            return find_compiled(
-                self._target, key, lambda resolve: Compiled(descend, resolve, base, settings, jit_compile=is_xla)
-            )
+            key = (self._key, settings, len(self._sigmas))
+            return compile_once(self._target, descend, base, settings, key=key, jit_compile=is_xla)
 
         return XlaOrGraph(find, self._jit_compile, False).run(
             Compiled.__call__,
@@ -266,9 +264,7 @@ class _Run:
 
     def _at(self, x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Returns log f at the smallest level and its gradient."""
-        event_shape = self._event_shape
-        key: Hashable = ("noise_levels_at", event_shape)
-        function = find_compiled(self._target, key, lambda resolve: Compiled(value_and_gradient, resolve, event_shape))
+        function = compile_once(self._target, value_and_gradient, self._event_shape, key=(self._event_shape,))
         log_density, gradient = function(x, tf.constant(self._sigmas[-1], x.dtype))
         return log_density.numpy(), gradient.numpy()
 

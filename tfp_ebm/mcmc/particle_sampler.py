@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import keras
@@ -26,7 +26,7 @@ from tfp_ebm.mcmc.draws import MIN_SHARE_ESS, Draws, judged_draws
 from tfp_ebm.mcmc.drift import NUM_ERRORS_OF_DOUBT, is_uneven, shift
 from tfp_ebm.mcmc.modes import NUM_STARTS, Missed, Region, find_missed, find_regions, spread_starts
 from tfp_ebm.mcmc.running.climb import climb
-from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, find_compiled
+from tfp_ebm.mcmc.running.compiled import Compiled, XlaOrGraph, compile_once
 from tfp_ebm.mcmc.running.particle_moves import least_accept
 from tfp_ebm.mcmc.running.particle_state import (
     Effort,
@@ -39,11 +39,7 @@ from tfp_ebm.mcmc.running.particle_state import (
     full_effort,
     initial_particles,
 )
-from tfp_ebm.mcmc.running.particles import (
-    continue_pass,
-    draw_and_weigh,
-    log_density_and_gradient,
-)
+from tfp_ebm.mcmc.running.particles import continue_pass, draw_and_weigh, log_density_and_gradient, move_at_target
 from tfp_ebm.mcmc.running.settling import settle
 from tfp_ebm.mcmc.weights import jackknife_of_log_mean, resample
 from tfp_ebm.types import Estimate, TargetLogProbFn
@@ -55,8 +51,9 @@ _DRAWS_PER_PARTICLE = 4
 # Of the pass before the pilot: its effort, the least number of ancestors of its particles, and the largest number of
 # coordinates in which a density is fitted to so few.
 _QUICK, _MIN_QUICK_ANCESTORS, _MAX_QUICK = (0.8, 5, 2), 100, 128
-# Moves after importance resampling, at most.
-_MAX_MOVES_AFTER_BASE = 8
+# Moves after importance resampling, at most; and those if the effective share of the weights is larger than
+# `_EVEN_SHARE`: few of such draws are equal, and moves need only separate these.
+_MAX_MOVES_AFTER_BASE, _MAX_MOVES_IF_EVEN, _EVEN_SHARE = 8, 3, 0.5
 # Largest number of coordinates for which XLA is faster, as in `running/compiled.py`.
 _XLA_MAX_EVENT_SIZE = 512
 # The blocks in which the particles are judged: the least number of points in one, and the largest number of blocks.
@@ -143,7 +140,7 @@ class Sampler:
         self._has_boundary = bool(np.mean(~np.isfinite(log_ratio)) > _MAX_ZEROS)
         if suffices(log_ratio) and not self._anneals:
             x, log_ratio = self._from_base(number, _BASE)  # not those by which the base was judged
-            return self._resampled(x, log_ratio, log_ratio, num_samples)
+            return self._resampled(x, log_ratio, log_ratio, self._first_log_step_size, num_samples)
         return self._annealed(num_samples)
 
     def annealing_plan(self) -> Plan:
@@ -152,8 +149,10 @@ class Sampler:
             raise ValueError("the particles were not annealed.")
         return self._plan
 
-    def _resampled(self, x: tf.Tensor, log_weights: np.ndarray, log_ratio: np.ndarray, num_samples: int) -> Draws:
-        """Draws by importance resampling of proposals, whose h is `log_ratio`."""
+    def _resampled(
+        self, x: tf.Tensor, log_weights: np.ndarray, log_ratio: np.ndarray, log_step_size: float, num_samples: int
+    ) -> Draws:
+        """Draws by importance resampling of proposals, whose h is `log_ratio`, moved from that step size on."""
         number, num_groups = len(log_weights), self.settings.num_groups
         value, error = jackknife_of_log_mean(log_weights)
         grouped = np.logaddexp.reduce(log_weights.reshape(num_groups, -1), 1) - np.log(number // num_groups)
@@ -161,10 +160,10 @@ class Sampler:
         index = resample(tf.constant(log_weights)[None], u, self._num)[0]
         particles = self._start(tf.gather(x, index), log_ratio[index.numpy()], beta=1.0)
         particles = particles._replace(groups=index // (number // num_groups), ancestors=index)
-        most = min(self.settings.num_last_moves, _MAX_MOVES_AFTER_BASE)
-        self.settings = self.settings._replace(num_last_moves=most)
-        passed = self._pass(particles, None, self._first_log_step_size, _SECOND, pays=False)
-        return self._draws(passed, Estimate(value, error, effective_number(log_weights), grouped), num_samples)
+        ess = effective_number(log_weights)
+        most = _MAX_MOVES_IF_EVEN if ess > _EVEN_SHARE * number else _MAX_MOVES_AFTER_BASE
+        passed = self._moved(particles, log_step_size, min(self.settings.num_last_moves, most))
+        return self._draws(passed, Estimate(value, error, ess, grouped), num_samples)
 
     def _annealed(self, num_samples: int) -> Draws:
         """Draws by a pass from base to target, and by a density fitted to its particles or by a second pass."""
@@ -210,7 +209,7 @@ class Sampler:
         draws = proposals.draw(fitted, self._fold(_FITTED))
         weighed = proposals.weigh(fitted, draws)
         self._num_faults += proposals.num_faults
-        return self._resampled(draws, *weighed, num_samples)
+        return self._resampled(draws, *weighed, float(pilot.log_step_size), num_samples)
 
     def _draws(self, passed: Passed, log_normalizer: Estimate, num_samples: int, is_pilot: bool = False) -> Draws:
         """Returns the draws of a pass, and judges them; with those of a pilot, nothing is searched for."""
@@ -273,12 +272,9 @@ class Sampler:
 
     def _settle(self) -> np.ndarray:
         """Moves the draws further, and returns them."""
-        base, (x, scale, log_step_size) = self.base, self._settling
-        key: Hashable = ("settle", self._key, self.settings.has_covariance)
-        make = functools.partial(Compiled, settle)
-        function = find_compiled(self._target, key, lambda resolve: make(resolve, base, _NUM_SETTLING))
+        x, scale, log_step_size = self._settling
         seed = random.fold_in(self._fold(_SETTLING), self._num_settled)
-        x, log_step_size = function(x, scale, log_step_size, seed)
+        x, log_step_size = self._compiled(settle, _NUM_SETTLING)(x, scale, log_step_size, seed)
         self._settling, self._num_settled = (x, scale, log_step_size), self._num_settled + 1
         return x.numpy()
 
@@ -297,11 +293,8 @@ class Sampler:
         unit = spread.std(0)
         unit[~(unit > 0)] = 1.0
         start = tf.constant(spread_starts(start.numpy(), spread.mean(0), x.mean(0)), self.base.dtype)
-        base = self.base
-        make = functools.partial(Compiled, climb)
-        found = find_compiled(self._target, ("climb", self._key), lambda resolve: make(resolve, base))(start, unit)
         rng = np.random.default_rng(self._fold(_SEARCH).numpy().astype(np.uint32))
-        ends, values, inverses = (part.numpy() for part in found)
+        ends, values, inverses = (part.numpy() for part in self._compiled(climb)(start, unit))
         value, error = log_normalizer.value, log_normalizer.standard_error
         self.regions = find_regions(ends, values, inverses, unit, value, self._at_any, rng)
         self.missed = find_missed(self.regions, x, value, error, max(share_ess, MIN_SHARE_ESS))
@@ -316,19 +309,13 @@ class Sampler:
 
     def _from_base(self, num: int, purpose: int) -> tuple[tf.Tensor, np.ndarray]:
         """Returns draws from the base, and their h."""
-        base = self.base
-        key: Hashable = ("draw_and_weigh", self._key, num)
-        function = find_compiled(self._target, key, lambda resolve: Compiled(draw_and_weigh, resolve, base, num))
-        x, log_ratio, num_faults = function(self._fold(purpose))
+        x, log_ratio, num_faults = self._compiled(draw_and_weigh, num)(self._fold(purpose))
         self._num_faults += int(num_faults)
         return x, log_ratio.numpy()
 
     def _at(self, x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Returns log f and its gradient."""
-        base = self.base
-        key: Hashable = ("log_density_and_gradient", self._key)
-        make = functools.partial(Compiled, log_density_and_gradient)
-        log_density, gradient = find_compiled(self._target, key, lambda resolve: make(resolve, base))(x)
+        log_density, gradient = self._compiled(log_density_and_gradient)(x)
         return log_density.numpy(), gradient.numpy()
 
     def _log_density(self, x: np.ndarray) -> np.ndarray:
@@ -351,22 +338,20 @@ class Sampler:
         plan: Plan | None,
         log_step_size: float,
         purpose: int,
-        pays: bool = True,
         effort: Effort | None = None,
     ) -> Passed:
-        """Runs a compiled pass; `pays` is whether XLA saves more time than its compilation takes."""
+        """Runs a compiled pass."""
         given = plan or empty_plan(self.settings, self._size, self.base.dtype)
-        loop = XlaOrGraph(self._find_pass, self._jit_compile, pays and self._size <= _XLA_MAX_EVENT_SIZE)
+        loop = XlaOrGraph(self._find_pass, self._jit_compile, self._size <= _XLA_MAX_EVENT_SIZE)
         passed = begun_pass(self.settings, particles, given, tf.constant(log_step_size, tf.float64))
-        is_quick, effort = effort is not None, effort or full_effort(self.settings)
-        args = (given, tf.constant(plan is not None), self._fold(purpose))
+        args = (given, tf.constant(plan is not None), self._fold(purpose), effort or full_effort(self.settings))
+        bar = self._bar if effort is None else None  # not for what comes before a pass with all effort
         stop, num = 1, 1
         while True:  # a call runs for about half a second, so that an interrupt takes effect between calls
             started = time.perf_counter()
-            passed = loop.run(Compiled.__call__, passed, *args, effort, tf.constant(stop))
-            if self._bar is not None and not is_quick:
-                done = float(passed.particles.beta) if pays else float(passed.is_done)
-                self._bar.update(int(_PERCENT * (done + (plan is not None)) / (2 if pays else 1)))
+            passed = loop.run(Compiled.__call__, passed, *args, tf.constant(stop))
+            if bar is not None:
+                bar.update(int(_PERCENT * (float(passed.particles.beta) + (plan is not None)) / 2))
             if passed.is_done:
                 break
             num = max(1, min(8 * num, int(num * _SECONDS / (time.perf_counter() - started))))
@@ -375,18 +360,27 @@ class Sampler:
             return passed
         # XLA's gradient may be NaN where that of graph mode is not, as that of tf.norm at 0; then nothing moves
         loop.give_up_xla()
-        return self._pass(particles, plan, log_step_size, purpose, pays, effort if is_quick else None)
+        return self._pass(particles, plan, log_step_size, purpose, effort)
+
+    def _moved(self, particles: Particles, log_step_size: float, most: int) -> Passed:
+        """Moves resampled draws."""
+        # XLA saves less time than its compilation takes
+        move = self._compiled(move_at_target, self.settings, jit_compile=self._jit_compile is True)
+        passed: Passed = move(particles, tf.constant(log_step_size, tf.float64), tf.constant(most), self._fold(_SECOND))
+        if self._bar is not None:
+            self._bar.update(_PERCENT)
+        return passed
 
     def _find_pass(self, is_xla: bool) -> Compiled:
         # To compile the pass takes XLA three times as long as to compile its moves, where most of its time goes.
         jit_moves, jit_compile = is_xla and self._jit_compile == "auto", is_xla and self._jit_compile != "auto"
-        base, settings = self.base, self.settings._replace(jit_moves=jit_moves)
-        key: Hashable = ("sequential_monte_carlo", self._key, settings, jit_compile)
-        found = find_compiled(
-            self._target, key, lambda resolve: Compiled(continue_pass, resolve, base, settings, jit_compile=jit_compile)
-        )
+        found = self._compiled(continue_pass, self.settings._replace(jit_moves=jit_moves), jit_compile=jit_compile)
         found.is_xla = is_xla
         return found
+
+    def _compiled(self, function: Callable[..., Any], *first: Hashable, jit_compile: bool = False) -> Compiled:
+        key = (self._key, *first)
+        return compile_once(self._target, function, self.base, *first, key=key, jit_compile=jit_compile)
 
 
 def _estimate_of(passed: Passed) -> Estimate:

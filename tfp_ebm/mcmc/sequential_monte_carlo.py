@@ -128,8 +128,8 @@ def sequential_monte_carlo(
         to 20 coordinates and .95 above. Larger values give more temperatures.
       num_leapfrog_steps: smallest and largest number of leapfrog steps of a trajectory.
       max_moves: largest number of moves at a temperature.
-      num_last_moves: largest number of moves after the last resampling, or 8 if draws from the base are resampled. They
-        end when the particles have moved, but are at least 4.
+      num_last_moves: largest number of moves after the last resampling. They end when the particles have moved, but are
+        at least 4. If draws from the base or a fitted density are resampled, at most 8, or 3 if their weights are even.
       max_temperatures: largest number of temperatures.
       jit_compile: True: XLA. False: graph mode. "auto": XLA for the moves of annealed particles of up to
         512 coordinates, and graph mode elsewhere or if XLA fails.

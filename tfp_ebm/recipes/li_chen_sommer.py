@@ -26,7 +26,7 @@ from tfp_ebm.arguments import check_count, check_positive
 from tfp_ebm.derivatives import score
 from tfp_ebm.energy.standardization import Coordinates
 from tfp_ebm.mcmc.kernels.langevin import UncalibratedLangevin
-from tfp_ebm.mcmc.running.compiled import Compiled, find_compiled
+from tfp_ebm.mcmc.running.compiled import compile_once
 from tfp_ebm.mcmc.running.finite import is_finite
 from tfp_ebm.mcmc.running.loop import run_steps
 from tfp_ebm.model.energy_model import EnergyModel
@@ -133,13 +133,8 @@ def li_chen_sommer_2019_samples(
     if values.dtype.kind not in "iuf" or values.ndim != 1 or not (np.isfinite(values) & (values >= 0)).all():
         raise ValueError(f"`temperatures` must be a list of numbers that are not negative, got {temperatures!r}.")
     energy_function = model.energy_function
-    key = ("li_chen_sommer_2019", num_samples)
     shape = (num_samples, *energy_function.event_shape)
-    run = find_compiled(
-        energy_function.unnormalized_log_prob,
-        key,
-        lambda resolve: Compiled(_anneal, resolve, shape),
-    )
+    run = compile_once(energy_function.unnormalized_log_prob, _anneal, shape, key=(num_samples,))
     z = run(tf.constant(values, model.dtype), tf.constant(model.loss.sigma0, model.dtype), stateless_seed(seed))
     num_lost = num_samples - int(tf.reduce_sum(tf.cast(is_finite(z, 1), tf.int32)))
     if num_lost > 0:

@@ -92,6 +92,29 @@ class Compiled:
         return self._call(*args)
 
 
+def compile_once(
+    target: TargetLogProbFn,
+    function: Callable[..., Any],
+    *first: Any,
+    key: tuple[Hashable, ...] = (),
+    jit_compile: bool = False,
+) -> Compiled:
+    """Returns the cached compiled `function(resolve, *first, ...)` of an equal target, which `resolve` returns.
+
+    Args:
+      target: as for `find_compiled`.
+      function: the function.
+      *first: its arguments after `resolve`, which are fixed.
+      key: equal if these arguments are.
+      jit_compile: whether XLA compiles it.
+    """
+    return find_compiled(
+        target,
+        (function, *key, jit_compile),
+        lambda resolve: Compiled(function, resolve, *first, jit_compile=jit_compile),
+    )
+
+
 class XlaOrGraph:
     """The choice between a loop compiled by XLA and the same loop in graph mode.
 

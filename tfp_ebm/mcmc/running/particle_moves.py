@@ -42,19 +42,22 @@ class Bridge:
     Args:
       target: log f, `[n, *event] -> [n]`.
       base: a distribution with normalised density b.
+      is_at_target: whether β is always 1, so that log p_β is log f, and log b need not be computed for it.
     """
 
-    def __init__(self, target: TargetLogProbFn, base: tfp.distributions.Distribution) -> None:
-        self._target, self._base = target, base
+    def __init__(
+        self, target: TargetLogProbFn, base: tfp.distributions.Distribution, is_at_target: bool = False
+    ) -> None:
+        self._target, self._base, self._is_at_target = target, base, is_at_target
         self._event_shape = tuple(base.event_shape)
 
     def draw(self, num: int, seed: tf.Tensor) -> tf.Tensor:
         """Draws flat states from the base."""
         return tf.reshape(draw(self._base, [num], seed), [num, int(np.prod(self._event_shape))])
 
-    def both(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Computes log f and log b, `[n]` each."""
-        event = tf.reshape(x, [x.shape[0], *self._event_shape])
+    def log_density(self, x: tf.Tensor) -> tf.Tensor:
+        """Computes log f, `[n]`."""
+        event = self._event(x)
         log_target = tf.convert_to_tensor(self._target(event))
         if log_target.dtype != x.dtype:
             raise TypeError(
@@ -66,7 +69,11 @@ class Bridge:
                 f"`target_log_prob_fn` must return one number per state, shape {(x.shape[0],)}, for states of shape "
                 f"{tuple(event.shape)}, got {tuple(log_target.shape)}."
             )
-        return tf.ensure_shape(log_target, x.shape[:1]), self._base.log_prob(event)
+        return tf.ensure_shape(log_target, x.shape[:1])
+
+    def both(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Computes log f and log b, `[n]` each."""
+        return self.log_density(x), self._base.log_prob(self._event(x))
 
     def log_ratio(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Computes h, float64 `[n]`, −∞ in place of NaN and +∞, and whether it was one of these."""
@@ -77,6 +84,8 @@ class Bridge:
 
     def tempered(self, beta: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """Computes β log f + (1 − β) log b, `[n]`."""
+        if self._is_at_target:  # with a gradient, zero, also where the density is piecewise constant
+            return self.log_density(x) + tf.reduce_sum(tf.math.multiply_no_nan(x, tf.zeros_like(x)), -1)
         log_target, log_base = self.both(x)
         # at β = 1 the base does not matter, even where its density is zero
         return beta * log_target + tf.math.multiply_no_nan(log_base, 1 - beta)
@@ -84,6 +93,9 @@ class Bridge:
     def tempered_and_gradient(self, beta: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Computes β log f + (1 − β) log b, `[n]`, and its gradient, `[n, d]`; β is float64."""
         return value_and_gradient(lambda x: self.tempered(tf.cast(beta, x.dtype), x), x)
+
+    def _event(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(x, [x.shape[0], *self._event_shape])
 
 
 def value_and_gradient(log_prob_fn: TargetLogProbFn, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

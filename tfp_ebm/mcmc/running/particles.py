@@ -61,7 +61,7 @@ def log_density_and_gradient(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns log f and its gradient at flat states, float64 `[n]` and `[n, d]`."""
     bridge = Bridge(resolve(), base)
-    value, gradient = value_and_gradient(lambda x: bridge.both(x)[0], x)
+    value, gradient = value_and_gradient(bridge.log_density, x)
     return tf.cast(value, tf.float64), tf.cast(gradient, tf.float64)
 
 
@@ -191,6 +191,37 @@ def continue_pass(
     *followed, accept, accept_base = (note.stack() for note in notes)
     plan, ending = Plan(*followed), (num_faults, log_step_size, proposes, is_done)
     return Passed(particles, ess, variance, num_stages, plan, accept, accept_base, *ending)
+
+
+def move_at_target(
+    resolve: Callable[[], TargetLogProbFn],
+    base: tfp.distributions.Distribution,
+    settings: Settings,
+    particles: Particles,
+    log_step_size: tf.Tensor,
+    most: tf.Tensor,
+    seed: tf.Tensor,
+) -> Passed:
+    """Moves particles of equal weights at β = 1, as the last stage of a pass, inside a function being compiled.
+
+    Args:
+      resolve, base, settings: as for `run_pass`.
+      particles: for example draws from the base, resampled.
+      log_step_size: log ε at the start, float64 scalar.
+      most: the largest number of moves, int32 scalar.
+      seed: int32[2].
+    """
+    bridge, yes = Bridge(resolve(), base, is_at_target=True), tf.constant(True)
+    log_prob, gradient = bridge.tempered_and_gradient(particles.beta, particles.x)
+    scale = scale_of(particles.x, gradient, particles.log_weights, settings.has_covariance)
+    how = _How(tf.minimum(settings.min_last_moves, most), most, scale, proposes=yes, adapts=yes)
+    at = At(log_prob, pulled_back(gradient, scale))
+    particles, after, *numbers, num_faults = _moves(bridge, settings, particles, at, how, log_step_size, seed)
+    num_moves, accept, accept_base = (tf.expand_dims(number, 0) for number in numbers)
+    plan = Plan(particles.beta[None], num_moves, log_step_size[None], scale[None], yes[None])
+    ess = effective_size(particles.log_weights)
+    ending = (num_faults, after, yes, yes)
+    return Passed(particles, ess, tf.zeros_like(ess), tf.constant(1), plan, accept, accept_base, *ending)
 
 
 def _next_beta(settings: Settings, now: Particles, conditional_ess: tf.Tensor) -> tf.Tensor:
