@@ -104,6 +104,10 @@ def test_npy_and_npz(tmp_path):
     for key in (None, "third"):
         with pytest.raises(ValueError, match=f"`key` must be one of 'first', 'second', the arrays of .*, got {key!r}"):
             datasets.load(tmp_path / "two.NPZ", key=key)
+    np.savez(tmp_path / "long.npz", **{f"{i}{'a' * 1000}": x for i in range(50)})
+    with pytest.raises(ValueError, match="`key` must be one of") as caught:
+        datasets.load(tmp_path / "long.npz", key="b" * 1000)
+    assert len(str(caught.value)) < 1500
     np.savez(tmp_path / "none.npz")
     with pytest.raises(ValueError, match="holds no array"):
         datasets.load(tmp_path / "none.npz")

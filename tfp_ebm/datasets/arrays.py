@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 
-from tfp_ebm.datasets.cells import quoted
+from tfp_ebm.datasets.cells import quoted, shown_list
 from tfp_ebm.datasets.faults import reason_of
 from tfp_ebm.files import DAMAGED
 
@@ -45,7 +45,7 @@ def read_array(raw: bytes, suffix: str, label: str, key: str | None) -> np.ndarr
         raise ValueError(f"{label} is not a complete {suffix} file, it may be truncated: {reason_of(error)}") from error
     if not names:
         raise ValueError(f"{label} holds no array.")
-    raise ValueError(f"`key` must be one of {', '.join(map(repr, names))}, the arrays of {label}, got {key!r}.")
+    raise ValueError(f"`key` must be one of {shown_list(names)}, the arrays of {label}, got {quoted(key)}.")
 
 
 def _chosen(names: list[str], label: str) -> str | None:
@@ -53,6 +53,6 @@ def _chosen(names: list[str], label: str) -> str | None:
         return names[0]
     chosen = next((name for name in _INPUTS if name in names), None)
     if chosen is not None:
-        others = ", ".join(repr(name) for name in names if name != chosen)
+        others = shown_list([name for name in names if name != chosen])
         warnings.warn(f"{label}: the array {quoted(chosen)} is read; `key` chooses another of {others}.", stacklevel=4)
     return chosen
