@@ -307,6 +307,19 @@ def test_effective_draws_of_independent_groups():
     assert abs(shares[0] - 0.3) < 0.012
 
 
+@pytest.mark.parametrize(("largest", "beyond"), [(4000, (0.0005, 0.006)), (10**9, (0.012, 0.03))], ids=["", "control"])
+def test_errors_of_few_groups_are_not_too_small_by_chance(largest, beyond):
+    """Shares of 8 groups of 500 draws are more than three standard errors off in .2 % of 4000 cases; if errors came
+    from their spread alone, with 7 degrees of freedom, in 2 %."""
+    rng, parts = np.random.default_rng(1), np.full(8, 1 / 8)
+    scores = []
+    for _ in range(4000):
+        shares, errors, ess = effective_draws(rng.binomial(500, 0.125, (8, 1)) / 500, parts, largest)
+        assert ess[0] <= largest
+        scores.append((shares[0] - 0.125) / errors[0])
+    assert beyond[0] < np.mean(np.abs(scores) > 3) < beyond[1]
+
+
 def test_clusters_are_modes():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2000, 3)) + np.where(np.arange(2000) % 10 < 7, 6.0, -6.0)[:, None]

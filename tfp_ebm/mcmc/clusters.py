@@ -32,9 +32,9 @@ class Shares(NamedTuple):
 
     Attributes:
       values: share of each cluster, `[clusters]`.
-      standard_errors: of the shares, from their spread between groups, `[clusters]`.
-      ess: effective number of independent draws that would give these errors, at most the number of draws,
-        `[clusters]`.
+      standard_errors: of the shares, from their spread between groups, but not below those of as many independent
+        draws as there are, or as the weights were worth from which they were resampled, `[clusters]`.
+      ess: effective number of independent draws that would give these errors, `[clusters]`.
       of_groups: share of each cluster in each group, `[groups, clusters]`.
       centers: mean of the draws in each cluster, `[clusters, *event]`.
     """
@@ -46,13 +46,13 @@ class Shares(NamedTuple):
     centers: np.ndarray
 
 
-def effective_draws(of_groups: np.ndarray, parts: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def effective_draws(of_groups: np.ndarray, parts: np.ndarray, num: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the shares, their standard errors and their effective numbers of draws.
 
     Args:
       of_groups: shares in each group, `[groups, clusters]`.
       parts: part of all draws that each group has, `[groups]`.
-      num: number of draws.
+      num: the largest effective number. The spread between few groups is often too small by chance.
 
     >>> shares, errors, ess = effective_draws(np.array([[1.0], [0.0]]), np.array([0.5, 0.5]), 1000)
     >>> shares.tolist(), errors.tolist(), ess.tolist()
@@ -63,8 +63,9 @@ def effective_draws(of_groups: np.ndarray, parts: np.ndarray, num: int) -> tuple
     shares = np.clip(shares, 0.0, 1.0)  # a sum of parts may exceed 1 by rounding
     variance = groups / (groups - 1) * np.square(parts) @ np.square(of_groups - shares)
     binomial = shares * (1 - shares)
+    variance = np.maximum(variance, binomial / num)
     ess = np.full(len(shares), float(num))
-    varies = (variance > 0) & (binomial > 1e-12)
+    varies = binomial > 1e-12
     ess[varies] = np.minimum(binomial[varies] / variance[varies], num)
     return shares, np.sqrt(variance), ess
 
@@ -126,7 +127,12 @@ def joined(
 
 
 def find_clusters(
-    x: np.ndarray, groups: np.ndarray, num_groups: int, log_density: Callable[[np.ndarray], np.ndarray], seed: int
+    x: np.ndarray,
+    groups: np.ndarray,
+    num_groups: int,
+    log_density: Callable[[np.ndarray], np.ndarray],
+    seed: int,
+    max_ess: float = np.inf,
 ) -> tuple[Shares, float]:
     """Finds the clusters of draws and their shares.
 
@@ -136,6 +142,7 @@ def find_clusters(
       num_groups: number of groups.
       log_density: maps at most `MAX_POINTS` points `[m, d]` to the log density up to a constant, `[m]`.
       seed: of the starts of k-means.
+      max_ess: effective number of the weights by which the draws were resampled.
 
     Returns:
       The shares of the clusters, with centres `[clusters, d]`, and the smallest effective number of draws among them
@@ -162,8 +169,9 @@ def find_clusters(
     clusters = labels[cells]
     table = of_groups(clusters, int(labels.max()) + 1)
     table[~present_groups] = 0.0
-    shares, errors, ess = effective_draws(table, parts, len(x))
-    _, _, ess_of_cells = effective_draws(of_groups(cells, len(centers)), parts, len(x))
+    num = max(1.0, min(float(len(x)), max_ess))
+    shares, errors, ess = effective_draws(table, parts, num)
+    _, _, ess_of_cells = effective_draws(of_groups(cells, len(centers)), parts, num)
     order = np.argsort(-shares, kind="stable")
     means = np.stack([x[clusters == c].mean(0) for c in order])
     return Shares(shares[order], errors[order], ess[order], table[:, order], means), float(

@@ -57,11 +57,13 @@ class Copula(NamedTuple):
         return scipy.special.ndtri(np.clip(u, 1e-300, 1 - 1e-16)), mass, is_inside
 
     def log_prob(self, x: np.ndarray) -> np.ndarray:
-        """Returns the log density of rows `[n, d]`; −∞ outside of the margins."""
+        """Returns the log density of rows `[n, d]`; −∞ outside of the margins, and in cells without mass."""
         z, mass, is_inside = self.scores(x)
         white = scipy.linalg.solve_triangular(self.factor, z.T, lower=True)
         squares = 0.5 * (np.square(z).sum(1) - np.square(white).sum(0))
-        log_density = np.log(mass / self.width).sum(1) + squares - np.log(np.diag(self.factor)).sum()
+        with np.errstate(divide="ignore"):  # of cells without mass in floating point, far from all draws
+            log_mass = np.log(mass / self.width).sum(1)
+        log_density = log_mass + squares - np.log(np.diag(self.factor)).sum()
         return np.where(is_inside, log_density, -np.inf)
 
 
@@ -92,7 +94,7 @@ def fit_copula(x: np.ndarray) -> Copula:
         ends = low[j] + width[j] * np.arange(_NUM_CELLS + 1)
         wide = np.diff(scipy.special.ndtr((ends - x[:, j].mean()) / (_WIDE * deviation[j])))
         mass = (1 - _WIDE_SHARE) * smooth / smooth.sum() + _WIDE_SHARE * wide / wide.sum()
-        cumulative[j, 1:] = np.cumsum(mass)
+        cumulative[j, 1:] = np.minimum(np.cumsum(mass), 1.0)  # rounding may lead above 1, and no cell has a mass below 0
     cumulative[:, -1] = 1.0
     fitted = Copula(low, width, cumulative, np.eye(size))
     if size == 1:

@@ -214,7 +214,8 @@ class _Run:
         log_normalizers = passed.log_normalizers.numpy()
         value, error = jackknife_of_log_mean(log_normalizers)
         clusters_seed = int(random.fold_in(self._seed, _CLUSTERS).numpy()[0]) % 2**31
-        shares, share_ess = find_clusters(x, groups, settings.num_groups, self._log_density, clusters_seed)
+        max_ess, num_groups = float(passed.ess), settings.num_groups
+        shares, share_ess = find_clusters(x, groups, num_groups, self._log_density, clusters_seed, max_ess)
         log_density, gradient = self._at(passed.x)
         draws = judged_draws(
             passed.x,
@@ -227,8 +228,8 @@ class _Run:
             share_ess=share_ess,
             log_density=log_density,
             gradient=gradient,
-            num_groups=settings.num_groups,
-            log_normalizer=Estimate(value, error, float(passed.ess), log_normalizers),
+            num_groups=num_groups,
+            log_normalizer=Estimate(value, error, max_ess, log_normalizers),
             inverse_temperatures=np.linspace(0.0, 1.0, levels),
             acceptance_rate=passed.accept.numpy()[1:],
             max_temperatures=levels,
