@@ -94,7 +94,8 @@ def fit_copula(x: np.ndarray) -> Copula:
         ends = low[j] + width[j] * np.arange(_NUM_CELLS + 1)
         wide = np.diff(scipy.special.ndtr((ends - x[:, j].mean()) / (_WIDE * deviation[j])))
         mass = (1 - _WIDE_SHARE) * smooth / smooth.sum() + _WIDE_SHARE * wide / wide.sum()
-        cumulative[j, 1:] = np.minimum(np.cumsum(mass), 1.0)  # rounding may lead above 1, and no cell has a mass below 0
+        # rounding may lead above 1, and then the last cell would have a mass below 0
+        cumulative[j, 1:] = np.minimum(np.cumsum(mass), 1.0)
     cumulative[:, -1] = 1.0
     fitted = Copula(low, width, cumulative, np.eye(size))
     if size == 1:
