@@ -216,7 +216,7 @@ class Sampler:
         particles, num_groups = passed.particles, self.settings.num_groups
         x, groups = particles.x.numpy().astype(np.float64), particles.groups.numpy()
         clusters_seed = int(random.fold_in(self._seed, _CLUSTERS).numpy()[0]) % 2**31
-        max_ess = log_normalizer.ess
+        max_ess = np.inf if log_normalizer.ess is None else log_normalizer.ess
         shares, share_ess = find_clusters(x, groups, num_groups, self._log_density, clusters_seed, max_ess)
         log_density, gradient = self._at_any(x)
         stages = int(passed.num_stages)
