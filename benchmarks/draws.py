@@ -169,10 +169,10 @@ def main():
         start, found = time.monotonic(), {}
         for name, good, note in CASES[case](options.seeds):
             found.setdefault(name, []).append((bool(good), note))
+            if not good:  # at once, since a case takes long
+                print(f"      not good: {name}, run {len(found[name]) - 1}: {note}", flush=True)
         for name, rows in found.items():
             print(f"  {name:42s} {sum(good for good, _ in rows):3d} of {len(rows):3d} good, the first: {rows[0][1]}")
-            for note in (note for good, note in rows if not good):
-                print(f"      not good: {note}")
         rows = [{"case": case, "name": name, "good": row[0], "note": row[1]} for name in found for row in found[name]]
         good = sum(row["good"] for row in rows)
         print(f"{case}: {good} of {len(rows)} good, {time.monotonic() - start:.0f} s", flush=True)

@@ -34,8 +34,8 @@ def run_sampler(
 ) -> tuple[Draws, Sampler]:
     """Returns draws and the sampler that made them.
 
-    Its base has Gaussians at modes if a first run missed some. If draws drift or seem to, or have another trouble and
-    an uneven scale, it has Gaussians fitted to them.
+    Its base has Gaussians at modes if a first run missed some. As long as draws drift, or have another trouble and an
+    uneven scale, and once if they seem to drift, it has Gaussians fitted to them.
 
     Args:
       target, base, settings, group_size, seed, jit_compile, anneals, progress: as for `Sampler`.
@@ -49,7 +49,7 @@ def run_sampler(
     draws, sampler = _run_with_modes(make, base, seed, num_samples)
     for number in range(_MAX_REFITS):
         is_odd = sampler.is_uneven and bool(draws.trouble)
-        if not (sampler.drift or (number == 0 and (sampler.may_drift or is_odd))):
+        if not (sampler.drift or is_odd or (number == 0 and sampler.may_drift)):
             break
         seed = random.fold_in(seed, _REFIT)
         again = make(base_of_draws(sampler.settled(), base, int(seed.numpy()[0]) % 2**31), seed)

@@ -68,9 +68,9 @@ _MIN_MASS = 0.2
 # Share of draws from the base at density zero above which the density may end at a boundary. The identities of the
 # gradient then do not hold.
 _MAX_ZEROS = 0.01
-# Moves that show whether draws drift; and how often they are made, at least, where this is in doubt, and before a base
-# is fitted to the draws.
-_NUM_SETTLING, _NUM_CHECKS, _NUM_DOUBTFUL, _NUM_BEFORE_FIT = 20, 2, 4, 10
+# Moves that show whether draws drift; how often they are made, at least, and where this is in doubt; and after how many
+# times the draws are those to which a base is fitted. Narrow parts have few draws at any one time.
+_NUM_SETTLING, _NUM_CHECKS, _NUM_DOUBTFUL, _FIT_TO = 20, 2, 4, (15, 20, 25, 30)
 # Purposes of random numbers, folded into the seed.
 _PILOT, _BASE, _RESAMPLING, _FIRST_DRAWS, _FIRST, _SECOND_DRAWS, _SECOND, _ORDER, _CLUSTERS, _SEARCH = range(10)
 _SETTLING, _JUDGED, _FITTED = 11, 13, 14
@@ -280,10 +280,12 @@ class Sampler:
         return x.numpy()
 
     def settled(self) -> np.ndarray:
-        """Returns draws `[n, d]` that have moved further; their scale must be uneven."""
-        while self._num_settled < _NUM_BEFORE_FIT:
-            self._settle()
-        return self._settling[0].numpy()
+        """Returns the draws after further moves, at several times, `[n, d]`; their scale must be uneven."""
+        found = {}
+        while self._num_settled < _FIT_TO[-1]:
+            after = self._settle()
+            found[self._num_settled] = after
+        return np.concatenate([found[number] for number in _FIT_TO])
 
     def _search(self, x: np.ndarray, log_normalizer: Estimate, share_ess: float) -> None:
         """Finds modes that draws `[n, d]` have missed, as far as climbs from the base reach them."""

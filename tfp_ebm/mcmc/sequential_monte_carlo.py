@@ -109,8 +109,9 @@ def sequential_monte_carlo(
     mode that no climb reaches remains unnoticed: the base must cover the target.
 
     All groups may also miss a narrow part of a density whose scale varies strongly, such as the neck of a funnel. Up to
-    50 coordinates, such draws move further, with step sizes that follow the gradient. If this shifts their mean, the
-    particles run again, up to three times, from a mixture of Gaussians fitted to the moved draws.
+    50 coordinates, such draws move further, with step sizes that follow the gradient. If this shifts their mean, or
+    the verdict is not empty, the particles run again, up to three times, from a mixture of Gaussians fitted to draws of
+    several times of these moves.
 
     Args:
       target_log_prob_fn: log f, the log density up to a constant, `[n, *event] -> [n]`, differentiable.
