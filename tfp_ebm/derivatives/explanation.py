@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfp_ebm.derivatives.activations import PIECEWISE_LINEAR
 from tfp_ebm.derivatives.forward_laplacian import NoForwardRule, graph_of, has_rule, name_of, propagate
 from tfp_ebm.derivatives.jet import derivatives_along
+from tfp_ebm.tracing import graph_function
 
 _FLAT_LAYERS = ("ReLU", "LeakyReLU", "PReLU", "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "Maximum", "Minimum")
 _FLAT_OPERATIONS = ("Relu", "Relu6", "LeakyRelu", "HardSigmoid", "HardTanh", "Absolute", "Maximum", "Minimum")
@@ -104,7 +105,7 @@ def _trial(network: Any) -> list[str]:
     if isinstance(shape, list):
         return [f"{name_of(network)} takes {len(shape)} inputs"]
 
-    @tf.function(autograph=False)
+    @graph_function
     def trace(x: tf.Tensor) -> tf.Tensor:
         return derivatives_along(lambda jet: propagate(network, jet), x, x[tf.newaxis])[0]
 

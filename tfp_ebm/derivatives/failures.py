@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from tfp_ebm.derivatives.forward_laplacian import graph_of
+from tfp_ebm.tracing import graph_function
 
 
 @contextlib.contextmanager
@@ -105,7 +106,7 @@ def _lacks_derivative(layer: keras.layers.Layer, spec: tf.TensorSpec, training: 
         return tape.gradient(length, x)
 
     try:
-        tf.function(once if order == 1 else twice, autograph=False).get_concrete_function(spec)
+        graph_function(once if order == 1 else twice).get_concrete_function(spec)
     except (LookupError, NotImplementedError):
         return True
     except (TypeError, ValueError):  # the layer cannot be called alone, so it cannot be tested

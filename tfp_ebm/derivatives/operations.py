@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from tfp_ebm.derivatives.forward_laplacian import graph_of
+from tfp_ebm.tracing import graph_function
 
 
 class _Kind(NamedTuple):
@@ -114,7 +115,7 @@ def _scan(network: keras.layers.Layer, training: bool, inputs: Sequence[tf.Tenso
 
     try:
         with tf.init_scope():
-            graph = tf.function(call).get_concrete_function(*inputs).graph
+            graph = graph_function(call, autograph=True).get_concrete_function(*inputs).graph
     except (TypeError, ValueError, LookupError, tf.errors.OpError):
         return []  # the next call of the network raises the error
     return list(_faults_of(graph, {tensor.name for tensor in graph.inputs[: len(inputs)]}))

@@ -26,6 +26,7 @@ from tfp_ebm.energy.signs import check_energy
 from tfp_ebm.evaluation.estimate import combined, mean_estimate
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.noise_levels import NoiseLevelEnergy
+from tfp_ebm.tracing import graph_function
 from tfp_ebm.types import Estimate
 
 # Rows that are integrated at once.
@@ -115,10 +116,8 @@ def _log_prob(
 ) -> np.ndarray:
     """Returns log p at rows, float64 `[rows]`."""
     shape = [None, *rows.shape[1:]]
-    flow = tf.function(
-        functools.partial(_flow, energy, scales, num_steps),
-        input_signature=[tf.TensorSpec(shape, base.dtype)],
-        autograph=False,
+    flow = graph_function(
+        functools.partial(_flow, energy, scales, num_steps), input_signature=[tf.TensorSpec(shape, base.dtype)]
     )
     parts = []
     for start in range(0, len(rows), _BLOCK):

@@ -28,6 +28,7 @@ from tfp_ebm import serialization
 from tfp_ebm.energy.base import draw, gaussian, with_broad_part
 from tfp_ebm.energy.gaussian_mixture import MixtureParameters, draw_of_gaussians, fit_mixture
 from tfp_ebm.energy.moments import FULL_COVARIANCE_LIMIT, DataMoments
+from tfp_ebm.tracing import graph_function
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 
@@ -213,7 +214,7 @@ def check_usable(noise: tfp.distributions.Distribution) -> None:
         pass  # zero is not in its support, and it raises an error
     number, seed = tf.TensorSpec([1], tf.int32), tf.TensorSpec([2], tf.int32)
     try:  # traced as a step is, and not run
-        tf.function(lambda n, s: draw(noise, n, s), autograph=False).get_concrete_function(number, seed)
+        graph_function(lambda n, s: draw(noise, n, s)).get_concrete_function(number, seed)
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
             f"`noise` must have a sample that works in a graph, got {type(noise).__name__}: {error}"

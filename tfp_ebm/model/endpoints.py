@@ -6,13 +6,13 @@ A served model returns the same bits as the model, because both run the same fun
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import tensorflow as tf
 
 from tfp_ebm.derivatives import refuse_faulty_layers, score
+from tfp_ebm.tracing import graph_function
 
 Function: TypeAlias = tf.types.experimental.PolymorphicFunction
 
@@ -39,9 +39,11 @@ def endpoints_of(energy: Callable[..., tf.Tensor], energy_function: Any) -> Endp
         signature.append(tf.TensorSpec((None, *spec.shape), spec.dtype, name="condition"))
 
     def compiled(function: Callable[..., tf.Tensor]) -> Function:
-        of_x = function if energy_function.is_conditional else lambda x: function(x, None)
-        # `partial`, because TensorFlow counts traces by code object and would issue a warning at the fifth model
-        return tf.function(functools.partial(of_x), input_signature=signature)
+        def of_x(x: tf.Tensor) -> tf.Tensor:
+            return function(x, None)
+
+        chosen = function if energy_function.is_conditional else of_x
+        return graph_function(chosen, input_signature=signature, autograph=True)
 
     def score_of(x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
         refuse_faulty_layers(energy_function.network, "The score", training=False, order=1, inputs=signature)

@@ -37,6 +37,7 @@ from tfp_ebm.networks.joint_energy import JointEnergy
 from tfp_ebm.networks.noise_levels import adapt_noise_levels
 from tfp_ebm.networks.packed_conditions import packed, with_packed_conditions
 from tfp_ebm.networks.targets import RegressionEnergy
+from tfp_ebm.tracing import forgets_inputs
 from tfp_ebm.types import KernelLike, Seed
 
 
@@ -161,6 +162,7 @@ class EnergyModel(EnergyTrainer, TableModel):
         z = self.standardization.to_z(x)
         return self.energy_function(z, condition, training=training) + self.standardization.log_scale_sum()
 
+    @forgets_inputs
     def call(self, x: Any, training: bool = False) -> tf.Tensor:
         """Returns the energies of x `[..., *event]`, or of [x, condition] for a conditional network; shape `[...]`."""
         condition = None
@@ -171,9 +173,8 @@ class EnergyModel(EnergyTrainer, TableModel):
             x = x[0]
         x = as_state(tf.cast(x, self.dtype), self.dtype, self.energy_function.event_shape)
         if condition is not None and condition.shape.rank is None:  # Keras was called with both vectors and columns
-            leading = x.shape.rank - len(self.event_shape)
-            shape = self.energy_function.condition_spec.shape
-            condition = tf.reshape(condition, tf.concat([tf.shape(x)[:leading], shape], 0))
+            leading = tf.shape(x)[: x.shape.rank - len(self.event_shape)]
+            condition = tf.reshape(condition, tf.concat([leading, self.energy_function.condition_spec.shape], 0))
         return self._energy(x, condition, training)
 
     @property

@@ -23,6 +23,7 @@ import tensorflow as tf
 from tfp_ebm.arguments import check_count
 from tfp_ebm.memory import check_function
 from tfp_ebm.model.saving import AtomicallySavedModel
+from tfp_ebm.tracing import graph_function
 
 # A call is to take about this time: long in terms of its fixed cost, short for a user who interrupts it.
 _SECONDS = 0.05
@@ -254,9 +255,7 @@ def _train_function(model: Any) -> Callable[[Any], Any]:
 
 
 def _traced(function: Callable[..., Any], jit_compile: Any = None) -> Any:
-    """Returns a `tf.function` of its own: TensorFlow counts traces by code object, and would warn about many models."""
-    function = functools.partial(function)
-    return tf.function(function, autograph=False, reduce_retracing=True, jit_compile=jit_compile)
+    return graph_function(function, reduce_retracing=True, jit_compile=jit_compile)
 
 
 def _without_optionals(data: Any) -> Any:

@@ -7,7 +7,6 @@ in graph mode, since XLA would compile it again for every batch size.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import pathlib
 import re
@@ -34,6 +33,7 @@ from tfp_ebm.mcmc.sequential_monte_carlo import frozen_run
 from tfp_ebm.model.default_draws import suits_sequential_monte_carlo
 from tfp_ebm.networks.noise_levels import has_log_normalizer_zero, level_of
 from tfp_ebm.networks.normalized import is_normalized
+from tfp_ebm.tracing import graph_function
 
 # Numbers of chains and steps of the run that adapts the step size of an adaptive kernel.
 _ADAPTATION_CHAINS, _ADAPTATION_STEPS = 32, 120
@@ -117,7 +117,7 @@ def _checks_shapes(
         pairs = zip(arguments, function.input_signature, strict=True)
         return function(*(tf.ensure_shape(argument, spec.shape) for argument, spec in pairs))
 
-    return tf.function(checked, input_signature=function.input_signature, autograph=False)
+    return graph_function(checked, input_signature=function.input_signature)
 
 
 @contextlib.contextmanager
@@ -174,9 +174,11 @@ def exact_sampler(model: Any) -> tf.types.experimental.PolymorphicFunction:
     """Returns the function (num_samples, seed) to exact samples `[num_samples, *event]` of a `NormalizedEnergy`."""
     network, standardization = model.network, model.standardization
     signature = [tf.TensorSpec((), tf.int32, name="num_samples"), tf.TensorSpec((2,), tf.int32, name="seed")]
-    # `partial`, because TensorFlow counts traces by code object and would warn of the traces of many models.
-    draw = functools.partial(lambda num_samples, seed: standardization.to_x(network.draw(num_samples, seed)))
-    return tf.function(draw, input_signature=signature, autograph=False)
+
+    def draw(num_samples: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return standardization.to_x(network.draw(num_samples, seed))
+
+    return graph_function(draw, input_signature=signature)
 
 
 def exact_conditional_sampler(model: Any) -> tf.types.experimental.PolymorphicFunction:
@@ -186,8 +188,11 @@ def exact_conditional_sampler(model: Any) -> tf.types.experimental.PolymorphicFu
         tf.TensorSpec((None, *spec.shape), spec.dtype, name="condition"),
         tf.TensorSpec((2,), tf.int32, name="seed"),
     ]
-    draw = functools.partial(lambda condition, seed: standardization.to_x(network.draw_given(condition, seed)))
-    return tf.function(draw, input_signature=signature, autograph=False)
+
+    def draw(condition: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return standardization.to_x(network.draw_given(condition, seed))
+
+    return graph_function(draw, input_signature=signature)
 
 
 def exported_samplers(
@@ -261,7 +266,7 @@ def particle_draws(
         trouble = found.trouble + TROUBLE_OF_PLAN * int(bool(drawn.trouble))
         return found._replace(states=coordinates.from_chain(states), trouble=trouble)._asdict()
 
-    return tf.function(draw, input_signature=[count, words], autograph=False)
+    return graph_function(draw, input_signature=[count, words])
 
 
 def exact_endpoints(
@@ -278,7 +283,7 @@ def of_exact(sampler: tf.types.experimental.PolymorphicFunction) -> tf.types.exp
         exact = tf.zeros([], tf.float64)
         return FrozenDraws(sampler(*arguments), exact, exact, tf.constant(0))._asdict()
 
-    return tf.function(draw, input_signature=sampler.input_signature, autograph=False)
+    return graph_function(draw, input_signature=sampler.input_signature)
 
 
 def exported_sampler(
@@ -336,7 +341,7 @@ def exported_sampler(
             given = energy_function.with_condition(tf.identity(condition))
         return run(given, initial_state, seed, num_steps, step_size)
 
-    function = tf.function(sample_given if is_conditional else sample, jit_compile=jit_compile, autograph=False)
+    function = graph_function(sample_given if is_conditional else sample, jit_compile=jit_compile)
     state = tf.TensorSpec((None, *energy_function.event_shape), dtype, name="initial_state")
     arguments = [state, tf.TensorSpec((2,), tf.int32, name="seed"), tf.TensorSpec((), tf.int32, name="num_steps")]
     if is_conditional:

@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from tfp_ebm.energy.function import EnergyFunction
+from tfp_ebm.tracing import graph_function
 
 # For each network and mode: whether its layers add losses.
 _adds_losses: weakref.WeakKeyDictionary[keras.layers.Layer, dict[bool, bool]] = weakref.WeakKeyDictionary()
@@ -62,7 +63,7 @@ def _adds_in_trial(energy_function: EnergyFunction, training: bool) -> bool:
 
     with tf.init_scope():
         spec = tf.TensorSpec((None, *energy_function.event_shape), energy_function.dtype)
-        tf.function(trial).get_concrete_function(spec)
+        graph_function(trial, autograph=True).get_concrete_function(spec)
     return any(found)
 
 

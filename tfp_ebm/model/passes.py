@@ -30,18 +30,21 @@ class Beginning(keras.callbacks.Callback):
 
     Args:
       of_first: whether the first epoch alone counts, because one iterator goes through all passes.
+
+    Attributes:
+      step: int64 array, the step that was noted.
     """
 
     def __init__(self, of_first: bool = False) -> None:
         super().__init__()
         self.of_first = of_first
-        self.step = 0
+        self.step: np.ndarray = np.zeros([], np.int64)
         self._is_noted = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """See Keras."""
         if not (self.of_first and self._is_noted):
-            self.step, self._is_noted = int(self.model._step.numpy()), True
+            self.step[...], self._is_noted = self.model._step.numpy(), True
 
 
 def in_order_of_seed(model: Any, call: dict[str, Any]) -> dict[str, Any]:
@@ -155,9 +158,11 @@ def _shuffled(
 ) -> tf.data.Dataset:
     """Returns one pass over rows in batches, in a new order each time that it is iterated over, or all passes."""
     steps = math.ceil(count / batch_size)
+    # TensorFlow never deletes the functions given to `numpy_function`: this one must not hold the callback's model
+    noted = beginning.step
 
     def one_pass(number: tf.Tensor) -> tf.data.Dataset:
-        step = tf.numpy_function(lambda: np.int64(beginning.step), [], tf.int64) + number * steps
+        step = tf.numpy_function(lambda: noted.copy(), [], tf.int64) + number * steps
         seed = fold_in(fold_in(tf.constant(model_seed, tf.int32), _ORDER), step)
         order = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
         return in_batches(parts, order, batch_size)

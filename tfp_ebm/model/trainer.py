@@ -33,6 +33,7 @@ from tfp_ebm.model.passes import in_order_of_seed, in_their_order
 from tfp_ebm.networks.noise_levels import has_log_normalizer_zero
 from tfp_ebm.random import fold_in, stateless_seed
 from tfp_ebm.replicas import keras_logs, replica_and_number, sum_over_replicas
+from tfp_ebm.tracing import forgets_inputs
 
 # Numbers folded into the seeds of a training step and of an evaluation, so that the two never share noise.
 _TRAINING, _EVALUATION = 0, 1
@@ -312,6 +313,7 @@ class EnergyTrainer(StepsTogether):
             self._follow_changes()
         return super().make_test_function(force)
 
+    @forgets_inputs
     def _loss_of(self, data: Any, seed: tf.Tensor, training: bool) -> tf.Tensor:
         """Computes this replica's share of the batch's loss, and updates the metrics."""
         x, condition, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -336,10 +338,8 @@ class EnergyTrainer(StepsTogether):
         num_rows = tf.shape(x)[0]
         # the last batch of an epoch may leave a replica without rows
         mean = tf.where(num_rows > 0, tf.reduce_mean(per_example), tf.zeros([], per_example.dtype))
-        penalties = [
-            tf.cast(penalty, mean.dtype)
-            for penalty in (*losses_of_call(self.energy_function, z, training), *regularization(self))
-        ]
+        added = (*losses_of_call(self.energy_function, z, training), *regularization(self))
+        penalties = [tf.cast(penalty, mean.dtype) for penalty in added]
         self._clear_losses()
         loss = tf.add_n([mean, *penalties]) if penalties else mean
         self._loss_tracker.update_state(loss, sample_weight=num_rows)

@@ -25,6 +25,7 @@ from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.linear import has_linear
 from tfp_ebm.networks.normalized import AffineEnergy, MixtureEnergy, NormalizedEnergy, WarpedEnergy
 from tfp_ebm.networks.residual import ResidualEnergy
+from tfp_ebm.tracing import graph_function
 
 # Particles that run at once.
 _MAX_PARTICLES = 2**16
@@ -179,7 +180,7 @@ def _of_autoregressive(
     ordered = x.reshape(len(x), -1)[:, list(network.order)]
     ordered = np.pad(ordered, ((0, -len(x) % block if len(x) > block else 0), (0, 0)), mode="edge")
     block = min(block, len(ordered))
-    run = tf.function(_particles, autograph=False)
+    run = graph_function(_particles)
     states, log_prob = [], []
     for number in range(0, len(ordered), block):
         y, weights = run(

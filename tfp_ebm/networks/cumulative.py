@@ -18,6 +18,7 @@ from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.lattice import integrals_below
 from tfp_ebm.networks.linear import LinearEnergy
 from tfp_ebm.networks.normalized import AffineEnergy, MixtureEnergy, NormalizedEnergy, WarpedEnergy
+from tfp_ebm.tracing import graph_function
 
 
 class Cumulative(NamedTuple):
@@ -96,7 +97,7 @@ def _of_autoregressive(network: AutoregressiveEnergy, x: np.ndarray, i: int, giv
             "no closed form there; draw with `impute` instead."
         )
     ordered = np.nan_to_num(x[:, list(network.order)])  # what comes after i is not read
-    run = tf.function(_at_place, autograph=False)
+    run = graph_function(_at_place)
     size = max(1, 2**22 // (network.num_nodes[1] * network.proposal.num_components * network.num_functions))
     values = [
         run(network, tf.constant(rows, network.dtype), place) for rows in np.split(ordered, range(size, len(x), size))

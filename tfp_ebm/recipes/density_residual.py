@@ -7,6 +7,7 @@ whose error is known; so is the gain of the held-out log-likelihood, the mean of
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from tfp_ebm.networks.normalized import NormalizedEnergy
 from tfp_ebm.networks.residual import ResidualEnergy
 from tfp_ebm.random import stateless_seed
 from tfp_ebm.recipes.density_rows import mean_and_error, resampled
+from tfp_ebm.tracing import graph_function
 
 # Draws for each row, and in all, at most; draws that estimate log Z; passes over the rows; rows of a batch.
 _NUM_DRAWS, _MAX_DRAWS, _NUM_JUDGES, _NUM_PASSES, _BATCH_SIZE = 4, 200_000, 50_000, 10, 256
@@ -75,7 +77,7 @@ def fit_residual(
     energy.seen_range.assign(np.stack([rows.min(0), rows.max(0)]))
     number = min(_NUM_DRAWS, _MAX_DRAWS // len(rows))
     words = [stateless_seed([seed, word]) for word in (1, 2)]
-    draw = tf.function(network.draw, autograph=False)
+    draw = graph_function(network.draw)
     noise = draw(max(1, number) * len(rows), words[0]).numpy()
     judges = draw(_NUM_JUDGES, words[1]).numpy()
     num_batches = len(rows) // _BATCH_SIZE
@@ -86,14 +88,14 @@ def fit_residual(
     variables = energy.correction.trainable_variables
     optimizer.build(variables)
 
-    @tf.function(jit_compile=True, autograph=False)
+    @functools.partial(graph_function, jit_compile=True)
     def step(x: tf.Tensor, y: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.nn.softplus(-energy.log_ratio(x)))
             loss += tf.reduce_mean(tf.nn.softplus(energy.log_ratio(y)))
         optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
 
-    ratio = tf.function(energy.log_ratio, autograph=False, reduce_retracing=True)
+    ratio = graph_function(energy.log_ratio, reduce_retracing=True)
 
     def at(x: np.ndarray) -> np.ndarray:
         parts = np.array_split(x.astype(energy.dtype), max(1, len(x) // 10_000))

@@ -19,6 +19,7 @@ from tfp_ebm.energy.gaussian_mixture import MixtureParameters
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.linear import LinearEnergy
 from tfp_ebm.networks.normalized import NormalizedEnergy
+from tfp_ebm.tracing import graph_function
 
 # How often a training is judged on the held-out rows, and after which share of these without a better one it ends.
 NUM_JUDGEMENTS, _PATIENCE = 40, 0.3
@@ -248,7 +249,7 @@ class Trainer:
         )
         self._fresh: list[np.ndarray] | None = None
         signature = [tf.TensorSpec((None, *network.event_shape), network.dtype)]
-        self._energy = tf.function(lambda rows: network(rows), input_signature=signature, autograph=False)
+        self._energy = graph_function(lambda rows: network(rows), input_signature=signature)
 
     @property
     def step(self) -> int:

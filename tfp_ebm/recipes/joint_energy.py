@@ -28,6 +28,7 @@ from tfp_ebm.mcmc.weights import resample
 from tfp_ebm.model.energy_model import EnergyModel
 from tfp_ebm.networks.joint_energy import JointEnergy, labels_of
 from tfp_ebm.random import fold_in, stateless_seed
+from tfp_ebm.tracing import graph_function
 
 # Range of the logarithm of the temperature of class probabilities.
 _LOG_TEMPERATURES = (-5.0, 8.0)
@@ -247,7 +248,7 @@ def _moved(
         log_prob = -network.energy(z, classes)
         return log_prob if model.base_measure is None else log_prob + network(z) - energy_fn(z)  # tilted by the base
 
-    @tf.function(autograph=False)
+    @graph_function
     def run(z: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return loss.moved(target, z, num_steps, seed, model.standardization)
 

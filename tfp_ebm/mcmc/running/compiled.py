@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfp_ebm.caller import warn
 from tfp_ebm.mcmc.kernels.kernel import Kernel, TargetLogProbFn
 from tfp_ebm.memory import check_function
+from tfp_ebm.tracing import graph_function
 
 # Number of compiled functions kept per target; the least recently used one is dropped.
 _MAX_COMPILED = 16
@@ -80,8 +81,7 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Any], *first: Any, jit_compile: bool = False) -> None:
         self.is_xla, self.xla_failed = jit_compile, False
-        # `partial`, because TensorFlow counts traces by code object and would warn about the traces of all targets.
-        self._call = tf.function(functools.partial(function, *first), autograph=False, jit_compile=jit_compile)
+        self._call = graph_function(functools.partial(function, *first), jit_compile=jit_compile)
 
     def __call__(self, *args: Any) -> Any:
         """Calls the function with its remaining arguments; raises an error if memory surely does not suffice."""

@@ -40,6 +40,7 @@ from tfp_ebm.mcmc.running.particle_state import (
     full_effort,
 )
 from tfp_ebm.mcmc.weights import effective_size, next_step, resample
+from tfp_ebm.tracing import graph_function
 
 # Purposes of random numbers within a stage, folded into its seed.
 _RESAMPLING, _RESAMPLING_ALL, _MOVES = range(3)
@@ -321,7 +322,7 @@ def _moves(
     move_particles = functools.partial(particle_moves.move_all, bridge, settings.num_leapfrog_steps, settings.kernel)
     target_accept = particle_moves.target_accept(settings.kernel)
     if settings.jit_moves:
-        move_particles = tf.function(move_particles, autograph=False, jit_compile=True)
+        move_particles = graph_function(move_particles, jit_compile=True)
 
     def move(
         m: tf.Tensor,

@@ -13,6 +13,7 @@ from tfp_ebm.mcmc.results import accept_prob, find
 from tfp_ebm.mcmc.running.chain import value_at_start
 from tfp_ebm.mcmc.running.loop import run_steps, seeds_of
 from tfp_ebm.random import chain_key, fold_in
+from tfp_ebm.tracing import graph_function
 
 
 class Moved(NamedTuple):
@@ -86,10 +87,9 @@ def move_by_xla(
         each on its own core. The kernel must then move each chain independently. The draws differ from those of
         `move`.
     """
-    # `partial`, because TensorFlow counts traces by code object and would warn about those of many losses.
     compiled = functools.partial(move, kernel, num_steps=num_steps)
     if not tf.executing_eagerly():  # eagerly, every call would be compiled again
-        compiled = tf.function(compiled, autograph=False, jit_compile=True)
+        compiled = graph_function(compiled, jit_compile=True)
     if not halve:
         return compiled(states, seed=seed)
     number = tf.shape(states)[0]

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ebm.caller import warn
+from tfp_ebm.tracing import graph_function
 
 # The largest probability of a warning for chains without a fault.
 _FALSE_ALARM = 1e-3
@@ -94,10 +95,7 @@ def warn_of_stuck(
         return False
     reason = ""
     try:
-        # `partial`, because TensorFlow counts traces by code object and would warn about the traces of many targets
-        look = tf.function(
-            functools.partial(_value_and_gradient, log_prob_fn), jit_compile=jit_compile, autograph=False
-        )
+        look = graph_function(functools.partial(_value_and_gradient, log_prob_fn), jit_compile=jit_compile)
         log_prob, gradient = look(tf.identity(start))
         low = float(np.min(np.asarray(log_prob)[stuck]))
         reason = f" The lowest log density at their states is {low:.4g}."
