@@ -283,3 +283,20 @@ def test_planted_faults_of_docstrings_are_seen():
     assert [fault.partition(":")[0] for fault in faults_of_docstrings(text)] == ["A", "A", "A._b"]
     assert faults_of_docstrings('"""Broadcasts adorable indoor roadsters."""') == []
     assert len(faults_of_docstrings('def f():\n    """   """')) == 1
+
+
+def uses_of_function(source):
+    """Numbers of the lines that use `tf.function`, other than for functions of the module, which are traced once."""
+    tree = ast.parse(source)
+    of_module = {part for node in tree.body for d in getattr(node, "decorator_list", ()) for part in ast.walk(d)}
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node not in of_module]
+    return [node.lineno for node in nodes if ast.unparse(node) == "tf.function"]
+
+
+def test_functions_are_compiled_where_their_graphs_can_be_deleted():
+    assert {path.name for path in FILES if uses_of_function(path.read_text(encoding="utf-8"))} == {"tracing.py"}
+
+
+def test_control_each_use_of_function_is_found():
+    within = "def outer():\n    @tf.function\n    def inner(): pass\n    return tf.function(inner, autograph=False)"
+    assert uses_of_function("@tf.function(autograph=False)\ndef once(): pass\n" + within) == [4, 6]

@@ -383,6 +383,23 @@ def test_parameters_of_a_distribution_are_stored_as_they_are():
     assert type(p.kept) is dict and type(p.tracked) is not dict
 
 
+@private_part("tfb.Bijector._cache", "tracing.py", names=["_cache"])
+def test_bijectors_share_one_cache_of_calls():
+    bijector, x = tfp.bijectors.Exp(), tf.constant(2.0)
+    y = bijector.forward(x)
+    bijector.forward_log_det_jacobian(x)
+    storage = tfp.bijectors.Bijector._cache.storage
+    found = {key() is x: (key, call) for key, call in storage.items() if key() is x or key() is y}
+    assert set(found) == {True, False}
+    (_, of_x), (key, of_y) = found[True], found[False]
+    assert of_y.dependencies == (x,)
+    assert of_x.attributes is of_y.attributes and of_x.attributes
+    key.cancel()
+    storage.pop(key)
+    del y
+    assert found[True][0]() is x
+
+
 @private_part("tfd.Distribution._sample_n", "model/distribution.py")
 def test_samples_get_the_seed_as_it_was_given():
     """TFP hands it on as it is: an int stays an int, and None stays None."""
