@@ -155,9 +155,10 @@ for name, candidate in {**orders, "stacked": both}.items():
 # %% [markdown]
 # ## A real table in one line
 #
-# `fit_density` does all this for a table: it splits the rows, chooses units that bear heavy tails, fits a Gaussian, a
-# Gaussian mixture, a kernel density and autoregressive energies in several orders, and stacks them. We hold out a
-# fifth of the 569 rows of the breast cancer data, 30 columns of which many are nearly collinear, to judge the result.
+# `fit_density` does all this for a table: it splits the rows, chooses units without heavy tails and edges, fits a
+# Gaussian, a Gaussian mixture, a kernel density and autoregressive energies in several orders, and stacks them. We hold
+# out a fifth of the 569 rows of the breast cancer data, 30 columns of which many are nearly collinear, to judge the
+# result.
 
 # %%
 table = load_breast_cancer().data

@@ -23,7 +23,7 @@ from tfp_ebm import random
 from tfp_ebm.networks.autoregressive import AutoregressiveEnergy
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.linear import has_linear
-from tfp_ebm.networks.normalized import AffineEnergy, MixtureEnergy, NormalizedEnergy, WarpedEnergy
+from tfp_ebm.networks.normalized import MappedEnergy, MixtureEnergy, NormalizedEnergy
 from tfp_ebm.networks.residual import ResidualEnergy
 from tfp_ebm.tracing import graph_function
 
@@ -56,19 +56,10 @@ def complete(network: NormalizedEnergy, x: np.ndarray, num_draws: int, num_parti
         return _of_mixture(network, x, num_draws, num_particles, seed)
     if isinstance(network, ResidualEnergy):
         return _resampled(network, network.network, x, num_draws, num_particles, seed)
-    if isinstance(network, WarpedEnergy):
-        warped = np.array(network.warped)
-        with np.errstate(over="ignore"):
-            y = np.where(warped, np.arcsinh(x), x)
-            inner = complete(network.network, y, num_draws, num_particles, seed)
-            states = np.where(warped, np.sinh(inner.states), inner.states)
-        slope = np.where(warped & ~np.isnan(x), np.log(np.hypot(1.0, np.nan_to_num(x))), 0.0)
-        return Completion(_with_given(states, x), inner.log_prob - slope.sum(1))
-    if isinstance(network, AffineEnergy):
-        shift, scale = (np.asarray(value, np.float64) for value in (network.shift, network.scale))
-        inner = complete(network.network, shift + scale * x, num_draws, num_particles, seed)
-        slope = np.where(np.isnan(x), 0.0, np.log(scale))
-        return Completion(_with_given((inner.states - shift) / scale, x), inner.log_prob + slope.sum(1))
+    if isinstance(network, MappedEnergy) and not has_linear(network):
+        y, log_slopes = network.image(x)
+        inner = complete(network.network, y, num_draws, num_particles, seed)
+        return Completion(_with_given(network.preimage(inner.states), x), inner.log_prob + log_slopes.sum(1))
     if isinstance(network, GaussianMixtureEnergy):
         return _of_gaussians(network, x, num_draws, seed)
     if isinstance(network, AutoregressiveEnergy):

@@ -17,7 +17,7 @@ from tfp_ebm.networks.autoregressive import AutoregressiveEnergy, bounded
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.lattice import integrals_below
 from tfp_ebm.networks.linear import LinearEnergy
-from tfp_ebm.networks.normalized import AffineEnergy, MixtureEnergy, NormalizedEnergy, WarpedEnergy
+from tfp_ebm.networks.normalized import MappedEnergy, MixtureEnergy, NormalizedEnergy
 from tfp_ebm.tracing import graph_function
 
 
@@ -48,15 +48,6 @@ def cumulative(network: NormalizedEnergy, x: np.ndarray, i: int) -> Cumulative:
         shares = np.exp(log_probs - total[:, None])
         return Cumulative((shares * np.stack([part.cdf for part in parts], 1)).sum(1), total)
     given = ~np.isnan(x) & (np.arange(x.shape[1]) != i)
-    if isinstance(network, WarpedEnergy):
-        warped = np.array(network.warped)
-        inner = cumulative(network.network, np.where(warped, np.arcsinh(x), x), i)
-        slope = np.where(warped & given, np.log(np.hypot(1.0, np.nan_to_num(x))), 0.0)
-        return Cumulative(inner.cdf, inner.log_prob - slope.sum(1))
-    if isinstance(network, AffineEnergy):
-        shift, scale = (np.asarray(value, np.float64) for value in (network.shift, network.scale))
-        inner = cumulative(network.network, shift + scale * x, i)
-        return Cumulative(inner.cdf, inner.log_prob + np.where(given, np.log(scale), 0.0).sum(1))
     if isinstance(network, GaussianMixtureEnergy):
         return _of_gaussians(network, x, i, np.flatnonzero(given[0]))
     if isinstance(network, AutoregressiveEnergy):
@@ -66,6 +57,10 @@ def cumulative(network: NormalizedEnergy, x: np.ndarray, i: int) -> Cumulative:
             "`density` must not have parts that are energies of linear combinations of the coordinates: their "
             "distribution functions have no closed form. Draw with `impute` instead."
         )
+    if isinstance(network, MappedEnergy):
+        y, log_slopes = network.image(x)
+        inner = cumulative(network.network, y, i)
+        return Cumulative(inner.cdf, inner.log_prob + np.where(given, log_slopes, 0.0).sum(1))
     raise TypeError(f"`network` must be made of autoregressive energies and Gaussian mixtures, got {network!r}.")
 
 

@@ -134,6 +134,14 @@ class MappedEnergy(NormalizedEnergy):
         """Returns y and −log |dy/dx|."""
         raise NotImplementedError
 
+    def image(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns y and log dyᵢ/dxᵢ, which is 0 where xᵢ is missing, in float64; of maps of each coordinate alone."""
+        raise NotImplementedError
+
+    def preimage(self, y: np.ndarray) -> np.ndarray:
+        """Returns x, in float64; of maps of each coordinate alone."""
+        raise NotImplementedError
+
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns −log p(x), `[batch]`, of states `[batch, *event]`."""
         y, log_volume = self._forward(x)
@@ -190,6 +198,16 @@ class WarpedEnergy(MappedEnergy):
         counts = self.warped & ~tf.math.is_nan(x)  # a missing cell has no factor
         return tf.where(self.warped, y, x), tf.reduce_sum(tf.where(counts, slope, tf.zeros_like(x)), -1)
 
+    def image(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `MappedEnergy`."""
+        slopes = np.where(self.warped, -np.log(np.hypot(1.0, np.nan_to_num(x))), 0.0)
+        return np.where(self.warped, np.arcsinh(x), x), slopes
+
+    def preimage(self, y: np.ndarray) -> np.ndarray:
+        """See `MappedEnergy`."""
+        with np.errstate(over="ignore"):
+            return np.where(self.warped, np.sinh(y), y)
+
     def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
         """Returns independent samples `[num_samples, size]`."""
         y = self.network.draw(num_samples, seed)
@@ -233,6 +251,15 @@ class AffineEnergy(MappedEnergy):
             return y, -tf.reduce_sum(log_scale)
         counts = tf.where(tf.math.is_nan(x), tf.zeros_like(x), log_scale)
         return y, -tf.reduce_sum(counts, tf.range(1, tf.rank(x)))
+
+    def image(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `MappedEnergy`."""
+        shift, scale = (np.asarray(value, np.float64) for value in (self.shift, self.scale))
+        return shift + scale * x, np.where(np.isnan(x), 0.0, np.log(scale))
+
+    def preimage(self, y: np.ndarray) -> np.ndarray:
+        """See `MappedEnergy`."""
+        return (y - np.asarray(self.shift, np.float64)) / np.asarray(self.scale, np.float64)
 
     def draw(self, num_samples: Any, seed: tf.Tensor) -> tf.Tensor:
         """Returns independent samples `[num_samples, *event]`."""

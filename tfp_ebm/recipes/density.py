@@ -27,6 +27,7 @@ from tfp_ebm.networks.linear import has_linear
 from tfp_ebm.recipes import density_small
 from tfp_ebm.recipes.density_backup import Trainings
 from tfp_ebm.recipes.density_candidates import Table, baselines, train_networks
+from tfp_ebm.recipes.density_edges import EdgeUnits
 from tfp_ebm.recipes.density_kinds import read_table
 from tfp_ebm.recipes.density_residual import MAX_COLUMNS, MIN_ROWS, fit_residual
 from tfp_ebm.recipes.density_rows import (
@@ -41,7 +42,7 @@ from tfp_ebm.recipes.density_rows import (
     split_rows,
 )
 from tfp_ebm.recipes.density_training import history_of, is_settled, settle_nodes
-from tfp_ebm.recipes.density_units import Units, dequantized, filled
+from tfp_ebm.recipes.density_units import dequantized, filled
 
 # Components of a mixture whose conditionals are proposals, at most.
 _MAX_PROPOSAL_COMPONENTS = 8
@@ -152,6 +153,10 @@ def fit_density(
     backup_dir: str | os.PathLike[str] | None = None,
 ) -> EnergyModel:
     """Fits a density to a table; its log Z is known, so that `log_prob` and `sample` need no chain.
+
+    Networks see each column in units without heavy tails (asinh) and, in tables of at least 1000 rows, without edges:
+    a column that ends abruptly at both sides, such as a share or an angle, is mapped to a normal distribution by the
+    inverse of its distribution function. Arguments and results are in the units of the table.
 
     Args:
       x: array `[rows, columns]` of numbers, or a `pandas.DataFrame`. NaN marks a missing cell: it has no factor in the
@@ -265,8 +270,7 @@ def _fit_by_split(job: _Job, values: dict[int, np.ndarray], validation: float, w
     rows, weights, labels, seed = job.rows, job.weights, job.labels, job.seed
     train, held_out = split_rows(rows, validation, seed, labels, weights)
     of_train, of_judges = part_of_weights(weights, train), part_of_weights(weights, held_out)
-    units = Units.of(rows[train], values, of_train)
-    units = units._replace(has_missing=bool(np.isnan(rows).any()))
+    units = EdgeUnits.of(rows[train], values, of_train, has_missing=bool(np.isnan(rows).any()))
     slopes = [
         np.average(units.log_slopes(rows[part]).sum(1), weights=part_of_weights(weights, part))
         for part in (train, held_out)
@@ -333,7 +337,7 @@ def _corrected(
 def _fit_by_folds(job: _Job) -> _Fit:
     """Fits candidates by cross-validation, so that all rows judge them, and stacks them."""
     rows, weights, labels, seed = job.rows, job.weights, job.labels, job.seed
-    units = Units.of(rows, weights=weights)
+    units = EdgeUnits.of(rows, weights=weights)
     slopes = units.log_slopes(rows).sum(1)
     y: np.ndarray = units.to_y(rows).astype(np.float32)
     complete: np.ndarray = filled(y, y, seed=seed, weights=weights)[0] if units.has_missing else y
