@@ -28,6 +28,7 @@ OTHERS = {
     "falls to its edges": lambda rng, n: rng.beta(3.0, 3.0, n),
     "peaks at its edges": lambda rng, n: rng.beta(0.4, 0.4, n),
     "half of it at an edge": lambda rng, n: np.maximum(rng.uniform(-1.0, 1.0, n), 0.0),
+    "a lump at an edge": lambda rng, n: np.where(rng.random(n) < 0.03, 1.0, rng.uniform(0.0, 1.0, n)),
     "heavy": lambda rng, n: rng.standard_t(2.0, n),
     "with an outlier": lambda rng, n: np.where(np.arange(n) == 7, 9.0, rng.uniform(0.0, 1.0, n)),
 }

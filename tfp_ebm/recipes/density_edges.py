@@ -16,12 +16,14 @@ from tfp_ebm.recipes.density_rows import effective_number
 from tfp_ebm.recipes.density_units import Units
 
 # A column ends at an edge if the mean density in this part of its range, at that side, is within these multiples of the
-# mean density of the column. A smaller one falls towards the edge, a larger one has a peak there.
+# mean density of the column. A smaller one falls towards the edge, a larger one has a peak there. In a tenth of the
+# part it may be twice as high: more is a lump of rows at the edge itself.
 _PART, _LEAST, _MOST = 0.02, 0.3, 3.0
 # The rows from which on this part has enough of them.
 _MIN_ROWS = 1000
-# The share of a column's variance that a linear regression on the others may explain: the map bends linear relations.
-_MAX_EXPLAINED = 0.95
+# The share of a column's variance that a linear regression on the others may explain, since the map bends linear
+# relations. With up to .62, the map halved KL in ten columns; with .69 in two columns of `segment`, .4 nat were lost.
+_MAX_EXPLAINED = 0.65
 
 
 class EdgeUnits(NamedTuple):
@@ -100,11 +102,14 @@ def _has_edges(y: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     has_rows = np.square(own).sum(0) * _MIN_ROWS <= 1.0
     low, high = np.where(is_given, y, np.inf).min(0), np.where(is_given, y, -np.inf).max(0)
     place = (y - low) / np.where(high > low, high - low, 1.0)
-    densities = [np.where(is_near, own, 0.0).sum(0) / _PART for is_near in (place < _PART, place > 1.0 - _PART)]
-    ends = [(density >= _LEAST) & (density <= _MOST) for density in densities]
+
+    def ends(distance: np.ndarray) -> np.ndarray:
+        density, at_edge = (np.where(distance < part, own, 0.0).sum(0) / part for part in (_PART, 0.1 * _PART))
+        return (density >= _LEAST) & (density <= _MOST) & (at_edge <= 2.0 * _MOST)
+
     centred = np.where(is_given, y - np.nansum(own * y, axis=0), 0.0)
     covariance = np.atleast_2d(np.cov(centred.T, aweights=weights))
     deviation = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
     correlation = covariance / np.outer(deviation, deviation) + 1e-6 * np.eye(len(covariance))
     explained = 1.0 - 1.0 / np.diag(np.linalg.inv(correlation))
-    return has_rows & ends[0] & ends[1] & (explained <= _MAX_EXPLAINED)
+    return has_rows & ends(place) & ends(1.0 - place) & (explained <= _MAX_EXPLAINED)
