@@ -13,7 +13,7 @@ from tfp_ebm.networks import linear
 from tfp_ebm.networks.completion import complete
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
 from tfp_ebm.networks.linear import LinearEnergy, has_linear
-from tfp_ebm.networks.normalized import DistributionEnergy, MixtureEnergy
+from tfp_ebm.networks.normalized import AffineEnergy, DistributionEnergy, MixtureEnergy
 from tfp_ebm.recipes import density, density_candidates, density_training
 
 MATRIX = np.array([[0.5, -2.0], [1.5, 0.3]])
@@ -168,3 +168,16 @@ def test_a_stack_keeps_a_part_that_completes_cells():
     network = contest.stack().network
     assert [has_linear(part) for part in network.parts] == [True, False]
     np.testing.assert_allclose(network.probs, [0.999, 0.001], atol=1e-7)
+
+
+def test_cells_of_a_mapped_stack_are_completed():
+    """A stack with a linear part in units of its own: log p of x₀ = 1 given none to 1e-6, in the units outside."""
+    energy, _ = normal_of([0.0, 0.0])
+    gaussian = GaussianMixtureEnergy([2], 1, dtype="float64")
+    gaussian.assign(MixtureParameters(np.ones(1), np.zeros((1, 2)), np.eye(2)[None]))
+    stack = AffineEnergy(MixtureEnergy([energy, gaussian], [1e-9, 1.0 - 1e-9], dtype="float64"), [0, 0], [2.0, 1.0])
+    completed = complete(stack, np.array([[1.0, np.nan]]), 200, 256, np.array([0, 1]))
+    assert completed.states.shape == (1, 200, 2) and (completed.states[..., 0] == 1.0).all()
+    assert abs(completed.log_prob[0] - stats.norm.logpdf(1.0, scale=0.5)) < 1e-6
+    with pytest.raises(TypeError):  # a linear part alone has no conditionals
+        complete(AffineEnergy(energy, [0, 0], [2.0, 1.0]), np.array([[1.0, np.nan]]), 1, 1, np.array([0, 1]))

@@ -7,6 +7,7 @@ import tensorflow as tf
 import tfp_ebm as ebm
 from tfp_ebm.recipes import density, density_edges
 from tfp_ebm.recipes.density_edges import EdgeUnits
+from tfp_ebm.recipes.density_units import Units
 
 SIZE = 8
 
@@ -34,9 +35,13 @@ OTHERS = {
 }
 
 
+def units_of(x, supports=None, weights=None):
+    return EdgeUnits.of(Units.of(x, supports or {}, weights), x, supports or {}, weights)
+
+
 def found(x, **options):
     """Which columns are mapped."""
-    units = EdgeUnits.of(x, **options)
+    units = units_of(x, **options)
     return [False] * x.shape[1] if units.map is None else [pair is not None for pair in units.map.edges]
 
 
@@ -76,7 +81,7 @@ def test_weights_count_as_rows():
     rng = np.random.default_rng(1)
     x = np.stack([rng.uniform(size=3000), rng.beta(2.0, 1.0, 3000)], 1)
     weights = rng.integers(1, 4, 3000)
-    weighted, copied = EdgeUnits.of(x, weights=weights / weights.mean()), EdgeUnits.of(np.repeat(x, weights, 0))
+    weighted, copied = units_of(x, weights=weights / weights.mean()), units_of(np.repeat(x, weights, 0))
     np.testing.assert_allclose(weighted.map.edges[0], copied.map.edges[0], rtol=1e-9)
     assert weighted.map.edges[1] is copied.map.edges[1] is None
     # weights that fall towards the edges make another density of the same rows
@@ -89,7 +94,7 @@ def test_units_are_those_of_the_model():
     rng = np.random.default_rng(2)
     x = np.stack([rng.uniform(3.0, 4.0, 1500), 100.0 * rng.normal(size=1500)], 1)
     x[3, 0] = np.nan
-    units = EdgeUnits.of(x)
+    units = units_of(x)
     assert units.has_missing and units.map.edges[0] is not None and units.map.edges[1] is None
     network = ebm.networks.autoregressive([2], units=[8, 8], seed=1, allows_missing=True)
     rows = np.concatenate([x[:20], [[2.9, 0.0], [4.2, 50.0]]])

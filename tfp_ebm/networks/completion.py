@@ -22,7 +22,7 @@ import tensorflow as tf
 from tfp_ebm import random
 from tfp_ebm.networks.autoregressive import AutoregressiveEnergy
 from tfp_ebm.networks.gaussian_mixture import GaussianMixtureEnergy
-from tfp_ebm.networks.linear import has_linear
+from tfp_ebm.networks.linear import LinearEnergy, has_linear
 from tfp_ebm.networks.normalized import MappedEnergy, MixtureEnergy, NormalizedEnergy
 from tfp_ebm.networks.residual import ResidualEnergy
 from tfp_ebm.tracing import graph_function
@@ -56,7 +56,7 @@ def complete(network: NormalizedEnergy, x: np.ndarray, num_draws: int, num_parti
         return _of_mixture(network, x, num_draws, num_particles, seed)
     if isinstance(network, ResidualEnergy):
         return _resampled(network, network.network, x, num_draws, num_particles, seed)
-    if isinstance(network, MappedEnergy) and not has_linear(network):
+    if isinstance(network, MappedEnergy) and not isinstance(network, LinearEnergy):
         y, log_slopes = network.image(x)
         inner = complete(network.network, y, num_draws, num_particles, seed)
         return Completion(_with_given(network.preimage(inner.states), x), inner.log_prob + log_slopes.sum(1))

@@ -42,7 +42,7 @@ from tfp_ebm.recipes.density_rows import (
     split_rows,
 )
 from tfp_ebm.recipes.density_training import history_of, is_settled, settle_nodes
-from tfp_ebm.recipes.density_units import dequantized, filled
+from tfp_ebm.recipes.density_units import Units, dequantized, filled
 
 # Components of a mixture whose conditionals are proposals, at most.
 _MAX_PROPOSAL_COMPONENTS = 8
@@ -270,7 +270,8 @@ def _fit_by_split(job: _Job, values: dict[int, np.ndarray], validation: float, w
     rows, weights, labels, seed = job.rows, job.weights, job.labels, job.seed
     train, held_out = split_rows(rows, validation, seed, labels, weights)
     of_train, of_judges = part_of_weights(weights, train), part_of_weights(weights, held_out)
-    units = EdgeUnits.of(rows[train], values, of_train, has_missing=bool(np.isnan(rows).any()))
+    plain = Units.of(rows[train], values, of_train)._replace(has_missing=bool(np.isnan(rows).any()))
+    units = EdgeUnits.of(plain, rows[train], values, of_train)
     slopes = [
         np.average(units.log_slopes(rows[part]).sum(1), weights=part_of_weights(weights, part))
         for part in (train, held_out)
@@ -337,7 +338,7 @@ def _corrected(
 def _fit_by_folds(job: _Job) -> _Fit:
     """Fits candidates by cross-validation, so that all rows judge them, and stacks them."""
     rows, weights, labels, seed = job.rows, job.weights, job.labels, job.seed
-    units = EdgeUnits.of(rows, weights=weights)
+    units = EdgeUnits.of(Units.of(rows, weights=weights), rows, {}, weights)
     slopes = units.log_slopes(rows).sum(1)
     y: np.ndarray = units.to_y(rows).astype(np.float32)
     complete: np.ndarray = filled(y, y, seed=seed, weights=weights)[0] if units.has_missing else y

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -39,22 +38,16 @@ class EdgeUnits(NamedTuple):
 
     @classmethod
     def of(
-        cls,
-        x: np.ndarray,
-        supports: Mapping[int, np.ndarray] = types.MappingProxyType({}),
-        weights: np.ndarray | None = None,
-        has_missing: bool = False,
+        cls, units: Units, x: np.ndarray, supports: Mapping[int, np.ndarray], weights: np.ndarray | None = None
     ) -> EdgeUnits:
-        """Returns the units of a table, `[rows, columns]`, in which NaN marks a missing cell.
+        """Returns the units of a table, `[rows, columns]`, with the map of its columns with two edges.
 
         Args:
-          x: the rows.
+          units: of all columns.
+          x: the rows, in which NaN marks a missing cell.
           supports: the values of columns that take a few.
           weights: of the rows, or None.
-          has_missing: whether cells of other rows are missing.
         """
-        units = Units.of(x, supports, weights)
-        units = units._replace(has_missing=units.has_missing or has_missing)
         number = effective_number(weights, len(x))
         if number < _MIN_ROWS:
             return cls(units, None)
